@@ -1,0 +1,42 @@
+"""The files of a litgpt checkpoint folder, and which of them travel from one to the next."""
+
+import shutil
+from pathlib import Path
+
+from inheritune_lit.errors import UserError
+
+WEIGHTS = "lit_model.pth"
+MODEL_CONFIG = "model_config.yaml"
+HF_CONFIG = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Every tokenizer file litgpt, transformers or sentencepiece reads for the supported architectures."""
+CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, "generation_config.json")
+
+
+def require_checkpoint(checkpoint_dir: Path) -> None:
+    """Check that a folder is a litgpt checkpoint.
+
+    Raises:
+        UserError: the folder, its weights or its model configuration is missing.
+    """
+    if not checkpoint_dir.is_dir():
+        raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
+    for name in (MODEL_CONFIG, WEIGHTS):
+        if not (checkpoint_dir / name).is_file():
+            raise UserError(f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; `inheritune slice` makes one")
+
+
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
+    """Copy those of ``names`` that exist in ``source`` and return their names."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found

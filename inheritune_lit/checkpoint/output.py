@@ -1,0 +1,55 @@
+"""New folders appear whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inheritune_lit.errors import UserError
+
+
+def check_vacant(out_dir: Path) -> None:
+    """Refuse an output folder that already holds something.
+
+    Raises:
+        UserError: ``out_dir`` is a file or a folder that is not empty.
+    """
+    if out_dir.is_dir():
+        if any(out_dir.iterdir()):
+            raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
+    elif out_dir.exists() or out_dir.is_symlink():
+        raise UserError(f"output folder {out_dir} is a file; give another --out_dir")
+
+
+@contextmanager
+def new_folder(out_dir: Path) -> Iterator[Path]:
+    """Yield a staging folder beside ``out_dir`` that takes its name when the block ends without an error.
+
+    The staging folder is on the same file system, so the rename is atomic. On any error, also Ctrl-C, it is
+    removed and ``out_dir`` stays as it was.
+
+    Raises:
+        UserError: ``out_dir`` already holds something, before or after the work, or cannot be written.
+    """
+    check_vacant(out_dir)
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+    except OSError as error:
+        raise UserError(f"cannot write beside {out_dir}: {error.strerror}; give another --out_dir") from error
+    try:
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+        check_vacant(out_dir)
+        os.replace(staging, out_dir)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

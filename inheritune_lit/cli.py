@@ -1,0 +1,198 @@
+"""The ``inheritune`` command: one typed function a subcommand, heavy imports inside them."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import CLI, ArgumentParser, set_parsing_settings
+
+from inheritune_lit import __version__
+from inheritune_lit.arguments import spell_out
+from inheritune_lit.errors import UserError
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+
+
+def slice_reference(
+    ref: str,
+    n: int | None = None,
+    layers: str | None = None,
+    out_dir: Path | None = None,
+    init: Literal["inherit", "random"] = "inherit",
+    seed: int = 1337,
+    dry_run: bool = False,
+) -> None:
+    """Build a small model out of the layers of a pretrained one.
+
+    Args:
+        ref: the reference: a known name, a hub repository, or a folder (Hugging Face or litgpt).
+        n: take the first n layers; short for ``--layers first:n``.
+        layers: which layers to take.
+        out_dir: folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given.
+        init: "inherit" copies the reference's weights, "random" takes only its shape and tokenizer.
+        seed: seed of random weights.
+        dry_run: print the plan and stop.
+    """
+    from inheritune_lit.inherit.slice import slice_reference as run
+
+    run(ref, n=n, layers=layers, out_dir=out_dir, init=init, seed=seed, dry_run=dry_run)
+
+
+def prepare(
+    source: Path,
+    tokenizer_dir: Path,
+    out_dir: Path,
+    val_fraction: float = 0.01,
+    end_of_document: bool = True,
+    dry_run: bool = False,
+) -> None:
+    """Turn text into packed tokens.
+
+    Args:
+        source: folder of ``<domain>.jsonl`` files with a ``text`` field, or one such file.
+        tokenizer_dir: folder with the reference's tokenizer, such as a slice.
+        out_dir: folder of the packed data.
+        val_fraction: share of the documents kept for validation, chosen by their hash.
+        end_of_document: write the tokenizer's EOS token after each document.
+        dry_run: print the plan and stop.
+    """
+    from inheritune_lit.data.prepare import prepare as run
+
+    run(
+        source,
+        tokenizer_dir,
+        out_dir,
+        val_fraction=val_fraction,
+        end_of_document=end_of_document,
+        dry_run=dry_run,
+    )
+
+
+def pretrain(
+    initial_checkpoint_dir: Path,
+    data: Path,
+    out_dir: Path,
+    train: TrainArgs = TrainArgs(),
+    eval: EvalArgs = EvalArgs(),
+    optimizer: OptimizerArgs = OptimizerArgs(),
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None,
+    devices: int | Literal["auto"] = "auto",
+    num_nodes: int = 1,
+    seed: int = 1337,
+    logger_name: Literal["csv", "tensorboard"] = "csv",
+    dry_run: bool = False,
+) -> None:
+    """Continue the training of a checkpoint on packed data. The same command again continues a stopped run.
+
+    Args:
+        initial_checkpoint_dir: litgpt checkpoint to start from, such as a slice.
+        data: packed data from ``inheritune prepare``.
+        out_dir: run folder: logs, resumable state, and ``final/``, the trained checkpoint.
+        train: budget, batches and schedule.
+        eval: validation.
+        optimizer: AdamW's settings.
+        precision: bf16-mixed on a GPU, 32-true on CPU, when not given.
+        devices: devices a node.
+        num_nodes: number of nodes.
+        seed: seed of the data order.
+        logger_name: where metrics go.
+        dry_run: print the plan and stop.
+    """
+    from inheritune_lit.train.pretrain import pretrain as run
+
+    run(
+        initial_checkpoint_dir,
+        data,
+        out_dir,
+        train=train,
+        eval=eval,
+        optimizer=optimizer,
+        precision=precision,
+        devices=devices,
+        num_nodes=num_nodes,
+        seed=seed,
+        logger_name=logger_name,
+        dry_run=dry_run,
+    )
+
+
+def evaluate(
+    checkpoint_dir: list[Path],
+    tasks: str | None = None,
+    val_data: Path | None = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    out_dir: Path | None = None,
+) -> None:
+    """Score checkpoints on lm-eval tasks and on held-out packed data.
+
+    Args:
+        checkpoint_dir: one or more litgpt checkpoints.
+        tasks: lm-eval task names or task YAML files, separated by commas.
+        val_data: packed data whose validation part is scored.
+        data_dir: folder of local task rows, ``<task>/<split>.jsonl``; the hub's data sets when not given.
+        limit: rows a task (a subject, for MMLU); all when not given.
+        num_fewshot: examples in the prompt; the task's default when not given, 5 for MMLU.
+        batch_size: sequences a forward pass.
+        dtype: floating-point type of the weights.
+        out_dir: folder for results.json and results.md; printed only when not given.
+    """
+    from inheritune_lit.evaluation.harness import evaluate as run
+
+    run(
+        checkpoint_dir,
+        tasks=tasks,
+        val_data=val_data,
+        data_dir=data_dir,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        dtype=dtype,
+        out_dir=out_dir,
+    )
+
+
+def demo(out_dir: Path = Path("runs/demo")) -> None:
+    """Run the whole recipe in miniature, offline, on text every Python installation carries.
+
+    Args:
+        out_dir: folder for everything the demo makes; finished parts are kept when it is run again.
+    """
+    from inheritune_lit.demo.run import run_demo
+
+    run_demo(out_dir)
+
+
+COMMANDS = {"slice": slice_reference, "prepare": prepare, "pretrain": pretrain, "eval": evaluate, "demo": demo}
+
+
+class _Parser(ArgumentParser):
+    """Bad arguments are one line on stderr and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        prog = self.prog.replace(" [options]", "")
+        raise UserError(f"{' '.join(message.split())}; see `{prog} --help`")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: command line without the program's name; ``sys.argv`` when None.
+
+    Returns:
+        Exit code: 0 for success, 2 for bad input, 130 for Ctrl-C.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    args = spell_out(sys.argv[1:] if args is None else args, COMMANDS)
+    try:
+        CLI(COMMANDS, args=args, as_positional=False, parser_class=_Parser, prog="inheritune", version=__version__)
+    except UserError as error:
+        print(f"inheritune: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("inheritune: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,98 @@
+"""litgpt checkpoints into litgpt models."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from litgpt.config import Config
+from litgpt.model import GPT
+
+from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
+from inheritune_lit.errors import UserError
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+
+
+def load_config(checkpoint_dir: Path) -> Config:
+    """Read ``model_config.yaml``.
+
+    Raises:
+        UserError: the folder is no checkpoint, or the file does not describe a model litgpt knows.
+    """
+    require_checkpoint(checkpoint_dir)
+    path = checkpoint_dir / MODEL_CONFIG
+    try:
+        return Config.from_file(path)
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path} is not a litgpt model configuration ({_first_line(error)})") from error
+
+
+def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
+    """Map the weights of ``lit_model.pth`` into memory (nothing is read until it is used).
+
+    Raises:
+        UserError: the file is damaged or holds more than tensors.
+    """
+    require_checkpoint(checkpoint_dir)
+    path = checkpoint_dir / WEIGHTS
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        raise UserError(f"{path} cannot be read ({_first_line(error)}); make or download it again") from error
+    return state.get("model", state)
+
+
+def is_tied(state: dict[str, torch.Tensor]) -> bool:
+    """Whether the token embedding and the head are one tensor: they share their storage in the file."""
+    if EMBEDDING not in state or HEAD not in state:
+        return False
+    return state[EMBEDDING].data_ptr() == state[HEAD].data_ptr()
+
+
+def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
+    """Build the checkpoint's model with its weights; a tied head stays tied.
+
+    Args:
+        checkpoint_dir: a litgpt checkpoint folder.
+        dtype: floating-point type of the parameters; as stored when None. RoPE tables stay fp32.
+        device: where the parameters go.
+
+    Raises:
+        UserError: the folder is no checkpoint, or its weights and ``model_config.yaml`` disagree.
+    """
+    config, state = load_config(checkpoint_dir), load_state(checkpoint_dir)
+    with torch.device("meta"):
+        model = GPT(config)
+    _check_state(checkpoint_dir, model, state)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.to(device=device, dtype=dtype)
+    if is_tied(state):
+        model.lm_head.weight = model.transformer.wte.weight
+    # The meta model's RoPE tables hold nothing.
+    model.cos, model.sin = model.rope_cache(device=torch.device(device))
+    return model
+
+
+def _check_state(checkpoint_dir: Path, model: GPT, state: dict[str, torch.Tensor]) -> None:
+    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    complaint = None
+    if missing := sorted(expected.keys() - found.keys()):
+        complaint = f"{len(missing)} tensors are missing, such as {missing[0]}"
+    elif extra := sorted(found.keys() - expected.keys()):
+        complaint = f"{len(extra)} tensors are not of this model, such as {extra[0]}"
+    else:
+        for name, shape in expected.items():
+            if found[name] != shape:
+                complaint = f"{name} has shape {found[name]}, not {shape}"
+                break
+    if complaint:
+        depth = model.config.n_layer
+        raise UserError(
+            f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; make the checkpoint again"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

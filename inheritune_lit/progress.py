@@ -1,0 +1,68 @@
+"""Progress for people: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts work done towards a total and shows it.
+
+    Args:
+        label: what is being done, a few words.
+        total: amount of work, or None when it is not known.
+        unit: unit of ``total``, such as "step" or "B" for bytes.
+        interval_s: seconds between plain lines where the output is no terminal.
+        stream: where to write; stderr by default, so results on stdout stay clean.
+    """
+
+    def __init__(
+        self, label: str, total: int | None, unit: str, interval_s: float = 10.0, stream: TextIO | None = None
+    ) -> None:
+        self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
+        self.stream = stream if stream is not None else sys.stderr
+        self.done = 0
+        self._note = ""
+        self._start = self._last = time.monotonic()
+        self._bar = None
+        if self.stream.isatty():
+            self._bar = tqdm(
+                desc=label, total=total, unit=unit, unit_scale=unit == "B", file=self.stream, dynamic_ncols=True
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(failed=exc[0] is not None)
+
+    def update(self, amount: int = 1, note: str | None = None) -> None:
+        """Add ``amount`` of work done; ``note`` replaces the text behind the figures."""
+        self.done += amount
+        if note is not None:
+            self._note = note
+        if self._bar is not None:
+            if note is not None:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        elif time.monotonic() - self._last >= self.interval_s:
+            self._line()
+
+    def close(self, failed: bool = False) -> None:
+        """Take the bar away; elsewhere print the last line unless the work failed."""
+        if self._bar is not None:
+            self._bar.close()
+        elif not failed:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._start
+        of_total = f"/{self.total:,}" if self.total is not None else ""
+        left = ""
+        if self.total and 0 < self.done < self.total:
+            left = f", {elapsed * (self.total - self.done) / self.done:.0f} s left"
+        note = f", {self._note}" if self._note else ""
+        print(f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}", file=self.stream, flush=True)

@@ -1,0 +1,108 @@
+"""One way from text to token ids, shared by data preparation and evaluation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from inheritune_lit.checkpoint.manifest import sha256_file
+from inheritune_lit.errors import UserError
+
+
+class Tokenizer:
+    """A checkpoint folder's tokenizer, adding no special tokens of its own.
+
+    ``tokenizer.model`` (SentencePiece) wins over ``tokenizer.json``: OpenLLaMA's converted fast tokenizer differs from
+    the SentencePiece model its weights were trained with (stated in the OpenLLaMA README). litgpt's own class prefers
+    the converted one, and guesses from the folder's name whether to add BOS.
+
+    Attributes:
+        path: the file that defines the tokenizer.
+        vocab_size: number of ids, added tokens included; every id is below it.
+        bos_id, eos_id: ids, or None where the tokenizer defines none.
+
+    Raises:
+        UserError: the folder has no tokenizer, or it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if (folder / "tokenizer.model").is_file():
+            self.path = folder / "tokenizer.model"
+            self._load_sentencepiece()
+        elif (folder / "tokenizer.json").is_file():
+            self.path = folder / "tokenizer.json"
+            self._load_huggingface(folder)
+        else:
+            raise UserError(f"no tokenizer in {folder}: neither tokenizer.model nor tokenizer.json is there")
+
+    def _load_sentencepiece(self) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            processor = SentencePieceProcessor(model_file=str(self.path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{self.path} is not a SentencePiece model; copy it again from the reference") from error
+        self.vocab_size = processor.vocab_size()
+        self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
+        self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
+        self._encode = lambda texts: processor.encode(list(texts), num_threads=-1)
+        self._decode = processor.decode
+
+    def _load_huggingface(self, folder: Path) -> None:
+        from tokenizers import Tokenizer as FastTokenizer
+
+        try:
+            processor = FastTokenizer.from_file(str(self.path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(f"{self.path} is not a tokenizer file; copy it again from the reference") from error
+        processor.no_truncation()
+        processor.no_padding()
+        self.vocab_size = processor.get_vocab_size(with_added_tokens=True)
+        self.bos_id, self.eos_id = _special_ids(folder, processor.token_to_id)
+        self._encode = lambda texts: [
+            encoding.ids for encoding in processor.encode_batch(list(texts), add_special_tokens=False)
+        ]
+        self._decode = lambda ids: processor.decode(ids, skip_special_tokens=False)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, on all cores."""
+        return self._encode(texts)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text."""
+        return self._encode([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._decode([int(i) for i in ids])
+
+    def sha256(self) -> str:
+        """SHA-256 of the file that defines the tokenizer: equal hashes mean equal ids."""
+        return sha256_file(self.path)
+
+
+def _special_ids(folder: Path, token_to_id) -> tuple[int | None, int | None]:
+    """BOS and EOS from ``tokenizer_config.json``, else from ``generation_config.json`` or ``config.json``."""
+    ids: dict[str, int | None] = {"bos": None, "eos": None}
+    config = _read_json(folder / "tokenizer_config.json")
+    for name in ids:
+        token = config.get(f"{name}_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            ids[name] = token_to_id(token)
+    for file in ("generation_config.json", "config.json"):
+        config = _read_json(folder / file)
+        for name, found in ids.items():
+            if found is None:
+                value = config.get(f"{name}_token_id")
+                ids[name] = value[0] if isinstance(value, list) and value else value
+    return ids["bos"], ids["eos"]
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy it again from the reference") from error

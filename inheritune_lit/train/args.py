@@ -1,0 +1,56 @@
+"""Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainArgs:
+    """How long and in which batches to train. A step is an optimizer step."""
+
+    global_batch_size: int = 64
+    """Samples an optimizer step, over all devices. Must be a multiple of micro_batch_size times the devices"""
+    micro_batch_size: int = 4
+    """Samples a forward pass on one device"""
+    max_seq_length: int | None = None
+    """Tokens a sample; the model's block size when not given"""
+    max_tokens: int | None = None
+    """Token budget. Give exactly one of max_tokens, max_steps and epochs"""
+    max_steps: int | None = None
+    """Budget in optimizer steps"""
+    epochs: int | None = None
+    """Budget in passes over the training data"""
+    lr_warmup_steps: int = 1000
+    """Steps of linear warm-up"""
+    min_lr: float = 3e-5
+    """Learning rate at the end of the cosine"""
+    max_norm: float | None = 1.0
+    """Gradient norm above which gradients are scaled down; null switches clipping off"""
+    log_interval: int = 10
+    """Steps between log lines"""
+    save_interval: int | None = 1000
+    """Steps between resumable saves; null saves only at the end"""
+
+
+@dataclass
+class EvalArgs:
+    """When and on how much to validate."""
+
+    interval: int = 200
+    """Steps between validations"""
+    max_iters: int | None = None
+    """Micro-batches a validation; the whole validation set when not given"""
+    initial_validation: bool = True
+    """Validate before the first step: the loss of the slice before healing"""
+
+
+@dataclass
+class OptimizerArgs:
+    """AdamW."""
+
+    lr: float = 3e-4
+    """Highest learning rate"""
+    weight_decay: float = 0.1
+    """Decay of matrices; norms and biases are never decayed"""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8

@@ -1,0 +1,68 @@
+"""The command line: errors are one line and exit code 2, help is instant, everyday spellings work."""
+
+import subprocess
+import sys
+
+import pytest
+
+from inheritune_lit.arguments import spell_out
+from inheritune_lit.cli import main
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "subcommand"),
+        (["slize"], "slice"),
+        (["slice", "--n", "3"], "ref"),
+        (["slice", "--ref", "gpt2", "--n", "three"], "three"),
+        (["slice", "--ref", "gpt2", "--layerz", "3"], "--layerz"),
+        (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(args, told, capsys):
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("inheritune: error: ")
+    assert error.count("\n") == 1
+    assert told in error
+
+
+def test_unknown_config_key_is_refused(tmp_path, capsys):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("initial_checkpoint_dir: a\ndata: b\nout_dir: c\ntrain:\n  micro_batch: 3\n")
+    assert main(["pretrain", "--config", str(config)]) == 2
+    assert "micro_batch" in capsys.readouterr().err
+
+
+def test_help_needs_no_heavy_import():
+    code = (
+        "import sys\n"
+        "from inheritune_lit.cli import main\n"
+        "try:\n    main(['pretrain', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'litgpt', 'transformers', 'lm_eval', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_everyday_spellings():
+    def command(flag: bool, many: list[str], one: str) -> None: ...
+
+    commands = {"do": command}
+    assert spell_out(["do", "--flag"], commands) == ["do", "--flag=true"]
+    assert spell_out(["do", "--flag", "false"], commands) == ["do", "--flag", "false"]
+    assert spell_out(["do", "--many", "A", "B", "--one", "x"], commands) == [
+        "do",
+        "--many+=A",
+        "--many+=B",
+        "--one",
+        "x",
+    ]
+    assert spell_out(["--config", "f.yaml"], commands) == ["--config", "f.yaml"]
+
+
+def test_module_and_script_are_the_same_command():
+    shown = subprocess.run([sys.executable, "-m", "inheritune_lit", "--version"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("inheritune ")
