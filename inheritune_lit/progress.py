@@ -65,4 +65,5 @@ class Progress:
         if self.total and 0 < self.done < self.total:
             left = f", {elapsed * (self.total - self.done) / self.done:.0f} s left"
         note = f", {self._note}" if self._note else ""
-        print(f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}", file=self.stream, flush=True)
+        line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}"
+        print(line, file=self.stream, flush=True)

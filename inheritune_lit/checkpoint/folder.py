@@ -31,7 +31,9 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
         raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
     for name in (MODEL_CONFIG, WEIGHTS):
         if not (checkpoint_dir / name).is_file():
-            raise UserError(f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; `inheritune slice` makes one")
+            raise UserError(
+                f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; `inheritune slice` makes one"
+            )
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:

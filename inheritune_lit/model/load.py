@@ -66,10 +66,11 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: s
         model = GPT(config)
     _check_state(checkpoint_dir, model, state)
     model.load_state_dict(state, strict=True, assign=True)
+    # RoPE tables are buffers: the meta model's hold nothing, and a cast would round their angles.
+    model.cos = model.sin = None
     model.to(device=device, dtype=dtype)
     if is_tied(state):
         model.lm_head.weight = model.transformer.wte.weight
-    # The meta model's RoPE tables hold nothing.
     model.cos, model.sin = model.rope_cache(device=torch.device(device))
     return model
 
@@ -90,7 +91,8 @@ def _check_state(checkpoint_dir: Path, model: GPT, state: dict[str, torch.Tensor
     if complaint:
         depth = model.config.n_layer
         raise UserError(
-            f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; make the checkpoint again"
+            f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; "
+            "make the checkpoint again"
         )
 
 
