@@ -17,7 +17,11 @@ def slice_reference(
     n: int | None = None,
     layers: str | None = None,
     out_dir: Path | None = None,
-    init: Literal["inherit", "random"] = "inherit",
+    init: Literal["inherit", "random", "stack", "hybrid-stack", "half-width"] = "inherit",
+    parts: str = "attn,mlp,norm",
+    embeddings: bool = True,
+    final_norm: bool = True,
+    head: bool = True,
     seed: int = 1337,
     dry_run: bool = False,
 ) -> None:
@@ -26,15 +30,33 @@ def slice_reference(
     Args:
         ref: the reference: a known name, a hub repository, or a folder (Hugging Face or litgpt).
         n: take the first n layers; short for ``--layers first:n``.
-        layers: which layers to take.
+        layers: which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +.
         out_dir: folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given.
-        init: "inherit" copies the reference's weights, "random" takes only its shape and tokenizer.
+        init: "inherit" copies the reference's weights; "random" takes only its shape and tokenizer; "stack" repeats all
+            its layers up to n, "hybrid-stack" its first n/2; "half-width" takes half of the heads and of the MLP.
+        parts: sub-modules of a layer that are inherited, any of attn,mlp,norm; the rest is random.
+        embeddings: inherit the token embeddings.
+        final_norm: inherit the norm before the head.
+        head: inherit the prediction head.
         seed: seed of random weights.
         dry_run: print the plan and stop.
     """
+    from inheritune_lit.inherit.options import parse_parts
     from inheritune_lit.inherit.slice import slice_reference as run
 
-    run(ref, n=n, layers=layers, out_dir=out_dir, init=init, seed=seed, dry_run=dry_run)
+    run(
+        ref,
+        n=n,
+        layers=layers,
+        out_dir=out_dir,
+        init=init,
+        parts=parse_parts(parts),
+        embeddings=embeddings,
+        final_norm=final_norm,
+        head=head,
+        seed=seed,
+        dry_run=dry_run,
+    )
 
 
 def prepare(

@@ -1,0 +1,1 @@
+"""Key names and configurations, Hugging Face <-> litgpt: a module an architecture."""

@@ -1,0 +1,71 @@
+"""GPT-2: learned positions, tied head, matrices stored transposed (Conv1D)."""
+
+from typing import Any
+
+from litgpt.config import Config
+
+from inheritune_lit.checkpoint.architectures.base import Architecture, Transposed
+from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require, require_value
+from inheritune_lit.checkpoint.lit_config import GPT2Config
+
+
+def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
+    require_value(hf, "scale_attn_weights", True, default=True)
+    require_value(hf, "add_cross_attention", False, default=False)
+    return {
+        "n_layer": require(hf, "n_layer"),
+        "n_embd": require(hf, "n_embd"),
+        "n_head": require(hf, "n_head"),
+        "intermediate_size": hf.get("n_inner") or 4 * require(hf, "n_embd"),
+        "block_size": require(hf, "n_positions"),
+        "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
+        "norm_class_name": "LayerNorm",
+        "mlp_class_name": "GptNeoxMLP",
+        "gelu_approximate": gelu_from_hf(hf, "activation_function"),
+        "parallel_residual": False,
+        "bias": True,
+        "rotary_percentage": 0.0,
+        "scale_attn_by_inverse_layer_idx": bool(hf.get("scale_attn_by_inverse_layer_idx")),
+    }
+
+
+def _to_hf(config: Config) -> dict[str, Any]:
+    return {
+        "n_layer": config.n_layer,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_inner": config.intermediate_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": gelu_to_hf(config.gelu_approximate),
+        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+    }
+
+
+GPT2 = Architecture(
+    model_types=("gpt2",),
+    class_name="GPT2LMHeadModel",
+    base_prefix="transformer.",
+    layer_prefix="transformer.h.{}.",
+    outer={
+        "transformer.wte": "transformer.wte",
+        "transformer.wpe": "transformer.wpe",
+        "transformer.ln_f": "transformer.ln_f",
+        "lm_head": "lm_head",
+    },
+    block={
+        "norm_1": "ln_1",
+        "attn.qkv": Transposed("attn.c_attn"),
+        "attn.proj": Transposed("attn.c_proj"),
+        "norm_2": "ln_2",
+        "mlp.fc": Transposed("mlp.c_fc"),
+        "mlp.proj": Transposed("mlp.c_proj"),
+    },
+    to_lit=_to_lit,
+    to_hf=_to_hf,
+    config_class=GPT2Config,
+    ignored=(".attn.bias", ".attn.masked_bias"),
+    tied_by_default=True,
+    residual_modules=frozenset({"attn.proj", "mlp.proj"}),
+)

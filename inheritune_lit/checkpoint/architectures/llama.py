@@ -1,0 +1,80 @@
+"""LLaMA and its close relatives: RMSNorm, rotary positions, gated SiLU MLP."""
+
+from typing import Any
+
+from litgpt.config import Config
+
+from inheritune_lit.checkpoint.architectures.base import Architecture, Split
+from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
+from inheritune_lit.checkpoint.hf_config import require, require_value
+
+
+def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
+    require_value(hf, "hidden_act", "silu", default="silu")
+    n_head = require(hf, "num_attention_heads")
+    attention_bias, mlp_bias = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
+    return {
+        "n_layer": require(hf, "num_hidden_layers"),
+        "n_embd": require(hf, "hidden_size"),
+        "n_head": n_head,
+        "n_query_groups": hf.get("num_key_value_heads") or n_head,
+        "head_size": hf.get("head_dim") or require(hf, "hidden_size") // n_head,
+        "intermediate_size": require(hf, "intermediate_size"),
+        "block_size": require(hf, "max_position_embeddings"),
+        "norm_eps": require(hf, "rms_norm_eps"),
+        "norm_class_name": "RMSNorm",
+        "mlp_class_name": "LLaMAMLP",
+        "parallel_residual": False,
+        # litgpt has one switch for all biases: those the reference lacks become zeros.
+        "bias": attention_bias or mlp_bias,
+        **rope_from_hf(hf),
+    }
+
+
+def _to_hf(config: Config) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": config.n_layer,
+        "hidden_size": config.n_embd,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        **rope_to_hf(config),
+    }
+
+
+LLAMA = Architecture(
+    model_types=("llama",),
+    class_name="LlamaForCausalLM",
+    base_prefix="model.",
+    layer_prefix="model.layers.{}.",
+    outer={
+        "transformer.wte": "model.embed_tokens",
+        "transformer.ln_f": "model.norm",
+        "lm_head": "lm_head",
+    },
+    block={
+        "norm_1": "input_layernorm",
+        "attn.qkv": Split("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn.proj": "self_attn.o_proj",
+        "norm_2": "post_attention_layernorm",
+        "mlp.fc_1": "mlp.gate_proj",
+        "mlp.fc_2": "mlp.up_proj",
+        "mlp.proj": "mlp.down_proj",
+    },
+    to_lit=_to_lit,
+    to_hf=_to_hf,
+    bias_switches={
+        "attn.qkv": ("attention_bias", False),
+        "attn.proj": ("attention_bias", False),
+        "mlp.fc_1": ("mlp_bias", False),
+        "mlp.fc_2": ("mlp_bias", False),
+        "mlp.proj": ("mlp_bias", False),
+    },
+    ignored=("rotary_emb.inv_freq",),
+)

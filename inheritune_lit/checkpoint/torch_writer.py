@@ -1,0 +1,77 @@
+"""``lit_model.pth`` written tensor by tensor: memory is bounded by a chunk, not by the model."""
+
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from inheritune_lit.checkpoint.weights import TensorSpec
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Zip local file header up to the lengths of the name and of the extra field, which come before the data."""
+
+
+def write_torch_checkpoint(
+    path: Path,
+    specs: dict[str, TensorSpec],
+    aliases: dict[str, str],
+    chunks_of: Callable[[str], Iterable[torch.Tensor]],
+) -> None:
+    """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
+
+    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place.
+
+    Args:
+        path: the file to write.
+        specs: the tensors in the order they should have.
+        aliases: names that share the storage of a name in ``specs``, such as a tied head.
+        chunks_of: gives the contiguous pieces whose bytes, one after the other, are the named tensor.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+        ValueError: the chunks of a tensor do not fill it.
+    """
+    with FakeTensorMode():
+        state = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
+    state |= {name: state[target] for name, target in aliases.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(state, path)
+    offsets = _storage_offsets(path, [spec.nbytes for spec in specs.values()])
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        for (name, spec), offset in zip(specs.items(), offsets, strict=True):
+            written = 0
+            for chunk in chunks_of(name):
+                written += write_tensor(descriptor, chunk, offset + written)
+            if written != spec.nbytes:
+                raise ValueError(f"{name}: {written} bytes of {spec.nbytes}")
+    finally:
+        os.close(descriptor)
+
+
+def write_tensor(descriptor: int, tensor: torch.Tensor, offset: int) -> int:
+    """Write a contiguous CPU tensor's bytes at a file offset and return their number."""
+    data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+    return done
+
+
+def _storage_offsets(path: Path, sizes: list[int]) -> list[int]:
+    """Where each storage begins. torch numbers them in the order in which the state dict names them."""
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        records = {Path(info.filename).name: info for info in archive.infolist() if "/data/" in info.filename}
+        offsets = []
+        for number, size in enumerate(sizes):
+            info = records[str(number)]
+            if info.file_size != size:
+                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {size}")
+            file.seek(info.header_offset)
+            name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            offsets.append(info.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+    return offsets

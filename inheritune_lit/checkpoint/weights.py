@@ -1,0 +1,164 @@
+"""The tensors of a checkpoint folder by name, mapped from its files: nothing is read until it is used."""
+
+import json
+import mmap
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from inheritune_lit.checkpoint.folder import WEIGHTS
+from inheritune_lit.checkpoint.safetensors_file import TensorEntry, read_header
+from inheritune_lit.errors import UserError
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass
+class Weights:
+    """Tensors of one or more files.
+
+    Attributes:
+        files: the files, in name order.
+        format: "safetensors" or "litgpt".
+        specs: every tensor's shape and dtype.
+        file_of: the file of every tensor.
+        tied: names that share their storage in the file, as (kept name, other name).
+    """
+
+    files: list[Path]
+    format: str
+    specs: dict[str, TensorSpec]
+    file_of: dict[str, Path]
+    tied: list[tuple[str, str]] = field(default_factory=list)
+    _mapped: dict[str, torch.Tensor] = field(default_factory=dict)
+    _entries: dict[str, TensorEntry] = field(default_factory=dict)
+    _maps: dict[Path, mmap.mmap] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, backed by the file's pages (read-only: do not write to it)."""
+        if name in self._mapped:
+            return self._mapped[name]
+        entry, path = self._entries[name], self.file_of[name]
+        if path not in self._maps:
+            with open(path, "rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if entry.end == entry.begin:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            raw = torch.frombuffer(
+                self._maps[path], dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin
+            )
+        return raw.view(entry.dtype).view(entry.shape)
+
+
+def open_weights(folder: Path) -> Weights:
+    """Find and map the weights of a Hugging Face or litgpt folder.
+
+    Raises:
+        UserError: there are none, or a file is missing, truncated or contradicts its index.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
+    if (folder / WEIGHTS).is_file():
+        return _open_litgpt(folder / WEIGHTS)
+    if (folder / SAFETENSORS_INDEX).is_file():
+        return _open_safetensors(_shards(folder / SAFETENSORS_INDEX), read_index(folder / SAFETENSORS_INDEX))
+    if (folder / SAFETENSORS).is_file():
+        return _open_safetensors([folder / SAFETENSORS], None)
+    raise UserError(
+        f"{folder} holds no checkpoint: none of {WEIGHTS}, {SAFETENSORS}, {SAFETENSORS_INDEX} is there; check --ref"
+    )
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which file holds which tensor, from a Hugging Face index file.
+
+    Raises:
+        UserError: the file is damaged, or names a file outside its folder.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a weight index ({type(error).__name__}: {error}); get it again") from error
+    for file in files.values():
+        if Path(file).name != file or file in (".", ".."):
+            raise UserError(f"{path} names a file outside its folder: {file!r}; do not use this checkpoint")
+    return files
+
+
+def _shards(index_path: Path) -> list[Path]:
+    shards = [index_path.parent / file for file in sorted(set(read_index(index_path).values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{index_path.name} names {shard.name}, which is missing in {shard.parent}; get it again")
+    return shards
+
+
+def _open_safetensors(files: list[Path], index: dict[str, str] | None) -> Weights:
+    entries: dict[str, TensorEntry] = {}
+    file_of: dict[str, Path] = {}
+    for path in files:
+        for name, entry in read_header(path).items():
+            if name in entries:
+                raise UserError(f"{name} is in both {file_of[name]} and {path.name}; get the checkpoint again")
+            entries[name], file_of[name] = entry, path
+    for name, file in (index or {}).items():
+        if name not in file_of or file_of[name].name != file:
+            raise UserError(f"the index puts {name} into {file}, which does not hold it; get the checkpoint again")
+    specs = {name: TensorSpec(entry.shape, entry.dtype) for name, entry in entries.items()}
+    return Weights(files, "safetensors", specs, file_of, _entries=entries)
+
+
+def _open_litgpt(path: Path) -> Weights:
+    state = load_torch_file(path)
+    return _from_state(state.get("model", state), [path], "litgpt", dict.fromkeys(state.get("model", state), path))
+
+
+def load_torch_file(path: Path) -> dict:
+    """Map a file written by ``torch.save``; nothing but tensors and containers is ever unpickled.
+
+    Raises:
+        UserError: the file is damaged, or holds Python objects other than tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); get it again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; get it again")
+    return state
+
+
+def _from_state(
+    state: dict[str, torch.Tensor], files: list[Path], format_name: str, file_of: dict[str, Path]
+) -> Weights:
+    first_at: dict[int, str] = {}
+    tied = []
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{file_of[name]}: {name} is a {type(tensor).__name__}, not a tensor; get the file again")
+        if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
+            tied.append((other, name))
+    specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    return Weights(files, format_name, specs, file_of, tied=tied, _mapped=state)

@@ -1,0 +1,222 @@
+"""The plan of a slice: which teacher tensor feeds which student tensor, or which initialiser. No weights move here."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from inheritune_lit.checkpoint.architectures.base import split_name
+from inheritune_lit.checkpoint.hf_config import trim_lists
+from inheritune_lit.checkpoint.pieces import Piece, describe
+from inheritune_lit.checkpoint.weights import TensorSpec, Weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.half_width import half_width_config, narrow
+from inheritune_lit.inherit.options import SliceOptions, layer_map
+from inheritune_lit.inherit.reference import EMBEDDING, HEAD, ReferenceModel, tensor_shapes
+
+
+@dataclass(frozen=True)
+class Initialise:
+    """Fresh values: normal with standard deviation ``std``, or a constant."""
+
+    kind: str
+    std: float = 0.0
+
+    def __str__(self) -> str:
+        return f"normal(0, {self.std:g})" if self.kind == "normal" else self.kind
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One student tensor: its shape and dtype, and what fills it (pieces are stacked top to bottom)."""
+
+    spec: TensorSpec
+    source: tuple[Piece, ...] | Initialise
+
+
+@dataclass
+class Plan:
+    """A student model and where its tensors come from.
+
+    Attributes:
+        config: litgpt's configuration of the student.
+        hf: its ``config.json``.
+        layers: the reference's layer behind each student layer; None where no layer is inherited.
+        tensors: every student tensor, in the order of the file.
+        aliases: names that share another tensor's storage: the tied head.
+        seed: seed of the initialisers.
+        stored_shapes: shapes of the stored tensors that feed the student.
+    """
+
+    config: Config
+    hf: dict[str, Any]
+    layers: list[int] | None
+    tensors: dict[str, TensorPlan]
+    aliases: dict[str, str]
+    seed: int
+    stored_shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, a tied head counted once."""
+        return sum(tensor.spec.numel for tensor in self.tensors.values())
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters without token embedding, learned positions and head."""
+        outside = (EMBEDDING, HEAD, "transformer.wpe.weight")
+        return sum(tensor.spec.numel for name, tensor in self.tensors.items() if name not in outside)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the student's weights."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the token embedding."""
+        return self.tensors[EMBEDDING].spec.dtype
+
+    def sources(self) -> dict[str, str]:
+        """Student tensor -> what feeds it, in words."""
+        words = {
+            name: str(tensor.source)
+            if isinstance(tensor.source, Initialise)
+            else describe(list(tensor.source), self.stored_shapes)
+            for name, tensor in self.tensors.items()
+        }
+        return words | {name: f"tied to {target}" for name, target in self.aliases.items()}
+
+
+def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Config, list[int]]:
+    """The student's configuration and its layer map.
+
+    Raises:
+        UserError: options that don't fit the reference.
+    """
+    config = reference.config
+    layers = layer_map(options, config.n_layer)
+    if reference.tied and options.embeddings != options.head:
+        raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
+    per_layer = {
+        field: [value[layer] for layer in layers]
+        for field in ("sliding_window_indices", "rope_indices")
+        if (value := getattr(config, field)) is not None
+    }
+    suffix = f"-{len(layers)}l" + ("-half-width" if options.init == "half-width" else "")
+    config = replace(
+        config,
+        name=config.name + suffix,
+        hf_config={**config.hf_config, "name": reference.name + suffix},
+        n_layer=len(layers),
+        **per_layer,
+    )
+    return (half_width_config(config) if options.init == "half-width" else config), layers
+
+
+def inherited_names(reference: ReferenceModel, options: SliceOptions) -> set[str]:
+    """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
+    config, layers = student_config(reference, options)
+    return {
+        teacher
+        for name in tensor_shapes(config, reference.tied)
+        if (teacher := _teacher_name(name, layers, options)) is not None
+    }
+
+
+def build_plan(reference: ReferenceModel, weights: Weights | None, options: SliceOptions) -> Plan:
+    """Plan a student.
+
+    Args:
+        reference: the opened reference.
+        weights: its weights; None is enough where nothing is inherited.
+        options: what to build.
+
+    Raises:
+        UserError: options that don't fit the reference, or a needed tensor that is missing.
+    """
+    config, layers = student_config(reference, options)
+    shapes = tensor_shapes(config, reference.tied)
+    default = _default_dtype(reference, weights)
+    tensors: dict[str, TensorPlan] = {}
+    for name, shape in shapes.items():
+        module = split_name(name)[1]
+        teacher = _teacher_name(name, layers, options)
+        pieces = reference.pieces(teacher) if teacher is not None else None
+        if pieces is None:
+            fresh = Initialise("zeros") if teacher is not None else _initialiser(reference, config, name)
+            tensors[name] = TensorPlan(TensorSpec(shape, default), fresh)
+            continue
+        if options.init == "half-width":
+            pieces = narrow(module, pieces, shape, reference.config, config)
+        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, weights)), tuple(pieces))
+    stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
+    hf = {
+        **trim_lists(reference.hf, layers, reference.config.n_layer),
+        "model_type": reference.architecture.model_types[0],
+        "architectures": [reference.architecture.class_name],
+        **reference.architecture.to_hf(config),
+        "vocab_size": config.padded_vocab_size,
+        "tie_word_embeddings": reference.tied,
+        "dtype": str(default).removeprefix("torch."),
+        "torch_dtype": str(default).removeprefix("torch."),
+    }
+    return Plan(
+        config=config,
+        hf=hf,
+        layers=layers if stored else None,
+        tensors=tensors,
+        aliases={HEAD: EMBEDDING} if reference.tied else {},
+        seed=options.seed,
+        stored_shapes={name: weights.specs[name].shape for name in stored} if weights else {},
+    )
+
+
+def _teacher_name(name: str, layers: list[int], options: SliceOptions) -> str | None:
+    """The reference's litgpt tensor behind a student's, None where it is initialised afresh."""
+    if options.init == "random":
+        return None
+    layer, module, kind = split_name(name)
+    if layer is None:
+        wanted = {
+            "lm_head": options.head,
+            "transformer.ln_f": options.final_norm,
+        }.get(module, options.embeddings)
+        return name if wanted else None
+    part = "norm" if "norm" in module else module.partition(".")[0]
+    return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in options.parts else None
+
+
+def _initialiser(reference: ReferenceModel, config: Config, name: str) -> Initialise:
+    """The architecture's own scheme: normal weights, norms at one, biases at zero."""
+    _, module, kind = split_name(name)
+    if kind == "bias":
+        return Initialise("zeros")
+    if "norm" in module or module == "transformer.ln_f":
+        return Initialise("ones")
+    std = float(reference.hf.get("initializer_range", 0.02))
+    if module in reference.architecture.residual_modules:
+        std /= (2 * config.n_layer) ** 0.5
+    return Initialise("normal", std)
+
+
+def _dtype_of(pieces: list[Piece], weights: Weights | None) -> torch.dtype:
+    if weights is None:
+        raise ValueError("a plan that inherits needs weights")
+    dtypes = set()
+    for piece in pieces:
+        if piece.name not in weights.specs:
+            raise UserError(f"{weights.files[0].parent} lacks the tensor {piece.name}; get the reference again")
+        dtypes.add(weights.specs[piece.name].dtype)
+    if len(dtypes) > 1:
+        raise UserError(f"{pieces[0].name} and {pieces[-1].name} have different dtypes; get the reference again")
+    return dtypes.pop()
+
+
+def _default_dtype(reference: ReferenceModel, weights: Weights | None) -> torch.dtype:
+    """Floating-point type of what is not inherited: the stored embedding's, else what ``config.json`` says."""
+    for name in reference.stored_names([EMBEDDING]):
+        if weights is not None and name in weights.specs:
+            return weights.specs[name].dtype
+    return reference.dtype

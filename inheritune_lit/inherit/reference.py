@@ -1,0 +1,197 @@
+"""A reference opened for reading: its configuration, key names and weights, whatever format it comes in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from inheritune_lit.checkpoint.architectures.base import Architecture, hf_pieces, split_name
+from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
+from inheritune_lit.checkpoint.hf_config import load_hf_config, require
+from inheritune_lit.checkpoint.lit_config import load_lit_config
+from inheritune_lit.checkpoint.pieces import Piece
+from inheritune_lit.checkpoint.weights import Weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.model.gpt2 import build_model
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+_DISPATCHED = ("falcon", "phi", "gemma", "olmo", "qwen", "qwq")
+"""Beginnings of names that litgpt treats differently."""
+_HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class ReferenceModel:
+    """A pretrained model described, not loaded.
+
+    Attributes:
+        folder: where its files are.
+        org, name: for the names of what is made from it.
+        config: litgpt's configuration of the whole reference.
+        hf: its ``config.json``, or what it would say.
+        architecture: the key table.
+        hf_keys: the weights carry Hugging Face names (else litgpt's).
+        tied: the head is the token embedding.
+        shapes: every litgpt tensor of the reference with its shape; a tied head is left out.
+    """
+
+    folder: Path
+    org: str
+    name: str
+    config: Config
+    hf: dict[str, Any]
+    architecture: Architecture
+    hf_keys: bool
+    tied: bool
+    shapes: dict[str, tuple[int, ...]]
+
+    def pieces(self, name: str) -> list[Piece] | None:
+        """Stored tensors that a litgpt tensor of the reference is made of; None for a bias it does not have."""
+        rows = self.shapes[name][0]
+        if not self.hf_keys:
+            return [Piece(name, 0, rows)]
+        _, module, kind = split_name(name)
+        switch = self.architecture.bias_switches.get(module)
+        if kind == "bias" and switch is not None and not self.hf.get(*switch):
+            return None
+        return hf_pieces(self.architecture, self.config, name, rows)
+
+    def stored_names(self, names: Iterable[str]) -> set[str]:
+        """Names of the stored tensors behind litgpt tensors."""
+        return {piece.name for name in names for piece in self.pieces(name) or ()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type that ``config.json`` states, fp32 where it does not."""
+        return _HF_DTYPES.get(str(self.hf.get("dtype", self.hf.get("torch_dtype"))), torch.float32)
+
+
+def open_reference(folder: Path, org: str, name: str | None = None) -> ReferenceModel:
+    """Read a reference's configuration.
+
+    Args:
+        folder: a Hugging Face or litgpt folder; its weights need not be there.
+        org: organisation that made it, "local" where unknown.
+        name: its name; the one it carries, else the folder's, when None.
+
+    Raises:
+        UserError: the folder is no checkpoint, or its configuration is damaged or not supported.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
+    hf = load_hf_config(folder)
+    if (folder / MODEL_CONFIG).is_file():
+        return _open_litgpt(folder, org, name, hf)
+    if hf is None:
+        raise UserError(f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; check --ref")
+    architecture = architecture_of_hf(hf)
+    name = name or folder.resolve().name
+    vocabulary = require(hf, "vocab_size")
+    fields = architecture.to_lit(hf)
+    try:
+        config = architecture.config_class(
+            name=_litgpt_name(architecture, name),
+            hf_config={"org": org, "name": name},
+            vocab_size=vocabulary,
+            padded_vocab_size=vocabulary,
+            **fields,
+        )
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / HF_CONFIG} describes no possible model ({_reason(error)}); get it again") from error
+    tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
+    return ReferenceModel(folder, org, name, config, hf, architecture, True, tied, tensor_shapes(config, tied))
+
+
+def _open_litgpt(folder: Path, org: str, name: str | None, hf: dict[str, Any] | None) -> ReferenceModel:
+    config = load_lit_config(folder)
+    if hf is not None:
+        architecture = architecture_of_hf(hf)
+        if (depth := architecture.to_lit(hf)["n_layer"]) != config.n_layer:
+            raise UserError(
+                f"{folder}: {HF_CONFIG} says {depth} layers, {MODEL_CONFIG} {config.n_layer}; get the checkpoint again"
+            )
+    else:
+        architecture = architecture_of_lit(config)
+        hf = {}
+    name = name or config.name or folder.resolve().name
+    org = config.hf_config.get("org", org) if org == "local" else org
+    tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
+    return ReferenceModel(folder, org, name, config, hf, architecture, False, tied, tensor_shapes(config, tied))
+
+
+def check_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel:
+    """Compare the weights that are there with what the configuration promises.
+
+    Returns:
+        The reference, with ``tied`` as the weights have it.
+
+    Raises:
+        UserError: a tensor that the model does not have, a wrong shape, or a tied head that differs.
+    """
+    if not reference.hf_keys:
+        tied = (EMBEDDING, HEAD) in weights.tied or (HEAD, EMBEDDING) in weights.tied
+        reference.tied, reference.shapes = tied, tensor_shapes(reference.config, tied)
+    head = next(iter(reference.stored_names([EMBEDDING])))
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, shape in reference.shapes.items():
+        for piece in reference.pieces(name) or ():
+            rows = max(piece.stop, expected.get(piece.name, (0,))[-1 if piece.transpose else 0])
+            whole = (rows, *shape[1:])
+            expected[piece.name] = whole[::-1] if piece.transpose else whole
+    for name, spec in weights.specs.items():
+        if name not in expected:
+            if name.endswith(reference.architecture.ignored):
+                continue
+            if reference.tied and name.endswith("lm_head.weight"):
+                _check_same(weights, head, name)
+                continue
+            raise UserError(
+                f"{weights.file_of[name]} holds {name}, which a model of its configuration does not have;"
+                f" get the reference again"
+            )
+        if spec.shape != expected[name]:
+            raise UserError(
+                f"{weights.file_of[name]}: {name} has shape {list(spec.shape)}, its configuration says"
+                f" {list(expected[name])}; get the reference again"
+            )
+        if not spec.dtype.is_floating_point:
+            raise UserError(
+                f"{weights.file_of[name]}: {name} has dtype {spec.dtype}; quantised weights are not supported,"
+                f" give the floating-point checkpoint"
+            )
+    return reference
+
+
+def _check_same(weights: Weights, embedding: str, head: str) -> None:
+    if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(head)):
+        raise UserError(
+            f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
+            f" correct tie_word_embeddings"
+        )
+
+
+def tensor_shapes(config: Config, tied: bool) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a litgpt model with its shape, embedding first; a tied head is left out."""
+    with torch.device("meta"):
+        state = build_model(config).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    head = {name: shapes.pop(name) for name in list(shapes) if name.startswith("lm_head.")}
+    if tied:
+        del head[HEAD]
+    return shapes | head
+
+
+def _litgpt_name(architecture: Architecture, name: str) -> str:
+    """litgpt's converters choose by the name: one that would mislead them is replaced by the architecture's."""
+    guessed = name.lower()
+    if guessed.startswith(architecture.litgpt_prefixes):
+        return name
+    return architecture.model_types[0] if "falcon" in guessed or guessed.startswith(_DISPATCHED) else name
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,72 @@
+"""Named references: what ``--ref openllama-3b`` means."""
+
+import difflib
+from dataclasses import dataclass
+
+from inheritune_lit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A pretrained model on the hub.
+
+    Attributes:
+        name: what users type.
+        repository: hub repository, ``org/name``.
+        layers, width: depth and embedding size.
+        parameters: number of parameters, a tied head counted once.
+        gigabytes: size of its weights on the hub, 10^9 bytes.
+        licence: as the repository states it.
+        gated: access has to be asked for.
+    """
+
+    name: str
+    repository: str
+    layers: int
+    width: int
+    parameters: int
+    gigabytes: float
+    licence: str
+    gated: bool = False
+
+
+def _pythia(size: str, layers: int, width: int, parameters: int) -> Reference:
+    # The repositories hold fp16 weights and old causal masks.
+    return Reference(
+        f"pythia-{size}", f"EleutherAI/pythia-{size}", layers, width, parameters, 2 * parameters / 1e9, "apache-2.0"
+    )
+
+
+REFERENCES = (
+    Reference("openllama-3b", "openlm-research/open_llama_3b", 26, 3200, 3_426_473_600, 6.85, "apache-2.0"),
+    Reference("openllama-3b-v2", "openlm-research/open_llama_3b_v2", 26, 3200, 3_426_473_600, 6.85, "apache-2.0"),
+    Reference("openllama-7b", "openlm-research/open_llama_7b", 32, 4096, 6_738_415_616, 13.48, "apache-2.0"),
+    Reference("openllama-7b-v2", "openlm-research/open_llama_7b_v2", 32, 4096, 6_738_415_616, 13.48, "apache-2.0"),
+    Reference("llama2-7b", "meta-llama/Llama-2-7b-hf", 32, 4096, 6_738_415_616, 13.48, "llama2", gated=True),
+    Reference(
+        "tinyllama-1.1b",
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+        22,
+        2048,
+        1_100_048_384,
+        4.40,
+        "apache-2.0",
+    ),
+    Reference("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 30, 576, 134_515_008, 0.27, "apache-2.0"),
+    Reference("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", 32, 960, 361_821_120, 0.72, "apache-2.0"),
+    Reference("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B", 24, 2048, 1_711_376_384, 3.42, "apache-2.0"),
+    Reference("llama3.2-1b", "meta-llama/Llama-3.2-1B", 16, 2048, 1_235_814_400, 2.47, "llama3.2", gated=True),
+)
+
+
+def find_reference(name: str) -> Reference | None:
+    """The named reference, or None."""
+    return next((reference for reference in REFERENCES if reference.name == name.lower()), None)
+
+
+def unknown_reference(name: str) -> UserError:
+    """The error for a name that is no reference, no folder and no hub repository, with near names."""
+    known = [reference.name for reference in REFERENCES]
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known)}"
+    return UserError(f"unknown reference {name!r}: no such folder, known name or hub repository (org/name); {hint}")
