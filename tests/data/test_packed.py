@@ -1,0 +1,138 @@
+"""Reading packed data: blocks against a brute-force cut, damage detected, and the right model asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from litgpt.config import Config
+from litgpt.model import GPT
+
+from inheritune_lit.data.fits import check_fits
+from inheritune_lit.data.megatron import DocumentWriter, open_documents
+from inheritune_lit.data.packed import PackedDataset, load_packed_manifest
+from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.sampler import BlockSampler
+from inheritune_lit.errors import UserError
+
+
+@pytest.fixture
+def packed(corpus, tokenizer_dir, tmp_path):
+    out = tmp_path / "packed"
+    prepare(corpus, tokenizer_dir, out, val_fraction=0.2)
+    return out
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("block_size", [7, 64])
+def test_blocks_are_windows_of_the_domains(packed, split, block_size):
+    dataset = PackedDataset(packed, split, block_size)
+    expected = []
+    for domain in ("book", "c4"):
+        tokens = np.fromfile(packed / split / f"{domain}.bin", dtype=np.uint16).tolist()
+        start = 0
+        while start + block_size + 1 <= len(tokens):
+            expected.append((domain, tokens[start : start + block_size + 1]))
+            start += block_size
+    assert len(dataset) == len(expected)
+    for block, (domain, tokens) in enumerate(expected):
+        assert dataset[block].tolist() == tokens
+        assert dataset.domain_of(block) == domain
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_writer_and_reader_agree(tmp_path):
+    documents = [[1, 2, 3], [65535], [4] * 1000]
+    with DocumentWriter(tmp_path / "a.b", "uint16") as writer:
+        for document in documents:
+            writer.add(document)
+    tokens, lengths = open_documents(tmp_path / "a.b")
+    assert lengths.tolist() == [3, 1, 1000]
+    assert tokens.tolist() == [token for document in documents for token in document]
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "told"),
+    [
+        ("train/c4.bin", 0.5, "bytes instead of"),
+        ("train/c4.idx", 0.5, "bytes instead of"),
+        ("train/c4.idx", 0.0, "no Megatron index"),
+        ("val/book.bin", None, "book.bin is missing"),
+    ],
+)
+def test_damage_is_found_when_opened(packed, file, keep, told):
+    path = packed / file
+    if keep is None:
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(UserError, match=told):
+        PackedDataset(packed, file.split("/")[0], 8)
+
+
+def test_files_of_another_run_are_found(packed):
+    with DocumentWriter(packed / "train" / "c4", "uint16") as writer:
+        writer.add([1, 2, 3])
+    with pytest.raises(UserError, match="holds 3 tokens of 1 documents, the manifest says"):
+        PackedDataset(packed, "train", 8)
+
+
+def test_not_packed_data(tmp_path):
+    with pytest.raises(UserError, match="no packed data at"):
+        load_packed_manifest(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is no packed data"):
+        load_packed_manifest(tmp_path)
+
+
+def test_too_little_text_for_a_block(packed):
+    with pytest.raises(UserError, match="too few for one block of 1000000"):
+        PackedDataset(packed, "val", 1_000_000)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer_dir):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 400, "padded_vocab_size": 400, "block_size": 16}
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(shape))
+    torch.save(GPT(Config(**shape)).state_dict(), folder / "lit_model.pth")
+    (folder / "tokenizer.model").write_bytes((tokenizer_dir / "tokenizer.model").read_bytes())
+    return folder
+
+
+def test_data_of_the_models_tokenizer_fits(packed, checkpoint):
+    check_fits(packed, checkpoint)
+
+
+def test_data_of_another_tokenizer_is_refused(packed, checkpoint, tokenizer_dir):
+    manifest = json.loads((packed / "inheritune.json").read_text())
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    (packed / "inheritune.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="another tokenizer"):
+        check_fits(packed, checkpoint)
+
+
+def test_vocabulary_too_large_for_the_model(packed, checkpoint):
+    manifest = json.loads((packed / "inheritune.json").read_text())
+    manifest["max_token_id"] = 400
+    (packed / "inheritune.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"vocabulary too large for the model.*id 400.*400 embeddings"):
+        check_fits(packed, checkpoint)
+
+
+def test_sampler_visits_every_block_once_an_epoch():
+    sampler = BlockSampler(97, seed=3)
+    epochs = [[sampler[97 * epoch + position] for position in range(97)] for epoch in range(4)]
+    for order in epochs:
+        assert sorted(order) == list(range(97))
+    assert len({tuple(order) for order in epochs}) == 4
+
+
+def test_sample_is_a_function_of_seed_and_number():
+    asked = [250, 3, 97, 96, 250, 0, 10_000]
+    sampler = BlockSampler(97, seed=3)
+    assert [sampler[i] for i in asked] == [BlockSampler(97, seed=3)[i] for i in asked]
+    assert [BlockSampler(97, seed=4)[i] for i in range(97)] != [sampler[i] for i in range(97)]

@@ -1,0 +1,175 @@
+"""Text in, packed tokens out: what is packed decodes back to the text, and bad corpora are one clear line."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from inheritune_lit.cli import main
+from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.split import is_validation
+from inheritune_lit.errors import UserError
+from inheritune_lit.tokenizer import Tokenizer
+
+
+def parse_pair(prefix) -> list[list[int]]:
+    """Documents of a Megatron pair, read field by field from the format's description."""
+    index = prefix.with_suffix(".idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\x00\x00"
+    version, code = struct.unpack_from("<QB", index, 9)
+    assert version == 1
+    sequences, boundaries = struct.unpack_from("<QQ", index, 18)
+    assert boundaries == sequences + 1
+    lengths = struct.unpack_from(f"<{sequences}i", index, 34)
+    pointers = struct.unpack_from(f"<{sequences}q", index, 34 + 4 * sequences)
+    assert struct.unpack_from(f"<{boundaries}q", index, 34 + 12 * sequences) == tuple(range(boundaries))
+    assert len(index) == 34 + 12 * sequences + 8 * boundaries
+    letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
+    data = prefix.with_suffix(".bin").read_bytes()
+    assert len(data) == size * sum(lengths)
+    return [
+        list(struct.unpack_from(f"<{length}{letter}", data, at)) for length, at in zip(lengths, pointers, strict=True)
+    ]
+
+
+def test_packed_documents_decode_to_the_texts(corpus, documents, tokenizer_dir, tmp_path):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+    manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
+    assert manifest["dtype"] == "uint16"
+    for domain, texts in documents.items():
+        split = {name: parse_pair(tmp_path / "out" / name / domain) for name in ("train", "val")}
+        for name, packed in split.items():
+            assert all(ids[-1] == judge.eos_id() for ids in packed)
+            counted = manifest["domains"][domain][name]
+            assert counted == {"documents": len(packed), "tokens": sum(map(len, packed))}
+            wanted = [text for text in texts if is_validation(text, 0.2) == (name == "val")]
+            assert [judge.decode(ids[:-1]) for ids in packed] == wanted
+        assert len(split["train"]) + len(split["val"]) == len(texts)
+        assert split["train"] and split["val"]
+
+
+def test_real_text_decodes_back(inheritune_data, tmp_path):
+    tokenizer_dir = inheritune_data / "tokenizers" / "llama2"
+    source = inheritune_data / "redpajama-sample" / "c4_sample.jsonl"
+    prepare(source, tokenizer_dir, tmp_path / "out", val_fraction=0.05)
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+    texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()]
+    packed = {name: parse_pair(tmp_path / "out" / name / "c4") for name in ("train", "val")}
+    for name in packed:
+        wanted = [text for text in texts if is_validation(text, 0.05) == (name == "val")]
+        assert packed[name] == [[*judge.encode(text), judge.eos_id()] for text in wanted]
+
+
+def test_without_end_of_document(corpus, documents, tokenizer_dir, tmp_path):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
+    eos = Tokenizer(tokenizer_dir).eos_id
+    assert not any(eos in ids for ids in parse_pair(tmp_path / "out" / "train" / "c4"))
+
+
+def test_a_vocabulary_beyond_uint16_is_int32(corpus, tokenizer_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "inheritune_lit.data.prepare.Tokenizer.encode_batch", lambda self, texts: [[70_000, 3]] * len(texts)
+    )
+    plain = Tokenizer.__init__
+    monkeypatch.setattr(
+        "inheritune_lit.data.prepare.Tokenizer.__init__",
+        lambda self, folder: (plain(self, folder), setattr(self, "vocab_size", 80_000))[0],
+    )
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    assert parse_pair(tmp_path / "out" / "val" / "book")[0] == [70_000, 3, 2]
+    assert json.loads((tmp_path / "out" / "inheritune.json").read_text())["max_token_id"] == 70_000
+
+
+def test_megatron_core_reads_it(corpus, tokenizer_dir, tmp_path):
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    theirs = indexed.IndexedDataset(str(tmp_path / "out" / "train" / "c4"), mmap=True)
+    ours = parse_pair(tmp_path / "out" / "train" / "c4")
+    assert len(theirs) == len(ours)
+    assert all(np.array_equal(theirs[number], ids) for number, ids in enumerate(ours))
+
+
+def test_split_depends_on_the_text_alone():
+    texts = [f"text {number}" for number in range(4000)]
+    chosen = {text for text in texts if is_validation(text, 0.1)}
+    assert 320 < len(chosen) < 480  # 400 ± 4 standard deviations
+    assert chosen < {text for text in texts if is_validation(text, 0.2)}
+
+
+def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, capsys):
+    with (corpus / "c4_sample.jsonl").open("ab") as file:
+        file.write(b'\n{"text": "   "}\n{"text": "caf\xe9"}\n')
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
+    assert (record["rows"], record["empty_rows"], record["broken_rows"]) == (162, 1, 1)
+    assert "c4_sample.jsonl:163: no UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (b'{"text": "cut', "no JSON"),
+        (b'{"content": "x"}', 'no string field "text"'),
+        (b'{"text": "\\ud800"}', "no UTF-8"),
+        (b"[1]", 'no string field "text"'),
+    ],
+)
+def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
+    (corpus / "c4_sample.jsonl").write_bytes(b'{"text": "fine"}\n' * 50 + (row + b"\n") * 2)
+    with pytest.raises(UserError, match=f"2 of 52 rows.*c4_sample.jsonl:51: {told}"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "told"),
+    [
+        (lambda corpus: None, {"--source": "nowhere"}, "no corpus at nowhere"),
+        (lambda corpus: None, {"--tokenizer_dir": "nowhere"}, "no tokenizer in nowhere"),
+        (lambda corpus: None, {"--val_fraction": "1.5"}, "--val_fraction is 1.5"),
+        (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl file"),
+        (lambda corpus: [file.write_text("") for file in corpus.iterdir()], {}, "no document .*0 rows"),
+        (lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()], {}, "no document"),
+        (lambda corpus: (corpus / "c4.jsonl").write_text("{}"), {}, "both domain 'c4'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(corpus, tokenizer_dir, tmp_path, capsys, spoil, arguments, told):
+    spoil(corpus)
+    given = {"--source": corpus, "--tokenizer_dir": tokenizer_dir, "--out_dir": tmp_path / "out", **arguments}
+    assert main(["prepare", *(str(word) for pair in given.items() for word in pair)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("inheritune: error: ")
+    import re
+
+    assert re.search(told, error)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_occupied_output_is_refused_and_kept(corpus, tokenizer_dir, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    with pytest.raises(UserError, match="already holds files"):
+        prepare(corpus, tokenizer_dir, out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_tokenizer_without_eos(corpus, tokenizer_dir, tmp_path, monkeypatch):
+    plain = Tokenizer.__init__
+    monkeypatch.setattr(
+        "inheritune_lit.data.prepare.Tokenizer.__init__",
+        lambda self, folder: (plain(self, folder), setattr(self, "eos_id", None))[0],
+    )
+    with pytest.raises(UserError, match="no EOS token"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out")
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
+
+
+def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, capsys):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", dry_run=True)
+    assert "2 domains (book, c4)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
