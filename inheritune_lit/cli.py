@@ -22,6 +22,7 @@ def slice_reference(
     embeddings: bool = True,
     final_norm: bool = True,
     head: bool = True,
+    attn_scale: Literal["position", "keep"] = "position",
     seed: int = 1337,
     dry_run: bool = False,
 ) -> None:
@@ -38,6 +39,8 @@ def slice_reference(
         embeddings: inherit the token embeddings.
         final_norm: inherit the norm before the head.
         head: inherit the prediction head.
+        attn_scale: for GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new
+            number, as the paper's code does, "keep" the one in the reference.
         seed: seed of random weights.
         dry_run: print the plan and stop.
     """
@@ -54,9 +57,33 @@ def slice_reference(
         embeddings=embeddings,
         final_norm=final_norm,
         head=head,
+        attn_scale=attn_scale,
         seed=seed,
         dry_run=dry_run,
     )
+
+
+def list_references() -> None:
+    """List the named references: layers, width, parameters, size on disk, licence."""
+    from inheritune_lit.references import reference_table
+
+    print(reference_table())
+
+
+def export(
+    checkpoint_dir: Path, out_dir: Path, max_shard_bytes: int = 5_000_000_000, licence: str | None = None
+) -> None:
+    """Write a checkpoint as a Hugging Face folder.
+
+    Args:
+        checkpoint_dir: litgpt checkpoint, such as a slice or the ``final/`` of a run.
+        out_dir: the new folder.
+        max_shard_bytes: bytes a safetensors file.
+        licence: licence for the model card, such as apache-2.0; the named reference's when not given.
+    """
+    from inheritune_lit.checkpoint.export import export as run
+
+    run(checkpoint_dir, out_dir, max_shard_bytes=max_shard_bytes, licence=licence)
 
 
 def prepare(
@@ -96,9 +123,7 @@ def pretrain(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None,
-    devices: int | Literal["auto"] = "auto",
-    num_nodes: int = 1,
+    precision: Literal["32-true", "bf16-mixed"] | None = None,
     seed: int = 1337,
     logger_name: Literal["csv", "tensorboard"] = "csv",
     dry_run: bool = False,
@@ -108,15 +133,13 @@ def pretrain(
     Args:
         initial_checkpoint_dir: litgpt checkpoint to start from, such as a slice.
         data: packed data from ``inheritune prepare``.
-        out_dir: run folder: logs, resumable state, and ``final/``, the trained checkpoint.
+        out_dir: run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint.
         train: budget, batches and schedule.
         eval: validation.
         optimizer: AdamW's settings.
         precision: bf16-mixed on a GPU, 32-true on CPU, when not given.
-        devices: devices a node.
-        num_nodes: number of nodes.
         seed: seed of the data order.
-        logger_name: where metrics go.
+        logger_name: "tensorboard" writes TensorBoard events beside ``metrics.csv``.
         dry_run: print the plan and stop.
     """
     from inheritune_lit.train.pretrain import pretrain as run
@@ -129,8 +152,6 @@ def pretrain(
         eval=eval,
         optimizer=optimizer,
         precision=precision,
-        devices=devices,
-        num_nodes=num_nodes,
         seed=seed,
         logger_name=logger_name,
         dry_run=dry_run,
@@ -187,7 +208,15 @@ def demo(out_dir: Path = Path("runs/demo")) -> None:
     run_demo(out_dir)
 
 
-COMMANDS = {"slice": slice_reference, "prepare": prepare, "pretrain": pretrain, "eval": evaluate, "demo": demo}
+COMMANDS = {
+    "references": list_references,
+    "slice": slice_reference,
+    "export": export,
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "eval": evaluate,
+    "demo": demo,
+}
 
 
 class _Parser(ArgumentParser):

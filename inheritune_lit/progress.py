@@ -14,22 +14,36 @@ class Progress:
         label: what is being done, a few words.
         total: amount of work, or None when it is not known.
         unit: unit of ``total``, such as "step" or "B" for bytes.
+        done: work done before, when something is continued.
         interval_s: seconds between plain lines where the output is no terminal.
         stream: where to write; stderr by default, so results on stdout stay clean.
     """
 
     def __init__(
-        self, label: str, total: int | None, unit: str, interval_s: float = 10.0, stream: TextIO | None = None
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        interval_s: float = 10.0,
+        stream: TextIO | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
         self.stream = stream if stream is not None else sys.stderr
-        self.done = 0
+        self.done = self._done_before = done
         self._note = ""
+        self._shown: int | None = None
         self._start = self._last = time.monotonic()
         self._bar = None
         if self.stream.isatty():
             self._bar = tqdm(
-                desc=label, total=total, unit=unit, unit_scale=unit == "B", file=self.stream, dynamic_ncols=True
+                desc=label,
+                total=total,
+                initial=done,
+                unit=unit,
+                unit_scale=unit == "B",
+                file=self.stream,
+                dynamic_ncols=True,
             )
 
     def __enter__(self) -> "Progress":
@@ -54,16 +68,17 @@ class Progress:
         """Take the bar away; elsewhere print the last line unless the work failed."""
         if self._bar is not None:
             self._bar.close()
-        elif not failed:
+        elif not failed and self._shown != self.done:
             self._line()
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._shown = time.monotonic(), self.done
         elapsed = self._last - self._start
         of_total = f"/{self.total:,}" if self.total is not None else ""
         left = ""
-        if self.total and 0 < self.done < self.total:
-            left = f", {elapsed * (self.total - self.done) / self.done:.0f} s left"
+        if self.total and self._done_before < self.done < self.total:
+            seconds_each = elapsed / (self.done - self._done_before)
+            left = f", {seconds_each * (self.total - self.done):.0f} s left"
         note = f", {self._note}" if self._note else ""
         line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}"
         print(line, file=self.stream, flush=True)

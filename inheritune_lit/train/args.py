@@ -8,13 +8,13 @@ class TrainArgs:
     """How long and in which batches to train. A step is an optimizer step."""
 
     global_batch_size: int = 64
-    """Samples an optimizer step, over all devices. Must be a multiple of micro_batch_size times the devices"""
+    """Samples an optimizer step; a multiple of micro_batch_size"""
     micro_batch_size: int = 4
-    """Samples a forward pass on one device"""
+    """Samples a forward pass"""
     max_seq_length: int | None = None
     """Tokens a sample; the model's block size when not given"""
     max_tokens: int | None = None
-    """Token budget. Give exactly one of max_tokens, max_steps and epochs"""
+    """Token budget; give exactly one of max_tokens, max_steps and epochs"""
     max_steps: int | None = None
     """Budget in optimizer steps"""
     epochs: int | None = None
@@ -28,7 +28,7 @@ class TrainArgs:
     log_interval: int = 10
     """Steps between log lines"""
     save_interval: int | None = 1000
-    """Steps between resumable saves; null saves only at the end"""
+    """Steps between resumable saves; null saves only when stopped by a signal"""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class EvalArgs:
     """When and on how much to validate."""
 
     interval: int = 200
-    """Steps between validations"""
+    """Steps between validations; the last step is always validated"""
     max_iters: int | None = None
-    """Micro-batches a validation; the whole validation set when not given"""
+    """Micro-batches a validation, always the same ones; the whole validation split when not given"""
     initial_validation: bool = True
     """Validate before the first step: the loss of the slice before healing"""
 
@@ -52,5 +52,8 @@ class OptimizerArgs:
     weight_decay: float = 0.1
     """Decay of matrices; norms and biases are never decayed"""
     beta1: float = 0.9
+    """Decay of the mean of the gradients"""
     beta2: float = 0.95
+    """Decay of the mean of the squared gradients"""
     eps: float = 1e-8
+    """Added to the denominator"""

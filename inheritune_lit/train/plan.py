@@ -1,0 +1,153 @@
+"""What a run will do and cost, worked out and checked before anything is spent."""
+
+from dataclasses import dataclass
+
+from litgpt.config import Config
+
+from inheritune_lit.errors import UserError
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Numbers of a run.
+
+    Attributes:
+        total_steps: optimizer steps.
+        accumulation: micro-batches a step.
+        block_size: tokens a sample.
+        tokens_per_step: inputs a step.
+        train_blocks, val_blocks: samples in the training data; samples a validation.
+        parameters: parameters of the model, a tied head counted once.
+        flops_per_token: forward and backward.
+    """
+
+    total_steps: int
+    accumulation: int
+    block_size: int
+    tokens_per_step: int
+    train_blocks: int
+    val_blocks: int
+    parameters: int
+    flops_per_token: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the run trains on."""
+        return self.total_steps * self.tokens_per_step
+
+
+def block_size_of(train: TrainArgs, config: Config) -> int:
+    """Tokens a sample.
+
+    Raises:
+        UserError: more than the model can attend to, or fewer than one.
+    """
+    block_size = config.block_size if train.max_seq_length is None else train.max_seq_length
+    if not 1 <= block_size <= config.block_size:
+        raise UserError(
+            f"--train.max_seq_length is {block_size}; the model attends to at most {config.block_size} tokens, give "
+            f"1 to {config.block_size}"
+        )
+    return block_size
+
+
+def flops_per_token(config: Config, block_size: int) -> float:
+    """Forward and backward FLOPs a token: 6 a matrix parameter (head included) and 6 * layers * width * T of causal
+    attention."""
+    qkv = (config.n_head + 2 * config.n_query_groups) * config.head_size * config.n_embd
+    projection = config.n_head * config.head_size * config.n_embd
+    mlp_matrices = 3 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 2
+    mlp = mlp_matrices * config.intermediate_size * config.n_embd
+    head = config.padded_vocab_size * config.n_embd
+    attention = config.n_layer * config.n_head * config.head_size * block_size
+    return 6.0 * (config.n_layer * (qkv + projection + mlp) + head + attention)
+
+
+def plan_run(
+    config: Config,
+    train: TrainArgs,
+    eval: EvalArgs,
+    optimizer: OptimizerArgs,
+    train_blocks: int,
+    val_blocks: int,
+    parameters: int,
+) -> RunPlan:
+    """Work out a run's numbers.
+
+    Args:
+        config: the model's.
+        train_blocks: samples in the training data.
+        val_blocks: samples in the validation data.
+        parameters: parameters of the model, a tied head counted once.
+
+    Raises:
+        UserError: the arguments contradict each other or make no run.
+    """
+    _check_ranges(train, eval, optimizer)
+    if train.global_batch_size % train.micro_batch_size:
+        raise UserError(
+            f"--train.global_batch_size {train.global_batch_size} is no multiple of --train.micro_batch_size "
+            f"{train.micro_batch_size}; change one of them"
+        )
+    block_size = block_size_of(train, config)
+    tokens_per_step = train.global_batch_size * block_size
+    total_steps = _total_steps(train, tokens_per_step, train_blocks)
+    if train.lr_warmup_steps >= total_steps:
+        raise UserError(
+            f"--train.lr_warmup_steps {train.lr_warmup_steps} leaves no step for the cosine: the run has {total_steps} "
+            "steps; give fewer warm-up steps or a larger budget"
+        )
+    if eval.max_iters is not None:
+        val_blocks = min(val_blocks, eval.max_iters * train.micro_batch_size)
+    return RunPlan(
+        total_steps=total_steps,
+        accumulation=train.global_batch_size // train.micro_batch_size,
+        block_size=block_size,
+        tokens_per_step=tokens_per_step,
+        train_blocks=train_blocks,
+        val_blocks=val_blocks,
+        parameters=parameters,
+        flops_per_token=flops_per_token(config, block_size),
+    )
+
+
+def _total_steps(train: TrainArgs, tokens_per_step: int, train_blocks: int) -> int:
+    budgets = {"max_tokens": train.max_tokens, "max_steps": train.max_steps, "epochs": train.epochs}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
+        raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
+    ((name, value),) = given.items()
+    if name == "max_steps":
+        steps = value
+    elif name == "max_tokens":
+        steps = value // tokens_per_step
+    else:
+        steps = value * train_blocks // train.global_batch_size
+    if steps < 1:
+        raise UserError(
+            f"--train.{name} {value} makes no optimizer step: a step takes {tokens_per_step:,} tokens and the data has "
+            f"{train_blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
+        )
+    return steps
+
+
+def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:
+    positive = {
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.log_interval": train.log_interval,
+        "train.save_interval": train.save_interval,
+        "train.max_norm": train.max_norm,
+        "eval.interval": eval.interval,
+        "eval.max_iters": eval.max_iters,
+        "optimizer.lr": optimizer.lr,
+    }
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} is {value}; give a number above 0")
+    if train.lr_warmup_steps < 0:
+        raise UserError(f"--train.lr_warmup_steps is {train.lr_warmup_steps}; give 0 or more")
+    if not 0 <= train.min_lr <= optimizer.lr:
+        raise UserError(f"--train.min_lr is {train.min_lr}; give a number from 0 to --optimizer.lr {optimizer.lr}")

@@ -1,0 +1,133 @@
+"""``inheritune pretrain``: continue the training of a checkpoint."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from inheritune_lit.checkpoint.folder import WEIGHTS
+from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
+from inheritune_lit.data.fits import check_fits
+from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.model.load import load_config, load_model
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.loop import Trainer
+from inheritune_lit.train.optim import build_optimizer
+from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
+from inheritune_lit.train.run_folder import RunResult, open_run, write_final
+from inheritune_lit.train.state import drop_state
+
+# These say how often to look, not what to compute: they may change when a run is continued.
+_FREE_SETTINGS = ("log_interval", "save_interval")
+
+
+def pretrain(
+    initial_checkpoint_dir: Path,
+    data: Path,
+    out_dir: Path,
+    *,
+    train: TrainArgs,
+    eval: EvalArgs,
+    optimizer: OptimizerArgs,
+    precision: str | None = None,
+    seed: int = 1337,
+    logger_name: str = "csv",
+    dry_run: bool = False,
+) -> RunResult | None:
+    """Train a litgpt checkpoint on packed data; the same call continues a run that was stopped or killed.
+
+    The run folder holds ``metrics.csv``, ``state.pth`` while the run lasts, and at its end ``final/``, a litgpt
+    checkpoint. Parameters are fp32 throughout; ``bf16-mixed`` computes in bf16.
+
+    Args:
+        initial_checkpoint_dir: litgpt checkpoint to start from.
+        data: packed data made with that checkpoint's tokenizer.
+        out_dir: run folder.
+        train, eval, optimizer: settings.
+        precision: "32-true" or "bf16-mixed"; by default the first on CPU, the second on a GPU.
+        seed: seed of the data order.
+        logger_name: "csv", or "tensorboard" for events beside the CSV file.
+        dry_run: print the plan and stop.
+
+    Returns:
+        What came out; None for a dry run.
+
+    Raises:
+        UserError: bad input, a run with other settings in ``out_dir``, or a loss that is not finite.
+    """
+    config = load_config(initial_checkpoint_dir)
+    check_fits(data, initial_checkpoint_dir)
+    block_size = block_size_of(train, config)
+    train_data, val_data = PackedDataset(data, "train", block_size), PackedDataset(data, "val", block_size)
+    model = load_model(initial_checkpoint_dir, dtype=torch.float32)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    plan = plan_run(config, train, eval, optimizer, len(train_data), len(val_data), parameters)
+    fabric = Fabric(accelerator="auto", devices=1, precision=precision or default_precision())
+    _print_plan(plan, config.name, train, fabric)
+    if dry_run:
+        return None
+    settings = _settings(initial_checkpoint_dir, data, train, eval, optimizer, fabric, seed)
+    if finished := open_run(out_dir, settings):
+        print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
+        return finished
+    model.max_seq_length = block_size
+    trained = fabric.setup(model)
+    adamw = fabric.setup_optimizers(build_optimizer(model, optimizer))
+    trainer = Trainer(fabric, trained, adamw, plan, train, eval, optimizer, train_data, val_data, out_dir, seed)
+    steps, validation = trainer.fit(tensorboard=logger_name == "tensorboard")
+    tokens = steps * plan.tokens_per_step
+    if validation is None:
+        return RunResult(None, steps, tokens, None, None)
+    result = write_final(out_dir, initial_checkpoint_dir, model, steps, tokens, validation)
+    drop_state(out_dir)
+    print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {result.final}")
+    return result
+
+
+def default_precision() -> str:
+    """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _settings(
+    initial_checkpoint_dir: Path,
+    data: Path,
+    train: TrainArgs,
+    eval: EvalArgs,
+    optimizer: OptimizerArgs,
+    fabric: Fabric,
+    seed: int,
+) -> dict[str, Any]:
+    """All that changes the outcome: a run is continued only where every value is the same."""
+    return {
+        "initial_checkpoint_dir": str(initial_checkpoint_dir),
+        "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
+        "data": str(data),
+        "data_manifest_sha256": sha256_file(data / MANIFEST),
+        "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
+        "eval": asdict(eval),
+        "optimizer": asdict(optimizer),
+        "precision": str(fabric._precision.precision),
+        "device": fabric.device.type,
+        "seed": seed,
+    }
+
+
+def _print_plan(plan: RunPlan, name: str, train: TrainArgs, fabric: Fabric) -> None:
+    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+    epochs = plan.total_steps * train.global_batch_size / plan.train_blocks
+    # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
+    memory_gb = 16 * plan.parameters / 1e9
+    print(
+        f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top\n"
+        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
+        f"{epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
+        f"      {plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
+        f"{plan.val_blocks:,} samples a validation\n"
+        f"      {plan.tokens * plan.flops_per_token:.2e} FLOPs on {device}, {fabric._precision.precision}",
+        file=sys.stderr,
+        flush=True,
+    )

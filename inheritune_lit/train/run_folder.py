@@ -1,0 +1,99 @@
+"""The folder of a run: which settings it belongs to, and what it ends with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
+from inheritune_lit.checkpoint.output import check_vacant, new_folder
+from inheritune_lit.errors import UserError
+from inheritune_lit.validation import ValidationResult
+
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outcome of ``pretrain``.
+
+    Attributes:
+        final: the trained checkpoint, or None when the run was stopped before its end.
+        steps, tokens: done so far, over all restarts.
+        val_loss, val_stderr: of the trained checkpoint, None when the run was stopped.
+    """
+
+    final: Path | None
+    steps: int
+    tokens: int
+    val_loss: float | None
+    val_stderr: float | None
+
+
+def open_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
+    """Make the folder of a new run, or check that an old one has the same settings.
+
+    Args:
+        run_dir: the run folder.
+        settings: everything that changes the outcome, JSON types only.
+
+    Returns:
+        The result, where the run is finished.
+
+    Raises:
+        UserError: the folder holds something else, or a run with other settings.
+    """
+    manifest = read_manifest(run_dir) if run_dir.is_dir() else None
+    if manifest is None:
+        check_vacant(run_dir)
+        with new_folder(run_dir) as staging:
+            write_manifest(staging, "run", {"settings": settings})
+        return None
+    if manifest.get("kind") != "run":
+        raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
+    for name, old, new in _differences(manifest["settings"], settings):
+        raise UserError(
+            f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
+        )
+    final = read_manifest(run_dir / FINAL) if (run_dir / FINAL).is_dir() else None
+    if final is None:
+        return None
+    return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+
+
+def write_final(
+    run_dir: Path, initial_dir: Path, model: torch.nn.Module, steps: int, tokens: int, validation: ValidationResult
+) -> RunResult:
+    """Write ``run_dir/final``, a litgpt checkpoint with the parameters as they were trained (fp32).
+
+    The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
+    """
+    with new_folder(run_dir / FINAL) as staging:
+        torch.save(model.state_dict(), staging / WEIGHTS)
+        copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
+        write_manifest(
+            staging,
+            "checkpoint",
+            {
+                "steps": steps,
+                "tokens": tokens,
+                "val_loss": validation.loss,
+                "val_stderr": validation.stderr,
+                "val_blocks": validation.blocks,
+                "run": read_manifest(run_dir),
+                "parent": read_manifest(initial_dir),
+            },
+        )
+    return RunResult(run_dir / FINAL, steps, tokens, validation.loss, validation.stderr)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of the settings that differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name, old, new
