@@ -11,7 +11,7 @@ SHAPE = {
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 128,
     "vocab_size": 2048,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
