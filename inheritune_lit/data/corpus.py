@@ -17,7 +17,7 @@ class ReadReport:
     Attributes:
         rows: lines that are not blank.
         bytes_read: bytes of the lines read so far.
-        empty: documents whose text is empty or only white space; they are left out.
+        empty: documents whose text is empty, only white space, or gives no token; they are left out.
         broken: lines that are no UTF-8, no JSON object, or lack a string ``text``; they are left out.
         first_broken: file, line number and fault of the first of them.
     """
@@ -39,7 +39,7 @@ def find_domains(source: Path) -> dict[str, Path]:
         File of each domain, by name.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or two share a domain's name or have none.
     """
     if source.is_file():
         files = [source]
@@ -52,6 +52,8 @@ def find_domains(source: Path) -> dict[str, Path]:
     domains: dict[str, Path] = {}
     for file in files:
         name = file.name.removesuffix(".jsonl").removesuffix("_sample")
+        if not name:
+            raise UserError(f"{file} names no domain; rename it to <domain>.jsonl")
         if name in domains:
             raise UserError(f"{file} and {domains[name]} are both domain {name!r}; rename or remove one")
         domains[name] = file
@@ -98,7 +100,7 @@ def _text_of(line: bytes, place: str, report: ReadReport) -> str | None:
             text.encode("utf-8")
     except UnicodeError as error:
         fault = f"no UTF-8 ({error.reason})"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
         fault = f"no JSON ({error})"
     if fault is None:
         return text

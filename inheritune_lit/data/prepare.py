@@ -105,18 +105,22 @@ def _pack_domain(
     progress: Progress,
 ) -> tuple[dict[str, Any], int]:
     """Write one domain's files; return its record for the manifest and its largest token id."""
-    report, max_token_id, seen_bytes = ReadReport(), 0, 0
+    report, max_token_id, seen_bytes, start = ReadReport(), 0, 0, time.monotonic()
     ending = [tokenizer.eos_id] if end_of_document else []
     with ExitStack() as stack:
         writers = {split: stack.enter_context(DocumentWriter(folder / split / domain, dtype)) for split in SPLITS}
         for texts in _batches(read_documents(file, report)):
             for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
                 if not ids:
+                    report.empty += 1
                     continue
-                max_token_id = max(max_token_id, *ids, *ending)
+                max_token_id = max(max_token_id, max(ids), *ending)
                 writers["val" if is_validation(text, val_fraction) else "train"].add([*ids, *ending])
+            documents = sum(writer.documents for writer in writers.values())
             tokens = sum(writer.tokens for writer in writers.values())
-            progress.update(report.bytes_read - seen_bytes, f"{domain}: {tokens:,} tokens")
+            rate = tokens / (time.monotonic() - start)
+            note = f"{domain}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
+            progress.update(report.bytes_read - seen_bytes, note)
             seen_bytes = report.bytes_read
     if report.broken:
         print(
@@ -149,20 +153,22 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _check_filled(source: Path, records: dict[str, dict[str, Any]]) -> None:
-    """A corpus must fill both splits; a domain without validation documents is worth a word."""
+    """A corpus must fill both splits; a domain missing from one is worth a word."""
     for split, advice in (("train", "give more text"), ("val", "give more text or a larger --val_fraction")):
         if not sum(record[split]["documents"] for record in records.values()):
             rows = sum(record["rows"] for record in records.values())
             raise UserError(f"no document of {source} ({rows} rows) is in the {split} split; {advice}")
-    if bare := [domain for domain, record in records.items() if not record["val"]["documents"]]:
-        print(f"inheritune: warning: no validation document in {', '.join(bare)}", file=sys.stderr)
+    for split in SPLITS:
+        if bare := [domain for domain, record in records.items() if not record[split]["documents"]]:
+            print(f"inheritune: warning: no {split} document in {', '.join(bare)}", file=sys.stderr)
 
 
 def _print_summary(records: dict[str, dict[str, Any]], seconds: float) -> None:
-    print(f"{'domain':<20} {'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}")
+    counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
+    print(f"{'domain':<20} {counts} {'empty rows':>11} {'broken rows':>12}")
     for domain, record in records.items():
         train, val = record["train"], record["val"]
         counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
-        print(f"{domain:<20} {counts}")
+        print(f"{domain:<20} {counts} {record['empty_rows']:>11,} {record['broken_rows']:>12,}")
     tokens = sum(record[split]["tokens"] for record in records.values() for split in SPLITS)
     print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")

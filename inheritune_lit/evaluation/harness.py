@@ -24,7 +24,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.tables import mmlu_macro, results_table
-from inheritune_lit.evaluation.tasks import TaskResolver
+from inheritune_lit.evaluation.tasks import ResolvedTasks, TaskResolver
 from inheritune_lit.model.load import load_config, load_model
 from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.validation import validate
@@ -90,9 +90,9 @@ def evaluate(
         "checkpoints": [],
     }
     with tempfile.TemporaryDirectory(prefix="inheritune-eval-") as scratch:
-        described = _resolve(tasks, data_dir, num_fewshot, Path(scratch))
+        resolved = _resolve(tasks, data_dir, num_fewshot, Path(scratch))
         print(
-            f"evaluate {len(checkpoint_dirs)} checkpoints on {len(described)} tasks"
+            f"evaluate {len(checkpoint_dirs)} checkpoints on {len(resolved.names)} tasks"
             f"{f', at most {limit} rows each' if limit else ''}"
             f"{' and held-out text' if val_data else ''} ({dtype} on {device})",
             file=sys.stderr,
@@ -108,7 +108,7 @@ def evaluate(
                 label = f"{name}: held-out text"
                 record["held_out"] = asdict(validate(model, held_out, batch_size, val_blocks, device, label=label))
                 record["held_out"]["max_seq_length"] = block_size
-            record |= _score_tasks(LitLM(model, Tokenizer(checkpoint_dir), batch_size), described, limit)
+            record |= _score_tasks(LitLM(model, Tokenizer(checkpoint_dir), batch_size), resolved, limit)
             record["seconds"] = round(time.monotonic() - start, 1)
             results["checkpoints"].append(record)
     table = results_table(results)
@@ -135,12 +135,12 @@ def _check_arguments(
             raise UserError(f"--{name} is {value}; give 1 or more")
 
 
-def _resolve(tasks: str | None, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> list[dict[str, Any]]:
+def _resolve(tasks: str | None, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> ResolvedTasks:
     if not tasks:
-        return []
+        return ResolvedTasks([], [])
     _quieten()
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    return TaskResolver(data_dir, num_fewshot, scratch).resolve(names)
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    return TaskResolver(data_dir, num_fewshot, scratch).resolve(asked)
 
 
 def _names(checkpoint_dirs: list[Path]) -> list[str]:
@@ -161,19 +161,17 @@ def _describe(name: str, checkpoint_dir: Path, model: torch.nn.Module) -> dict[s
     }
 
 
-def _score_tasks(lm: LitLM, described: list[dict[str, Any]], limit: int | None) -> dict[str, Any]:
+def _score_tasks(lm: LitLM, resolved: ResolvedTasks, limit: int | None) -> dict[str, Any]:
     """Scores of one checkpoint on all tasks."""
     tasks: dict[str, Any] = {}
-    if described:
-        # One group of inline tasks is the form that merges with registered tasks in every supported lm-eval.
-        group = {"group": "inheritune", "task": described}
+    if resolved.names:
         # lm-eval draws bars even where nobody sees them move; ours goes to the real stderr.
         with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
-            outcome = simple_evaluate(model=lm, tasks=[group], limit=limit, log_samples=False, bootstrap_iters=1000)
-        for task in described:
-            name = task["task"]
-            n = outcome["n-samples"][name]["effective"]
-            tasks[name] = _metrics(outcome["results"][name], n)
+            outcome = simple_evaluate(
+                model=lm, tasks=resolved.specs, limit=limit, log_samples=False, bootstrap_iters=1000
+            )
+        for name in resolved.names:
+            tasks[name] = _metrics(outcome["results"][name], outcome["n-samples"][name]["effective"])
     return {"tasks": tasks, "mmlu_macro": mmlu_macro(tasks), "truncated": lm.truncated}
 
 

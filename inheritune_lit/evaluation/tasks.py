@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from lm_eval.tasks import TaskManager
 from inheritune_lit.errors import UserError
 
 MMLU, MMLU_PREFIX, MMLU_FEWSHOT = "mmlu", "mmlu_", 5
+
+
+@dataclass(frozen=True)
+class ResolvedTasks:
+    """Tasks for ``lm_eval.simple_evaluate``.
+
+    Attributes:
+        names: of the tasks, as they stand in lm-eval's results.
+        specs: what to pass as ``tasks``.
+    """
+
+    names: list[str]
+    specs: list[dict[str, Any]]
 
 
 class TaskResolver:
@@ -32,21 +46,23 @@ class TaskResolver:
         self._mmlu_splits: dict[str, dict[str, list[str]]] = {}
         self.manager = TaskManager()
 
-    def resolve(self, names: list[str]) -> list[dict[str, Any]]:
-        """One description for each task; "mmlu" becomes one for each subject.
+    def resolve(self, asked: list[str]) -> "ResolvedTasks":
+        """Descriptions of the tasks asked for; "mmlu" becomes its subjects.
 
         Raises:
             UserError: an unknown task, or a task whose local rows are missing.
         """
-        tasks = []
-        for name in names:
+        registered, own = [], []
+        for name in asked:
             if name.endswith((".yaml", ".yml")):
-                tasks.append(self._from_file(Path(name)))
+                own.append(self._from_file(Path(name)))
             elif name == MMLU:
-                tasks += [self._registered(subject) for subject in self._mmlu_subjects()]
+                registered += [self._registered(subject) for subject in self._mmlu_subjects()]
             else:
-                tasks.append(self._registered(name))
-        return tasks
+                registered.append(self._registered(name))
+        # Changes of registered tasks merge only inside a group, and new tasks load only outside of one.
+        group = [{"group": "inheritune", "task": registered}] if registered else []
+        return ResolvedTasks([task["task"] for task in (*registered, *own)], group + own)
 
     def _registered(self, name: str) -> dict[str, Any]:
         entry = self.manager.task_index.get(name)

@@ -1,6 +1,7 @@
 """Text in, packed tokens out: what is packed decodes back to the text, and bad corpora are one clear line."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -105,7 +106,30 @@ def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, caps
     prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
     record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
     assert (record["rows"], record["empty_rows"], record["broken_rows"]) == (162, 1, 1)
-    assert "c4_sample.jsonl:163: no UTF-8" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "c4_sample.jsonl:163: no UTF-8" in told.err
+    heading, rows = told.out.splitlines()[0], told.out.splitlines()[1:3]
+    assert heading.split()[-4:] == ["empty", "rows", "broken", "rows"]
+    assert [row.split()[-2:] for row in rows] == [["0", "0"], ["1", "1"]]
+
+
+def test_a_text_without_tokens_counts_as_empty(corpus, documents, tokenizer_dir, tmp_path, monkeypatch):
+    encode, gone = Tokenizer.encode_batch, documents["book"][0]
+    monkeypatch.setattr(
+        "inheritune_lit.data.prepare.Tokenizer.encode_batch",
+        lambda self, texts: [[] if text == gone else ids for text, ids in zip(texts, encode(self, texts), strict=True)],
+    )
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["book"]
+    assert record["empty_rows"] == 1
+    assert record["train"]["documents"] + record["val"]["documents"] == len(documents["book"]) - 1
+
+
+def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path, capsys):
+    (corpus / "bare.jsonl").write_text("")
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warnings == [f"inheritune: warning: no {name} document in bare" for name in ("train", "val")]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +139,7 @@ def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, caps
         (b'{"content": "x"}', 'no string field "text"'),
         (b'{"text": "\\ud800"}', "no UTF-8"),
         (b"[1]", 'no string field "text"'),
+        (b"[" * 100_000, "no JSON"),
     ],
 )
 def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
@@ -134,6 +159,7 @@ def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
         (lambda corpus: [file.write_text("") for file in corpus.iterdir()], {}, "no document .*0 rows"),
         (lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()], {}, "no document"),
         (lambda corpus: (corpus / "c4.jsonl").write_text("{}"), {}, "both domain 'c4'"),
+        (lambda corpus: (corpus / "_sample.jsonl").write_text("{}"), {}, "_sample.jsonl names no domain"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(corpus, tokenizer_dir, tmp_path, capsys, spoil, arguments, told):
@@ -142,8 +168,6 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus, tokenizer_dir, tmp_path, 
     assert main(["prepare", *(str(word) for pair in given.items() for word in pair)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("inheritune: error: ")
-    import re
-
     assert re.search(told, error)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
