@@ -23,13 +23,15 @@ def slice_reference(
     final_norm: bool = True,
     head: bool = True,
     attn_scale: Literal["position", "keep"] = "position",
+    hash_sources: bool = True,
     seed: int = 1337,
     dry_run: bool = False,
 ) -> None:
     """Build a small model out of the layers of a pretrained one.
 
     Args:
-        ref: the reference: a known name, a hub repository, or a folder (Hugging Face or litgpt).
+        ref: the reference: a known name (see ``inheritune references``), a hub repository, a folder (Hugging Face or
+            litgpt) or a GGUF file.
         n: take the first n layers; short for ``--layers first:n``.
         layers: which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +.
         out_dir: folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given.
@@ -41,6 +43,7 @@ def slice_reference(
         head: inherit the prediction head.
         attn_scale: for GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new
             number, as the paper's code does, "keep" the one in the reference.
+        hash_sources: record the SHA-256 of the reference's files; local files are read whole for it.
         seed: seed of random weights.
         dry_run: print the plan and stop.
     """
@@ -58,6 +61,7 @@ def slice_reference(
         final_norm=final_norm,
         head=head,
         attn_scale=attn_scale,
+        hash_sources=hash_sources,
         seed=seed,
         dry_run=dry_run,
     )

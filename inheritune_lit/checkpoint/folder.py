@@ -36,6 +36,22 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
             )
 
 
+def refuse_outside_links(folder: Path) -> None:
+    """Check that no file of a folder is a link to somewhere else; the hub cache's links into its blobs are fine.
+
+    Raises:
+        UserError: a link points out of the folder: its target would be read, copied and maybe published.
+    """
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parent.parent / "blobs")
+    for path in folder.iterdir():
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in inside):
+            raise UserError(
+                f"{path} is a symlink out of its folder, to {path.resolve()}; copy the file into the folder"
+            )
+
+
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
     """Copy those of ``names`` that exist in ``source`` and return their names."""
     found = [name for name in names if (source / name).is_file()]

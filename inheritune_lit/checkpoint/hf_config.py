@@ -26,15 +26,20 @@ def load_hf_config(folder: Path) -> dict[str, Any] | None:
     return hf
 
 
-def require(hf: dict[str, Any], key: str) -> Any:
-    """An entry that must be there.
+def require(hf: dict[str, Any], key: str, kind: type = int) -> Any:
+    """A positive number that must be there.
+
+    Args:
+        kind: int for sizes, float for the rest.
 
     Raises:
-        UserError: it is not, or it is no positive number.
+        UserError: it is not there, or something else.
     """
     value = hf.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UserError(f"config.json: {key} is {value!r}, a positive number is needed; get the reference again")
+    if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
+        raise UserError(
+            f"config.json: {key} is {value!r}, a positive {kind.__name__} is needed; get the reference again"
+        )
     return value
 
 

@@ -1,5 +1,6 @@
 """New folders appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -43,10 +44,30 @@ def new_folder(out_dir: Path) -> Iterator[Path]:
         staging.chmod(0o777 & ~_umask())
         yield staging
         check_vacant(out_dir)
-        os.replace(staging, out_dir)
+        try:
+            os.replace(staging, out_dir)
+        except OSError:
+            # Another process may have taken the name since.
+            check_vacant(out_dir)
+            raise
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def explain_full_disk(out_dir: Path) -> Iterator[None]:
+    """Turn a full disk or an exhausted quota into one line.
+
+    Raises:
+        UserError: the block ran out of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"cannot write {out_dir}: {error.strerror}; free space or give another --out_dir") from error
 
 
 def _umask() -> int:

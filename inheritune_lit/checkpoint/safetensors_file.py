@@ -6,6 +6,7 @@ Format: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shap
 import json
 import math
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,33 @@ def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
         position = end
         entries[name] = TensorEntry(dtype, shape, 8 + len(header) + begin, 8 + len(header) + end)
     return entries
+
+
+def write_safetensors(
+    path: Path,
+    specs: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    chunks_of: Callable[[str], Iterable[torch.Tensor]],
+) -> None:
+    """Write a file tensor by tensor.
+
+    Args:
+        path: the file to write.
+        specs: the tensors in the order of their bytes.
+        chunks_of: gives the contiguous pieces whose bytes, one after the other, are the named tensor.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+        ValueError: the chunks of a tensor do not fill it.
+    """
+    with open(path, "wb") as file:
+        # transformers refuses files that don't say "pt".
+        file.write(build_header(specs, {"format": "pt"}))
+        for name, (dtype, shape) in specs.items():
+            written = 0
+            for chunk in chunks_of(name):
+                written += file.write(memoryview(chunk.view(-1).view(torch.uint8).numpy()))
+            if written != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name}: {written} bytes of {math.prod(shape) * dtype.itemsize}")
 
 
 def build_header(specs: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:

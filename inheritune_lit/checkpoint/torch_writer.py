@@ -1,5 +1,6 @@
 """``lit_model.pth`` written tensor by tensor: memory is bounded by a chunk, not by the model."""
 
+import errno
 import os
 import struct
 import zipfile
@@ -38,8 +39,12 @@ def write_torch_checkpoint(
     with FakeTensorMode():
         state = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
     state |= {name: state[target] for name, target in aliases.items()}
-    with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save(state, path)
+    try:
+        with torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(state, path)
+    except RuntimeError as error:
+        # Only sizes and names are written here: torch's stream fails when the file may not grow.
+        raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
     offsets = _storage_offsets(path, [spec.nbytes for spec in specs.values()])
     descriptor = os.open(path, os.O_RDWR)
     try:

@@ -3,8 +3,10 @@
 import json
 import mmap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -13,6 +15,7 @@ from inheritune_lit.checkpoint.safetensors_file import TensorEntry, read_header
 from inheritune_lit.errors import UserError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Weights:
 
     Attributes:
         files: the files, in name order.
-        format: "safetensors" or "litgpt".
+        format: "safetensors", "bin" or "litgpt".
         specs: every tensor's shape and dtype.
         file_of: the file of every tensor.
-        tied: names that share their storage in the file, as (kept name, other name).
+        tied: names that share their storage in the file, as pairs in name order, the later name first.
     """
 
     files: list[Path]
@@ -69,6 +72,18 @@ class Weights:
             )
         return raw.view(entry.dtype).view(entry.shape)
 
+    def renamed(self, rename: Callable[[str], str]) -> "Weights":
+        """The same tensors under other names."""
+        return Weights(
+            self.files,
+            self.format,
+            {rename(name): spec for name, spec in self.specs.items()},
+            {rename(name): path for name, path in self.file_of.items()},
+            [(rename(first), rename(second)) for first, second in self.tied],
+            {rename(name): tensor for name, tensor in self._mapped.items()},
+            {rename(name): entry for name, entry in self._entries.items()},
+        )
+
 
 def open_weights(folder: Path) -> Weights:
     """Find and map the weights of a Hugging Face or litgpt folder.
@@ -84,9 +99,26 @@ def open_weights(folder: Path) -> Weights:
         return _open_safetensors(_shards(folder / SAFETENSORS_INDEX), read_index(folder / SAFETENSORS_INDEX))
     if (folder / SAFETENSORS).is_file():
         return _open_safetensors([folder / SAFETENSORS], None)
+    if (folder / BIN_INDEX).is_file():
+        return _open_bin(_shards(folder / BIN_INDEX), read_index(folder / BIN_INDEX))
+    if (folder / BIN).is_file():
+        return _open_bin([folder / BIN], None)
     raise UserError(
-        f"{folder} holds no checkpoint: none of {WEIGHTS}, {SAFETENSORS}, {SAFETENSORS_INDEX} is there; check --ref"
+        f"{folder} holds no checkpoint: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; check --ref"
     )
+
+
+def open_files(files: list[Path], format_name: str) -> Weights:
+    """Map single files, each of which may hold a part of the tensors.
+
+    Args:
+        files: the files.
+        format_name: "safetensors" or "bin".
+
+    Raises:
+        UserError: a file is truncated or damaged.
+    """
+    return _open_safetensors(files, None) if format_name == "safetensors" else _open_bin(files, None)
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -122,16 +154,31 @@ def _open_safetensors(files: list[Path], index: dict[str, str] | None) -> Weight
             if name in entries:
                 raise UserError(f"{name} is in both {file_of[name]} and {path.name}; get the checkpoint again")
             entries[name], file_of[name] = entry, path
-    for name, file in (index or {}).items():
-        if name not in file_of or file_of[name].name != file:
-            raise UserError(f"the index puts {name} into {file}, which does not hold it; get the checkpoint again")
+    _check_index(index, file_of)
     specs = {name: TensorSpec(entry.shape, entry.dtype) for name, entry in entries.items()}
     return Weights(files, "safetensors", specs, file_of, _entries=entries)
 
 
+def _check_index(index: dict[str, str] | None, file_of: dict[str, Path]) -> None:
+    for name, file in (index or {}).items():
+        if name not in file_of or file_of[name].name != file:
+            raise UserError(f"the index puts {name} into {file}, which does not hold it; get the checkpoint again")
+
+
 def _open_litgpt(path: Path) -> Weights:
     state = load_torch_file(path)
-    return _from_state(state.get("model", state), [path], "litgpt", dict.fromkeys(state.get("model", state), path))
+    state = state.get("model", state)
+    return _from_state(state, [path], "litgpt", dict.fromkeys(state, path))
+
+
+def _open_bin(files: list[Path], index: dict[str, str] | None) -> Weights:
+    state: dict[str, torch.Tensor] = {}
+    file_of: dict[str, Path] = {}
+    for path in files:
+        for name, tensor in load_torch_file(path).items():
+            state[name], file_of[name] = tensor, path
+    _check_index(index, file_of)
+    return _from_state(state, files, "bin", file_of)
 
 
 def load_torch_file(path: Path) -> dict:
@@ -140,9 +187,16 @@ def load_torch_file(path: Path) -> dict:
     Raises:
         UserError: the file is damaged, or holds Python objects other than tensors.
     """
+    with open(path, "rb") as file:
+        # Only the zip format of torch >= 1.6 can be mapped.
+        mappable = file.read(2) == b"PK"
     try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        state = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} holds Python objects other than tensors and was not loaded; use safetensors"
+        ) from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, ... for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); get it again") from error
     if not isinstance(state, dict):
@@ -159,6 +213,6 @@ def _from_state(
         if not isinstance(tensor, torch.Tensor):
             raise UserError(f"{file_of[name]}: {name} is a {type(tensor).__name__}, not a tensor; get the file again")
         if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
-            tied.append((other, name))
+            tied.append((max(other, name), min(other, name)))
     specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     return Weights(files, format_name, specs, file_of, tied=tied, _mapped=state)

@@ -69,4 +69,4 @@ def initial_values(
 
 def _is_finite(chunk: torch.Tensor) -> bool:
     # One sum is many times faster than a test of every element; it can overflow, so a doubt is settled exactly.
-    return bool(chunk.sum(dtype=torch.float32).isfinite()) or bool(chunk.isfinite().all())
+    return bool(chunk.sum().isfinite()) or bool(chunk.isfinite().all())

@@ -8,6 +8,7 @@ from litgpt.config import Config
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.hf_config import trim_lists
+from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.checkpoint.pieces import Piece, describe
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights
 from inheritune_lit.errors import UserError
@@ -104,6 +105,10 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
         for field in ("sliding_window_indices", "rope_indices")
         if (value := getattr(config, field)) is not None
     }
+    if isinstance(config, GPT2Config):
+        scale = [config.attention_divisor(layer) - 1 for layer in layers]
+        keep = config.scale_attn_by_inverse_layer_idx and options.attn_scale == "keep" and options.init != "random"
+        per_layer["attn_scale_layers"] = scale if keep else None
     suffix = f"-{len(layers)}l" + ("-half-width" if options.init == "half-width" else "")
     config = replace(
         config,
@@ -112,7 +117,14 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
         n_layer=len(layers),
         **per_layer,
     )
-    return (half_width_config(config) if options.init == "half-width" else config), layers
+    if options.init == "half-width":
+        config = half_width_config(config)
+        if config.n_embd != config.n_head * config.head_size and not reference.architecture.free_head_size:
+            raise UserError(
+                f"--init half-width: {reference.config.n_head} heads of size {config.head_size} cannot be halved,"
+                f" and this architecture ties head size to width; choose another --init"
+            )
+    return config, layers
 
 
 def inherited_names(reference: ReferenceModel, options: SliceOptions) -> set[str]:
@@ -130,7 +142,7 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, options: Slic
 
     Args:
         reference: the opened reference.
-        weights: its weights; None is enough where nothing is inherited.
+        weights: its weights; None plans from the configuration alone.
         options: what to build.
 
     Raises:
@@ -150,7 +162,7 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, options: Slic
             continue
         if options.init == "half-width":
             pieces = narrow(module, pieces, shape, reference.config, config)
-        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, weights)), tuple(pieces))
+        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, weights, default)), tuple(pieces))
     stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
     hf = {
         **trim_lists(reference.hf, layers, reference.config.n_layer),
@@ -169,7 +181,7 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, options: Slic
         tensors=tensors,
         aliases={HEAD: EMBEDDING} if reference.tied else {},
         seed=options.seed,
-        stored_shapes={name: weights.specs[name].shape for name in stored} if weights else {},
+        stored_shapes={name: shape for name, shape in reference.stored_shapes().items() if name in stored},
     )
 
 
@@ -184,7 +196,7 @@ def _teacher_name(name: str, layers: list[int], options: SliceOptions) -> str | 
             "transformer.ln_f": options.final_norm,
         }.get(module, options.embeddings)
         return name if wanted else None
-    part = "norm" if "norm" in module else module.partition(".")[0]
+    part = "norm" if module.startswith("norm") else module.partition(".")[0]
     return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in options.parts else None
 
 
@@ -201,9 +213,9 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> Initia
     return Initialise("normal", std)
 
 
-def _dtype_of(pieces: list[Piece], weights: Weights | None) -> torch.dtype:
+def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype) -> torch.dtype:
     if weights is None:
-        raise ValueError("a plan that inherits needs weights")
+        return default
     dtypes = set()
     for piece in pieces:
         if piece.name not in weights.specs:

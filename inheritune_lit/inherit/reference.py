@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from litgpt.config import Config
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, hf_pieces, split_name
+from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
 from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.checkpoint.pieces import Piece
@@ -64,6 +64,16 @@ class ReferenceModel:
         """Names of the stored tensors behind litgpt tensors."""
         return {piece.name for name in names for piece in self.pieces(name) or ()}
 
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every stored tensor, as the configuration says."""
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.shapes.items():
+            for piece in self.pieces(name) or ():
+                rows = max(piece.stop, expected.get(piece.name, (0,))[-1 if piece.transpose else 0])
+                whole = (rows, *shape[1:])
+                expected[piece.name] = whole[::-1] if piece.transpose else whole
+        return expected
+
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type that ``config.json`` states, fp32 where it does not."""
@@ -83,6 +93,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
+    refuse_outside_links(folder)
     hf = load_hf_config(folder)
     if (folder / MODEL_CONFIG).is_file():
         return _open_litgpt(folder, org, name, hf)
@@ -123,31 +134,35 @@ def _open_litgpt(folder: Path, org: str, name: str | None, hf: dict[str, Any] | 
     return ReferenceModel(folder, org, name, config, hf, architecture, False, tied, tensor_shapes(config, tied))
 
 
-def check_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel:
+def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
     """Compare the weights that are there with what the configuration promises.
 
+    Sets ``reference.tied`` as the weights of a litgpt folder have it, whatever ``config.json`` says.
+
     Returns:
-        The reference, with ``tied`` as the weights have it.
+        The weights under their full names.
 
     Raises:
         UserError: a tensor that the model does not have, a wrong shape, or a tied head that differs.
     """
-    if not reference.hf_keys:
-        tied = (EMBEDDING, HEAD) in weights.tied or (HEAD, EMBEDDING) in weights.tied
+    if reference.hf_keys:
+        weights = weights.renamed(full_name(reference.architecture, weights.specs))
+    else:
+        # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
+        tied = (EMBEDDING, HEAD) in weights.tied or (
+            reference.tied
+            and {EMBEDDING, HEAD} <= weights.specs.keys()
+            and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
+        )
         reference.tied, reference.shapes = tied, tensor_shapes(reference.config, tied)
-    head = next(iter(reference.stored_names([EMBEDDING])))
-    expected: dict[str, tuple[int, ...]] = {}
-    for name, shape in reference.shapes.items():
-        for piece in reference.pieces(name) or ():
-            rows = max(piece.stop, expected.get(piece.name, (0,))[-1 if piece.transpose else 0])
-            whole = (rows, *shape[1:])
-            expected[piece.name] = whole[::-1] if piece.transpose else whole
+    embedding = next(iter(reference.stored_names([EMBEDDING])))
+    expected = reference.stored_shapes()
     for name, spec in weights.specs.items():
         if name not in expected:
             if name.endswith(reference.architecture.ignored):
                 continue
-            if reference.tied and name.endswith("lm_head.weight"):
-                _check_same(weights, head, name)
+            if reference.tied and name in (HEAD, f"{reference.architecture.outer['lm_head']}.weight"):
+                _check_same(weights, embedding, name)
                 continue
             raise UserError(
                 f"{weights.file_of[name]} holds {name}, which a model of its configuration does not have;"
@@ -163,7 +178,7 @@ def check_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel
                 f"{weights.file_of[name]}: {name} has dtype {spec.dtype}; quantised weights are not supported,"
                 f" give the floating-point checkpoint"
             )
-    return reference
+    return weights
 
 
 def _check_same(weights: Weights, embedding: str, head: str) -> None:

@@ -1,24 +1,24 @@
 """``inheritune slice``: a litgpt checkpoint out of a reference."""
 
-import errno
 import json
+import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS, copy_files
-from inheritune_lit.checkpoint.lit_config import save_lit_config
-from inheritune_lit.checkpoint.manifest import sha256_file, write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, new_folder
-from inheritune_lit.checkpoint.weights import Weights, open_weights
-from inheritune_lit.errors import UserError
+from inheritune_lit.checkpoint.lit_config import GPT2Config, save_lit_config
+from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file, write_manifest
+from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.inherit.execute import execute
+from inheritune_lit.inherit.locate import Located, locate
 from inheritune_lit.inherit.options import PARTS, SliceOptions
-from inheritune_lit.inherit.plan import Plan, build_plan
-from inheritune_lit.inherit.reference import ReferenceModel, check_weights, open_reference
+from inheritune_lit.inherit.plan import Plan, build_plan, student_config
+from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.progress import Progress
-from inheritune_lit.references import find_reference, unknown_reference
 
 
 def slice_reference(
@@ -34,11 +34,13 @@ def slice_reference(
     embeddings: bool = True,
     final_norm: bool = True,
     head: bool = True,
+    attn_scale: str = "position",
+    hash_sources: bool = True,
 ) -> Path:
     """Build a small model out of a pretrained one's layers.
 
     Args:
-        ref: a known name, a hub repository or a folder (Hugging Face or litgpt).
+        ref: a known name, a hub repository, a folder (Hugging Face or litgpt) or a GGUF file.
         out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
         dry_run: print the plan and stop.
 
@@ -50,59 +52,41 @@ def slice_reference(
     Raises:
         UserError: bad input; nothing is left behind.
     """
-    options = SliceOptions(n, layers, init, parts, embeddings, final_norm, head, seed)
-    folder, org, name = _locate(ref)
-    reference = open_reference(folder, org, name)
-    weights = None
-    if init != "random":
-        weights = open_weights(folder)
-        check_weights(reference, weights)
+    options = SliceOptions(n, layers, init, parts, embeddings, final_norm, head, attn_scale, hash_sources, seed)
+    with locate(ref) as located:
+        return _slice(located, options, out_dir, dry_run)
+
+
+def _slice(located: Located, options: SliceOptions, out_dir: Path | None, dry_run: bool) -> Path:
+    reference = located.reference
+    student = student_config(reference, options)[0]
+    out_dir = out_dir or Path("checkpoints") / reference.org / student.hf_config["name"]
+    if not dry_run:
+        check_vacant(out_dir)
+    weights = located.weights(options, dry_run)
     plan = build_plan(reference, weights, options)
-    out_dir = out_dir or Path("checkpoints") / reference.org / plan.config.hf_config["name"]
     _print_summary(reference, plan, options, out_dir)
     if dry_run:
-        for student, source in plan.sources().items():
-            print(f"  {student} <- {source}")
+        for name, source in plan.sources().items():
+            print(f"  {name} <- {source}")
         return out_dir
-    check_vacant(out_dir)
-    try:
-        with new_folder(out_dir) as staging:
-            _write(reference, weights, plan, options, staging)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"no space for {plan.nbytes / 1e9:.2f} GB at {out_dir} ({error.strerror}); nothing is left"
-        ) from error
+    with explain_full_disk(out_dir), new_folder(out_dir) as staging:
+        _write(located, weights, plan, options, staging)
     print(f"wrote {out_dir}", file=sys.stderr)
     return out_dir
 
 
-def _locate(ref: str) -> tuple[Path, str, str | None]:
-    """Folder, organisation and name of a reference."""
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return folder, "local", None
-    if ref.startswith((".", "/", "~")):
-        raise UserError(f"no folder at {ref}; give a checkpoint folder, a hub repository or a known name")
-    known = find_reference(ref)
-    if known is None and ref.count("/") != 1:
-        raise unknown_reference(ref)
-    from inheritune_lit.checkpoint.download import download_reference
-
-    repository = known.repository if known else ref
-    return download_reference(repository, gated=bool(known and known.gated)), *repository.split("/")
-
-
-def _write(
-    reference: ReferenceModel, weights: Weights | None, plan: Plan, options: SliceOptions, staging: Path
-) -> None:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        # The sources are hashed while they are copied: both read the same pages.
-        hashes = [pool.submit(sha256_file, file) for file in (weights.files if weights else ())]
+def _write(located: Located, weights: Weights | None, plan: Plan, options: SliceOptions, staging: Path) -> None:
+    reference, repository = located.reference, located.repository
+    # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
+    local = _feeding_files(plan, weights) if weights and not repository else []
+    with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
+        hashes = [pool.submit(_sha256, file) if options.hash_sources else None for file in local]
         with Progress(f"slice {plan.config.name}", plan.nbytes, "B") as progress:
             not_finite = execute(plan, weights, staging / WEIGHTS, progress)
-        files = _files_record(weights, [future.result() for future in hashes])
+        files = _files_record(local, [future.result() if future else None for future in hashes])
+    if weights and repository:
+        files = repository.record(weights)
     if not_finite:
         print(
             f"inheritune: warning: {len(not_finite)} tensors hold NaN or infinity, such as {not_finite[0]};"
@@ -115,7 +99,8 @@ def _write(
         "reference": {
             "org": reference.org,
             "name": reference.name,
-            "source": str(reference.folder),
+            "source": located.source,
+            "revision": repository.revision if repository else None,
             "format": weights.format if weights else None,
             "n_layer": reference.config.n_layer,
             "files": files,
@@ -125,6 +110,7 @@ def _write(
         "embeddings": options.embeddings,
         "final_norm": options.final_norm,
         "head": options.head,
+        "attn_scale": options.attn_scale if isinstance(plan.config, GPT2Config) else None,
         "seed": options.seed,
         "n_layer": plan.config.n_layer,
         "layers": plan.layers,
@@ -133,16 +119,35 @@ def _write(
         "parameters": {"total": plan.parameters, "non_embedding": plan.non_embedding_parameters},
         "copied": copied,
         "tensors": plan.sources(),
+        "parent": _parent(located),
     }
     write_manifest(staging, "slice", record)
 
 
-def _files_record(weights: Weights | None, hashes: list[str]) -> list[dict[str, Any]]:
-    if weights is None:
-        return []
+def _parent(located: Located) -> dict[str, Any] | None:
+    """The manifest of a reference that this package has made, without its list of tensors."""
+    manifest = read_manifest(located.reference.folder)
+    return {key: value for key, value in manifest.items() if key != "tensors"} if manifest else None
+
+
+def _feeding_files(plan: Plan, weights: Weights) -> list[Path]:
+    """The files that hold something of the student."""
+    if weights.format == "gguf":
+        return weights.files
+    return sorted({weights.file_of[name] for name in plan.stored_shapes})
+
+
+def _sha256(file: Path) -> str:
+    # The hub's cache names its blobs by their SHA-256.
+    blob = file.resolve()
+    stated = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if stated else sha256_file(file)
+
+
+def _files_record(files: list[Path], hashes: list[str | None]) -> list[dict[str, Any]]:
     return [
         {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-        for path, sha256 in zip(weights.files, hashes, strict=True)
+        for path, sha256 in zip(files, hashes, strict=True)
     ]
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from litgpt.config import Config
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
+from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.errors import UserError
+from inheritune_lit.model.gpt2 import build_model
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
@@ -21,11 +22,7 @@ def load_config(checkpoint_dir: Path) -> Config:
         UserError: the folder is no checkpoint, or the file does not describe a model litgpt knows.
     """
     require_checkpoint(checkpoint_dir)
-    path = checkpoint_dir / MODEL_CONFIG
-    try:
-        return Config.from_file(path)
-    except (yaml.YAMLError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path} is not a litgpt model configuration ({_first_line(error)})") from error
+    return load_lit_config(checkpoint_dir)
 
 
 def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +60,7 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: s
     """
     config, state = load_config(checkpoint_dir), load_state(checkpoint_dir)
     with torch.device("meta"):
-        model = GPT(config)
+        model = build_model(config)
     _check_state(checkpoint_dir, model, state)
     model.load_state_dict(state, strict=True, assign=True)
     # RoPE tables are buffers: the meta model's hold nothing, and a cast would round their angles.

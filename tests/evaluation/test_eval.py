@@ -218,7 +218,13 @@ def absent(name):
 
 util.find_spec = hide(util.find_spec, lambda name: None)
 metadata.version, metadata.distribution = hide(metadata.version, absent), hide(metadata.distribution, absent)
-sys.modules["transformers"] = None
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "transformers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
 from inheritune_lit.cli import main
 sys.exit(main(sys.argv[1:]))
 """

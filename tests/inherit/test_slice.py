@@ -131,6 +131,20 @@ def test_litgpt_folder_as_reference(make_llama, tmp_path, tied):
     assert read_manifest(second)["reference"]["format"] == "litgpt"
 
 
+@pytest.mark.parametrize("change", [0.0, 1.0])
+def test_litgpt_folder_with_a_head_stored_twice(make_llama, tmp_path, change):
+    """As litgpt's converter writes tied models; its training unties them."""
+    _, ref = make_llama(tie_word_embeddings=True)
+    first = slice_reference(str(ref), n=2, out_dir=tmp_path / "two")
+    state = {name: tensor.clone() for name, tensor in load_state(first).items()}
+    state["lm_head.weight"] += change
+    torch.save(state, first / "lit_model.pth")
+    out = slice_reference(str(first), n=1, out_dir=tmp_path / "out")
+    assert is_tied(load_state(out)) is (change == 0)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is (change == 0)
+    assert torch.equal(load_state(out)["lm_head.weight"], state["lm_head.weight"])
+
+
 def test_litgpt_folder_without_config_json(make_llama, tmp_path):
     model, ref = make_llama()
     first = slice_reference(str(ref), n=4, out_dir=tmp_path / "four")

@@ -1,7 +1,7 @@
 """What an architecture's table has to say."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class Architecture:
         bias_switches: module -> the ``config.json`` entry that says whether it has a bias, and the entry's default.
         config_class: litgpt's ``Config`` or a subclass.
         ignored: endings of stored tensors that are no weights, such as masks of old files.
+        free_head_size: ``config.json`` can state a head size other than width / heads.
         tied_by_default: what transformers assumes when ``tie_word_embeddings`` is absent.
         residual_modules: modules whose initial deviation shrinks with depth (GPT-2).
         litgpt_prefixes: how litgpt's own converters recognise the name; empty for their default branch.
@@ -72,9 +73,19 @@ class Architecture:
     bias_switches: dict[str, tuple[str, bool]] = field(default_factory=dict)
     config_class: type[Config] = Config
     ignored: tuple[str, ...] = ()
+    free_head_size: bool = False
     tied_by_default: bool = False
     residual_modules: frozenset[str] = field(default_factory=frozenset)
     litgpt_prefixes: tuple[str, ...] = ()
+
+
+def full_name(architecture: Architecture, names: Iterable[str]) -> Callable[[str], str]:
+    """How to write stored names in full: files saved from the model without its head leave the prefix out."""
+    prefix = architecture.base_prefix
+    if any(name.startswith(prefix) for name in names):
+        return lambda name: name
+    heads = tuple(f"{hf}." for hf in architecture.outer.values() if not hf.startswith(prefix))
+    return lambda name: name if name.startswith(heads) else prefix + name
 
 
 def split_name(name: str) -> tuple[int | None, str, str]:

@@ -21,7 +21,7 @@ def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
         "head_size": hf.get("head_dim") or require(hf, "hidden_size") // n_head,
         "intermediate_size": require(hf, "intermediate_size"),
         "block_size": require(hf, "max_position_embeddings"),
-        "norm_eps": require(hf, "rms_norm_eps"),
+        "norm_eps": require(hf, "rms_norm_eps", float),
         "norm_class_name": "RMSNorm",
         "mlp_class_name": "LLaMAMLP",
         "parallel_residual": False,
@@ -76,5 +76,6 @@ LLAMA = Architecture(
         "mlp.fc_2": ("mlp_bias", False),
         "mlp.proj": ("mlp_bias", False),
     },
+    free_head_size=True,
     ignored=("rotary_emb.inv_freq",),
 )

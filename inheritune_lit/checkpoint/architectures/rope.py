@@ -27,7 +27,11 @@ def rope_from_hf(hf: dict[str, Any], default_fraction: float = 1.0) -> dict[str,
     Raises:
         UserError: a scaling that litgpt does not compute.
     """
-    parameters = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    parameters: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(value := hf.get(key) or {}, dict):
+            raise UserError(f"config.json: {key} is {value!r}, not an object; get the reference again")
+        parameters |= value
     base = parameters.get("rope_theta", hf.get("rope_theta", hf.get("rotary_emb_base", 10000)))
     fraction = parameters.get(
         "partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", default_fraction))

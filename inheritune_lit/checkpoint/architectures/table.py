@@ -8,10 +8,11 @@ from inheritune_lit.checkpoint.architectures.base import Architecture
 from inheritune_lit.checkpoint.architectures.gpt2 import GPT2
 from inheritune_lit.checkpoint.architectures.gpt_neox import GPT_NEOX
 from inheritune_lit.checkpoint.architectures.llama import LLAMA
+from inheritune_lit.checkpoint.architectures.llama_relatives import MISTRAL, QWEN2, QWEN3
 from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.errors import UserError
 
-ARCHITECTURES = (LLAMA, GPT_NEOX, GPT2)
+ARCHITECTURES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, GPT2)
 
 
 def architecture_of_hf(hf: dict[str, Any]) -> Architecture:
@@ -35,7 +36,11 @@ def architecture_of_lit(config: Config) -> Architecture:
         UserError: none of the supported ones looks like this.
     """
     if config.norm_class_name == "RMSNorm" and config.mlp_class_name == "LLaMAMLP" and not config.scale_embeddings:
-        return LLAMA
+        if config.norm_qk:
+            return QWEN3
+        if config.sliding_window_size is not None:
+            return MISTRAL
+        return QWEN2 if config.attn_bias and not config.bias else LLAMA
     if isinstance(config, GPT2Config):
         return GPT2
     if config.norm_class_name == "LayerNorm" and config.mlp_class_name == "GptNeoxMLP" and config.bias:

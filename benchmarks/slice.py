@@ -1,0 +1,300 @@
+"""Slicing against `cp`, mergekit and litgpt: time, processor time and peak anonymous memory, as ratios within one run.
+
+    python benchmarks/slice.py --folder /big/disk [--shape openllama-3b|llama2-7b] [--mergekit path/to/mergekit-yaml]
+
+Writes benchmarks/results/slice-<shape>.json. Needs three times the reference's size on the disk.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from inheritune_lit.checkpoint.safetensors_file import write_safetensors
+
+SHAPES = {
+    "openllama-3b": {
+        "n": 13,
+        "num_hidden_layers": 26,
+        "hidden_size": 3200,
+        "intermediate_size": 8640,
+        "num_attention_heads": 32,
+        "litgpt": "open_llama_3b",
+    },
+    "llama2-7b": {
+        "n": 7,
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "litgpt": "Llama-2-7b-hf",
+    },
+    "tiny": {
+        "n": 2,
+        "num_hidden_layers": 4,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "litgpt": None,
+    },
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def build_reference(folder: Path, shape: dict) -> None:
+    """Write a LLaMA of random bf16 values in shards of 5 GB, and its configuration."""
+    width, mlp, depth = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32000, width)}
+    for layer in range(depth):
+        prefix = f"model.layers.{layer}."
+        tensors |= {f"{prefix}self_attn.{part}_proj.weight": (width, width) for part in "qkvo"}
+        tensors |= {f"{prefix}mlp.{part}_proj.weight": (mlp, width) for part in ("gate", "up")}
+        tensors |= {f"{prefix}mlp.down_proj.weight": (width, mlp)}
+        tensors |= {f"{prefix}{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
+    tensors |= {"model.norm.weight": (width,), "lm_head.weight": (32000, width)}
+    shards: list[dict] = [{}]
+    for name, size in tensors.items():
+        if sum(2 * torch.Size(other).numel() for _, other in shards[-1].values()) > 5e9:
+            shards.append({})
+        shards[-1][name] = (torch.bfloat16, size)
+    folder.mkdir(parents=True)
+    noise = (torch.randn(1 << 23) * 0.02).bfloat16()
+    weight_map = {}
+    for number, specs in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(specs, file)
+        write_safetensors(folder / file, specs, lambda name: random_chunks(name, tensors[name], noise))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    hf = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        **{key: value for key, value in shape.items() if key not in ("n", "litgpt")},
+    }
+    (folder / "config.json").write_text(json.dumps(hf))
+
+
+def random_chunks(name: str, size: tuple[int, ...], noise: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor's values, cut from ``noise`` at a place that depends on the name."""
+    left, start = torch.Size(size).numel(), sum(name.encode()) * 997 % 100_000
+    while left:
+        chunk = noise[start : start + left]
+        yield chunk
+        left, start = left - chunk.numel(), 0
+
+
+def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, float]:
+    """Wall time and peak anonymous memory of a command and its children."""
+    start = time.monotonic()
+    used = cpu_seconds()
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL)
+    peak = 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, anonymous_bytes(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    done.set()
+    watcher.join()
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}")
+    return {
+        "seconds": round(time.monotonic() - start, 2),
+        "cpu_seconds": round(cpu_seconds() - used, 2),
+        "peak_anonymous_mb": round(peak / 1e6, 1),
+    }
+
+
+def cpu_seconds() -> float:
+    """Processor time of the children that have ended: unlike wall time it holds on a busy machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def anonymous_bytes(process: int) -> int:
+    """Anonymous resident memory of a process and its children (Linux)."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return 0
+    own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    return own + sum(anonymous_bytes(int(child)) for child in children)
+
+
+TIMED = """
+import sys, time, threading
+from pathlib import Path
+{imports}
+sys.path.insert(0, {here!r})
+from slice import anonymous_bytes
+import os
+before = anonymous_bytes(os.getpid()); peak = before; done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, anonymous_bytes(os.getpid()))
+thread = threading.Thread(target=watch); thread.start()
+start, used = time.monotonic(), time.process_time()
+{work}
+seconds, cpu = time.monotonic() - start, time.process_time() - used
+done.set(); thread.join()
+import json
+Path({result!r}).write_text(json.dumps(dict(
+    seconds=round(seconds, 2), cpu_seconds=round(cpu, 2),
+    peak_anonymous_mb=round(peak / 1e6, 1), before_mb=round(before / 1e6, 1))))
+"""
+
+
+def measure_inside(imports: str, work: str, folder: Path) -> dict[str, float]:
+    """Time and peak anonymous memory of ``work`` alone, imports left out, in a process of its own."""
+    result = folder / "inside.json"
+    code = TIMED.format(imports=imports, work=work, here=str(Path(__file__).parent), result=str(result))
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    return json.loads(result.read_text())
+
+
+def read_through(folder: Path) -> None:
+    """Read a folder's files, so that every measurement finds them in the page cache if they fit."""
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def drop(path: Path) -> None:
+    """Remove what the last measurement has written."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    # Otherwise the next measurement pays for writing back this one's pages.
+    os.sync()
+
+
+LITGPT = """
+convert_hf_checkpoint(Path({ref!r}), model_name={name!r}, dtype=None)
+with incremental_save(Path({out!r})) as saver:
+    state = lazy_load(Path({ref!r}) / "lit_model.pth")
+    keep = {{}}
+    for key, value in state.items():
+        layer = int(key.split(".")[2]) if ".h." in key else 0
+        if layer < {n}:
+            keep[key] = saver.store_early(value._load_tensor() if hasattr(value, "_load_tensor") else value)
+    saver.save(keep)
+"""
+
+
+def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> dict:
+    """All measurements for one shape."""
+    shape = SHAPES[shape_name]
+    ref, out, copy = folder / f"ref-{shape_name}", folder / "out", folder / "copy"
+    if not ref.is_dir():
+        build_reference(ref, shape)
+    n = shape["n"]
+    work = f"slice_reference({str(ref)!r}, n={n}, out_dir=Path({str(out)!r}))"
+    imports = "from inheritune_lit.inherit.slice import slice_reference"
+    rows: dict[str, list[dict]] = {
+        "slice": [],
+        "slice, sources not hashed": [],
+        "cp": [],
+        "slice command": [],
+        "export": [],
+        "litgpt": [],
+        "mergekit": [],
+    }
+    for _ in range(repeats):
+        drop(out)
+        read_through(ref)
+        rows["slice"].append(measure_inside(imports, work, folder))
+        drop(out)
+        unhashed = work.replace("n=", "hash_sources=False, n=")
+        rows["slice, sources not hashed"].append(measure_inside(imports, unhashed, folder))
+        drop(copy)
+        rows["cp"].append(measure(["cp", str(out / "lit_model.pth"), str(copy)]))
+    drop(copy)
+    rows["export"].append(
+        measure_inside(
+            "from inheritune_lit.checkpoint.export import export",
+            f"export(Path({str(out)!r}), Path({str(copy)!r}))",
+            folder,
+        )
+    )
+    kept = (out / "lit_model.pth").stat().st_size
+    drop(out)
+    drop(copy)
+    read_through(ref)
+    command = [sys.executable, "-m", "inheritune_lit", "slice", "--ref", str(ref), "--n", str(n), "--out_dir", str(out)]
+    rows["slice command"].append(measure(command))
+    drop(out)
+    if mergekit:
+        read_through(ref)
+        recipe = folder / "mergekit.yaml"
+        recipe.write_text(
+            f"slices:\n- sources:\n  - model: {ref}\n    layer_range: [0, {n}]\n"
+            "merge_method: passthrough\ndtype: bfloat16\n"
+        )
+        rows["mergekit"].append(measure([str(mergekit), str(recipe), str(out), "--lazy-unpickle"]))
+        drop(out)
+    if shape["litgpt"]:
+        read_through(ref)
+        litgpt_work = LITGPT.format(ref=str(ref), name=shape["litgpt"], out=str(out), n=n)
+        litgpt_imports = (
+            "from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint\n"
+            "from litgpt.utils import incremental_save, lazy_load"
+        )
+        rows["litgpt"].append(measure_inside(litgpt_imports, litgpt_work, folder))
+        drop(ref / "lit_model.pth")
+        drop(ref / "model_config.yaml")
+        drop(out)
+    # mergekit is timed as a command, with its imports; the others without.
+    pairs = (
+        ("slice", "cp"),
+        ("slice, sources not hashed", "cp"),
+        ("slice", "litgpt"),
+        ("slice command", "mergekit"),
+    )
+    ratios = {}
+    for measured in ("seconds", "cpu_seconds"):
+        best = {name: min(row[measured] for row in found) for name, found in rows.items() if found}
+        ratios[measured] = {
+            f"{one} / {other}": round(best[one] / best[other], 2) for one, other in pairs if other in best
+        }
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    return {"shape": shape_name, "n": n, "kept_bytes": kept, "machine": machine, "rows": rows, "ratios": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--shape", choices=list(SHAPES), default="openllama-3b")
+    parser.add_argument("--mergekit", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    results = run(arguments.shape, arguments.folder, arguments.mergekit, arguments.repeats)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"slice-{arguments.shape}.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

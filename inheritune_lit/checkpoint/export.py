@@ -1,0 +1,156 @@
+"""``inheritune export``: a litgpt checkpoint as a Hugging Face folder."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, qkv_rows, split_name
+from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
+from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
+from inheritune_lit.checkpoint.hf_config import load_hf_config
+from inheritune_lit.checkpoint.lit_config import GPT2Config, load_lit_config
+from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
+from inheritune_lit.checkpoint.model_card import model_card
+from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.checkpoint.pieces import Piece, read_piece
+from inheritune_lit.checkpoint.safetensors_file import write_safetensors
+from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.progress import Progress
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class HFTensor:
+    """A tensor of the exported model: pieces of litgpt tensors, or zeros where there is nothing to copy.
+
+    Attributes:
+        divisors: (columns, divisor) of GPT-2's attention scale: the leading columns are divided by it, in fp32.
+    """
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+    divisors: tuple[int, int] | None = None
+
+
+def export(
+    checkpoint_dir: Path, out_dir: Path, *, max_shard_bytes: int = 5_000_000_000, licence: str | None = None
+) -> Path:
+    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+    Args:
+        checkpoint_dir: a litgpt checkpoint.
+        out_dir: the new folder.
+        max_shard_bytes: largest safetensors file; a larger tensor has a file of its own.
+        licence: for the model card; that of the named reference when None.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        UserError: the folder is no checkpoint, its weights and configuration disagree, or ``out_dir`` is occupied.
+    """
+    require_checkpoint(checkpoint_dir)
+    if max_shard_bytes < 1:
+        raise UserError(f"--max_shard_bytes {max_shard_bytes} is below 1; give bytes a file, such as 5000000000")
+    check_vacant(out_dir)
+    config, weights, hf = load_lit_config(checkpoint_dir), open_weights(checkpoint_dir), load_hf_config(checkpoint_dir)
+    architecture = architecture_of_hf(hf) if hf is not None else architecture_of_lit(config)
+    tied = (EMBEDDING, HEAD) in weights.tied
+    tensors = plan_export(architecture, config, weights, tied)
+    dtype = str(weights.specs[EMBEDDING].dtype).removeprefix("torch.")
+    hf = {
+        **(hf or {}),
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_types[0],
+        **architecture.to_hf(config),
+        "vocab_size": config.padded_vocab_size,
+        "tie_word_embeddings": tied,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    if isinstance(config, GPT2Config):
+        # The scale is in the weights: transformers ignores the flag under its default attention.
+        hf["scale_attn_by_inverse_layer_idx"] = False
+    origin = read_manifest(checkpoint_dir) or {}
+    with explain_full_disk(out_dir), new_folder(out_dir) as staging:
+        _write_shards(tensors, weights, staging, max_shard_bytes)
+        (staging / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+        copy_files(checkpoint_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
+        parameters = sum(tensor.spec.numel for tensor in tensors.values())
+        (staging / "README.md").write_text(model_card(config, origin, parameters, licence), encoding="utf-8")
+        write_manifest(staging, "export", {"checkpoint": checkpoint_dir.name, "origin": origin})
+    print(f"wrote {out_dir}", file=sys.stderr)
+    return out_dir
+
+
+def plan_export(architecture: Architecture, config: Any, weights: Weights, tied: bool) -> dict[str, HFTensor]:
+    """Hugging Face tensor -> where it comes from, in the order of the litgpt file.
+
+    Raises:
+        UserError: a tensor that the architecture does not have.
+    """
+    tensors: dict[str, HFTensor] = {}
+    for name, lit in weights.specs.items():
+        if name == HEAD and tied:
+            continue
+        layer, module, kind = split_name(name)
+        if module not in (architecture.outer if layer is None else architecture.block):
+            raise UserError(f"{weights.file_of[name]}: {name} is not a tensor of {architecture.class_name}")
+        divisors = None
+        if isinstance(config, GPT2Config) and module == "attn.qkv" and config.attention_divisor(layer) > 1:
+            divisors = (qkv_rows(config)[0], config.attention_divisor(layer))
+        for hf_name, pieces in lit_pieces(architecture, config, name, lit.shape[0]).items():
+            columns = lit.shape[:1] if pieces[0].transpose else lit.shape[1:]
+            rows = sum(piece.rows for piece in pieces)
+            spec = TensorSpec((rows, *columns) if kind == "weight" else (rows,), lit.dtype)
+            tensors[hf_name] = HFTensor(spec, tuple(pieces), divisors)
+    if isinstance(config, GPT2Config):
+        # transformers' GPT-2 always has biases; the paper's own models have none.
+        for name, tensor in list(tensors.items()):
+            bias = name.removesuffix("weight") + "bias"
+            if name.endswith(".weight") and bias not in tensors and (".h." in name or "ln_f" in name):
+                tensors[bias] = HFTensor(TensorSpec(tensor.spec.shape[-1:], tensor.spec.dtype), ())
+    return tensors
+
+
+def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[torch.Tensor]:
+    if not tensor.pieces:
+        yield torch.zeros(tensor.spec.shape, dtype=tensor.spec.dtype)
+    for piece in tensor.pieces:
+        for chunk in read_piece(weights.tensor(piece.name), piece):
+            if tensor.divisors:
+                columns, divisor = tensor.divisors
+                scaled = chunk.float()
+                scaled[..., :columns] /= divisor
+                chunk = scaled.to(chunk.dtype)
+            yield chunk
+            progress.update(chunk.nbytes)
+
+
+def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> None:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if filled and filled + tensor.spec.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.spec.nbytes
+    total = sum(tensor.spec.nbytes for tensor in tensors.values())
+    weight_map: dict[str, str] = {}
+    with Progress("export", total, "B") as progress:
+        for number, names in enumerate(shards, start=1):
+            file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            specs = {name: (tensors[name].spec.dtype, tensors[name].spec.shape) for name in names}
+            write_safetensors(folder / file, specs, lambda name: _chunks(tensors[name], weights, progress))
+            weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

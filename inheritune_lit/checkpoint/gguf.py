@@ -1,0 +1,60 @@
+"""GGUF files, through transformers: the whole model is dequantised, so memory is that of the model."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from inheritune_lit.errors import UserError
+
+
+def find_gguf(ref: Path) -> Path | None:
+    """The GGUF file that a reference means: itself, or the only one of a folder without other weights."""
+    if ref.suffix == ".gguf" and ref.is_file():
+        return ref
+    if not ref.is_dir() or (ref / "config.json").exists() or (ref / "model_config.yaml").exists():
+        return None
+    found = sorted(ref.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(f"{ref} holds {len(found)} GGUF files; give one of them with --ref, such as {found[0]}")
+    return found[0] if found else None
+
+
+@contextmanager
+def as_huggingface(path: Path) -> Iterator[Path]:
+    """A temporary Hugging Face folder with the file's model in bfloat16 and its tokenizer.
+
+    Raises:
+        UserError: transformers or gguf is not installed, or the file is damaged or of an unknown architecture.
+    """
+    missing = [name for name in ("transformers", "gguf") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"reading {path} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"{path} is not a GGUF file; get it again")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="inheritune-gguf-") as name:
+        folder = Path(name)
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+            model.save_pretrained(folder, max_shard_size="2GB")
+        except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{path} cannot be read ({reason}); get it again, or give a safetensors checkpoint"
+            ) from error
+        del model
+        try:
+            AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+            # Some versions copy the GGUF file itself under the name of a SentencePiece model.
+            (folder / "tokenizer.model").unlink(missing_ok=True)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path} has no readable tokenizer ({reason}); give a safetensors checkpoint") from error
+        yield folder

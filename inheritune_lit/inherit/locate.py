@@ -1,0 +1,76 @@
+"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from inheritune_lit.checkpoint.architectures.base import full_name
+from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
+from inheritune_lit.checkpoint.hub import Repository, open_repository
+from inheritune_lit.checkpoint.weights import Weights, open_weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.options import SliceOptions
+from inheritune_lit.inherit.plan import inherited_names
+from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
+from inheritune_lit.references import find_reference, unknown_reference
+
+
+@dataclass
+class Located:
+    """A reference and where it comes from.
+
+    Attributes:
+        reference: the opened reference.
+        source: its folder, file or repository, for the manifest.
+        repository: its hub repository, if it is from the hub.
+        gguf: its GGUF file, if it is one.
+    """
+
+    reference: ReferenceModel
+    source: str
+    repository: Repository | None = None
+    gguf: Path | None = None
+
+    def weights(self, options: SliceOptions, dry_run: bool) -> Weights | None:
+        """The weights a slice needs; None where a plan needs none: random weights, or a dry run on the hub."""
+        if options.init == "random" or (dry_run and self.repository):
+            return None
+        if self.repository is None:
+            weights = attach_weights(self.reference, open_weights(self.reference.folder))
+        else:
+            needed = self.reference.stored_names(inherited_names(self.reference, options))
+            downloaded = self.repository.download(needed, partial(full_name, self.reference.architecture))
+            weights = attach_weights(self.reference, downloaded)
+        if self.gguf:
+            weights.files, weights.format = [self.gguf], "gguf"
+        return weights
+
+
+@contextmanager
+def locate(ref: str) -> Iterator[Located]:
+    """Open a reference for the length of the block.
+
+    Raises:
+        UserError: there is no such reference, or it is damaged.
+    """
+    path = Path(ref).expanduser()
+    if gguf := find_gguf(path):
+        with as_huggingface(gguf) as folder:
+            yield Located(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
+    elif path.is_dir():
+        yield Located(open_reference(path, "local"), str(path))
+    else:
+        repository = _find_repository(ref)
+        reference = open_reference(repository.folder, *repository.name.split("/"))
+        yield Located(reference, repository.name, repository)
+
+
+def _find_repository(ref: str) -> Repository:
+    if ref.startswith((".", "/", "~")) or ref.endswith(".gguf"):
+        raise UserError(f"no folder at {ref}; give a checkpoint folder, a hub repository or a known name")
+    known = find_reference(ref)
+    if known is None and ref.count("/") != 1:
+        raise unknown_reference(ref)
+    return open_repository(known.repository if known else ref, gated=bool(known and known.gated))

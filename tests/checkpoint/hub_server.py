@@ -1,0 +1,119 @@
+"""A small hub on 127.0.0.1: repositories are folders, files are served whole or by range."""
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What the server serves and what it has been asked for.
+
+    Attributes:
+        repositories: name -> folder.
+        gated: names that need permission.
+        reads: (file, first byte, bytes sent) of every read of a weight file.
+        fail_after: number of weight reads after which answers break off half-way; None for never.
+        ranges: whether ranged reads are answered as such.
+    """
+
+    repositories: dict[str, Path] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    reads: list[tuple[str, int, int]] = field(default_factory=list)
+    fail_after: int | None = None
+    ranges: bool = True
+    url: str = ""
+
+    def sent(self) -> int:
+        """Bytes of weight files sent."""
+        return sum(count for _, _, count in self.reads)
+
+
+def serve(hub: Hub) -> ThreadingHTTPServer:
+    """Start serving in a thread; the caller shuts the server down."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            parts = urlparse(self.path).path.strip("/").split("/")
+            api = parts[:2] == ["api", "models"]
+            name = "/".join(parts[2:4] if api else parts[:2])
+            if name in hub.gated:
+                return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, body)
+            if name not in hub.repositories:
+                return self.send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+            folder = hub.repositories[name]
+            if api:
+                return self.send(200, json.dumps(self.info(name, folder)).encode(), {}, body)
+            path = folder.joinpath(*parts[4:])
+            if not path.is_file():
+                return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
+            return self.send_file(path, body)
+
+        def info(self, name: str, folder: Path) -> dict:
+            siblings = [
+                {"rfilename": path.name, "size": path.stat().st_size, "blobId": digest(path)[:40]}
+                | (
+                    {"lfs": {"sha256": digest(path), "size": path.stat().st_size, "pointerSize": 1}}
+                    if heavy(path)
+                    else {}
+                )
+                for path in sorted(folder.iterdir())
+            ]
+            return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+
+        def send_file(self, path: Path, body: bool) -> None:
+            data = path.read_bytes()
+            headers = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            asked = self.headers.get("Range")
+            status, start = 200, 0
+            if asked and hub.ranges:
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, stop = int(first), int(last or len(data) - 1) + 1
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+                status, data = 206, data[start:stop]
+            broken = False
+            if body and heavy(path):
+                broken = hub.fail_after is not None and len(hub.reads) >= hub.fail_after
+                hub.reads.append((path.name, start, len(data) // 2 if broken else len(data)))
+            self.send(status, data, headers, body, broken)
+
+        def send(self, status: int, data: bytes, headers: dict, body: bool, broken: bool = False) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if body:
+                self.wfile.write(data[: len(data) // 2] if broken else data)
+            if broken:
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def heavy(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".bin")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
