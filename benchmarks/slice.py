@@ -108,7 +108,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.005):
+        while not done.wait(0.02):
             peak = max(peak, anonymous_bytes(process.pid))
 
     watcher = threading.Thread(target=watch)
@@ -143,35 +143,21 @@ def anonymous_bytes(process: int) -> int:
 
 
 TIMED = """
-import sys, time, threading
+import json, time
 from pathlib import Path
 {imports}
-sys.path.insert(0, {here!r})
-from slice import anonymous_bytes
-import os
-before = anonymous_bytes(os.getpid()); peak = before; done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.005):
-        peak = max(peak, anonymous_bytes(os.getpid()))
-thread = threading.Thread(target=watch); thread.start()
 start, used = time.monotonic(), time.process_time()
 {work}
-seconds, cpu = time.monotonic() - start, time.process_time() - used
-done.set(); thread.join()
-import json
-Path({result!r}).write_text(json.dumps(dict(
-    seconds=round(seconds, 2), cpu_seconds=round(cpu, 2),
-    peak_anonymous_mb=round(peak / 1e6, 1), before_mb=round(before / 1e6, 1))))
+spent = dict(seconds=round(time.monotonic() - start, 2), cpu_seconds=round(time.process_time() - used, 2))
+Path({result!r}).write_text(json.dumps(spent))
 """
 
 
 def measure_inside(imports: str, work: str, folder: Path) -> dict[str, float]:
-    """Time and peak anonymous memory of ``work`` alone, imports left out, in a process of its own."""
+    """Like ``measure`` for ``work`` in a Python process of its own, but its imports take no time."""
     result = folder / "inside.json"
-    code = TIMED.format(imports=imports, work=work, here=str(Path(__file__).parent), result=str(result))
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    return json.loads(result.read_text())
+    command = [sys.executable, "-c", TIMED.format(imports=imports, work=work, result=str(result))]
+    return measure(command) | json.loads(result.read_text())
 
 
 def read_through(folder: Path) -> None:
@@ -279,7 +265,12 @@ def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> d
         ratios[measured] = {
             f"{one} / {other}": round(best[one] / best[other], 2) for one, other in pairs if other in best
         }
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    machine = {
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     return {"shape": shape_name, "n": n, "kept_bytes": kept, "machine": machine, "rows": rows, "ratios": ratios}
 
 

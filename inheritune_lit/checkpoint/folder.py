@@ -36,6 +36,11 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
             )
 
 
+def is_litgpt_folder(folder: Path) -> bool:
+    """Whether a folder is to be read as litgpt's, not as transformers': a folder can be half of each."""
+    return (folder / MODEL_CONFIG).is_file() and ((folder / WEIGHTS).is_file() or not (folder / HF_CONFIG).is_file())
+
+
 def refuse_outside_links(folder: Path) -> None:
     """Check that no file of a folder is a link to somewhere else; the hub cache's links into its blobs are fine.
 

@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from inheritune_lit.checkpoint.folder import WEIGHTS
+from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
 from inheritune_lit.checkpoint.safetensors_file import TensorEntry, read_header
 from inheritune_lit.errors import UserError
 
@@ -93,7 +93,7 @@ def open_weights(folder: Path) -> Weights:
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
-    if (folder / WEIGHTS).is_file():
+    if is_litgpt_folder(folder) and (folder / WEIGHTS).is_file():
         return _open_litgpt(folder / WEIGHTS)
     if (folder / SAFETENSORS_INDEX).is_file():
         return _open_safetensors(_shards(folder / SAFETENSORS_INDEX), read_index(folder / SAFETENSORS_INDEX))

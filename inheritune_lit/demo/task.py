@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TASK = "demo_next_passage"
-_CONTEXT_CHARACTERS = 320
-_CHOICE_CHARACTERS = 120
+_CONTEXT_CHARACTERS = 200
+_CHOICE_CHARACTERS = 80
 _CHOICES = 4
 
 
-def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 4) -> Path:
+def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 12) -> Path:
     """Write the rows and the lm-eval description of the task.
 
     Each row shows a stretch of one document and four stretches of the same length: the one that follows, and three from

@@ -10,7 +10,7 @@ from litgpt.config import Config
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, refuse_outside_links
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
 from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.checkpoint.pieces import Piece
@@ -95,7 +95,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
     refuse_outside_links(folder)
     hf = load_hf_config(folder)
-    if (folder / MODEL_CONFIG).is_file():
+    if is_litgpt_folder(folder):
         return _open_litgpt(folder, org, name, hf)
     if hf is None:
         raise UserError(f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; check --ref")

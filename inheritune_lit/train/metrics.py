@@ -1,8 +1,10 @@
 """Metrics of a run: always ``metrics.csv``, TensorBoard events on top when asked for."""
 
 import csv
+import os
 from pathlib import Path
 
+METRICS = "metrics.csv"
 COLUMNS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "seconds", "val_loss", "val_stderr")
 
 
@@ -16,12 +18,15 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, resumed_step: int, tensorboard: bool) -> None:
-        self.path = folder / "metrics.csv"
+        self.path = folder / METRICS
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        # A kill here must not cost the rows that are there.
+        aside = folder / f".{METRICS}.partial"
+        with aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
+        os.replace(aside, self.path)
         self._events = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -1,5 +1,6 @@
 """What a run will do and cost, worked out and checked before anything is spent."""
 
+import math
 from dataclasses import dataclass
 
 from litgpt.config import Config
@@ -14,6 +15,7 @@ class RunPlan:
 
     Attributes:
         total_steps: optimizer steps.
+        budget: tokens asked for; what is over whole steps is not trained.
         accumulation: micro-batches a step.
         block_size: tokens a sample.
         tokens_per_step: inputs a step.
@@ -23,6 +25,7 @@ class RunPlan:
     """
 
     total_steps: int
+    budget: int
     accumulation: int
     block_size: int
     tokens_per_step: int
@@ -92,7 +95,8 @@ def plan_run(
         )
     block_size = block_size_of(train, config)
     tokens_per_step = train.global_batch_size * block_size
-    total_steps = _total_steps(train, tokens_per_step, train_blocks)
+    budget = _budget(train, block_size, train_blocks)
+    total_steps = budget // tokens_per_step
     if train.lr_warmup_steps >= total_steps:
         raise UserError(
             f"--train.lr_warmup_steps {train.lr_warmup_steps} leaves no step for the cosine: the run has {total_steps} "
@@ -102,6 +106,7 @@ def plan_run(
         val_blocks = min(val_blocks, eval.max_iters * train.micro_batch_size)
     return RunPlan(
         total_steps=total_steps,
+        budget=budget,
         accumulation=train.global_batch_size // train.micro_batch_size,
         block_size=block_size,
         tokens_per_step=tokens_per_step,
@@ -112,25 +117,22 @@ def plan_run(
     )
 
 
-def _total_steps(train: TrainArgs, tokens_per_step: int, train_blocks: int) -> int:
+def _budget(train: TrainArgs, block_size: int, train_blocks: int) -> int:
+    """Tokens asked for, at least those of one step."""
     budgets = {"max_tokens": train.max_tokens, "max_steps": train.max_steps, "epochs": train.epochs}
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
         raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
     ((name, value),) = given.items()
-    if name == "max_steps":
-        steps = value
-    elif name == "max_tokens":
-        steps = value // tokens_per_step
-    else:
-        steps = value * train_blocks // train.global_batch_size
-    if steps < 1:
+    tokens_per_step = train.global_batch_size * block_size
+    unit = {"max_tokens": 1, "max_steps": tokens_per_step, "epochs": train_blocks * block_size}[name]
+    if value * unit < tokens_per_step:
         raise UserError(
             f"--train.{name} {value} makes no optimizer step: a step takes {tokens_per_step:,} tokens and the data has "
             f"{train_blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
-    return steps
+    return value * unit
 
 
 def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:
@@ -143,11 +145,17 @@ def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) ->
         "eval.interval": eval.interval,
         "eval.max_iters": eval.max_iters,
         "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
     }
     for name, value in positive.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value}; give a number above 0")
     if train.lr_warmup_steps < 0:
         raise UserError(f"--train.lr_warmup_steps is {train.lr_warmup_steps}; give 0 or more")
     if not 0 <= train.min_lr <= optimizer.lr:
         raise UserError(f"--train.min_lr is {train.min_lr}; give a number from 0 to --optimizer.lr {optimizer.lr}")
+    if not 0 <= optimizer.weight_decay < math.inf:
+        raise UserError(f"--optimizer.weight_decay is {optimizer.weight_decay}; give 0 or more")
+    for name, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
+        if not 0 <= beta < 1:
+            raise UserError(f"--optimizer.{name} is {beta}; give a number from 0 to below 1")

@@ -12,12 +12,14 @@ from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_config, load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.optim import build_optimizer
 from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
-from inheritune_lit.train.run_folder import RunResult, open_run, write_final
+from inheritune_lit.train.run_folder import RunResult, begin_run, find_run, write_final
+from inheritune_lit.train.signals import stop_requests
 from inheritune_lit.train.state import drop_state
 
 # These say how often to look, not what to compute: they may change when a run is continued.
@@ -57,32 +59,39 @@ def pretrain(
 
     Raises:
         UserError: bad input, a run with other settings in ``out_dir``, or a loss that is not finite.
+        KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
     """
     config = load_config(initial_checkpoint_dir)
     check_fits(data, initial_checkpoint_dir)
     block_size = block_size_of(train, config)
     train_data, val_data = PackedDataset(data, "train", block_size), PackedDataset(data, "val", block_size)
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
     model = load_model(initial_checkpoint_dir, dtype=torch.float32)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     plan = plan_run(config, train, eval, optimizer, len(train_data), len(val_data), parameters)
     fabric = Fabric(accelerator="auto", devices=1, precision=precision or default_precision())
+    settings = _settings(initial_checkpoint_dir, data, train, eval, optimizer, fabric, seed)
+    finished = find_run(out_dir, settings)
     _print_plan(plan, config.name, train, fabric)
     if dry_run:
         return None
-    settings = _settings(initial_checkpoint_dir, data, train, eval, optimizer, fabric, seed)
-    if finished := open_run(out_dir, settings):
+    if finished:
+        drop_state(out_dir)  # still there when the run was killed right after its end
         print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
         return finished
+    begin_run(out_dir, settings)
     model.max_seq_length = block_size
     trained = fabric.setup(model)
     adamw = fabric.setup_optimizers(build_optimizer(model, optimizer))
     trainer = Trainer(fabric, trained, adamw, plan, train, eval, optimizer, train_data, val_data, out_dir, seed)
-    steps, validation = trainer.fit(tensorboard=logger_name == "tensorboard")
-    tokens = steps * plan.tokens_per_step
-    if validation is None:
-        return RunResult(None, steps, tokens, None, None)
-    result = write_final(out_dir, initial_checkpoint_dir, model, steps, tokens, validation)
-    drop_state(out_dir)
+    with stop_requests() as stop:
+        steps, validation = trainer.fit(stop, tensorboard=logger_name == "tensorboard")
+        tokens = steps * plan.tokens_per_step
+        if validation is None:
+            return RunResult(None, steps, tokens, None, None)
+        result = write_final(out_dir, initial_checkpoint_dir, model, steps, tokens, validation)
+        drop_state(out_dir)
     print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {result.final}")
     return result
 
@@ -119,12 +128,13 @@ def _settings(
 def _print_plan(plan: RunPlan, name: str, train: TrainArgs, fabric: Fabric) -> None:
     device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
     epochs = plan.total_steps * train.global_batch_size / plan.train_blocks
+    left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
     # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
     memory_gb = 16 * plan.parameters / 1e9
     print(
         f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top\n"
-        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens, "
-        f"{epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
+        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens"
+        f"{left_over}, {epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
         f"      {plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
         f"{plan.val_blocks:,} samples a validation\n"
         f"      {plan.tokens * plan.flops_per_token:.2e} FLOPs on {device}, {fabric._precision.precision}",

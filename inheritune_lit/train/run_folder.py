@@ -33,8 +33,8 @@ class RunResult:
     val_stderr: float | None
 
 
-def open_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
-    """Make the folder of a new run, or check that an old one has the same settings.
+def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
+    """Check that a folder is free for a run or holds the same one; nothing is written.
 
     Args:
         run_dir: the run folder.
@@ -49,12 +49,10 @@ def open_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     manifest = read_manifest(run_dir) if run_dir.is_dir() else None
     if manifest is None:
         check_vacant(run_dir)
-        with new_folder(run_dir) as staging:
-            write_manifest(staging, "run", {"settings": settings})
         return None
     if manifest.get("kind") != "run":
         raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
-    for name, old, new in _differences(manifest["settings"], settings):
+    for name, old, new in _differences(manifest.get("settings", {}), settings):
         raise UserError(
             f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
         )
@@ -62,6 +60,13 @@ def open_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     if final is None:
         return None
     return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+
+
+def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of a run, unless ``find_run`` found it there."""
+    if read_manifest(run_dir) is None:
+        with new_folder(run_dir) as staging:
+            write_manifest(staging, "run", {"settings": settings})
 
 
 def write_final(
@@ -72,7 +77,7 @@ def write_final(
     The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
     """
     with new_folder(run_dir / FINAL) as staging:
-        torch.save(model.state_dict(), staging / WEIGHTS)
+        torch.save(_on_cpu(model.state_dict()), staging / WEIGHTS)
         copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
         write_manifest(
             staging,
@@ -88,6 +93,12 @@ def write_final(
             },
         )
     return RunResult(run_dir / FINAL, steps, tokens, validation.loss, validation.stderr)
+
+
+def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that a machine without a GPU can load; those that share their storage still do."""
+    copies: dict[int, torch.Tensor] = {}
+    return {name: copies.setdefault(tensor.data_ptr(), tensor.cpu()) for name, tensor in state.items()}
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

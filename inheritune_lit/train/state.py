@@ -22,6 +22,9 @@ def save_state(
     Args:
         step: optimizer steps done.
         seconds: training time so far.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the old state is untouched.
     """
     path, aside = run_dir / STATE, run_dir / f".{STATE}.partial"
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
@@ -31,10 +34,13 @@ def save_state(
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
         aside.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"cannot save the state to {path}: {error.strerror}; make room, then the same command continues from the "
+            f"cannot save the state to {path}: {cause.strerror}; make room, then the same command continues from the "
             "last save"
         ) from error
 
@@ -62,4 +68,5 @@ def load_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
 
 def drop_state(run_dir: Path) -> None:
     """Remove the state of a finished run: it is three times the size of the model."""
-    (run_dir / STATE).unlink(missing_ok=True)
+    for name in (STATE, f".{STATE}.partial"):
+        (run_dir / name).unlink(missing_ok=True)

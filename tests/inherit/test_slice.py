@@ -1,6 +1,7 @@
 """Slices against transformers with the layers removed, and byte by byte against the reference's files."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -143,6 +144,20 @@ def test_litgpt_folder_with_a_head_stored_twice(make_llama, tmp_path, change):
     assert is_tied(load_state(out)) is (change == 0)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is (change == 0)
     assert torch.equal(load_state(out)["lm_head.weight"], state["lm_head.weight"])
+
+
+def test_folder_that_is_half_litgpts(make_llama, tmp_path):
+    """litgpt's download leaves safetensors beside its own files; a broken conversion leaves only some of these."""
+    _, ref = make_llama()
+    litgpt = slice_reference(str(ref), n=5, out_dir=tmp_path / "litgpt")
+    expected = load_state(slice_reference(str(ref), n=2, out_dir=tmp_path / "expected"))
+    for number, files in enumerate((["lit_model.pth"], ["model_config.yaml"], ["lit_model.pth", "model_config.yaml"])):
+        for file in ("lit_model.pth", "model_config.yaml"):
+            (ref / file).unlink(missing_ok=True)
+        for file in files:
+            shutil.copyfile(litgpt / file, ref / file)
+        state = load_state(slice_reference(str(ref), n=2, out_dir=tmp_path / f"out{number}"))
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_litgpt_folder_without_config_json(make_llama, tmp_path):
