@@ -1,5 +1,7 @@
 """Packed data: a folder of tokens by split and domain, read in blocks."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,21 @@ def load_packed_manifest(folder: Path) -> dict[str, Any]:
     if manifest is None or manifest.get("kind") != "packed_data":
         raise UserError(f"{folder} is no packed data; make it with `inheritune prepare`")
     return manifest
+
+
+def content_sha256(folder: Path) -> str:
+    """Hash of what packed data holds: equal for the same text prepared again in the same way, wherever and whenever."""
+    manifest = load_packed_manifest(folder)
+    content = {
+        "tokenizer": manifest["tokenizer"]["sha256"],
+        "dtype": manifest["dtype"],
+        "options": manifest["options"],
+        "domains": {
+            name: [record[split] for split in SPLITS] + [source["sha256"] for source in record["sources"]]
+            for name, record in manifest["domains"].items()
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class PackedDataset:

@@ -107,19 +107,21 @@ def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: str, steps: 
         log_interval=10,
         save_interval=100,
     )
-    _stage(
-        f"train {name}",
-        run_dir / "final",
-        lambda: pretrain(
-            initial,
-            out_dir / "data",
-            run_dir,
-            train=train,
-            eval=EvalArgs(interval=25, max_iters=8),
-            optimizer=OptimizerArgs(lr=2e-3),
-            precision="32-true",
-        ),
+    _stage(f"train {name}", run_dir / "final", lambda: _pretrain(initial, out_dir / "data", run_dir, train))
+
+
+def _pretrain(initial: Path, data: Path, run_dir: Path, train: TrainArgs) -> None:
+    result = pretrain(
+        initial,
+        data,
+        run_dir,
+        train=train,
+        eval=EvalArgs(interval=25, max_iters=8),
+        optimizer=OptimizerArgs(lr=2e-3),
+        precision="32-true",
     )
+    if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
+        raise SystemExit(0)
 
 
 def _row(name: str, scored: dict[str, Any]) -> Row:

@@ -9,9 +9,9 @@ import torch
 from lightning.fabric import Fabric
 
 from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
+from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.data.fits import check_fits
-from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.packed import PackedDataset, content_sha256
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_config, load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
@@ -115,7 +115,7 @@ def _settings(
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
         "data": str(data),
-        "data_manifest_sha256": sha256_file(data / MANIFEST),
+        "data_sha256": content_sha256(data),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
         "eval": asdict(eval),
         "optimizer": asdict(optimizer),

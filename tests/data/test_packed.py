@@ -11,7 +11,7 @@ from litgpt.model import GPT
 
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
-from inheritune_lit.data.packed import PackedDataset, load_packed_manifest
+from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.sampler import BlockSampler
 from inheritune_lit.errors import UserError
@@ -78,6 +78,19 @@ def test_files_of_another_run_are_found(packed):
         writer.add([1, 2, 3])
     with pytest.raises(UserError, match="holds 3 tokens of 1 documents, the manifest says"):
         PackedDataset(packed, "train", 8)
+
+
+def test_content_hash_tells_texts_and_options_apart(corpus, tokenizer_dir, tmp_path, packed):
+    def made(name: str, **options) -> str:
+        prepare(corpus, tokenizer_dir, tmp_path / name, **{"val_fraction": 0.2, **options})
+        return content_sha256(tmp_path / name)
+
+    first = content_sha256(packed)
+    assert made("again") == first
+    assert made("other split", val_fraction=0.3) != first
+    with (corpus / "c4_sample.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert made("more text") != first
 
 
 def test_not_packed_data(tmp_path):

@@ -37,7 +37,7 @@ def test_tokenizer_of_the_shape_loses_nothing(tmp_path):
 def test_task_rows_come_from_the_text(tmp_path):
     draw = random.Random(0)
     documents = ["".join(draw.choices("abcdefgh \n", k=4000)) for _ in range(6)]
-    write_task(tmp_path, documents)
+    write_task(tmp_path, documents, per_document=4)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     for row in rows:

@@ -117,7 +117,7 @@ step = loop.Trainer._step
 def slow(self, number):
     if number >= int(sys.argv[1]):
         print("reached", flush=True)
-        time.sleep(30)
+        time.sleep(3)
     return step(self, number)
 loop.Trainer._step = slow
 sys.exit(main(sys.argv[2:]))
@@ -209,7 +209,7 @@ def test_data_that_changed_is_refused(run, tmp_path, tokenizer_dir):
     manifest = json.loads((data / "inheritune.json").read_text())
     manifest["options"]["val_fraction"] = 0.3
     (data / "inheritune.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="started with data_manifest_sha256"):
+    with pytest.raises(UserError, match="started with data_sha256"):
         run(data=data)
 
 
