@@ -1,6 +1,7 @@
 """Text to ids and back, against the libraries that define the tokenizers."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,18 +16,8 @@ TEXTS = ["Hello  world", " leading space", "x = 1\n\n    return x", "na√Øve caf√
 
 
 @pytest.fixture
-def sentencepiece_folder(tmp_path):
-    with (tmp_path / "tokenizer.model").open("wb") as model:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(Path(__file__).read_text().splitlines() * 3),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=400,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            minloglevel=2,
-        )
+def sentencepiece_folder(tmp_path, tokenizer_dir):
+    shutil.copyfile(tokenizer_dir / "tokenizer.model", tmp_path / "tokenizer.model")
     return tmp_path
 
 

@@ -137,7 +137,7 @@ def _check_arguments(
 
 def _resolve(tasks: str | None, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> ResolvedTasks:
     if not tasks:
-        return ResolvedTasks([], [])
+        return ResolvedTasks([], [], None)
     _quieten()
     asked = [name.strip() for name in tasks.split(",") if name.strip()]
     return TaskResolver(data_dir, num_fewshot, scratch).resolve(asked)
@@ -168,7 +168,12 @@ def _score_tasks(lm: LitLM, resolved: ResolvedTasks, limit: int | None) -> dict[
         # lm-eval draws bars even where nobody sees them move; ours goes to the real stderr.
         with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
             outcome = simple_evaluate(
-                model=lm, tasks=resolved.specs, limit=limit, log_samples=False, bootstrap_iters=1000
+                model=lm,
+                tasks=resolved.specs,
+                task_manager=resolved.manager,
+                limit=limit,
+                log_samples=False,
+                bootstrap_iters=1000,
             )
         for name in resolved.names:
             tasks[name] = _metrics(outcome["results"][name], outcome["n-samples"][name]["effective"])

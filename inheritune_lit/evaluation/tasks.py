@@ -21,10 +21,12 @@ class ResolvedTasks:
     Attributes:
         names: of the tasks, as they stand in lm-eval's results.
         specs: what to pass as ``tasks``.
+        manager: what to pass as ``task_manager``; making another takes seconds.
     """
 
     names: list[str]
     specs: list[dict[str, Any]]
+    manager: TaskManager | None
 
 
 class TaskResolver:
@@ -62,7 +64,7 @@ class TaskResolver:
                 registered.append(self._registered(name))
         # Changes of registered tasks merge only inside a group, and new tasks load only outside of one.
         group = [{"group": "inheritune", "task": registered}] if registered else []
-        return ResolvedTasks([task["task"] for task in (*registered, *own)], group + own)
+        return ResolvedTasks([task["task"] for task in (*registered, *own)], group + own, self.manager)
 
     def _registered(self, name: str) -> dict[str, Any]:
         entry = self.manager.task_index.get(name)

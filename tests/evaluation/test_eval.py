@@ -88,14 +88,16 @@ def hf_scores(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) ->
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32, attn_implementation="eager")
     lm = TheirLM(pretrained=model, tokenizer=stand_in, batch_size=4, device="cpu", max_length=512)
     type(lm).prefix_token_id = property(lambda self: ours.eos_id)
-    resolver = TaskResolver(rows_dir, None, tmp_path)
-    return simple_evaluate(model=lm, tasks=resolver.resolve(tasks).specs, log_samples=True, bootstrap_iters=10)
+    resolved = TaskResolver(rows_dir, None, tmp_path).resolve(tasks)
+    chosen = {"tasks": resolved.specs, "task_manager": resolved.manager}
+    return simple_evaluate(model=lm, **chosen, log_samples=True, bootstrap_iters=10)
 
 
 def our_samples(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) -> dict:
     lm = LitLM(load_model(folder), Tokenizer(folder), batch_size=3)
-    specs = TaskResolver(rows_dir, None, tmp_path).resolve(tasks).specs
-    return simple_evaluate(model=lm, tasks=specs, log_samples=True, bootstrap_iters=0)
+    resolved = TaskResolver(rows_dir, None, tmp_path).resolve(tasks)
+    chosen = {"tasks": resolved.specs, "task_manager": resolved.manager}
+    return simple_evaluate(model=lm, **chosen, log_samples=True, bootstrap_iters=0)
 
 
 def test_scores_and_loglikelihoods_equal_lm_evals_hf_model(checkpoint, rows_dir, tmp_path):
