@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from litgpt.config import Config
-
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from litgpt.config import Config
 from litgpt.model import GPT
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest

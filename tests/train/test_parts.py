@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT
 from tiny import SHAPE, make_checkpoint
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_model
