@@ -1,6 +1,7 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts work done towards a total and shows it.
+    """Counts work done towards a total, by any number of threads, and shows it.
 
     Args:
         label: what is being done, a few words.
@@ -35,6 +36,7 @@ class Progress:
         self._shown: int | None = None
         self._start = self._last = time.monotonic()
         self._bar = None
+        self._lock = threading.Lock()
         if self.stream.isatty():
             self._bar = tqdm(
                 desc=label,
@@ -54,15 +56,16 @@ class Progress:
 
     def update(self, amount: int = 1, note: str | None = None) -> None:
         """Add ``amount`` of work done; ``note`` replaces the text behind the figures."""
-        self.done += amount
-        if note is not None:
-            self._note = note
-        if self._bar is not None:
+        with self._lock:
+            self.done += amount
             if note is not None:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(amount)
-        elif time.monotonic() - self._last >= self.interval_s:
-            self._line()
+                self._note = note
+            if self._bar is not None:
+                if note is not None:
+                    self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(amount)
+            elif time.monotonic() - self._last >= self.interval_s:
+                self._line()
 
     def close(self, failed: bool = False) -> None:
         """Take the bar away; elsewhere print the last line unless the work failed."""

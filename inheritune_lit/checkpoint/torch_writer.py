@@ -1,7 +1,6 @@
 """``lit_model.pth`` written tensor by tensor: memory is bounded by a chunk, not by the model."""
 
 import errno
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from inheritune_lit.checkpoint.tensor_writer import Place, write_tensors
 from inheritune_lit.checkpoint.weights import TensorSpec
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -30,7 +30,7 @@ def write_torch_checkpoint(
         path: the file to write.
         specs: the tensors in the order they should have.
         aliases: names that share the storage of a name in ``specs``, such as a tied head.
-        chunks_of: gives the contiguous pieces whose bytes, one after the other, are the named tensor.
+        chunks_of: as for ``write_tensors``.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -46,25 +46,8 @@ def write_torch_checkpoint(
         # Only sizes and names are written here: torch's stream fails when the file may not grow.
         raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
     offsets = _storage_offsets(path, [spec.nbytes for spec in specs.values()])
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        for (name, spec), offset in zip(specs.items(), offsets, strict=True):
-            written = 0
-            for chunk in chunks_of(name):
-                written += write_tensor(descriptor, chunk, offset + written)
-            if written != spec.nbytes:
-                raise ValueError(f"{name}: {written} bytes of {spec.nbytes}")
-    finally:
-        os.close(descriptor)
-
-
-def write_tensor(descriptor: int, tensor: torch.Tensor, offset: int) -> int:
-    """Write a contiguous CPU tensor's bytes at a file offset and return their number."""
-    data = memoryview(tensor.view(-1).view(torch.uint8).numpy())
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
-    return done
+    places = {name: Place(offset, specs[name].nbytes) for name, offset in zip(specs, offsets, strict=True)}
+    write_tensors(path, places, chunks_of)
 
 
 def _storage_offsets(path: Path, sizes: list[int]) -> list[int]:
