@@ -9,7 +9,7 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
 def slice_reference(
@@ -127,9 +127,13 @@ def pretrain(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
-    precision: Literal["32-true", "bf16-mixed"] | None = None,
+    speed: SpeedArgs = SpeedArgs(),
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto",
     seed: int = 1337,
-    logger_name: Literal["csv", "tensorboard"] = "csv",
+    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv",
     dry_run: bool = False,
 ) -> None:
     """Continue the training of a checkpoint on packed data. The same command again continues a stopped run.
@@ -140,10 +144,14 @@ def pretrain(
         out_dir: run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint.
         train: budget, batches and schedule.
         eval: validation.
-        optimizer: AdamW's settings.
-        precision: bf16-mixed on a GPU, 32-true on CPU, when not given.
+        optimizer: which one, and its settings.
+        speed: kernels, compiler, memory.
+        precision: bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights.
+        devices: GPUs (or CPU processes) a node, or "auto" for every GPU.
+        num_nodes: nodes, each started with this command by torchrun or SLURM.
+        strategy: ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only.
         seed: seed of the data order.
-        logger_name: "tensorboard" writes TensorBoard events beside ``metrics.csv``.
+        logger_name: a logger beside ``metrics.csv``.
         dry_run: print the plan and stop.
     """
     from inheritune_lit.train.pretrain import pretrain as run
@@ -155,7 +163,11 @@ def pretrain(
         train=train,
         eval=eval,
         optimizer=optimizer,
+        speed=speed,
         precision=precision,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         seed=seed,
         logger_name=logger_name,
         dry_run=dry_run,

@@ -18,6 +18,7 @@ class Progress:
         done: work done before, when something is continued.
         interval_s: seconds between plain lines where the output is no terminal.
         stream: where to write; stderr by default, so results on stdout stay clean.
+        hidden: count, but show nothing.
     """
 
     def __init__(
@@ -28,16 +29,18 @@ class Progress:
         done: int = 0,
         interval_s: float = 10.0,
         stream: TextIO | None = None,
+        hidden: bool = False,
     ) -> None:
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
         self.stream = stream if stream is not None else sys.stderr
+        self.hidden = hidden
         self.done = self._done_before = done
         self._note = ""
         self._shown: int | None = None
         self._start = self._last = time.monotonic()
         self._bar = None
         self._lock = threading.Lock()
-        if self.stream.isatty():
+        if self.stream.isatty() and not hidden:
             self._bar = tqdm(
                 desc=label,
                 total=total,
@@ -75,6 +78,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if self.hidden:
+            return
         self._last, self._shown = time.monotonic(), self.done
         elapsed = self._last - self._start
         of_total = f"/{self.total:,}" if self.total is not None else ""

@@ -30,9 +30,9 @@ class TrainingModel(torch.nn.Module):
     def __init__(self, gpt: GPT, kernel: Literal["plain", "chunked", "liger"], z_loss: float = 0.0) -> None:
         super().__init__()
         if kernel != "plain" and z_loss:
-            raise UserError(f"--train.z_loss {z_loss} needs --train.loss_kernel plain, not {kernel}")
+            raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
         if kernel == "chunked" and (gpt.config.final_logit_softcapping is not None or gpt.config.lm_head_bias):
-            raise UserError("--train.loss_kernel chunked takes no soft-capped logits and no head bias; use plain")
+            raise UserError("--speed.loss_kernel chunked takes no soft-capped logits and no head bias; use plain")
         self.gpt, self.kernel, self.z_loss = gpt, kernel, z_loss
         self._fused = _liger_kernel() if kernel == "liger" else None
 
@@ -88,7 +88,7 @@ def _liger_kernel() -> torch.nn.Module:
         from liger_kernel.transformers import LigerCrossEntropyLoss
     except ImportError as error:
         raise UserError(
-            "--train.loss_kernel liger needs Liger-Kernel; install inheritune-lit[gpu], or use plain"
+            "--speed.loss_kernel liger needs Liger-Kernel; install inheritune-lit[gpu], or use plain"
         ) from error
     return LigerCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
 

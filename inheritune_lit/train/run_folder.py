@@ -5,13 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
 from inheritune_lit.checkpoint.output import check_vacant, new_folder
 from inheritune_lit.errors import UserError
-from inheritune_lit.validation import ValidationResult
 
 FINAL = "final"
 
@@ -67,38 +63,6 @@ def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
     if read_manifest(run_dir) is None:
         with new_folder(run_dir) as staging:
             write_manifest(staging, "run", {"settings": settings})
-
-
-def write_final(
-    run_dir: Path, initial_dir: Path, model: torch.nn.Module, steps: int, tokens: int, validation: ValidationResult
-) -> RunResult:
-    """Write ``run_dir/final``, a litgpt checkpoint with the parameters as they were trained (fp32).
-
-    The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
-    """
-    with new_folder(run_dir / FINAL) as staging:
-        torch.save(_on_cpu(model.state_dict()), staging / WEIGHTS)
-        copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
-        write_manifest(
-            staging,
-            "checkpoint",
-            {
-                "steps": steps,
-                "tokens": tokens,
-                "val_loss": validation.loss,
-                "val_stderr": validation.stderr,
-                "val_blocks": validation.blocks,
-                "run": read_manifest(run_dir),
-                "parent": read_manifest(initial_dir),
-            },
-        )
-    return RunResult(run_dir / FINAL, steps, tokens, validation.loss, validation.stderr)
-
-
-def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that a machine without a GPU can load; those that share their storage still do."""
-    copies: dict[int, torch.Tensor] = {}
-    return {name: copies.setdefault(tensor.data_ptr(), tensor.cpu()) for name, tensor in state.items()}
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
