@@ -9,7 +9,7 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, TrainArgs
 
 
 def slice_reference(
@@ -127,6 +127,9 @@ def pretrain(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
     precision: Literal["32-true", "bf16-mixed"] | None = None,
     seed: int = 1337,
     logger_name: Literal["csv", "tensorboard"] = "csv",
@@ -141,6 +144,11 @@ def pretrain(
         train: budget, batches and schedule.
         eval: validation.
         optimizer: AdamW's settings.
+        mixture: how often each domain is drawn.
+        documents: "packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample
+            within one document and pads what is left.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than when it was
+            started; from the next step on the new one counts.
         precision: bf16-mixed on a GPU, 32-true on CPU, when not given.
         seed: seed of the data order.
         logger_name: "tensorboard" writes TensorBoard events beside ``metrics.csv``.
@@ -155,6 +163,9 @@ def pretrain(
         train=train,
         eval=eval,
         optimizer=optimizer,
+        mixture=mixture,
+        documents=documents,
+        allow_data_change=allow_data_change,
         precision=precision,
         seed=seed,
         logger_name=logger_name,

@@ -1,6 +1,7 @@
 """Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass
@@ -18,7 +19,7 @@ class TrainArgs:
     max_steps: int | None = None
     """Budget in optimizer steps"""
     epochs: int | None = None
-    """Budget in passes over the training data"""
+    """Budget in tokens as passes over the training data; with weights, domains see more or fewer passes each"""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up"""
     min_lr: float = 3e-5
@@ -29,6 +30,15 @@ class TrainArgs:
     """Steps between log lines"""
     save_interval: int | None = 1000
     """Steps between resumable saves; null saves only when stopped by a signal"""
+
+
+@dataclass
+class MixtureArgs:
+    """How often each domain is drawn."""
+
+    weights: dict[str, float] | Literal["proportional", "uniform"] = "proportional"
+    """Relative weights by domain, such as {arxiv: 0.025, c4: 0.15}, a domain left out is not drawn; "uniform" weighs
+    all alike; "proportional" goes through all the data in epochs, each token once in each"""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -11,13 +11,16 @@ from lightning.fabric import Fabric
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.data.fits import check_fits
-from inheritune_lit.data.packed import PackedDataset, content_sha256
+from inheritune_lit.data.mixture import make_mixture
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_config, load_model
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
+from inheritune_lit.train.plan import block_size_of, plan_run
+from inheritune_lit.train.plan_text import plan_text
 from inheritune_lit.train.run_folder import RunResult, begin_run, find_run, write_final
 from inheritune_lit.train.signals import stop_requests
 from inheritune_lit.train.state import drop_state
@@ -34,6 +37,9 @@ def pretrain(
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
     precision: str | None = None,
     seed: int = 1337,
     logger_name: str = "csv",
@@ -48,7 +54,9 @@ def pretrain(
         initial_checkpoint_dir: litgpt checkpoint to start from.
         data: packed data made with that checkpoint's tokenizer.
         out_dir: run folder.
-        train, eval, optimizer: settings.
+        train, eval, optimizer, mixture: settings.
+        documents: "packed" cuts text into samples wherever they end; "separate" keeps each sample within one document.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than before.
         precision: "32-true" or "bf16-mixed"; by default the first on CPU, the second on a GPU.
         seed: seed of the data order.
         logger_name: "csv", or "tensorboard" for events beside the CSV file.
@@ -64,35 +72,43 @@ def pretrain(
     config = load_config(initial_checkpoint_dir)
     check_fits(data, initial_checkpoint_dir)
     block_size = block_size_of(train, config)
-    train_data, val_data = PackedDataset(data, "train", block_size), PackedDataset(data, "val", block_size)
+    train_data, val_data = (PackedDataset(data, split, block_size, documents) for split in ("train", "val"))
+    domains = make_mixture(train_data.domains, mixture.weights)
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
     model = load_model(initial_checkpoint_dir, dtype=torch.float32)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    plan = plan_run(config, train, eval, optimizer, len(train_data), len(val_data), parameters)
+    plan = plan_run(config, train, eval, optimizer, domains, len(val_data), parameters)
     fabric = Fabric(accelerator="auto", devices=1, precision=precision or default_precision())
-    settings = _settings(initial_checkpoint_dir, data, train, eval, optimizer, fabric, seed)
+    settings = _settings(initial_checkpoint_dir, train, eval, optimizer, fabric, seed)
+    settings |= data_settings(data, documents, domains)
     finished = find_run(out_dir, settings)
-    _print_plan(plan, config.name, train, fabric)
+    changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, allow_data_change)
+    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+    text = plan_text(plan, config.name, train, domains, changes, f"{device}, {fabric._precision.precision}")
+    print(text, file=sys.stderr, flush=True)
     if dry_run:
         return None
     if finished:
         drop_state(out_dir)  # still there when the run was killed right after its end
         print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
         return finished
-    begin_run(out_dir, settings)
+    begin_run(out_dir, settings, changes)
     model.max_seq_length = block_size
     trained = fabric.setup(model)
     adamw = fabric.setup_optimizers(build_optimizer(model, optimizer))
-    trainer = Trainer(fabric, trained, adamw, plan, train, eval, optimizer, train_data, val_data, out_dir, seed)
+    sampler = run_sampler(settings, changes)
+    trainer = Trainer(fabric, trained, adamw, plan, train, eval, optimizer, train_data, sampler, val_data, out_dir)
     with stop_requests() as stop:
         steps, validation = trainer.fit(stop, tensorboard=logger_name == "tensorboard")
-        tokens = steps * plan.tokens_per_step
         if validation is None:
-            return RunResult(None, steps, tokens, None, None)
-        result = write_final(out_dir, initial_checkpoint_dir, model, steps, tokens, validation)
+            return RunResult(None, steps, trainer.tokens, None, None)
+        result = write_final(out_dir, initial_checkpoint_dir, model, steps, trainer.tokens, validation)
         drop_state(out_dir)
     print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {result.final}")
+    if len(validation.domains) > 1:
+        for name, held_out in validation.domains.items():
+            print(f"  {name}: {held_out.loss:.4f} ± {held_out.stderr:.4f} over {held_out.tokens:,} tokens")
     return result
 
 
@@ -103,19 +119,16 @@ def default_precision() -> str:
 
 def _settings(
     initial_checkpoint_dir: Path,
-    data: Path,
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
     fabric: Fabric,
     seed: int,
 ) -> dict[str, Any]:
-    """All that changes the outcome: a run is continued only where every value is the same."""
+    """All that changes the outcome, data aside: a run is continued only where every value is the same."""
     return {
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
-        "data": str(data),
-        "data_sha256": content_sha256(data),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
         "eval": asdict(eval),
         "optimizer": asdict(optimizer),
@@ -123,21 +136,3 @@ def _settings(
         "device": fabric.device.type,
         "seed": seed,
     }
-
-
-def _print_plan(plan: RunPlan, name: str, train: TrainArgs, fabric: Fabric) -> None:
-    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
-    epochs = plan.total_steps * train.global_batch_size / plan.train_blocks
-    left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
-    # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
-    memory_gb = 16 * plan.parameters / 1e9
-    print(
-        f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top\n"
-        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens"
-        f"{left_over}, {epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
-        f"      {plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
-        f"{plan.val_blocks:,} samples a validation\n"
-        f"      {plan.tokens * plan.flops_per_token:.2e} FLOPs on {device}, {fabric._precision.precision}",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -1,16 +1,17 @@
 """The folder of a run: which settings it belongs to, and what it ends with."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
-from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
+from inheritune_lit.checkpoint.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.checkpoint.output import check_vacant, new_folder
 from inheritune_lit.errors import UserError
+from inheritune_lit.train.data_change import DATA_SETTINGS
 from inheritune_lit.validation import ValidationResult
 
 FINAL = "final"
@@ -34,7 +35,7 @@ class RunResult:
 
 
 def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
-    """Check that a folder is free for a run or holds the same one; nothing is written.
+    """Check that a folder is free for a run or holds the same one, data aside; nothing is written.
 
     Args:
         run_dir: the run folder.
@@ -53,6 +54,8 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     if manifest.get("kind") != "run":
         raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
     for name, old, new in _differences(manifest.get("settings", {}), settings):
+        if name.split(".")[0] in DATA_SETTINGS:
+            continue
         raise UserError(
             f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
         )
@@ -62,11 +65,18 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
 
 
-def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Make the folder of a run, unless ``find_run`` found it there."""
-    if read_manifest(run_dir) is None:
+def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
+    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data.
+
+    Args:
+        changes: from ``data_changes``.
+    """
+    manifest = read_manifest(run_dir)
+    if manifest is None:
         with new_folder(run_dir) as staging:
-            write_manifest(staging, "run", {"settings": settings})
+            write_manifest(staging, "run", {"settings": settings, "data_changes": changes})
+    elif manifest["data_changes"] != changes:
+        replace_manifest(run_dir, {**manifest, "settings": settings, "data_changes": changes})
 
 
 def write_final(
@@ -88,6 +98,7 @@ def write_final(
                 "val_loss": validation.loss,
                 "val_stderr": validation.stderr,
                 "val_blocks": validation.blocks,
+                "val_domains": {name: asdict(loss) for name, loss in validation.domains.items()},
                 "run": read_manifest(run_dir),
                 "parent": read_manifest(initial_dir),
             },

@@ -130,14 +130,14 @@ def test_a_loss_that_is_not_finite_names_its_samples(command, tmp_path, monkeypa
 def test_a_full_disk_keeps_the_old_state(tmp_path):
     model = torch.nn.Linear(100, 100)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_state(tmp_path, model, optimizer, 5, 1.0)
+    save_state(tmp_path, model, optimizer, 5, 320, 1.0)
     old = (tmp_path / "state.pth").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot save the state.*make room"):
-            save_state(tmp_path, model, optimizer, 6, 1.0)
+            save_state(tmp_path, model, optimizer, 6, 384, 1.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pth"]
-    assert load_state(tmp_path, model, optimizer) == (5, 1.0)
+    assert load_state(tmp_path, model, optimizer) == (5, 320, 1.0)
