@@ -9,7 +9,7 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
 def slice_reference(
@@ -132,6 +132,9 @@ def pretrain(
     devices: int | Literal["auto"] = 1,
     num_nodes: int = 1,
     strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto",
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
     seed: int = 1337,
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv",
     dry_run: bool = False,
@@ -150,6 +153,11 @@ def pretrain(
         devices: GPUs (or CPU processes) a node, or "auto" for every GPU.
         num_nodes: nodes, each started with this command by torchrun or SLURM.
         strategy: ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only.
+        mixture: how often each domain is drawn.
+        documents: "packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample
+            within one document and pads what is left.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than when it was
+            started; from the next step on the new one counts.
         seed: seed of the data order.
         logger_name: a logger beside ``metrics.csv``.
         dry_run: print the plan and stop.
@@ -164,6 +172,9 @@ def pretrain(
         eval=eval,
         optimizer=optimizer,
         speed=speed,
+        mixture=mixture,
+        documents=documents,
+        allow_data_change=allow_data_change,
         precision=precision,
         devices=devices,
         num_nodes=num_nodes,

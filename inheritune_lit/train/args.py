@@ -19,7 +19,7 @@ class TrainArgs:
     max_steps: int | None = None
     """Budget in optimizer steps"""
     epochs: int | None = None
-    """Budget in passes over the training data"""
+    """Budget in tokens as passes over the training data; with weights, domains see more or fewer passes each"""
     max_time: float | None = None
     """Seconds after which a call saves and leaves; the same command continues"""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
@@ -48,6 +48,15 @@ class TrainArgs:
     """Keep the weights with the lowest held-out loss as best/"""
     async_save: bool = False
     """Save while training goes on, from a copy in host memory"""
+
+
+@dataclass
+class MixtureArgs:
+    """How often each domain is drawn."""
+
+    weights: dict[str, float] | Literal["proportional", "uniform"] = "proportional"
+    """Relative weights by domain, such as {arxiv: 0.025, c4: 0.15}, a domain left out is not drawn; "uniform" weighs
+    all alike; "proportional" goes through all the data in epochs, each token once in each"""
 
 
 @dataclass

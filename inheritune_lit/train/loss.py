@@ -6,11 +6,10 @@ import torch
 from litgpt.model import GPT
 from torch.nn import functional as F
 
+from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
 
 LossKernel = Literal["auto", "plain", "chunked", "liger"]
-IGNORED = -100
-"""Targets of this value don't count."""
 _CHUNK_TOKENS = 1024
 
 
@@ -41,7 +40,7 @@ class TrainingModel(torch.nn.Module):
 
         Args:
             inputs_BT: token ids.
-            targets_BT: the ids one position later; ``IGNORED`` where none counts.
+            targets_BT: the ids one position later; ``PADDING`` where none counts.
         """
         targets_N = targets_BT.flatten()
         if self.kernel == "chunked":
@@ -50,10 +49,10 @@ class TrainingModel(torch.nn.Module):
         if self._fused is not None:
             return self._fused(logits_NV, targets_N).float()
         logits_NV = logits_NV.float()
-        loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+        loss = F.cross_entropy(logits_NV, targets_N, ignore_index=PADDING, reduction="sum")
         if self.z_loss:
             normaliser_N = logits_NV.logsumexp(dim=-1)
-            loss = loss + self.z_loss * normaliser_N.square()[targets_N != IGNORED].sum()
+            loss = loss + self.z_loss * normaliser_N.square()[targets_N != PADDING].sum()
         return loss
 
     def _hidden(self, inputs_BT: torch.Tensor) -> torch.Tensor:
@@ -90,7 +89,7 @@ def _liger_kernel() -> torch.nn.Module:
         raise UserError(
             "--speed.loss_kernel liger needs Liger-Kernel; install inheritune-lit[gpu], or use plain"
         ) from error
-    return LigerCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
+    return LigerCrossEntropyLoss(ignore_index=PADDING, reduction="sum")
 
 
 def _chunked_loss(hidden_NC: torch.Tensor, weight_VC: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -115,9 +114,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits_NV = (hidden_NC[chunk] @ weight_VC.T).float()
             targets = targets_N[chunk]
             logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-            loss += F.nll_loss(logprobs_NV, targets, ignore_index=IGNORED, reduction="sum")
+            loss += F.nll_loss(logprobs_NV, targets, ignore_index=PADDING, reduction="sum")
             if needs_gradient:
-                counted_N1 = (targets != IGNORED).unsqueeze(1)
+                counted_N1 = (targets != PADDING).unsqueeze(1)
                 grad_NV = logprobs_NV.exp_()
                 grad_NV.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -counted_N1.float())
                 grad_NV = (grad_NV * counted_N1).to(hidden_NC.dtype)

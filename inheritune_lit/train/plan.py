@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from inheritune_lit.budget import flops_per_token
 from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 
@@ -16,10 +18,11 @@ class RunPlan:
     Attributes:
         total_steps: optimizer steps.
         budget: tokens asked for; what is over whole steps is not trained.
+        tokens: tokens the run trains on (targets; the expected number where samples hold padding).
         accumulation: micro-batches a step.
         block_size: tokens a sample.
-        tokens_per_step: inputs a step.
-        train_blocks, val_blocks: samples in the training data; samples a validation.
+        tokens_per_step: inputs a step, padding included.
+        val_blocks: samples a validation.
         parameters: parameters of the model, a tied head counted once.
         flops_per_token: forward and backward.
         peak_flops: of one device in bf16, FLOP/s; None where it is not known.
@@ -27,19 +30,14 @@ class RunPlan:
 
     total_steps: int
     budget: int
+    tokens: int
     accumulation: int
     block_size: int
     tokens_per_step: int
-    train_blocks: int
     val_blocks: int
     parameters: int
     flops_per_token: float
     peak_flops: float | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the run trains on."""
-        return self.total_steps * self.tokens_per_step
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
@@ -62,7 +60,7 @@ def plan_run(
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
-    train_blocks: int,
+    mixture: Mixture,
     val_blocks: int,
     parameters: int,
     devices: int = 1,
@@ -72,7 +70,7 @@ def plan_run(
 
     Args:
         config: the model's.
-        train_blocks: samples in the training data.
+        mixture: the training data.
         val_blocks: samples in the validation data.
         parameters: parameters of the model, a tied head counted once.
         devices: over all nodes.
@@ -90,9 +88,9 @@ def plan_run(
             f"{train.micro_batch_size}{times}; change one of them"
         )
     block_size = block_size_of(train, config)
-    tokens_per_step = train.global_batch_size * block_size
-    budget = _budget(train, block_size, train_blocks)
-    total_steps = budget // tokens_per_step
+    targets_per_step = train.global_batch_size * mixture.tokens_per_sample
+    budget = _budget(train, targets_per_step, mixture)
+    total_steps = int(budget // targets_per_step)
     if train.lr_warmup_steps + train.lr_decay_steps >= total_steps:
         decay = f" and --train.lr_decay_steps {train.lr_decay_steps}" if train.lr_decay_steps else ""
         raise UserError(
@@ -103,11 +101,11 @@ def plan_run(
         val_blocks = min(val_blocks, eval.max_iters * train.micro_batch_size)
     return RunPlan(
         total_steps=total_steps,
-        budget=budget,
+        budget=int(budget),
+        tokens=int(total_steps * targets_per_step),
         accumulation=train.global_batch_size // together,
         block_size=block_size,
-        tokens_per_step=tokens_per_step,
-        train_blocks=train_blocks,
+        tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
         parameters=parameters,
         flops_per_token=flops_per_token(config, block_size),
@@ -115,7 +113,7 @@ def plan_run(
     )
 
 
-def _budget(train: TrainArgs, block_size: int, train_blocks: int) -> int:
+def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> Fraction:
     """Tokens asked for, at least those of one step."""
     budgets = {"max_tokens": train.max_tokens, "max_steps": train.max_steps, "epochs": train.epochs}
     given = {name: value for name, value in budgets.items() if value is not None}
@@ -123,14 +121,13 @@ def _budget(train: TrainArgs, block_size: int, train_blocks: int) -> int:
         seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
         raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
     ((name, value),) = given.items()
-    tokens_per_step = train.global_batch_size * block_size
-    unit = {"max_tokens": 1, "max_steps": tokens_per_step, "epochs": train_blocks * block_size}[name]
-    if value * unit < tokens_per_step:
+    unit = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}[name]
+    if value * unit < targets_per_step:
         raise UserError(
-            f"--train.{name} {value} makes no optimizer step: a step takes {tokens_per_step:,} tokens and the data has "
-            f"{train_blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
+            f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "
+            f"data has {mixture.blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
-    return value * unit
+    return value * Fraction(unit)
 
 
 def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:

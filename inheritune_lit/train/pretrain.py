@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
 
 from inheritune_lit.budget import peak_flops
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
 from inheritune_lit.data.fits import check_fits
-from inheritune_lit.data.packed import PackedDataset, content_sha256
+from inheritune_lit.data.mixture import make_mixture
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_config
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
 from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
-from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
+from inheritune_lit.train.plan import block_size_of, plan_run
+from inheritune_lit.train.plan_text import plan_text
 from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.setup import prepare_model, set_up
@@ -48,6 +50,9 @@ def pretrain(
     eval: EvalArgs,
     optimizer: OptimizerArgs,
     speed: SpeedArgs = SpeedArgs(),
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
     precision: Precision | None = None,
     devices: int | Literal["auto"] = 1,
     num_nodes: int = 1,
@@ -65,7 +70,9 @@ def pretrain(
         initial_checkpoint_dir: litgpt checkpoint to start from.
         data: packed data made with that checkpoint's tokenizer.
         out_dir: run folder.
-        train, eval, optimizer, speed: settings.
+        train, eval, optimizer, speed, mixture: settings.
+        documents: "packed" cuts text into samples wherever they end; "separate" keeps each sample within one document.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than before.
         precision: "32-true"; "bf16-mixed", fp32 weights computed with in bf16; or "bf16-true", bf16 weights with fp32
             copies in the optimizer. By default the first on CPU, the second on a GPU.
         devices, num_nodes, strategy: see ``build_fabric``.
@@ -83,7 +90,8 @@ def pretrain(
     config = load_config(initial_checkpoint_dir)
     check_fits(data, initial_checkpoint_dir)
     block_size = block_size_of(train, config)
-    train_data, val_data = PackedDataset(data, "train", block_size), PackedDataset(data, "val", block_size)
+    train_data, val_data = (PackedDataset(data, split, block_size, documents) for split in ("train", "val"))
+    domains = make_mixture(train_data.domains, mixture.weights)
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
     precision = precision or default_precision()
@@ -96,21 +104,26 @@ def pretrain(
         train,
         eval,
         optimizer,
-        len(train_data),
+        domains,
         len(val_data),
         parameters,
         devices=fabric.world_size,
         peak_flops=peak,
     )
     settings = {
-        **_settings(initial_checkpoint_dir, data, train, eval, optimizer, speed),
+        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
         "precision": precision,
         "device": fabric.device.type,
         "seed": seed,
+        **data_settings(data, documents, domains),
     }
     finished = find_run(out_dir, settings)
+    changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, allow_data_change)
     if fabric.global_rank == 0:
-        _print_plan(plan, config.name, train, fabric, precision)
+        name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+        machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
+        text = plan_text(plan, config.name, train, domains, changes, f"{machine}, {precision}")
+        print(text, file=sys.stderr, flush=True)
     if dry_run:
         return None
     if finished:
@@ -120,68 +133,50 @@ def pretrain(
         return finished
     fabric.barrier()
     if fabric.global_rank == 0:
-        begin_run(out_dir, settings)
+        begin_run(out_dir, settings, changes)
     fabric.barrier()
     trainee = set_up(fabric, gpt, optimizer, speed, precision, train.z_loss)
     sharded = strategy in ("fsdp", "hybrid")
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
+    sampler = run_sampler(settings, changes)
     log = MetricsLog(out_dir, logger_name, out_dir.name) if fabric.global_rank == 0 else NoLog()
-    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, val_data, saver, log, seed)
+    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log)
     with stop_requests() as stop:
         validation = trainer.fit(stop)
-        tokens = trainer.step * plan.tokens_per_step
         if validation is None:
-            return RunResult(None, trainer.step, tokens, None, None)
+            return RunResult(None, trainer.step, trainer.tokens, None, None)
         record = {
             "steps": trainer.step,
-            "tokens": tokens,
+            "tokens": trainer.tokens,
             "val_loss": validation.loss,
             "val_stderr": validation.stderr,
             "val_blocks": validation.blocks,
+            "val_domains": {name: asdict(held_out) for name, held_out in validation.domains.items()},
             "run": read_manifest(out_dir),
         }
         saver.save_final(out_dir / FINAL, record)
         if fabric.global_rank == 0:
             drop_state(out_dir)
             print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {out_dir / FINAL}")
-    return RunResult(out_dir / FINAL, trainer.step, tokens, validation.loss, validation.stderr)
+            if len(validation.domains) > 1:
+                for name, held_out in validation.domains.items():
+                    print(f"  {name}: {held_out.loss:.4f} ± {held_out.stderr:.4f} over {held_out.tokens:,} tokens")
+    return RunResult(out_dir / FINAL, trainer.step, trainer.tokens, validation.loss, validation.stderr)
 
 
 def _settings(
     initial_checkpoint_dir: Path,
-    data: Path,
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
     speed: SpeedArgs,
 ) -> dict[str, Any]:
-    """All that changes the outcome: a run is continued only where every value is the same."""
+    """All that changes the outcome, data aside: a run is continued only where every value is the same."""
     return {
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
-        "data": str(data),
-        "data_sha256": content_sha256(data),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
         "eval": asdict(eval),
         "optimizer": asdict(optimizer),
         "fp8": speed.fp8,
     }
-
-
-def _print_plan(plan: RunPlan, name: str, train: TrainArgs, fabric: Fabric, precision: Precision) -> None:
-    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
-    devices = f"{fabric.world_size} x {device}" if fabric.world_size > 1 else device
-    epochs = plan.total_steps * train.global_batch_size / plan.train_blocks
-    left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
-    # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
-    memory_gb = 16 * plan.parameters / 1e9
-    print(
-        f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top\n"
-        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens"
-        f"{left_over}, {epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
-        f"      {plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
-        f"{plan.val_blocks:,} samples a validation\n"
-        f"      {plan.tokens * plan.flops_per_token:.2e} FLOPs on {devices}, {precision}",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
+from inheritune_lit.checkpoint.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.checkpoint.output import check_vacant, new_folder
 from inheritune_lit.errors import UserError
+from inheritune_lit.train.data_change import DATA_SETTINGS
 
 FINAL = "final"
 
@@ -30,7 +31,7 @@ class RunResult:
 
 
 def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
-    """Check that a folder is free for a run or holds the same one; nothing is written.
+    """Check that a folder is free for a run or holds the same one, data aside; nothing is written.
 
     Args:
         run_dir: the run folder.
@@ -49,6 +50,8 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     if manifest.get("kind") != "run":
         raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
     for name, old, new in _differences(manifest.get("settings", {}), settings):
+        if name.split(".")[0] in DATA_SETTINGS:
+            continue
         raise UserError(
             f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
         )
@@ -58,11 +61,18 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
 
 
-def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Make the folder of a run, unless ``find_run`` found it there."""
-    if read_manifest(run_dir) is None:
+def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
+    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data.
+
+    Args:
+        changes: from ``data_changes``.
+    """
+    manifest = read_manifest(run_dir)
+    if manifest is None:
         with new_folder(run_dir) as staging:
-            write_manifest(staging, "run", {"settings": settings})
+            write_manifest(staging, "run", {"settings": settings, "data_changes": changes})
+    elif manifest["data_changes"] != changes:
+        replace_manifest(run_dir, {**manifest, "settings": settings, "data_changes": changes})
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -70,6 +70,23 @@ def load_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
         raise UserError(f"{path} cannot be read; remove it to start the run again") from error
 
 
+def saved_step(run_dir: Path) -> int:
+    """Optimizer steps done in a saved state, 0 where nothing was saved.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    folder = _sharded_folder(run_dir)
+    path = folder / _COUNTERS if folder else run_dir / STATE
+    if not path.is_file():
+        return 0
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return int((content if folder else content["counters"])["step"])
+    except Exception as error:
+        raise UserError(f"{path} cannot be read; remove it to start the run again") from error
+
+
 def save_sharded_state(
     run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict[str, Any]
 ) -> None:
@@ -99,10 +116,8 @@ def load_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.o
     Raises:
         UserError: a file is damaged.
     """
-    path = run_dir / SHARDED_STATE
-    if not path.is_dir():
-        path = run_dir / f".{SHARDED_STATE}.old"
-    if not path.is_dir():
+    path = _sharded_folder(run_dir)
+    if path is None:
         return {}
     try:
         counters = torch.load(path / _COUNTERS, weights_only=True)
@@ -113,6 +128,11 @@ def load_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.o
     except Exception as error:  # many kinds, as for one file
         raise UserError(f"{path} cannot be read; remove it to start the run again") from error
     return dict(counters)
+
+
+def _sharded_folder(run_dir: Path) -> Path | None:
+    found = (run_dir / name for name in (SHARDED_STATE, f".{SHARDED_STATE}.old"))
+    return next((folder for folder in found if folder.is_dir()), None)
 
 
 def drop_state(run_dir: Path) -> None:

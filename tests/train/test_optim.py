@@ -143,13 +143,14 @@ def test_fused_loss_equals_plain_cross_entropy(tmp_path):
     from tiny import SHAPE
 
     from inheritune_lit.checkpoint.litgpt_config import Config
-    from inheritune_lit.train.loss import IGNORED, TrainingModel
+    from inheritune_lit.data.packed import PADDING
+    from inheritune_lit.train.loss import TrainingModel
 
     torch.manual_seed(0)
     gpt = GPT(Config(**{**SHAPE, "block_size": 700}))
     tokens = torch.randint(0, 400, (3, 701))
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
-    targets[0, 600:] = IGNORED
+    targets[0, 600:] = PADDING
     found = {}
     for kernel in ("plain", "chunked"):  # 2,100 tokens: two whole chunks and a part of one
         gpt.zero_grad()

@@ -11,6 +11,7 @@ from tiny import SHAPE, make_checkpoint
 
 from inheritune_lit.budget import flops_per_token
 from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.mixture import DomainSize, Mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_model
@@ -120,14 +121,10 @@ def test_flops_of_the_papers_model():
     assert flops_per_token(OPENLLAMA_13L, 2048) == pytest.approx(10.79e9, rel=1e-3)
 
 
-def _plan(train: TrainArgs, **changes):
-    return plan_run(
-        OPENLLAMA_13L,
-        train,
-        EvalArgs(),
-        OptimizerArgs(),
-        **{"train_blocks": 1000, "val_blocks": 50, "parameters": 1, **changes},
-    )
+def _plan(train: TrainArgs, train_blocks: int = 1000, mixture: Mixture | None = None):
+    domains = {"all": DomainSize(train_blocks, train_blocks * (train.max_seq_length or 2048))}
+    mixture = mixture or Mixture(domains, None)
+    return plan_run(OPENLLAMA_13L, train, EvalArgs(), OptimizerArgs(), mixture, val_blocks=50, parameters=1)
 
 
 def test_plan_of_the_papers_run():

@@ -16,7 +16,7 @@ from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.data.sampler import BlockSampler
+from inheritune_lit.data.sampler import MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import is_tied, load_model, load_state
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs
@@ -35,7 +35,8 @@ def losses_of(run_dir: Path) -> list[tuple[str, str, str]]:
 def test_steps_equal_a_hand_written_loop(run, checkpoint, packed, tmp_path, train_args):
     run(train=replace(train_args, max_steps=3, max_norm=0.5))
     model = load_model(checkpoint)
-    data, sampler = PackedDataset(packed, "train", 32), BlockSampler(len(PackedDataset(packed, "train", 32)), 5)
+    data = PackedDataset(packed, "train", 32)
+    sampler = MixtureSampler({"easy": len(data)}, seed=5)
     decayed = [p for name, p in model.named_parameters() if "norm" not in name and "ln_f" not in name]
     plain = [p for name, p in model.named_parameters() if "norm" in name or "ln_f" in name]
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()}
