@@ -23,7 +23,7 @@ from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.schedule import learning_rate
-from inheritune_lit.validation import ValidationResult, validate
+from inheritune_lit.validation import Ranks, ValidationResult, validate
 
 
 @dataclass
@@ -237,7 +237,12 @@ class Trainer:
     def _validate(self) -> ValidationResult:
         with self.fabric.autocast():
             return validate(
-                self.trainee.gpt, self.val_data, self.train.micro_batch_size, self.plan.val_blocks, self.fabric.device
+                self.trainee.gpt,
+                self.val_data,
+                self.train.micro_batch_size,
+                self.plan.val_blocks,
+                self.fabric.device,
+                ranks=Ranks(self.fabric.global_rank, self.fabric.world_size, self._over_ranks),
             )
 
     def _speed(self) -> dict[str, float]:
@@ -266,7 +271,10 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        return self.fabric.all_reduce(values, reduce_op="sum") if self.fabric.world_size > 1 else values
+        """The sum over ranks, on all of them."""
+        if self.fabric.world_size == 1:
+            return values
+        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum").to(values.device)
 
     def _any_rank(self, here: bool) -> bool:
         """Whether one rank at least wants to stop: they must agree, or the others would wait for it for ever."""
