@@ -92,12 +92,12 @@ def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch
     before = signal.getsignal(signal.SIGINT)
     calls = []
 
-    def signalled(*args):
+    def signalled(*args, **kwargs):
         calls.append(1)
         # The 8th step; or the second validation, which follows step 10.
         if len(calls) == (8 if where == "step" else 2):
             os.kill(os.getpid(), number)
-        return original(*args)
+        return original(*args, **kwargs)
 
     args = command(train__save_interval=1000)  # only the signal saves
     with monkeypatch.context() as patch:
