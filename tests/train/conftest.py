@@ -20,7 +20,7 @@ def packed(tmp_path_factory, tokenizer_dir):
 
 @pytest.fixture(scope="session")
 def prepare_domains(tokenizer_dir):
-    """Packs domains of one-word-vocabularies; documents have 1 to 25 words, ``{"a": 40}`` asks for 40 of them."""
+    """Packs domains with five words of their own each; ``{"a": 40}`` asks for 40 documents of 1 to 25 words."""
 
     def make(folder: Path, documents: dict[str, int]) -> Path:
         source = folder.parent / f"{folder.name}-text"

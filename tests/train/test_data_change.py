@@ -16,14 +16,7 @@ from inheritune_lit.data.sampler import CYCLE, MixtureSampler
 from inheritune_lit.train import loop
 
 
-@pytest.fixture
-def stopped(checkpoint, mixed, tmp_path, monkeypatch):
-    """A weighted run that was stopped after 8 of its 30 steps, and its command line with changes."""
-
-    def command(**changes) -> list[str]:
-        given = {"mixture__weights": json.dumps(WEIGHTS), "out_dir": tmp_path / "run", "packed": mixed, **changes}
-        return pretrain_command(checkpoint, **given)
-
+def stop_after_8_steps(args: list[str]) -> None:
     original = loop.Trainer._step
 
     def step(self, number):
@@ -31,9 +24,26 @@ def stopped(checkpoint, mixed, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, number)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Trainer, "_step", step)
-        assert main(command()) == 0
+        assert main(args) == 0
+
+
+@pytest.fixture
+def command(checkpoint, mixed, tmp_path):
+    """Arguments of a weighted run of 30 steps, with changes."""
+
+    def build(**changes) -> list[str]:
+        given = {"mixture__weights": json.dumps(WEIGHTS), "out_dir": tmp_path / "run", "packed": mixed, **changes}
+        return pretrain_command(checkpoint, **given)
+
+    return build
+
+
+@pytest.fixture
+def stopped(command):
+    """The same arguments, and the run stopped after 8 steps."""
+    stop_after_8_steps(command())
     return command
 
 
@@ -120,6 +130,16 @@ def test_a_changed_run_killed_again_continues_bit_for_bit(stopped, more, tmp_pat
     again = {name: value for name, value in changes.items() if name != "allow_data_change"}
     assert main(stopped(**again)) == 0  # the change is made, it needs no leave any more
     assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
+def test_a_budget_that_the_new_data_has_used_up_is_refused(command, tmp_path, prepare_domains, capsys):
+    changes = {"mixture__weights": "proportional", "train__max_steps": None, "train__epochs": 1}
+    stop_after_8_steps(command(**changes))
+    less = prepare_domains(tmp_path / "less", {"code": 10})
+    blocks = len(PackedDataset(less, "train", 16))
+    assert main([*command(**changes, packed=less), "--allow_data_change"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"has done 8 steps, the budget makes {blocks // 4} of the new data" in told
 
 
 def test_a_change_without_its_state_is_refused(stopped, more, tmp_path, capsys):
