@@ -52,7 +52,7 @@ def test_a_killed_weighted_run_continues_bit_for_bit(checkpoint, mixed, tmp_path
     assert main(pretrain_command(checkpoint, mixed, tmp_path / "whole", **changes)) == 0
     broken = pretrain_command(checkpoint, mixed, tmp_path / "broken", **changes)
     kill_at_step(17, broken)
-    assert torch.load(tmp_path / "broken" / "state.pth", weights_only=True)["step"] == 10
+    assert torch.load(tmp_path / "broken" / "state.pth", weights_only=True)["counters"]["step"] == 10
     assert main(broken) == 0
     assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "whole")
     weights = [
