@@ -1,6 +1,7 @@
 """The training loop: optimizer steps, logging, validation, saving, stopping."""
 
 import math
+import resource
 import signal
 import sys
 import time
@@ -131,6 +132,7 @@ class Trainer:
         if self.step % self.train.log_interval == 0 or validates:
             row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr}
             row |= {"grad_norm": grad_norm, **self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
+            row |= {"memory_gb": _peak_memory(self.fabric.device) / 1e9}
             note = f"loss {loss:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
             if validates:
                 validation = self._validate()
@@ -289,3 +291,11 @@ class Trainer:
 
 def _columns(validation: ValidationResult) -> dict[str, float]:
     return {"val_loss": validation.loss, "val_stderr": validation.stderr}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use so far: a GPU's tensors, or the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -17,7 +17,7 @@ from inheritune_lit.train import loop
 from inheritune_lit.train.metrics import read_metrics
 from inheritune_lit.train.state import load_state, save_state
 
-TIMES = ("tokens_per_s", "seconds")
+TIMES = ("tokens_per_s", "mfu", "memory_gb", "seconds")
 
 KILLED_IN_ITS_SECOND_SAVE = """
 import io, os, signal, sys, torch
