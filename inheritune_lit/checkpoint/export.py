@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, qkv_rows, split_name
+from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, split_name
+from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
 from inheritune_lit.checkpoint.hf_config import load_hf_config
@@ -67,7 +68,7 @@ def export(
     hf = {
         **(hf or {}),
         "architectures": [architecture.class_name],
-        "model_type": architecture.model_types[0],
+        "model_type": architecture.model_type,
         **architecture.to_hf(config),
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": tied,
@@ -100,7 +101,7 @@ def plan_export(architecture: Architecture, config: Any, weights: Weights, tied:
         if name == HEAD and tied:
             continue
         layer, module, kind = split_name(name)
-        if module not in (architecture.outer if layer is None else architecture.block):
+        if not architecture.has(layer, module):
             raise UserError(f"{weights.file_of[name]}: {name} is not a tensor of {architecture.class_name}")
         divisors = None
         if isinstance(config, GPT2Config) and module == "attn.qkv" and config.attention_divisor(layer) > 1:
