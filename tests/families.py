@@ -37,7 +37,10 @@ CASES: dict[str, tuple[str, dict]] = {
         "Gemma3Text",
         {"head_dim": 12, "sliding_window": 4, "num_hidden_layers": 7, "rope_parameters": _TWO_BASES},
     ),
-    "gemma3-long-window": ("Gemma3Text", {"head_dim": 8, "sliding_window": 64, "tie_word_embeddings": False}),
+    "gemma3-long-window": (
+        "Gemma3Text",
+        {"head_dim": 8, "sliding_window": 64, "tie_word_embeddings": False, "num_hidden_layers": 7},
+    ),
     "phi": ("Phi", {}),
     "phi-tied-rope": ("Phi", {"tie_word_embeddings": True, "partial_rotary_factor": 0.25, "hidden_act": "gelu"}),
     "phi3": ("Phi3", {}),

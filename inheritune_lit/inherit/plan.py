@@ -60,6 +60,11 @@ class Plan:
     stored_shapes: dict[str, tuple[int, ...]]
 
     @property
+    def name(self) -> str:
+        """The student's name; litgpt's configuration may have another, by which litgpt chooses its norms."""
+        return self.config.hf_config["name"]
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, a tied head counted once."""
         return sum(tensor.spec.numel for tensor in self.tensors.values())
