@@ -1,5 +1,6 @@
 """Tiny random transformers models of the architectures beside LLaMA, GPT-NeoX and GPT-2."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -71,7 +72,8 @@ def build(case: str, seed: int = 0, **settings) -> torch.nn.Module:
     """The model of a case; ``settings`` override its configuration."""
     kind, special = CASES[case]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **special, **settings})
+    # transformers writes into the dictionaries that it is given.
+    config = getattr(transformers, f"{kind}Config")(**deepcopy({**SIZES, **special, **settings}))
     # Soft-capping is left out by other attention functions than the eager one.
     config._attn_implementation = "eager"
     model_class = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")
