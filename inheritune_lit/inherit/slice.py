@@ -40,7 +40,8 @@ def slice_reference(
     """Build a small model out of a pretrained one's layers.
 
     Args:
-        ref: a known name, a hub repository, a folder (Hugging Face or litgpt) or a GGUF file.
+        ref: a known name or hub repository (``@`` and a revision may follow), a folder (Hugging Face or litgpt) or a
+            GGUF file.
         out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
         dry_run: print the plan and stop.
 
