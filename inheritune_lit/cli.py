@@ -30,8 +30,8 @@ def slice_reference(
     """Build a small model out of the layers of a pretrained one.
 
     Args:
-        ref: the reference: a known name (see ``inheritune references``), a hub repository, a folder (Hugging Face or
-            litgpt) or a GGUF file.
+        ref: the reference: a known name (see ``inheritune references``) or hub repository, with ``@`` and a branch, tag
+            or commit behind it where it shall not be the main branch; a folder (Hugging Face or litgpt) or a GGUF file.
         n: take the first n layers; short for ``--layers first:n``.
         layers: which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +.
         out_dir: folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given.

@@ -1,5 +1,6 @@
 """References from the hub: configuration first, then only the bytes that are inherited."""
 
+import fnmatch
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -127,27 +128,29 @@ class Repository:
         return cached_assets_path("inheritune", self.name, self.revision)
 
 
-def open_repository(name: str, gated: bool = False) -> Repository:
+def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
     """Look up a repository and fetch its small files.
 
     Args:
         name: ``org/name``.
+        revision: branch, tag or commit; the main branch when None.
         gated: it is known to ask for permission.
 
     Raises:
-        UserError: no such repository, no permission, or no connection and nothing in the cache.
+        UserError: no such repository or revision, no permission, or no connection and nothing in the cache.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     with explain_hub_errors(name, gated):
-        info = HfApi().model_info(name, files_metadata=True)
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
         files = {
             sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
             for sibling in info.siblings or ()
         }
         if HF_CONFIG not in files:
             raise UserError(f"{name} has no {HF_CONFIG}: it is no model of transformers; check --ref")
-        fetched = [hf_hub_download(name, file, revision=info.sha) for file in _SMALL_FILES if file in files]
+        wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
+        fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, info.sha, Path(fetched[0]).parent, files)
 
 
@@ -158,7 +161,12 @@ def explain_hub_errors(name: str, gated: bool = False) -> Iterator[None]:
     Raises:
         UserError: with the cause and the remedy.
     """
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -169,6 +177,8 @@ def explain_hub_errors(name: str, gated: bool = False) -> Iterator[None]:
                 f" or set HF_TOKEN"
             ) from error
         raise UserError(f"no folder and no public hub repository is called {name!r}; check --ref") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no such revision (branch, tag or commit); check --ref") from error
     except HFValidationError as error:
         raise UserError(f"{name!r} is no hub repository, known name or folder; check --ref") from error
     except (*_transport_errors(), RuntimeError) as error:

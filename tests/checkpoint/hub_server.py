@@ -6,9 +6,10 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""Of every main branch."""
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Hub:
     """What the server serves and what it has been asked for.
 
     Attributes:
-        repositories: name -> folder.
+        repositories: name -> folder; ``name@revision`` for others than the main branch.
         gated: names that need permission.
         reads: (file, first byte, bytes sent) of every read of a weight file.
         fail_after: number of weight reads after which answers break off half-way; None for never.
@@ -54,33 +55,50 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             parts = urlparse(self.path).path.strip("/").split("/")
             api = parts[:2] == ["api", "models"]
             name = "/".join(parts[2:4] if api else parts[:2])
+            revision = unquote("/".join(parts[5:]) if api else parts[3])
             if name in hub.gated:
                 return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, body)
             if name not in hub.repositories:
                 return self.send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-            folder = hub.repositories[name]
+            found = self.find(name, revision)
+            if found is None:
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+            folder, commit = found
             if api:
-                return self.send(200, json.dumps(self.info(name, folder)).encode(), {}, body)
+                return self.send(200, json.dumps(self.info(name, folder, commit)).encode(), {}, body)
             path = folder.joinpath(*parts[4:])
             if not path.is_file():
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-            return self.send_file(path, body)
+            return self.send_file(path, body, commit)
 
-        def info(self, name: str, folder: Path) -> dict:
+        def find(self, name: str, revision: str) -> tuple[Path, str] | None:
+            if revision in ("", "main", COMMIT):
+                return hub.repositories[name], COMMIT
+            for key, folder in hub.repositories.items():
+                if key.startswith(f"{name}@") and revision in (key.partition("@")[2], commit_of(key)):
+                    return folder, commit_of(key)
+            return None
+
+        def info(self, name: str, folder: Path, commit: str) -> dict:
             siblings = [
-                {"rfilename": path.name, "size": path.stat().st_size, "blobId": digest(path)[:40]}
+                {
+                    "rfilename": path.relative_to(folder).as_posix(),
+                    "size": path.stat().st_size,
+                    "blobId": digest(path)[:40],
+                }
                 | (
                     {"lfs": {"sha256": digest(path), "size": path.stat().st_size, "pointerSize": 1}}
                     if heavy(path)
                     else {}
                 )
-                for path in sorted(folder.iterdir())
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
             ]
-            return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+            return {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
 
-        def send_file(self, path: Path, body: bool) -> None:
+        def send_file(self, path: Path, body: bool, commit: str) -> None:
             data = path.read_bytes()
-            headers = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             asked = self.headers.get("Range")
             status, start = 200, 0
             if asked and hub.ranges:
@@ -109,6 +127,11 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+def commit_of(key: str) -> str:
+    """Commit of a ``name@revision``."""
+    return hashlib.sha1(key.encode()).hexdigest()
 
 
 def heavy(path: Path) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, Hub, digest, serve
+from families import build
+from hub_server import COMMIT, Hub, commit_of, digest, serve
 from safetensors.torch import load_file
 
 from inheritune_lit.checkpoint import ranged
@@ -222,3 +223,50 @@ def test_environment_variables(hub, make_llama, tmp_path):
     subprocess.run([*command, "--out_dir", str(tmp_path / "out")], check=True, env=environment)
     assert (tmp_path / "out/lit_model.pth").is_file()
     assert list((tmp_path / "home/assets").rglob("*.safetensors"))
+
+
+def test_a_revision_is_fetched_and_recorded(hub, make_llama, tmp_path):
+    main, old = make_llama(name="main")[1], make_llama(name="old", seed=1)[1]
+    (old / "additional_chat_templates").mkdir()
+    (old / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}")
+    hub.repositories |= {"maker/tiny": main, "maker/tiny@v1": old, "maker/tiny@refs/pr/2": old}
+    hub.repositories |= {"HuggingFaceTB/SmolLM2-135M": main, "HuggingFaceTB/SmolLM2-135M@v1": old}
+    commit = commit_of("maker/tiny@v1")
+    for number, (ref, folder, sha) in enumerate(
+        [
+            ("maker/tiny", main, COMMIT),
+            ("maker/tiny@main", main, COMMIT),
+            ("maker/tiny@v1", old, commit),
+            (f"maker/tiny@{commit}", old, commit),
+            ("maker/tiny@refs/pr/2", old, commit_of("maker/tiny@refs/pr/2")),
+            ("smollm2-135m@v1", old, commit_of("HuggingFaceTB/SmolLM2-135M@v1")),
+        ]
+    ):
+        out = slice_reference(ref, n=1, out_dir=tmp_path / f"out-{number}")
+        expect_same(out, folder, tmp_path, n=1)
+        record = read_manifest(out)["reference"]
+        assert record["revision"] == sha
+        assert record["source"] == ref.replace("smollm2-135m", "HuggingFaceTB/SmolLM2-135M")
+        assert record["name"] == ("SmolLM2-135M" if "smollm2" in ref else "tiny")
+        assert (out / "additional_chat_templates/tool_use.jinja").is_file() == (folder is old)
+
+
+def test_revisions_that_are_not_there(hub, make_llama, tmp_path):
+    hub.repositories["maker/tiny"] = make_llama()[1]
+    for ref, message in (
+        ("maker/tiny@v9", "maker/tiny has no such revision"),
+        ("maker/tiny@", "names no revision"),
+        ("tiny@v1", "unknown reference 'tiny'"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            slice_reference(ref, n=1, out_dir=tmp_path / "out")
+        assert "\n" not in str(caught.value)
+
+
+def test_experts_in_one_tensor(hub, tmp_path, small_reads):
+    build("mixtral").save_pretrained(tmp_path / "ref", save_original_format=False, max_shard_size="20KB")
+    hub.repositories["maker/moe"] = tmp_path / "ref"
+    out = slice_reference("maker/moe", layers="3", out_dir=tmp_path / "out")
+    expect_same(out, tmp_path / "ref", tmp_path, layers="3")
+    whole = sum(file.stat().st_size for file in (tmp_path / "ref").glob("*.safetensors"))
+    assert hub.sent() < 0.5 * whole
