@@ -41,6 +41,8 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Else every answer waits 40 ms for the acknowledgement of its headers.
+        disable_nagle_algorithm = True
 
         def log_message(self, *args) -> None:
             pass
