@@ -124,6 +124,7 @@ def pretrain(
     initial_checkpoint_dir: Path,
     data: Path,
     out_dir: Path,
+    n: int | None = None,
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
@@ -145,6 +146,7 @@ def pretrain(
         initial_checkpoint_dir: litgpt checkpoint to start from, such as a slice.
         data: packed data from ``inheritune prepare``.
         out_dir: run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint.
+        n: number of layers, for recipes with ``{n}`` in their paths.
         train: budget, batches and schedule.
         eval: validation.
         optimizer: which one, and its settings.
@@ -163,11 +165,11 @@ def pretrain(
         dry_run: print the plan and stop.
     """
     from inheritune_lit.train.pretrain import pretrain as run
+    from inheritune_lit.train.sweep import at_depth
 
     run(
-        initial_checkpoint_dir,
-        data,
-        out_dir,
+        **at_depth({"initial_checkpoint_dir": initial_checkpoint_dir, "out_dir": out_dir}, n),
+        data=data,
         train=train,
         eval=eval,
         optimizer=optimizer,
