@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES
 from inheritune_lit.checkpoint.ranged import RangedFile, fetch_tensors, range_url
@@ -152,25 +152,40 @@ def open_repository(name: str, gated: bool = False) -> Repository:
 
 
 @contextmanager
-def explain_hub_errors(name: str, gated: bool = False) -> Iterator[None]:
+def explain_hub_errors(
+    name: str, gated: bool = False, flag: str = "--ref", kind: Literal["model", "dataset"] = "model"
+) -> Iterator[None]:
     """Turn what the hub's client raises into one line.
+
+    Args:
+        name: ``org/name``.
+        gated: it is known to ask for permission.
+        flag: the option that named the repository.
+        kind: what it is a repository of.
 
     Raises:
         UserError: with the cause and the remedy.
     """
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         yield
     except (GatedRepoError, RepositoryNotFoundError) as error:
         if gated or isinstance(error, GatedRepoError):
             raise UserError(
-                f"{name} is gated: ask for access at https://huggingface.co/{name}, then log in with `hf auth login`"
-                f" or set HF_TOKEN"
+                f"{name} is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
             ) from error
-        raise UserError(f"no folder and no public hub repository is called {name!r}; check --ref") from error
+        raise UserError(f"no folder and no public hub repository is called {name!r}; check {flag}") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name} has no such revision; check {flag}") from error
     except HFValidationError as error:
-        raise UserError(f"{name!r} is no hub repository, known name or folder; check --ref") from error
+        raise UserError(f"{name!r} is no hub repository, known name or folder; check {flag}") from error
     except (*_transport_errors(), RuntimeError) as error:
         # huggingface_hub 1.x retries a refused connection with the client that it has just closed: a RuntimeError.
         if isinstance(error, RuntimeError) and "closed" not in str(error):

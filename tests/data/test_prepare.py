@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.prepare import prepare
@@ -70,18 +72,33 @@ def test_without_end_of_document(corpus, documents, tokenizer_dir, tmp_path):
     assert not any(eos in ids for ids in parse_pair(tmp_path / "out" / "train" / "c4"))
 
 
-def test_a_vocabulary_beyond_uint16_is_int32(corpus, tokenizer_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.encode_batch", lambda self, texts: [[70_000, 3]] * len(texts)
-    )
-    plain = Tokenizer.__init__
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.__init__",
-        lambda self, folder: (plain(self, folder), setattr(self, "vocab_size", 80_000))[0],
-    )
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    assert parse_pair(tmp_path / "out" / "val" / "book")[0] == [70_000, 3, 2]
-    assert json.loads((tmp_path / "out" / "inheritune.json").read_text())["max_token_id"] == 70_000
+def words_tokenizer(folder, words: list[str], eos_id: int):
+    """A folder with a tokenizer that knows some words and drops "unknown"; ids count from 0."""
+    folder.mkdir()
+    tokenizer = FastTokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=""))
+    tokenizer.normalizer = normalizers.Replace("unknown", "")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_id}))
+    return folder
+
+
+def test_a_vocabulary_beyond_uint16_is_int32(tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", [f"w{n}" for n in range(70_000)], eos_id=2)
+    rows = [{"text": f"w{n} w69999"} for n in range(100)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    packed = parse_pair(tmp_path / "out" / "train" / "all") + parse_pair(tmp_path / "out" / "val" / "all")
+    assert sorted(packed) == [[n, 69_999, 2] for n in range(100)]
+    manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
+    assert (manifest["dtype"], manifest["max_token_id"]) == ("int32", 69_999)
+
+
+def test_an_end_that_the_vocabulary_lacks(corpus, tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=100_000)
+    with pytest.raises(UserError, match=r"the EOS id of .* is 100000, tokenizer\.json has only 2 ids"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_megatron_core_reads_it(corpus, tokenizer_dir, tmp_path):
@@ -113,16 +130,14 @@ def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, caps
     assert [row.split()[-2:] for row in rows] == [["0", "0"], ["1", "1"]]
 
 
-def test_a_text_without_tokens_counts_as_empty(corpus, documents, tokenizer_dir, tmp_path, monkeypatch):
-    encode, gone = Tokenizer.encode_batch, documents["book"][0]
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.encode_batch",
-        lambda self, texts: [[] if text == gone else ids for text, ids in zip(texts, encode(self, texts), strict=True)],
-    )
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["book"]
+def test_a_text_without_tokens_counts_as_empty(tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
+    rows = [{"text": "the model " * n} for n in range(1, 41)] + [{"text": "unknown"}]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["all"]
     assert record["empty_rows"] == 1
-    assert record["train"]["documents"] + record["val"]["documents"] == len(documents["book"]) - 1
+    assert record["train"]["documents"] + record["val"]["documents"] == 40
 
 
 def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path, capsys):
@@ -155,10 +170,10 @@ def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
         (lambda corpus: None, {"--source": "nowhere"}, "no corpus at nowhere"),
         (lambda corpus: None, {"--tokenizer_dir": "nowhere"}, "no tokenizer in nowhere"),
         (lambda corpus: None, {"--val_fraction": "1.5"}, "--val_fraction is 1.5"),
-        (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl file"),
+        (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl, .*file in .*corpus"),
         (lambda corpus: [file.write_text("") for file in corpus.iterdir()], {}, "no document .*0 rows"),
         (lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()], {}, "no document"),
-        (lambda corpus: (corpus / "c4.jsonl").write_text("{}"), {}, "both domain 'c4'"),
+        (lambda corpus: (corpus / "c 4.jsonl").write_text("{}"), {}, "names the domain 'c 4'"),
         (lambda corpus: (corpus / "_sample.jsonl").write_text("{}"), {}, "_sample.jsonl names no domain"),
     ],
 )
@@ -182,18 +197,16 @@ def test_occupied_output_is_refused_and_kept(corpus, tokenizer_dir, tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
-def test_tokenizer_without_eos(corpus, tokenizer_dir, tmp_path, monkeypatch):
-    plain = Tokenizer.__init__
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.__init__",
-        lambda self, folder: (plain(self, folder), setattr(self, "eos_id", None))[0],
-    )
+def test_tokenizer_without_eos(corpus, tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
+    (tokenizer_dir / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no EOS token"):
         prepare(corpus, tokenizer_dir, tmp_path / "out")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot encode a text"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out", end_of_document=False)
 
 
 def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, capsys):
     prepare(corpus, tokenizer_dir, tmp_path / "out", dry_run=True)
     assert "2 domains (book, c4)" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*out*"))
