@@ -177,6 +177,10 @@ def drop(path: Path) -> None:
     os.sync()
 
 
+LITGPT_IMPORTS = """
+from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+from litgpt.utils import incremental_save, lazy_load
+"""
 LITGPT = """
 convert_hf_checkpoint(Path({ref!r}), model_name={name!r}, dtype=None)
 with incremental_save(Path({out!r})) as saver:
@@ -191,87 +195,77 @@ with incremental_save(Path({out!r})) as saver:
 
 
 def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> dict:
-    """All measurements for one shape."""
+    """All measurements for one shape; every repetition measures each of them once, so that a busy spell hits all."""
     shape = SHAPES[shape_name]
     ref, out, copy = folder / f"ref-{shape_name}", folder / "out", folder / "copy"
     if not ref.is_dir():
         build_reference(ref, shape)
-    n = shape["n"]
-    work = f"slice_reference({str(ref)!r}, n={n}, out_dir=Path({str(out)!r}))"
-    imports = "from inheritune_lit.inherit.slice import slice_reference"
-    rows: dict[str, list[dict]] = {
-        "slice": [],
-        "slice, sources not hashed": [],
-        "cp": [],
-        "slice command": [],
-        "export": [],
-        "litgpt": [],
-        "mergekit": [],
-    }
+    slicing = "from inheritune_lit.inherit.slice import slice_reference"
+    exporting = "from inheritune_lit.checkpoint.export import export"
+    work = f"slice_reference({str(ref)!r}, n={shape['n']}, out_dir=Path({str(out)!r}))"
+    command = [sys.executable, "-m", "inheritune_lit", "slice", "--ref", str(ref), "--n", str(shape["n"])]
+    rows: dict[str, list[dict]] = {}
+
+    def add(name: str, row: dict, *made: Path) -> None:
+        rows.setdefault(name, []).append(row)
+        for path in made:
+            drop(path)
+
     for _ in range(repeats):
-        drop(out)
         read_through(ref)
-        rows["slice"].append(measure_inside(imports, work, folder))
-        drop(out)
+        add("slice", measure_inside(slicing, work, folder), out)
+        add("slice command", measure([*command, "--out_dir", str(out)]), out)
         unhashed = work.replace("n=", "hash_sources=False, n=")
-        rows["slice, sources not hashed"].append(measure_inside(imports, unhashed, folder))
-        drop(copy)
-        rows["cp"].append(measure(["cp", str(out / "lit_model.pth"), str(copy)]))
-    drop(copy)
-    rows["export"].append(
-        measure_inside(
-            "from inheritune_lit.checkpoint.export import export",
-            f"export(Path({str(out)!r}), Path({str(copy)!r}))",
-            folder,
-        )
-    )
-    kept = (out / "lit_model.pth").stat().st_size
-    drop(out)
-    drop(copy)
-    read_through(ref)
-    command = [sys.executable, "-m", "inheritune_lit", "slice", "--ref", str(ref), "--n", str(n), "--out_dir", str(out)]
-    rows["slice command"].append(measure(command))
-    drop(out)
-    if mergekit:
-        read_through(ref)
-        recipe = folder / "mergekit.yaml"
-        recipe.write_text(
-            f"slices:\n- sources:\n  - model: {ref}\n    layer_range: [0, {n}]\n"
-            "merge_method: passthrough\ndtype: bfloat16\n"
-        )
-        rows["mergekit"].append(measure([str(mergekit), str(recipe), str(out), "--lazy-unpickle"]))
-        drop(out)
-    if shape["litgpt"]:
-        read_through(ref)
-        litgpt_work = LITGPT.format(ref=str(ref), name=shape["litgpt"], out=str(out), n=n)
-        litgpt_imports = (
-            "from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint\n"
-            "from litgpt.utils import incremental_save, lazy_load"
-        )
-        rows["litgpt"].append(measure_inside(litgpt_imports, litgpt_work, folder))
-        drop(ref / "lit_model.pth")
-        drop(ref / "model_config.yaml")
-        drop(out)
-    # mergekit is timed as a command, with its imports; the others without.
+        add("slice, sources not hashed", measure_inside(slicing, unhashed, folder))
+        kept = (out / "lit_model.pth").stat().st_size
+        add("cp", measure(["cp", str(out / "lit_model.pth"), str(copy)]), copy)
+        exported = f"export(Path({str(out)!r}), Path({str(copy)!r}))"
+        add("export", measure_inside(exporting, exported, folder), out, copy)
+        if mergekit:
+            recipe = folder / "mergekit.yaml"
+            recipe.write_text(
+                f"slices:\n- sources:\n  - model: {ref}\n    layer_range: [0, {shape['n']}]\n"
+                "merge_method: passthrough\ndtype: bfloat16\n"
+            )
+            add("mergekit", measure([str(mergekit), str(recipe), str(out), "--lazy-unpickle"]), out)
+        if shape["litgpt"]:
+            work_litgpt = LITGPT.format(ref=str(ref), name=shape["litgpt"], out=str(out), n=shape["n"])
+            row = measure_inside(LITGPT_IMPORTS, work_litgpt, folder)
+            add("litgpt", row, out, ref / "lit_model.pth", ref / "model_config.yaml")
+    return {
+        "shape": shape_name,
+        "n": shape["n"],
+        "kept_bytes": kept,
+        "machine": {
+            "cores": os.cpu_count(),
+            "load_average": os.getloadavg(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "ratios": ratios(rows),
+        "rows": rows,
+    }
+
+
+def ratios(rows: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+    """Best against best. mergekit is timed as a command, with its imports; the others without."""
     pairs = (
         ("slice", "cp"),
         ("slice, sources not hashed", "cp"),
         ("slice", "litgpt"),
+        ("slice, sources not hashed", "litgpt"),
         ("slice command", "mergekit"),
+        ("export", "cp"),
     )
-    ratios = {}
-    for measured in ("seconds", "cpu_seconds"):
-        best = {name: min(row[measured] for row in found) for name, found in rows.items() if found}
-        ratios[measured] = {
-            f"{one} / {other}": round(best[one] / best[other], 2) for one, other in pairs if other in best
+    found = {}
+    for measured in ("seconds", "cpu_seconds", "peak_anonymous_mb"):
+        best = {name: min(row[measured] for row in measurements) for name, measurements in rows.items()}
+        found[measured] = {
+            f"{one} / {other}": round(best[one] / best[other], 2)
+            for one, other in pairs
+            if other in best and not (measured == "peak_anonymous_mb" and other == "cp")
         }
-    machine = {
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    return {"shape": shape_name, "n": n, "kept_bytes": kept, "machine": machine, "rows": rows, "ratios": ratios}
+    return found
 
 
 def main() -> None:

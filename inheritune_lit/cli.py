@@ -9,7 +9,7 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
 def slice_reference(
@@ -178,9 +178,16 @@ def pretrain(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
-    precision: Literal["32-true", "bf16-mixed"] | None = None,
+    speed: SpeedArgs = SpeedArgs(),
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto",
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
     seed: int = 1337,
-    logger_name: Literal["csv", "tensorboard"] = "csv",
+    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv",
     dry_run: bool = False,
 ) -> None:
     """Continue the training of a checkpoint on packed data. The same command again continues a stopped run.
@@ -191,10 +198,19 @@ def pretrain(
         out_dir: run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint.
         train: budget, batches and schedule.
         eval: validation.
-        optimizer: AdamW's settings.
-        precision: bf16-mixed on a GPU, 32-true on CPU, when not given.
+        optimizer: which one, and its settings.
+        speed: kernels, compiler, memory.
+        precision: bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights.
+        devices: GPUs (or CPU processes) a node, or "auto" for every GPU.
+        num_nodes: nodes, each started with this command by torchrun or SLURM.
+        strategy: ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only.
+        mixture: how often each domain is drawn.
+        documents: "packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample
+            within one document and pads what is left.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than when it was
+            started; from the next step on the new one counts.
         seed: seed of the data order.
-        logger_name: "tensorboard" writes TensorBoard events beside ``metrics.csv``.
+        logger_name: a logger beside ``metrics.csv``.
         dry_run: print the plan and stop.
     """
     from inheritune_lit.train.pretrain import pretrain as run
@@ -206,7 +222,14 @@ def pretrain(
         train=train,
         eval=eval,
         optimizer=optimizer,
+        speed=speed,
+        mixture=mixture,
+        documents=documents,
+        allow_data_change=allow_data_change,
         precision=precision,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
         seed=seed,
         logger_name=logger_name,
         dry_run=dry_run,

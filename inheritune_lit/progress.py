@@ -1,6 +1,7 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from typing import TextIO
 
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts work done towards a total and shows it.
+    """Counts work done towards a total, by any number of threads, and shows it.
 
     Args:
         label: what is being done, a few words.
@@ -17,6 +18,7 @@ class Progress:
         done: work done before, when something is continued.
         interval_s: seconds between plain lines where the output is no terminal.
         stream: where to write; stderr by default, so results on stdout stay clean.
+        hidden: count, but show nothing.
     """
 
     def __init__(
@@ -27,15 +29,18 @@ class Progress:
         done: int = 0,
         interval_s: float = 10.0,
         stream: TextIO | None = None,
+        hidden: bool = False,
     ) -> None:
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
         self.stream = stream if stream is not None else sys.stderr
+        self.hidden = hidden
         self.done = self._done_before = done
         self._note = ""
         self._shown: int | None = None
         self._start = self._last = time.monotonic()
         self._bar = None
-        if self.stream.isatty():
+        self._lock = threading.Lock()
+        if self.stream.isatty() and not hidden:
             self._bar = tqdm(
                 desc=label,
                 total=total,
@@ -54,15 +59,16 @@ class Progress:
 
     def update(self, amount: int = 1, note: str | None = None) -> None:
         """Add ``amount`` of work done; ``note`` replaces the text behind the figures."""
-        self.done += amount
-        if note is not None:
-            self._note = note
-        if self._bar is not None:
+        with self._lock:
+            self.done += amount
             if note is not None:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(amount)
-        elif time.monotonic() - self._last >= self.interval_s:
-            self._line()
+                self._note = note
+            if self._bar is not None:
+                if note is not None:
+                    self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(amount)
+            elif time.monotonic() - self._last >= self.interval_s:
+                self._line()
 
     def close(self, failed: bool = False) -> None:
         """Take the bar away; elsewhere print the last line unless the work failed."""
@@ -72,6 +78,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if self.hidden:
+            return
         self._last, self._shown = time.monotonic(), self.done
         elapsed = self._last - self._start
         of_total = f"/{self.total:,}" if self.total is not None else ""

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.packed import PADDING, PackedDataset
 from inheritune_lit.progress import Progress
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """Loss on one domain, in nats a token; see ``ValidationResult``."""
+
+    loss: float
+    stderr: float
+    blocks: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -15,16 +25,19 @@ class ValidationResult:
     """Loss in nats a token.
 
     Attributes:
-        loss: mean over blocks of the blocks' mean cross-entropy.
-        stderr: standard error of that mean over blocks (NaN for a single block).
+        loss: mean cross-entropy over all targets.
+        stderr: its standard error when blocks are drawn independently (NaN for a single block). Where blocks have
+            different numbers of targets, that of a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10).
         blocks: blocks seen.
         tokens: targets seen.
+        domains: the same for each domain that was seen.
     """
 
     loss: float
     stderr: float
     blocks: int
     tokens: int
+    domains: dict[str, DomainLoss]
 
 
 @torch.no_grad()
@@ -48,17 +61,37 @@ def validate(
     """
     n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
     losses: list[float] = []
+    targets: list[int] = []
+    by_domain: dict[str, list[int]] = {}
     progress = Progress(label, n_blocks, "block") if label else None
     for first in range(0, n_blocks, batch_size):
         chosen = range(first, min(first + batch_size, n_blocks))
-        tokens_BT1 = torch.stack([torch.from_numpy(dataset[block]) for block in chosen]).to(device)
-        logits_BTV = model(tokens_BT1[:, :-1])
-        loss_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT1[:, 1:], reduction="none")
-        losses += loss_BT.double().mean(dim=1).tolist()
+        tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(device)
+        # Padding follows the last target, so causal attention never sees the token that stands in for it.
+        logits_BTV = model(tokens_BT1[:, :-1].clamp(min=0))
+        loss_BT = F.cross_entropy(
+            logits_BTV.float().transpose(1, 2), tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING
+        )
+        losses += loss_BT.double().sum(dim=1).tolist()
+        targets += dataset.targets(chosen).tolist()
+        for block, domain in zip(chosen, dataset.domains_of(chosen), strict=True):
+            by_domain.setdefault(domain, []).append(block)
         if progress:
             progress.update(len(chosen))
     if progress:
         progress.close()
-    mean = math.fsum(losses) / n_blocks
-    variance = math.fsum((loss - mean) ** 2 for loss in losses) / (n_blocks - 1) if n_blocks > 1 else math.nan
-    return ValidationResult(mean, math.sqrt(variance / n_blocks), n_blocks, n_blocks * dataset.block_size)
+    domains = {
+        domain: DomainLoss(*_mean([losses[block] for block in blocks], [targets[block] for block in blocks]))
+        for domain, blocks in by_domain.items()
+    }
+    return ValidationResult(*_mean(losses, targets), domains)
+
+
+def _mean(losses: list[float], targets: list[int]) -> tuple[float, float, int, int]:
+    """Mean over targets, its standard error, blocks and targets, from the blocks' summed losses."""
+    blocks, tokens = len(losses), sum(targets)
+    mean = math.fsum(losses) / tokens
+    if blocks == 1:
+        return mean, math.nan, blocks, tokens
+    squares = math.fsum((loss - mean * count) ** 2 for loss, count in zip(losses, targets, strict=True))
+    return mean, math.sqrt(squares * blocks / (blocks - 1)) / tokens, blocks, tokens

@@ -19,11 +19,10 @@ from inheritune_lit.checkpoint.model_card import model_card
 from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.checkpoint.pieces import Piece, read_piece
 from inheritune_lit.checkpoint.safetensors_file import write_safetensors
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
-
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from litgpt.config import Config
 
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -44,6 +45,13 @@ def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
         **record,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put another manifest into a folder that has one; a kill leaves the one or the other."""
+    aside = folder / f".{MANIFEST}.partial"
+    aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from litgpt.config import Config
-
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.references import REFERENCES
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from inheritune_lit.checkpoint.tensor_writer import Place, write_tensors
 from inheritune_lit.errors import UserError
 
 DTYPES = {
@@ -124,21 +125,22 @@ def write_safetensors(
     Args:
         path: the file to write.
         specs: the tensors in the order of their bytes.
-        chunks_of: gives the contiguous pieces whose bytes, one after the other, are the named tensor.
+        chunks_of: as for ``write_tensors``.
 
     Raises:
         OSError: the disk is full or cannot be written.
         ValueError: the chunks of a tensor do not fill it.
     """
+    # transformers refuses files that don't say "pt".
+    header = build_header(specs, {"format": "pt"})
+    places, position = {}, len(header)
+    for name, (dtype, shape) in specs.items():
+        places[name] = Place(position, math.prod(shape) * dtype.itemsize)
+        position += places[name].nbytes
     with open(path, "wb") as file:
-        # transformers refuses files that don't say "pt".
-        file.write(build_header(specs, {"format": "pt"}))
-        for name, (dtype, shape) in specs.items():
-            written = 0
-            for chunk in chunks_of(name):
-                written += file.write(memoryview(chunk.view(-1).view(torch.uint8).numpy()))
-            if written != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name}: {written} bytes of {math.prod(shape) * dtype.itemsize}")
+        file.write(header)
+        file.truncate(position)
+    write_tensors(path, places, chunks_of)
 
 
 def build_header(specs: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:

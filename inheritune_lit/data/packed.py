@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from inheritune_lit.checkpoint.manifest import read_manifest
+from inheritune_lit.data.cuts import PackedCut, SeparateCut
 from inheritune_lit.data.megatron import open_documents
+from inheritune_lit.data.mixture import DomainSize
 from inheritune_lit.errors import UserError
 
 SPLITS = ("train", "val")
+# Stands where a block has no token; as a target, torch's cross-entropy ignores it.
+PADDING = -100
 
 
 def load_packed_manifest(folder: Path) -> dict[str, Any]:
@@ -35,68 +40,117 @@ def content_sha256(folder: Path) -> str:
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
         "options": manifest["options"],
-        "domains": {
-            name: [record[split] for split in SPLITS] + [source["sha256"] for source in record["sources"]]
-            for name, record in manifest["domains"].items()
-        },
+        "domains": {name: _domain_content(record) for name, record in manifest["domains"].items()},
     }
+    return _sha256(content)
+
+
+def domain_sha256s(folder: Path) -> dict[str, str]:
+    """Hash of what each domain holds."""
+    return {name: _sha256(_domain_content(record)) for name, record in load_packed_manifest(folder)["domains"].items()}
+
+
+def _domain_content(record: dict[str, Any]) -> list[Any]:
+    return [record[split] for split in SPLITS] + [source["sha256"] for source in record["sources"]]
+
+
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class PackedDataset:
     """One split of packed data as a fixed list of blocks.
 
-    A block is ``block_size`` inputs and their targets, one token later. Within a domain block b covers tokens
-    [b * block_size, (b + 1) * block_size], so inputs don't overlap and each token is a target at most once; fewer than
-    ``block_size`` + 1 tokens at the end of a domain are left out. Domains follow each other in order of their names.
+    A block is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. Domains
+    follow each other in order of their names.
 
     Args:
         folder: packed data.
         split: "train" or "val".
         block_size: tokens of input a block.
+        documents: "packed" cuts each domain's tokens every ``block_size`` tokens, across documents; "separate" cuts
+            each document for itself and fills its last block with padding.
+
+    Attributes:
+        domains: sizes by domain, also of those without a block.
 
     Raises:
         UserError: the folder is no packed data, a file is damaged, or no domain fills a block.
     """
 
-    def __init__(self, folder: Path, split: str, block_size: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, block_size: int, documents: Literal["packed", "separate"] = "packed"
+    ) -> None:
         self.folder, self.split, self.block_size = folder, split, block_size
-        domains = load_packed_manifest(folder)["domains"]
-        self.domains = sorted(domains)
-        self._tokens = []
-        for domain in self.domains:
-            tokens, lengths = open_documents(folder / split / domain)
-            recorded = domains[domain][split]
-            if (len(lengths), len(tokens)) != (recorded["documents"], recorded["tokens"]):
-                raise UserError(
-                    f"{folder / split / domain}.bin holds {len(tokens)} tokens of {len(lengths)} documents, the "
-                    f"manifest says {recorded['tokens']} of {recorded['documents']}; run `inheritune prepare` again"
-                )
-            self._tokens.append(tokens)
-        blocks = [max(0, len(tokens) - 1) // block_size for tokens in self._tokens]
-        self._ends = np.cumsum(blocks)
-        if not sum(blocks):
+        records = load_packed_manifest(folder)["domains"]
+        self._tokens, self._cuts, self.domains = [], [], {}
+        for domain in sorted(records):
+            tokens, lengths = self._open(domain, records[domain][split])
+            cut = PackedCut(len(tokens), block_size) if documents == "packed" else SeparateCut(lengths, block_size)
+            self._tokens.append(np.asarray(tokens))  # slices of a memmap cost several times as much
+            self._cuts.append(cut)
+            self.domains[domain] = DomainSize(cut.blocks, cut.targets)
+        self._ends = np.cumsum([cut.blocks for cut in self._cuts])
+        if not self._ends[-1]:
             total = sum(map(len, self._tokens))
             raise UserError(
                 f"{folder / split} holds {total} tokens, too few for one block of {block_size}; "
                 "give more text or a smaller --train.max_seq_length"
             )
 
+    def _open(self, domain: str, recorded: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """A domain's tokens and the lengths of its documents."""
+        prefix = self.folder / self.split / domain
+        if recorded["tokens"] == 0 and not prefix.with_name(f"{domain}.bin").exists():
+            return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
+        tokens, lengths = open_documents(prefix)
+        if (len(lengths), len(tokens)) != (recorded["documents"], recorded["tokens"]):
+            raise UserError(
+                f"{prefix}.bin holds {len(tokens)} tokens of {len(lengths)} documents, the "
+                f"manifest says {recorded['tokens']} of {recorded['documents']}; run `inheritune prepare` again"
+            )
+        return tokens, lengths
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, block: int) -> np.ndarray:
-        """Token ids of a block, int64, shape (block_size + 1,)."""
-        domain, first = self._locate(block)
-        return self._tokens[domain][first : first + self.block_size + 1].astype(np.int64)
+        """Token ids of a block, int64, shape (block_size + 1,); see ``batch``."""
+        return self.batch([block])[0]
 
-    def domain_of(self, block: int) -> str:
-        """Name of the domain a block comes from."""
-        return self.domains[self._locate(block)[0]]
+    def batch(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids of some blocks, int64, shape (blocks, block_size + 1), ``PADDING`` behind the end of a document."""
+        blocks_B = np.asarray(blocks, dtype=np.int64)
+        tokens_BT1 = np.full((len(blocks_B), self.block_size + 1), PADDING, dtype=np.int64)
+        for domain, rows, first_B, targets_B in self._spans(blocks_B):
+            tokens = self._tokens[domain]
+            for row, first, targets in zip(rows.tolist(), first_B.tolist(), targets_B.tolist(), strict=True):
+                tokens_BT1[row, : targets + 1] = tokens[first : first + targets + 1]
+        return tokens_BT1
 
-    def _locate(self, block: int) -> tuple[int, int]:
-        if not 0 <= block < len(self):
-            raise IndexError(f"block {block} of {len(self)}")
-        domain = int(np.searchsorted(self._ends, block, side="right"))
-        first_block = int(self._ends[domain - 1]) if domain else 0
-        return domain, (block - first_block) * self.block_size
+    def targets(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
+        """How many targets some blocks have, int64, shape (blocks,); their tokens are not read."""
+        blocks_B = np.asarray(blocks, dtype=np.int64)
+        counts_B = np.empty(len(blocks_B), dtype=np.int64)
+        for _, rows, _, targets_B in self._spans(blocks_B):
+            counts_B[rows] = targets_B
+        return counts_B
+
+    def domains_of(self, blocks: Sequence[int] | np.ndarray) -> list[str]:
+        """Names of the domains that some blocks come from."""
+        names = list(self.domains)
+        return [names[domain] for domain in self._domain_numbers(np.asarray(blocks, dtype=np.int64)).tolist()]
+
+    def _spans(self, blocks_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Blocks by domain: its number, which of the blocks are its, where they begin, and their targets."""
+        domains_B = self._domain_numbers(blocks_B)
+        for domain in np.unique(domains_B).tolist():
+            rows = np.flatnonzero(domains_B == domain)
+            cut = self._cuts[domain]
+            yield domain, rows, *cut.spans(blocks_B[rows] - (self._ends[domain] - cut.blocks))
+
+    def _domain_numbers(self, blocks_B: np.ndarray) -> np.ndarray:
+        outside_B = (blocks_B < 0) | (blocks_B >= len(self))
+        if outside_B.any():
+            raise IndexError(f"block {blocks_B[outside_B][0]} of {len(self)}")
+        return np.searchsorted(self._ends, blocks_B, side="right")

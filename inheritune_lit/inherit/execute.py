@@ -28,7 +28,7 @@ def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress)
     Raises:
         OSError: the file cannot be written.
     """
-    not_finite: list[str] = []
+    not_finite: set[str] = set()
 
     def chunks_of(name: str) -> Iterator[torch.Tensor]:
         tensor = plan.tensors[name]
@@ -37,14 +37,14 @@ def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress)
         else:
             chunks = (chunk for piece in tensor.source for chunk in read_piece(weights.tensor(piece.name), piece))
         for chunk in chunks:
-            if not _is_finite(chunk) and name not in not_finite:
-                not_finite.append(name)
+            if not _is_finite(chunk):
+                not_finite.add(name)
             yield chunk
             progress.update(chunk.nbytes)
 
     specs = {name: tensor.spec for name, tensor in plan.tensors.items()}
     write_torch_checkpoint(path, specs, plan.aliases, chunks_of)
-    return not_finite
+    return [name for name in specs if name in not_finite]
 
 
 def initial_values(

@@ -5,9 +5,8 @@ Table 10 of the paper lists the variant with half the hidden size (1280 -> 640, 
 
 from dataclasses import replace
 
-from litgpt.config import Config
-
 from inheritune_lit.checkpoint.architectures.base import qkv_rows
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.pieces import Piece, select_columns, select_rows
 from inheritune_lit.errors import UserError
 

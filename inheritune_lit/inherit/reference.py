@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.config import Config
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
 from inheritune_lit.checkpoint.lit_config import load_lit_config
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.pieces import Piece
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.gpt2 import build_model
 
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 _DISPATCHED = ("falcon", "phi", "gemma", "olmo", "qwen", "qwq")
 """Beginnings of names that litgpt treats differently."""
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -187,17 +186,6 @@ def _check_same(weights: Weights, embedding: str, head: str) -> None:
             f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
             f" correct tie_word_embeddings"
         )
-
-
-def tensor_shapes(config: Config, tied: bool) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a litgpt model with its shape, embedding first; a tied head is left out."""
-    with torch.device("meta"):
-        state = build_model(config).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    head = {name: shapes.pop(name) for name in list(shapes) if name.startswith("lm_head.")}
-    if tied:
-        del head[HEAD]
-    return shapes | head
 
 
 def _litgpt_name(architecture: Architecture, name: str) -> str:

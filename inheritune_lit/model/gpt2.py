@@ -1,10 +1,10 @@
 """GPT-2 on litgpt's blocks."""
 
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT, batched_index_select
 
 from inheritune_lit.checkpoint.lit_config import GPT2Config
+from inheritune_lit.checkpoint.litgpt_config import Config
 
 
 class GPT2(GPT):

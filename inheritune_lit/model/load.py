@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
 from inheritune_lit.checkpoint.lit_config import load_lit_config
+from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt2 import build_model
-
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def load_config(checkpoint_dir: Path) -> Config:

@@ -2,207 +2,281 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch.nn import functional as F
+from litgpt.model import GPT
 
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.data.sampler import BlockSampler
+from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
-from inheritune_lit.train.metrics import MetricsLog
+from inheritune_lit.train.clipping import clip_gradients
+from inheritune_lit.train.guard import LossGuard
+from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.schedule import cosine_with_warmup
-from inheritune_lit.train.state import load_state, save_state
+from inheritune_lit.train.saver import Saver
+from inheritune_lit.train.schedule import learning_rate
 from inheritune_lit.validation import ValidationResult, validate
 
 
+@dataclass
+class Trainee:
+    """What is trained.
+
+    Attributes:
+        gpt: the model.
+        loss: the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
+        optimizer: over the model's parameters.
+    """
+
+    gpt: GPT
+    loss: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+
 class Trainer:
-    """Trains one model on one device for a planned number of steps.
+    """Trains one model for a planned number of steps; on several devices each rank has one of these.
 
     Args:
-        fabric: device and precision.
-        model: already set up with ``fabric``.
-        optimizer: already set up with ``fabric``.
-        run_dir: where state and metrics go.
-        seed: seed of the data order.
+        fabric: devices and precision.
+        data, sampler: training samples and their order.
+        val_data: what is held out.
+        saver: writes states and checkpoints.
+        log: takes the metrics; only the first rank's is written.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: targets trained on.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        trainee: Trainee,
         plan: RunPlan,
         train: TrainArgs,
         eval: EvalArgs,
         optimizer_args: OptimizerArgs,
         data: PackedDataset,
+        sampler: MixtureSampler,
         val_data: PackedDataset,
-        run_dir: Path,
-        seed: int,
+        saver: Saver,
+        log: MetricsLog | NoLog,
     ) -> None:
-        self.fabric, self.model, self.optimizer = fabric, model, optimizer
+        self.fabric, self.trainee, self.saver, self.log = fabric, trainee, saver, log
         self.plan, self.train, self.eval, self.optimizer_args = plan, train, eval, optimizer_args
-        self.data, self.val_data, self.run_dir = data, val_data, run_dir
-        self.sampler = BlockSampler(len(data), seed)
-        self._unread: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.data, self.sampler, self.val_data = data, sampler, val_data
+        self.guard = LossGuard(train.max_loss_jump)
+        self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
 
-    def fit(self, stop: Sequence[signal.Signals], tensorboard: bool) -> tuple[int, ValidationResult | None]:
+    def fit(self, stop: Sequence[signal.Signals]) -> ValidationResult | None:
         """Train to the end, or until ``stop`` is no longer empty, from the saved state where there is one.
 
         Args:
             stop: signals received so far; the step that runs is finished and saved.
-            tensorboard: write TensorBoard events too.
 
         Returns:
-            Steps done, and the last validation, or None when the run was stopped before its end.
+            The last validation, or None when the run was stopped before its end.
 
         Raises:
-            UserError: the loss is not finite, or the state cannot be saved or read.
+            UserError: a bad step, or the state cannot be saved or read.
             KeyboardInterrupt: after saving, when stopped with Ctrl-C.
         """
-        step, self._seconds = load_state(self.run_dir, self.model, self.optimizer)
-        if step:
-            print(f"continues after step {step:,} of {self.plan.total_steps:,}", flush=True)
-        self._saved_step = step
-        self._log = MetricsLog(self.run_dir, step, tensorboard)
-        if step == 0 and self.eval.initial_validation:
-            first = self._validate()
-            self._log.write({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
-            print(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}", flush=True)
-        self._logged_step, self._logged_seconds = step, self._seconds
+        self._restore()
+        began = time.monotonic()
+        self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
         validation = None
-        with Progress("train", self.plan.total_steps, "step", done=step) as progress:
-            while step < self.plan.total_steps and not stop:
-                validation = self._advance(step, progress)
-                step += 1
-        self._log.close()
-        if step < self.plan.total_steps:
-            self._stopped(step, stop)
-            return step, None
-        return step, validation
+        hidden = self.fabric.global_rank > 0
+        with Progress("train", self.plan.total_steps, "step", self.step, hidden=hidden) as progress:
+            while self.step < self.plan.total_steps:
+                late = self.train.max_time is not None and time.monotonic() - began >= self.train.max_time
+                if self._any_rank(bool(stop) or late):
+                    self._stopped(stop)
+                    return None
+                validation = self._advance(progress)
+        self.saver.wait()
+        self.log.close()
+        return validation
 
-    def _stopped(self, step: int, stop: Sequence[signal.Signals]) -> None:
-        """Save what is not saved yet and say so."""
-        self._read_losses()
-        if step > self._saved_step:
-            save_state(self.run_dir, self.model, self.optimizer, step, self._seconds)
-        print(f"stopped after step {step:,}, saved; the same command continues", flush=True)
-        if signal.SIGINT in stop:
-            raise KeyboardInterrupt
+    def _restore(self) -> None:
+        counters = self.saver.load()
+        if counters:
+            self.step, self.tokens = counters["step"], counters["tokens"]
+            self._seconds, self._best = counters["seconds"], counters["best"]
+            self.guard.restore(counters["guard"])
+            self._say(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
+        self._saved_step = self.step
+        self.log.open(self.step)
+        if self.step == 0 and self.eval.initial_validation:
+            first = self._validate()
+            self.log.write({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
+            self._say(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
 
-    def _advance(self, step: int, progress: Progress) -> ValidationResult | None:
-        """Do optimizer step number ``step`` and whatever is due after it; returns the validation, if there was one."""
+    def _advance(self, progress: Progress) -> ValidationResult | None:
+        """Do one optimizer step and whatever is due after it; returns the validation, if there was one."""
         start = time.perf_counter()
-        lr = self._step(step)
-        done = step + 1
-        last = done == self.plan.total_steps
-        validates = done % self.eval.interval == 0 or last
-        saves = not last and done % (self.train.save_interval or done + 1) == 0
-        logs = done % self.train.log_interval == 0 or validates
-        if not (logs or saves):
-            self._seconds += time.perf_counter() - start
-            progress.update(1)
-            return None
-        # Reading the losses waits for the device, so it happens only here. Nothing is saved or scored unseen.
-        loss, grad_norm = self._read_losses()
+        loss, grad_norm, lr = self._step()
+        self.step += 1
         self._seconds += time.perf_counter() - start
+        last = self.step == self.plan.total_steps
+        validates = self.step % self.eval.interval == 0 or last
         validation, note = None, None
-        if logs:
-            row = {"step": done, "tokens": done * self.plan.tokens_per_step, "loss": loss, "lr": lr}
-            row |= {"grad_norm": grad_norm, "tokens_per_s": self._tokens_per_second(done), "seconds": self._seconds}
+        if self.step % self.train.log_interval == 0 or validates:
+            row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr}
+            row |= {"grad_norm": grad_norm, **self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
             note = f"loss {loss:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
             if validates:
                 validation = self._validate()
                 row |= _columns(validation)
                 note += f", held-out {validation.loss:.4f} ± {validation.stderr:.4f}"
-            self._log.write(row)
-        if saves:
-            save_state(self.run_dir, self.model, self.optimizer, done, self._seconds)
-            self._saved_step = done
+            self.log.write(row)
+        if validation and self.train.keep_best and validation.loss < self._best:
+            self._best = validation.loss
+            self.saver.save_best(self.step, validation.loss)
+        if not last and self.step % (self.train.save_interval or self.step + 1) == 0:
+            self._save()
         progress.update(1, note)
         return validation
 
-    def _tokens_per_second(self, step: int) -> float:
-        """Speed of training since the last logged step, validation and saving left out."""
-        steps, seconds = step - self._logged_step, self._seconds - self._logged_seconds
-        self._logged_step, self._logged_seconds = step, self._seconds
-        return steps * self.plan.tokens_per_step / seconds
+    def _step(self) -> tuple[float, float, float]:
+        """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate.
 
-    def _step(self, step: int) -> float:
-        """One optimizer step; notes its losses and its gradient norm before clipping, and returns the learning rate."""
-        lr = cosine_with_warmup(
-            step,
+        Raises:
+            UserError: the step is bad, and bad steps are not skipped.
+        """
+        lr = learning_rate(
+            self.step,
+            schedule=self.train.schedule,
             lr=self.optimizer_args.lr,
             min_lr=self.train.min_lr,
             warmup_steps=self.train.lr_warmup_steps,
             total_steps=self.plan.total_steps,
+            decay_steps=self.train.lr_decay_steps,
         )
-        for group in self.optimizer.param_groups:
+        for group in self.trainee.optimizer.param_groups:
             group["lr"] = lr
+        whole = range(self.step * self.train.global_batch_size, (self.step + 1) * self.train.global_batch_size)
+        targets = int(self.data.targets(self.sampler.blocks(whole)).sum())
         losses = []
         for micro in range(self.plan.accumulation):
-            loss = self._loss(self._samples(step, micro))
-            self.fabric.backward(loss / self.plan.accumulation)
-            losses.append(loss.detach())
-        max_norm = self.train.max_norm if self.train.max_norm is not None else float("inf")
-        grad_norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=max_norm, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._unread.append((step, torch.stack(losses), grad_norm))
-        return lr
+            summed = self._loss(self._samples(micro))
+            losses.append(summed.detach())
+            # Over the step's targets, so that each counts the same however they fall into micro-batches and ranks;
+            # ranks average their gradients.
+            scaled = summed * (self.fabric.world_size / targets)
+            last = micro == self.plan.accumulation - 1
+            with self.fabric.no_backward_sync(self.trainee.loss, enabled=not last and self.fabric.world_size > 1):
+                self.fabric.backward(scaled)
+        norm = clip_gradients(self.trainee.gpt.parameters(), self.train.max_norm)
+        micro_losses_M = self._over_ranks(torch.stack(losses))
+        loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
+        if fault := self.guard.fault(loss, grad_norm):
+            self._bad_step(fault, micro_losses_M)
+        else:
+            self.trainee.optimizer.step()
+        self.trainee.optimizer.zero_grad()
+        self.tokens += targets
+        return loss, grad_norm, lr
 
-    def _samples(self, step: int, micro: int) -> range:
-        """Numbers of the samples in a micro-batch."""
-        first = step * self.train.global_batch_size + micro * self.train.micro_batch_size
-        return range(first, first + self.train.micro_batch_size)
-
-    def _loss(self, samples: range) -> torch.Tensor:
-        """Mean next-token cross-entropy of some samples, in fp32.
-
-        The logits are kept whole: recomputing them in chunks of 512 tokens saved 15-18% of the memory and cost 9-11% of
-        the speed (15 layers of SmolLM2-135M, vocabulary 49,152, 4 x 512 tokens, CPU).
-        """
-        tokens_BT1 = torch.stack([torch.from_numpy(self.data[self.sampler[i]]) for i in samples])
-        tokens_BT1 = tokens_BT1.to(self.fabric.device)
-        logits_BTV = self.model(tokens_BT1[:, :-1])
-        return F.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT1[:, 1:].flatten())
-
-    def _validate(self) -> ValidationResult:
-        return validate(
-            self.model, self.val_data, self.train.micro_batch_size, self.plan.val_blocks, self.fabric.device
-        )
-
-    def _read_losses(self) -> tuple[float, float]:
-        """Check the steps since the last reading; loss (mean over tokens) and gradient norm of the newest.
+    def _bad_step(self, fault: str, micro_losses_M: torch.Tensor) -> None:
+        """Leave the step out, or save the good weights before it and say which samples it had.
 
         Raises:
-            UserError: one of them is not finite.
+            UserError: bad steps are not to be skipped.
         """
-        loss = norm = math.nan
-        for step, losses_M, grad_norm in self._unread:
-            losses, norm = losses_M.tolist(), grad_norm.item()
-            loss = losses_M.mean().item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(self._broken(step, losses, norm))
-        self._unread.clear()
-        return loss, norm
-
-    def _broken(self, step: int, losses: list[float], norm: float) -> str:
-        """What happened in a step that is not finite, with the samples that did it."""
-        micros = [micro for micro, loss in enumerate(losses) if not math.isfinite(loss)] or [0, len(losses) - 1]
-        first, last = self._samples(step, micros[0])[0], self._samples(step, micros[-1])[-1]
-        kept = f"the state of step {self._saved_step} is kept" if self._saved_step else "no state was saved before it"
-        return (
-            f"loss {sum(losses) / len(losses)} and gradient norm {norm} at step {step + 1}, samples {first} to "
-            f"{last} of seed {self.sampler.seed}; {kept}; lower --optimizer.lr or look at the data"
+        bad = [micro for micro, loss in enumerate(micro_losses_M.tolist()) if not math.isfinite(loss)]
+        micros = bad or [0, self.plan.accumulation - 1]
+        each = self.train.micro_batch_size * self.fabric.world_size
+        first = self.step * self.train.global_batch_size
+        samples = f"samples {first + micros[0] * each} to {first + (micros[-1] + 1) * each - 1} of seed"
+        what = f"{fault} at step {self.step + 1}, {samples} {self.sampler.seed}"
+        if self.train.bad_step == "skip":
+            self.guard.skipped += 1
+            self._say(f"inheritune: warning: {what}; the step is left out", stream=sys.stderr)
+            return
+        self.trainee.optimizer.zero_grad()
+        if self.step > self._saved_step:
+            self._save()
+        self.saver.wait()
+        raise UserError(
+            f"{what}; the state before it is saved: continue with --train.bad_step skip to leave it out, or start "
+            "again with a lower --optimizer.lr"
         )
+
+    def _samples(self, micro: int) -> range:
+        """Numbers of this rank's samples in a micro-batch of the step."""
+        return micro_batch_samples(
+            self.step,
+            micro,
+            self.train.global_batch_size,
+            self.train.micro_batch_size,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+        )
+
+    def _loss(self, samples: range) -> torch.Tensor:
+        """Next-token cross-entropy of some samples, summed over their targets, in fp32.
+
+        Samples are read when it is their turn: from the page cache four of 2,049 tokens take 0.03 ms, so there is
+        nothing for a background thread to hide.
+        """
+        tokens_BT1 = torch.from_numpy(self.data.batch(self.sampler.blocks(samples)))
+        if self.fabric.device.type == "cuda":
+            tokens_BT1 = tokens_BT1.pin_memory()  # so that the copy does not wait for the device
+        tokens_BT1 = tokens_BT1.to(self.fabric.device, non_blocking=True)
+        # Padding follows the last target, so causal attention never sees the token that stands in for it.
+        return self.trainee.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:])
+
+    def _validate(self) -> ValidationResult:
+        with self.fabric.autocast():
+            return validate(
+                self.trainee.gpt, self.val_data, self.train.micro_batch_size, self.plan.val_blocks, self.fabric.device
+            )
+
+    def _speed(self) -> dict[str, float]:
+        """Speed of training since the last logged step, validation and saving left out."""
+        tokens, seconds = self.tokens - self._logged_tokens, self._seconds - self._logged_seconds
+        self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
+        tokens_per_s = tokens / seconds
+        speed = {"tokens_per_s": tokens_per_s}
+        if self.plan.peak_flops:
+            speed["mfu"] = tokens_per_s * self.plan.flops_per_token / (self.plan.peak_flops * self.fabric.world_size)
+        return speed
+
+    def _save(self) -> None:
+        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
+        self.saver.save({**counters, "best": self._best, "guard": self.guard.state()})
+        self._saved_step = self.step
+
+    def _stopped(self, stop: Sequence[signal.Signals]) -> None:
+        """Save what is not saved yet and say so."""
+        if self.step > self._saved_step:
+            self._save()
+        self.saver.wait()
+        self.log.close()
+        self._say(f"stopped after step {self.step:,}, saved; the same command continues")
+        if signal.SIGINT in stop:
+            raise KeyboardInterrupt
+
+    def _over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        return self.fabric.all_reduce(values, reduce_op="sum") if self.fabric.world_size > 1 else values
+
+    def _any_rank(self, here: bool) -> bool:
+        """Whether one rank at least wants to stop: they must agree, or the others would wait for it for ever."""
+        if self.fabric.world_size == 1:
+            return here
+        return bool(self._over_ranks(torch.tensor(float(here), device=self.fabric.device)).item())
+
+    def _say(self, line: str, stream: Any = None) -> None:
+        if self.fabric.global_rank == 0:
+            print(line, file=stream, flush=True)
 
 
 def _columns(validation: ValidationResult) -> dict[str, float]:

@@ -1,51 +1,92 @@
-"""Metrics of a run: always ``metrics.csv``, TensorBoard events on top when asked for."""
+"""Metrics of a run: always ``metrics.csv``, and one of litgpt's loggers on top when asked for."""
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+from inheritune_lit.errors import UserError
 
 METRICS = "metrics.csv"
-COLUMNS = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "seconds", "val_loss", "val_stderr")
+COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "lr",
+    "grad_norm",
+    "skipped",
+    "tokens_per_s",
+    "mfu",
+    "memory_gb",
+    "seconds",
+    "val_loss",
+    "val_stderr",
+)
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+Row = dict[str, float | int]
 
 
 class MetricsLog:
-    """One row a logged step; on resuming, rows after the resumed step are dropped so that none appears twice.
+    """One row a logged step.
 
     Args:
         folder: the run folder.
-        resumed_step: steps that are already done.
-        tensorboard: write TensorBoard events to ``folder/tensorboard`` too.
+        logger_name: "csv" for the file alone.
+        name: name of the run for the logger.
     """
 
-    def __init__(self, folder: Path, resumed_step: int, tensorboard: bool) -> None:
-        self.path = folder / METRICS
+    def __init__(self, folder: Path, logger_name: LoggerName = "csv", name: str = "") -> None:
+        self.path, self.logger_name, self.name = folder / METRICS, logger_name, name
+        self._send: Callable[[Row], None] | None = None
+        self._finish: Callable[[], None] | None = None
+
+    def open(self, resumed_step: int) -> None:
+        """Begin, or go on after ``resumed_step``: rows after it are dropped so that none appears twice.
+
+        Raises:
+            UserError: the logger's package is not installed.
+        """
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
         # A kill here must not cost the rows that are there.
-        aside = folder / f".{METRICS}.partial"
+        aside = self.path.with_name(f".{METRICS}.partial")
         with aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
         os.replace(aside, self.path)
-        self._events = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        if self.logger_name != "csv":
+            try:
+                self._send, self._finish = _LOGGERS[self.logger_name](self.path.parent, self.name, resumed_step)
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"--logger_name {self.logger_name} needs the package {error.name}; install it, or use csv"
+                ) from error
 
-            self._events = SummaryWriter(folder / "tensorboard", purge_step=resumed_step + 1)
-
-    def write(self, row: dict[str, float | int]) -> None:
+    def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
-        if self._events:
-            for name, value in row.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, row["step"])
+        if self._send:
+            self._send(row)
 
     def close(self) -> None:
-        """Flush the events."""
-        if self._events:
-            self._events.close()
+        """Flush what the logger holds."""
+        if self._finish:
+            self._finish()
+
+
+class NoLog:
+    """A log for ranks whose metrics nobody reads."""
+
+    def open(self, resumed_step: int) -> None:
+        """Nothing."""
+
+    def write(self, row: Row) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -54,3 +95,39 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
+
+
+def _tensorboard(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    events = SummaryWriter(folder / "tensorboard", purge_step=resumed_step + 1)
+
+    def send(row: Row) -> None:
+        for column, value in _values(row).items():
+            events.add_scalar(column, value, row["step"])
+
+    return send, events.close
+
+
+def _wandb(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
+    import wandb
+
+    # The name is the identity too, so that a restarted run goes on in the same curve.
+    run = wandb.init(project="inheritune", name=name, id=name, dir=folder, resume="allow")
+    return (lambda row: run.log(_values(row), step=int(row["step"]))), run.finish
+
+
+def _mlflow(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
+    import mlflow
+
+    mlflow.set_experiment("inheritune")
+    found = mlflow.search_runs(filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
+    mlflow.start_run(run_id=found[0].info.run_id) if found else mlflow.start_run(run_name=name)
+    return (lambda row: mlflow.log_metrics(_values(row), step=int(row["step"]))), mlflow.end_run
+
+
+def _values(row: Row) -> Row:
+    return {column: value for column, value in row.items() if column != "step"}
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
-from litgpt.config import Config
-
+from inheritune_lit.budget import flops_per_token
+from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 
@@ -16,28 +18,26 @@ class RunPlan:
     Attributes:
         total_steps: optimizer steps.
         budget: tokens asked for; what is over whole steps is not trained.
+        tokens: tokens the run trains on (targets; the expected number where samples hold padding).
         accumulation: micro-batches a step.
         block_size: tokens a sample.
-        tokens_per_step: inputs a step.
-        train_blocks, val_blocks: samples in the training data; samples a validation.
+        tokens_per_step: inputs a step, padding included.
+        val_blocks: samples a validation.
         parameters: parameters of the model, a tied head counted once.
         flops_per_token: forward and backward.
+        peak_flops: of one device in bf16, FLOP/s; None where it is not known.
     """
 
     total_steps: int
     budget: int
+    tokens: int
     accumulation: int
     block_size: int
     tokens_per_step: int
-    train_blocks: int
     val_blocks: int
     parameters: int
     flops_per_token: float
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the run trains on."""
-        return self.total_steps * self.tokens_per_step
+    peak_flops: float | None
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
@@ -55,69 +55,65 @@ def block_size_of(train: TrainArgs, config: Config) -> int:
     return block_size
 
 
-def flops_per_token(config: Config, block_size: int) -> float:
-    """Forward and backward FLOPs a token: 6 a matrix parameter (head included) and 6 * layers * width * T of causal
-    attention."""
-    qkv = (config.n_head + 2 * config.n_query_groups) * config.head_size * config.n_embd
-    projection = config.n_head * config.head_size * config.n_embd
-    mlp_matrices = 3 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 2
-    mlp = mlp_matrices * config.intermediate_size * config.n_embd
-    head = config.padded_vocab_size * config.n_embd
-    attention = config.n_layer * config.n_head * config.head_size * block_size
-    return 6.0 * (config.n_layer * (qkv + projection + mlp) + head + attention)
-
-
 def plan_run(
     config: Config,
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
-    train_blocks: int,
+    mixture: Mixture,
     val_blocks: int,
     parameters: int,
+    devices: int = 1,
+    peak_flops: float | None = None,
 ) -> RunPlan:
     """Work out a run's numbers.
 
     Args:
         config: the model's.
-        train_blocks: samples in the training data.
+        mixture: the training data.
         val_blocks: samples in the validation data.
         parameters: parameters of the model, a tied head counted once.
+        devices: over all nodes.
+        peak_flops: of one device.
 
     Raises:
         UserError: the arguments contradict each other or make no run.
     """
     _check_ranges(train, eval, optimizer)
-    if train.global_batch_size % train.micro_batch_size:
+    together = train.micro_batch_size * devices
+    if train.global_batch_size % together:
+        times = f" times {devices} devices" if devices > 1 else ""
         raise UserError(
             f"--train.global_batch_size {train.global_batch_size} is no multiple of --train.micro_batch_size "
-            f"{train.micro_batch_size}; change one of them"
+            f"{train.micro_batch_size}{times}; change one of them"
         )
     block_size = block_size_of(train, config)
-    tokens_per_step = train.global_batch_size * block_size
-    budget = _budget(train, block_size, train_blocks)
-    total_steps = budget // tokens_per_step
-    if train.lr_warmup_steps >= total_steps:
+    targets_per_step = train.global_batch_size * mixture.tokens_per_sample
+    budget = _budget(train, targets_per_step, mixture)
+    total_steps = int(budget // targets_per_step)
+    if train.lr_warmup_steps + train.lr_decay_steps >= total_steps:
+        decay = f" and --train.lr_decay_steps {train.lr_decay_steps}" if train.lr_decay_steps else ""
         raise UserError(
-            f"--train.lr_warmup_steps {train.lr_warmup_steps} leaves no step for the cosine: the run has {total_steps} "
-            "steps; give fewer warm-up steps or a larger budget"
+            f"--train.lr_warmup_steps {train.lr_warmup_steps}{decay} leave no step for the {train.schedule} schedule: "
+            f"the run has {total_steps} steps; give fewer warm-up steps or a larger budget"
         )
     if eval.max_iters is not None:
         val_blocks = min(val_blocks, eval.max_iters * train.micro_batch_size)
     return RunPlan(
         total_steps=total_steps,
-        budget=budget,
-        accumulation=train.global_batch_size // train.micro_batch_size,
+        budget=int(budget),
+        tokens=int(total_steps * targets_per_step),
+        accumulation=train.global_batch_size // together,
         block_size=block_size,
-        tokens_per_step=tokens_per_step,
-        train_blocks=train_blocks,
+        tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
         parameters=parameters,
         flops_per_token=flops_per_token(config, block_size),
+        peak_flops=peak_flops,
     )
 
 
-def _budget(train: TrainArgs, block_size: int, train_blocks: int) -> int:
+def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> Fraction:
     """Tokens asked for, at least those of one step."""
     budgets = {"max_tokens": train.max_tokens, "max_steps": train.max_steps, "epochs": train.epochs}
     given = {name: value for name, value in budgets.items() if value is not None}
@@ -125,14 +121,13 @@ def _budget(train: TrainArgs, block_size: int, train_blocks: int) -> int:
         seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
         raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
     ((name, value),) = given.items()
-    tokens_per_step = train.global_batch_size * block_size
-    unit = {"max_tokens": 1, "max_steps": tokens_per_step, "epochs": train_blocks * block_size}[name]
-    if value * unit < tokens_per_step:
+    unit = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}[name]
+    if value * unit < targets_per_step:
         raise UserError(
-            f"--train.{name} {value} makes no optimizer step: a step takes {tokens_per_step:,} tokens and the data has "
-            f"{train_blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
+            f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "
+            f"data has {mixture.blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
-    return value * unit
+    return value * Fraction(unit)
 
 
 def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:
@@ -142,6 +137,8 @@ def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) ->
         "train.log_interval": train.log_interval,
         "train.save_interval": train.save_interval,
         "train.max_norm": train.max_norm,
+        "train.max_time": train.max_time,
+        "train.max_loss_jump": train.max_loss_jump,
         "eval.interval": eval.interval,
         "eval.max_iters": eval.max_iters,
         "optimizer.lr": optimizer.lr,
@@ -150,8 +147,14 @@ def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) ->
     for name, value in positive.items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value}; give a number above 0")
-    if train.lr_warmup_steps < 0:
-        raise UserError(f"--train.lr_warmup_steps is {train.lr_warmup_steps}; give 0 or more")
+    for name in ("lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss"):
+        if not 0 <= getattr(train, name) < math.inf:
+            raise UserError(f"--train.{name} is {getattr(train, name)}; give 0 or more")
+    if (train.schedule == "wsd") != (train.lr_decay_steps > 0):
+        raise UserError(
+            f"--train.schedule {train.schedule} with --train.lr_decay_steps {train.lr_decay_steps}: the wsd schedule "
+            "needs decay steps, the others have none"
+        )
     if not 0 <= train.min_lr <= optimizer.lr:
         raise UserError(f"--train.min_lr is {train.min_lr}; give a number from 0 to --optimizer.lr {optimizer.lr}")
     if not 0 <= optimizer.weight_decay < math.inf:

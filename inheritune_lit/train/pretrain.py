@@ -3,27 +3,42 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
 
+from inheritune_lit.budget import peak_flops
 from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.checkpoint.manifest import sha256_file
+from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
 from inheritune_lit.data.fits import check_fits
-from inheritune_lit.data.packed import PackedDataset, content_sha256
+from inheritune_lit.data.mixture import make_mixture
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.load import load_config, load_model
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.model.load import load_config
+from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
+from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision
 from inheritune_lit.train.loop import Trainer
-from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
-from inheritune_lit.train.run_folder import RunResult, begin_run, find_run, write_final
+from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
+from inheritune_lit.train.plan import block_size_of, plan_run
+from inheritune_lit.train.plan_text import plan_text
+from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
+from inheritune_lit.train.saver import Saver
+from inheritune_lit.train.setup import prepare_model, set_up
 from inheritune_lit.train.signals import stop_requests
 from inheritune_lit.train.state import drop_state
 
-# These say how often to look, not what to compute: they may change when a run is continued.
-_FREE_SETTINGS = ("log_interval", "save_interval")
+# These say how often to look and what to keep, not what to compute: they may change when a run is continued.
+_FREE_SETTINGS = (
+    "log_interval",
+    "save_interval",
+    "max_time",
+    "keep_last",
+    "keep_best",
+    "async_save",
+    "bad_step",
+    "max_loss_jump",
+)
 
 
 def pretrain(
@@ -34,110 +49,134 @@ def pretrain(
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
-    precision: str | None = None,
+    speed: SpeedArgs = SpeedArgs(),
+    mixture: MixtureArgs = MixtureArgs(),
+    documents: Literal["packed", "separate"] = "packed",
+    allow_data_change: bool = False,
+    precision: Precision | None = None,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
+    strategy: StrategyName = "auto",
     seed: int = 1337,
-    logger_name: str = "csv",
+    logger_name: LoggerName = "csv",
     dry_run: bool = False,
 ) -> RunResult | None:
     """Train a litgpt checkpoint on packed data; the same call continues a run that was stopped or killed.
 
     The run folder holds ``metrics.csv``, ``state.pth`` while the run lasts, and at its end ``final/``, a litgpt
-    checkpoint. Parameters are fp32 throughout; ``bf16-mixed`` computes in bf16.
+    checkpoint.
 
     Args:
         initial_checkpoint_dir: litgpt checkpoint to start from.
         data: packed data made with that checkpoint's tokenizer.
         out_dir: run folder.
-        train, eval, optimizer: settings.
-        precision: "32-true" or "bf16-mixed"; by default the first on CPU, the second on a GPU.
+        train, eval, optimizer, speed, mixture: settings.
+        documents: "packed" cuts text into samples wherever they end; "separate" keeps each sample within one document.
+        allow_data_change: continue a run although its data, mixture or ``documents`` is another than before.
+        precision: "32-true"; "bf16-mixed", fp32 weights computed with in bf16; or "bf16-true", bf16 weights with fp32
+            copies in the optimizer. By default the first on CPU, the second on a GPU.
+        devices, num_nodes, strategy: see ``build_fabric``.
         seed: seed of the data order.
-        logger_name: "csv", or "tensorboard" for events beside the CSV file.
+        logger_name: a logger beside the CSV file.
         dry_run: print the plan and stop.
 
     Returns:
         What came out; None for a dry run.
 
     Raises:
-        UserError: bad input, a run with other settings in ``out_dir``, or a loss that is not finite.
+        UserError: bad input, a run with other settings in ``out_dir``, or a bad step.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
     """
     config = load_config(initial_checkpoint_dir)
     check_fits(data, initial_checkpoint_dir)
     block_size = block_size_of(train, config)
-    train_data, val_data = PackedDataset(data, "train", block_size), PackedDataset(data, "val", block_size)
+    train_data, val_data = (PackedDataset(data, split, block_size, documents) for split in ("train", "val"))
+    domains = make_mixture(train_data.domains, mixture.weights)
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
-    model = load_model(initial_checkpoint_dir, dtype=torch.float32)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    plan = plan_run(config, train, eval, optimizer, len(train_data), len(val_data), parameters)
-    fabric = Fabric(accelerator="auto", devices=1, precision=precision or default_precision())
-    settings = _settings(initial_checkpoint_dir, data, train, eval, optimizer, fabric, seed)
+    precision = precision or default_precision()
+    fabric = build_fabric(devices, num_nodes, strategy, precision)
+    gpt = prepare_model(initial_checkpoint_dir, precision, speed, block_size)
+    parameters = sum(parameter.numel() for parameter in gpt.parameters())
+    peak = peak_flops(torch.cuda.get_device_name(fabric.device)) if fabric.device.type == "cuda" else None
+    plan = plan_run(
+        config,
+        train,
+        eval,
+        optimizer,
+        domains,
+        len(val_data),
+        parameters,
+        devices=fabric.world_size,
+        peak_flops=peak,
+    )
+    settings = {
+        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
+        "precision": precision,
+        "device": fabric.device.type,
+        "seed": seed,
+        **data_settings(data, documents, domains),
+    }
     finished = find_run(out_dir, settings)
-    _print_plan(plan, config.name, train, fabric)
+    changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, allow_data_change)
+    if fabric.global_rank == 0:
+        name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+        machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
+        text = plan_text(plan, config.name, train, domains, changes, f"{machine}, {precision}")
+        print(text, file=sys.stderr, flush=True)
     if dry_run:
         return None
     if finished:
-        drop_state(out_dir)  # still there when the run was killed right after its end
-        print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
+        if fabric.global_rank == 0:
+            drop_state(out_dir)  # still there when the run was killed right after its end
+            print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
         return finished
-    begin_run(out_dir, settings)
-    model.max_seq_length = block_size
-    trained = fabric.setup(model)
-    adamw = fabric.setup_optimizers(build_optimizer(model, optimizer))
-    trainer = Trainer(fabric, trained, adamw, plan, train, eval, optimizer, train_data, val_data, out_dir, seed)
+    fabric.barrier()
+    if fabric.global_rank == 0:
+        begin_run(out_dir, settings, changes)
+    fabric.barrier()
+    trainee = set_up(fabric, gpt, optimizer, speed, precision, train.z_loss)
+    sharded = strategy in ("fsdp", "hybrid")
+    saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
+    sampler = run_sampler(settings, changes)
+    log = MetricsLog(out_dir, logger_name, out_dir.name) if fabric.global_rank == 0 else NoLog()
+    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log)
     with stop_requests() as stop:
-        steps, validation = trainer.fit(stop, tensorboard=logger_name == "tensorboard")
-        tokens = steps * plan.tokens_per_step
+        validation = trainer.fit(stop)
         if validation is None:
-            return RunResult(None, steps, tokens, None, None)
-        result = write_final(out_dir, initial_checkpoint_dir, model, steps, tokens, validation)
-        drop_state(out_dir)
-    print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {result.final}")
-    return result
-
-
-def default_precision() -> str:
-    """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+            return RunResult(None, trainer.step, trainer.tokens, None, None)
+        record = {
+            "steps": trainer.step,
+            "tokens": trainer.tokens,
+            "val_loss": validation.loss,
+            "val_stderr": validation.stderr,
+            "val_blocks": validation.blocks,
+            "val_domains": {name: asdict(held_out) for name, held_out in validation.domains.items()},
+            "run": read_manifest(out_dir),
+        }
+        saver.save_final(out_dir / FINAL, record)
+        if fabric.global_rank == 0:
+            drop_state(out_dir)
+            print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {out_dir / FINAL}")
+            if len(validation.domains) > 1:
+                for name, held_out in validation.domains.items():
+                    print(f"  {name}: {held_out.loss:.4f} ± {held_out.stderr:.4f} over {held_out.tokens:,} tokens")
+    return RunResult(out_dir / FINAL, trainer.step, trainer.tokens, validation.loss, validation.stderr)
 
 
 def _settings(
     initial_checkpoint_dir: Path,
-    data: Path,
     train: TrainArgs,
     eval: EvalArgs,
     optimizer: OptimizerArgs,
-    fabric: Fabric,
-    seed: int,
+    speed: SpeedArgs,
 ) -> dict[str, Any]:
-    """All that changes the outcome: a run is continued only where every value is the same."""
+    """All that changes the outcome, data aside: a run is continued only where every value is the same."""
     return {
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
-        "data": str(data),
-        "data_sha256": content_sha256(data),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
         "eval": asdict(eval),
         "optimizer": asdict(optimizer),
-        "precision": str(fabric._precision.precision),
-        "device": fabric.device.type,
-        "seed": seed,
+        "fp8": speed.fp8,
     }
-
-
-def _print_plan(plan: RunPlan, name: str, train: TrainArgs, fabric: Fabric) -> None:
-    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
-    epochs = plan.total_steps * train.global_batch_size / plan.train_blocks
-    left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
-    # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
-    memory_gb = 16 * plan.parameters / 1e9
-    print(
-        f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top\n"
-        f"      {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {plan.tokens:,} tokens"
-        f"{left_over}, {epochs:.2f} epochs of {plan.train_blocks:,} samples\n"
-        f"      {plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
-        f"{plan.val_blocks:,} samples a validation\n"
-        f"      {plan.tokens * plan.flops_per_token:.2e} FLOPs on {device}, {fabric._precision.precision}",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
-from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
+from inheritune_lit.checkpoint.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.checkpoint.output import check_vacant, new_folder
 from inheritune_lit.errors import UserError
-from inheritune_lit.validation import ValidationResult
+from inheritune_lit.train.data_change import DATA_SETTINGS
 
 FINAL = "final"
 
@@ -34,7 +31,7 @@ class RunResult:
 
 
 def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
-    """Check that a folder is free for a run or holds the same one; nothing is written.
+    """Check that a folder is free for a run or holds the same one, data aside; nothing is written.
 
     Args:
         run_dir: the run folder.
@@ -53,6 +50,8 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     if manifest.get("kind") != "run":
         raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
     for name, old, new in _differences(manifest.get("settings", {}), settings):
+        if name.split(".")[0] in DATA_SETTINGS:
+            continue
         raise UserError(
             f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
         )
@@ -62,43 +61,18 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
 
 
-def begin_run(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Make the folder of a run, unless ``find_run`` found it there."""
-    if read_manifest(run_dir) is None:
-        with new_folder(run_dir) as staging:
-            write_manifest(staging, "run", {"settings": settings})
+def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
+    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data.
 
-
-def write_final(
-    run_dir: Path, initial_dir: Path, model: torch.nn.Module, steps: int, tokens: int, validation: ValidationResult
-) -> RunResult:
-    """Write ``run_dir/final``, a litgpt checkpoint with the parameters as they were trained (fp32).
-
-    The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
+    Args:
+        changes: from ``data_changes``.
     """
-    with new_folder(run_dir / FINAL) as staging:
-        torch.save(_on_cpu(model.state_dict()), staging / WEIGHTS)
-        copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
-        write_manifest(
-            staging,
-            "checkpoint",
-            {
-                "steps": steps,
-                "tokens": tokens,
-                "val_loss": validation.loss,
-                "val_stderr": validation.stderr,
-                "val_blocks": validation.blocks,
-                "run": read_manifest(run_dir),
-                "parent": read_manifest(initial_dir),
-            },
-        )
-    return RunResult(run_dir / FINAL, steps, tokens, validation.loss, validation.stderr)
-
-
-def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that a machine without a GPU can load; those that share their storage still do."""
-    copies: dict[int, torch.Tensor] = {}
-    return {name: copies.setdefault(tensor.data_ptr(), tensor.cpu()) for name, tensor in state.items()}
+    manifest = read_manifest(run_dir)
+    if manifest is None:
+        with new_folder(run_dir) as staging:
+            write_manifest(staging, "run", {"settings": settings, "data_changes": changes})
+    elif manifest["data_changes"] != changes:
+        replace_manifest(run_dir, {**manifest, "settings": settings, "data_changes": changes})
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

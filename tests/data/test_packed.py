@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from litgpt.config import Config
 from litgpt.model import GPT
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sampler import BlockSampler
 from inheritune_lit.errors import UserError
 
 
@@ -38,7 +37,7 @@ def test_blocks_are_windows_of_the_domains(packed, split, block_size):
     assert len(dataset) == len(expected)
     for block, (domain, tokens) in enumerate(expected):
         assert dataset[block].tolist() == tokens
-        assert dataset.domain_of(block) == domain
+        assert dataset.domains_of([block]) == [domain]
     with pytest.raises(IndexError):
         dataset[len(dataset)]
 
@@ -134,18 +133,3 @@ def test_vocabulary_too_large_for_the_model(packed, checkpoint):
     (packed / "inheritune.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"vocabulary too large for the model.*id 400.*400 embeddings"):
         check_fits(packed, checkpoint)
-
-
-def test_sampler_visits_every_block_once_an_epoch():
-    sampler = BlockSampler(97, seed=3)
-    epochs = [[sampler[97 * epoch + position] for position in range(97)] for epoch in range(4)]
-    for order in epochs:
-        assert sorted(order) == list(range(97))
-    assert len({tuple(order) for order in epochs}) == 4
-
-
-def test_sample_is_a_function_of_seed_and_number():
-    asked = [250, 3, 97, 96, 250, 0, 10_000]
-    sampler = BlockSampler(97, seed=3)
-    assert [sampler[i] for i in asked] == [BlockSampler(97, seed=3)[i] for i in asked]
-    assert [BlockSampler(97, seed=4)[i] for i in range(97)] != [sampler[i] for i in range(97)]

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference

@@ -5,10 +5,10 @@ import pickle
 import pytest
 import torch
 import yaml
-from litgpt.config import Config
 from litgpt.model import GPT
 from tiny import SHAPE
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import is_tied, load_config, load_model, load_state
 

@@ -75,7 +75,7 @@ def test_killed_while_saving(command, tmp_path, uninterrupted, capsys):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert int(rows[-1]["step"]) == 20  # written before the second save, not covered by the first
-    assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["step"] == 10
+    assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["counters"]["step"] == 10
     assert not (tmp_path / "run" / "final").exists()
     assert main(command()) == 0
     assert "continues after step 10 of 30" in capsys.readouterr().out
@@ -105,39 +105,69 @@ def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch
         assert main(args) == code
     done = 8 if where == "step" else 10
     assert f"stopped after step {done}, saved" in capsys.readouterr().out
-    assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["step"] == done
+    assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["counters"]["step"] == done
     assert signal.getsignal(signal.SIGINT) is before
     assert main(args) == 0
     same_run(tmp_path / "run", uninterrupted)
 
 
-def test_a_loss_that_is_not_finite_names_its_samples(command, tmp_path, monkeypatch, capsys):
+def bad_samples(monkeypatch, *samples: int) -> None:
+    """Make the loss of some samples NaN."""
     original = loop.Trainer._loss
-    # Samples 54 and 55 are the second micro-batch of step 14, between two log lines.
     monkeypatch.setattr(
-        loop.Trainer, "_loss", lambda self, samples: original(self, samples) * (float("nan") if 54 in samples else 1)
+        loop.Trainer,
+        "_loss",
+        lambda self, chosen: original(self, chosen) * (float("nan") if set(samples) & set(chosen) else 1),
     )
-    assert main(command()) == 2
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(command, tmp_path, monkeypatch, capsys, uninterrupted):
+    with monkeypatch.context() as patch:
+        bad_samples(patch, 54)  # samples 54 and 55 are the second micro-batch of step 14, between two log lines
+        assert main(command()) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "loss nan" in error
-    assert "at step 14, samples 54 to 55 of seed 1337; the state of step 10 is kept" in error
+    assert "at step 14, samples 54 to 55 of seed 1337; the state before it is saved" in error
     state = torch.load(tmp_path / "run" / "state.pth", weights_only=True)
-    assert state["step"] == 10
+    assert state["counters"]["step"] == 13
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert int(read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"]) == 10
+    # Whatever it was, once it is gone the run goes on as if nothing had happened.
+    assert main(command()) == 0
+    same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_bad_step_can_be_left_out(command, tmp_path, monkeypatch, capsys):
+    bad_samples(monkeypatch, 54)
+    assert main(command(train__bad_step="skip")) == 0
+    assert "at step 14, samples 54 to 55 of seed 1337; the step is left out" in capsys.readouterr().err
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["skipped"] for row in rows if row["loss"]] == ["0", "0", "1", "1", "1", "1"]
+
+
+def test_a_loss_that_jumps_stops_the_run(command, tmp_path, monkeypatch, capsys):
+    original = loop.Trainer._loss
+    # Sample 100 is in step 26, when the mean has settled.
+    monkeypatch.setattr(
+        loop.Trainer, "_loss", lambda self, chosen: original(self, chosen) * (9 if 100 in chosen else 1)
+    )
+    assert main(command()) == 2
+    assert "jumps from a mean of" in (error := capsys.readouterr().err.splitlines()[-1])
+    assert "at step 26, samples 100 to 103 of seed 1337" in error
+    assert main(command(train__max_loss_jump="null")) == 0  # the same run, told not to mind
 
 
 def test_a_full_disk_keeps_the_old_state(tmp_path):
     model = torch.nn.Linear(100, 100)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_state(tmp_path, model, optimizer, 5, 1.0)
+    save_state(tmp_path, model.state_dict(), optimizer.state_dict(), {"step": 5})
     old = (tmp_path / "state.pth").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot save the state.*make room"):
-            save_state(tmp_path, model, optimizer, 6, 1.0)
+            save_state(tmp_path, model.state_dict(), optimizer.state_dict(), {"step": 6})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pth"]
-    assert load_state(tmp_path, model, optimizer) == (5, 1.0)
+    assert load_state(tmp_path, model, optimizer) == {"step": 5}

@@ -6,23 +6,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT
 from tiny import SHAPE, make_checkpoint
 
+from inheritune_lit.budget import flops_per_token
+from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.mixture import DomainSize, Mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.plan import flops_per_token, plan_run
-from inheritune_lit.train.schedule import cosine_with_warmup
+from inheritune_lit.train.plan import plan_run
+from inheritune_lit.train.schedule import learning_rate
 from inheritune_lit.validation import validate
 
 
 def test_cosine_with_warmup_at_known_points():
     def rate(step: int) -> float:
-        return cosine_with_warmup(step, lr=1.0, min_lr=0.1, warmup_steps=10, total_steps=110)
+        return learning_rate(step, schedule="cosine", lr=1.0, min_lr=0.1, warmup_steps=10, total_steps=110)
 
     assert [rate(0), rate(4), rate(9)] == pytest.approx([0.1, 0.5, 1.0])
     assert rate(59) == pytest.approx(0.55)  # half of the cosine
@@ -32,7 +34,7 @@ def test_cosine_with_warmup_at_known_points():
 
 
 def test_no_warmup_starts_at_the_cosine():
-    assert cosine_with_warmup(0, lr=1.0, min_lr=0.0, warmup_steps=0, total_steps=2) == pytest.approx(0.5)
+    assert learning_rate(0, schedule="cosine", lr=1.0, min_lr=0.0, warmup_steps=0, total_steps=2) == pytest.approx(0.5)
 
 
 def test_only_matrices_decay():
@@ -119,14 +121,10 @@ def test_flops_of_the_papers_model():
     assert flops_per_token(OPENLLAMA_13L, 2048) == pytest.approx(10.79e9, rel=1e-3)
 
 
-def _plan(train: TrainArgs, **changes):
-    return plan_run(
-        OPENLLAMA_13L,
-        train,
-        EvalArgs(),
-        OptimizerArgs(),
-        **{"train_blocks": 1000, "val_blocks": 50, "parameters": 1, **changes},
-    )
+def _plan(train: TrainArgs, train_blocks: int = 1000, mixture: Mixture | None = None):
+    domains = {"all": DomainSize(train_blocks, train_blocks * (train.max_seq_length or 2048))}
+    mixture = mixture or Mixture(domains, None)
+    return plan_run(OPENLLAMA_13L, train, EvalArgs(), OptimizerArgs(), mixture, val_blocks=50, parameters=1)
 
 
 def test_plan_of_the_papers_run():
@@ -153,7 +151,7 @@ def test_budgets_mean_the_same_run():
         ({"max_steps": None, "max_tokens": 999}, "max_tokens 999 makes no optimizer step: a step takes 1,000"),
         ({"max_steps": 0}, "max_steps 0 makes no optimizer step"),
         ({"max_seq_length": 4096}, "max_seq_length is 4096; the model attends to at most 2048"),
-        ({"lr_warmup_steps": 200}, "lr_warmup_steps 200 leaves no step"),
+        ({"lr_warmup_steps": 200}, "lr_warmup_steps 200 leave no step"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"min_lr": 1.0}, "min_lr is 1.0"),
         ({"max_norm": -1.0}, "max_norm is -1.0"),

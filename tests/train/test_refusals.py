@@ -37,7 +37,7 @@ def refused(checkpoint, packed, tmp_path, capsys):
         ({"seed": -1}, "seed is -1"),
         ({"train__max_seq_length": 0}, "max_seq_length is 0"),
         ({"optimizer__betas": 0.9}, "betas"),
-        ({"precision": "bf16-true"}, "bf16-true"),
+        ({"precision": "fp16"}, "fp16"),
     ],
 )
 def test_arguments(refused, changes, told):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt.config import Config
-
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.pieces import Piece, merge, select_rows
 from inheritune_lit.errors import UserError
 

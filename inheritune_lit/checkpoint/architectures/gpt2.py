@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
-
 from inheritune_lit.checkpoint.architectures.base import Architecture, Transposed
 from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require, require_value
 from inheritune_lit.checkpoint.lit_config import GPT2Config
+from inheritune_lit.checkpoint.litgpt_config import Config
 
 
 def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:

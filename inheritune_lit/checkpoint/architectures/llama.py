@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
-
 from inheritune_lit.checkpoint.architectures.base import Architecture, Split
 from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
 from inheritune_lit.checkpoint.hf_config import require, require_value
+from inheritune_lit.checkpoint.litgpt_config import Config
 
 
 def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:

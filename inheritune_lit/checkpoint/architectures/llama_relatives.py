@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from litgpt.config import Config
-
 from inheritune_lit.checkpoint.architectures.llama import LLAMA
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 
 _NOT_THEIRS = ("attention_bias", "mlp_bias")

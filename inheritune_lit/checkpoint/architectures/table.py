@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from litgpt.config import Config
-
 from inheritune_lit.checkpoint.architectures.base import Architecture
 from inheritune_lit.checkpoint.architectures.gpt2 import GPT2
 from inheritune_lit.checkpoint.architectures.gpt_neox import GPT_NEOX
 from inheritune_lit.checkpoint.architectures.llama import LLAMA
 from inheritune_lit.checkpoint.architectures.llama_relatives import MISTRAL, QWEN2, QWEN3
 from inheritune_lit.checkpoint.lit_config import GPT2Config
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 
 ARCHITECTURES = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, GPT2)

@@ -1,0 +1,79 @@
+"""Every tensor of a litgpt model with its shape, from the configuration alone.
+
+Building the model on the meta device says the same, but needs all of litgpt: see ``checkpoint/litgpt_config.py``.
+"""
+
+from inheritune_lit.checkpoint.lit_config import GPT2Config
+from inheritune_lit.checkpoint.litgpt_config import Config
+
+Shapes = dict[str, tuple[int, ...]]
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+
+
+def tensor_shapes(config: Config, tied: bool) -> Shapes:
+    """Names and shapes in the order of ``GPT.state_dict``, but the head at the end.
+
+    Args:
+        config: the model.
+        tied: the head is the embedding and is left out.
+    """
+    shapes: Shapes = {EMBEDDING: (config.padded_vocab_size, config.n_embd)}
+    for layer in range(config.n_layer):
+        shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in _block(config).items()}
+    shapes |= _norm(config, "transformer.ln_f")
+    if isinstance(config, GPT2Config):
+        shapes["transformer.wpe.weight"] = (config.block_size, config.n_embd)
+    if not tied:
+        shapes[HEAD] = (config.padded_vocab_size, config.n_embd)
+    if config.lm_head_bias:
+        shapes["lm_head.bias"] = (config.padded_vocab_size,)
+    return shapes
+
+
+def _block(config: Config) -> Shapes:
+    heads = config.n_head * config.head_size
+    groups = config.n_query_groups * config.head_size
+    shapes = _norm(config, "norm_1") if config.norm_1 else {}
+    shapes |= _linear("attn.qkv", heads + 2 * groups, config.n_embd, config.bias or config.attn_bias)
+    shapes |= _linear("attn.proj", config.n_embd, heads, config.bias)
+    if config.norm_qk:
+        whole = config.norm_qk_type == "olmo2"
+        shapes |= _norm(config, "attn.norm_q", heads if whole else config.head_size)
+        shapes |= _norm(config, "attn.norm_k", groups if whole else config.head_size)
+    if config.post_attention_norm:
+        shapes |= _norm(config, "post_attention_norm")
+    if config.norm_2 and not config.shared_attention_norm:
+        shapes |= _norm(config, "norm_2")
+    shapes |= _moe(config) if config.mlp_class_name == "LLaMAMoE" else _mlp(config, "mlp", config.intermediate_size)
+    if config.post_mlp_norm:
+        shapes |= _norm(config, "post_mlp_norm")
+    return shapes
+
+
+def _mlp(config: Config, name: str, width: int) -> Shapes:
+    inputs = ("fc",) if config.mlp_class_name == "GptNeoxMLP" else ("fc_1", "fc_2")
+    shapes: Shapes = {}
+    for part in inputs:
+        shapes |= _linear(f"{name}.{part}", width, config.n_embd, config.bias)
+    return shapes | _linear(f"{name}.proj", config.n_embd, width, config.bias)
+
+
+def _moe(config: Config) -> Shapes:
+    shapes = _linear("mlp.gate", config.n_expert, config.n_embd, False)
+    for expert in range(config.n_expert):
+        shapes |= _mlp(config, f"mlp.experts.{expert}", config.moe_intermediate_size or config.intermediate_size)
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight
+
+
+def _norm(config: Config, name: str, size: int | None = None) -> Shapes:
+    if config.norm_class_name == "LayerNorm" and "OLMo" in config.name:
+        return {}  # litgpt's choice, by the name, as OLMo's norms have no parameters
+    shape = (size or config.n_embd,)
+    biased = config.norm_class_name == "LayerNorm" and (not isinstance(config, GPT2Config) or config.norm_bias)
+    return {f"{name}.weight": shape, f"{name}.bias": shape} if biased else {f"{name}.weight": shape}

@@ -1,0 +1,76 @@
+"""Lightning Fabric for the devices and the precision of a run."""
+
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from inheritune_lit.errors import UserError
+from inheritune_lit.train.loss import TrainingModel
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+StrategyName = Literal["auto", "ddp", "fsdp", "hybrid"]
+
+
+def build_fabric(
+    devices: int | Literal["auto"], num_nodes: int, strategy: StrategyName, precision: Precision
+) -> Fabric:
+    """Fabric, launched: with several devices every one of them runs this program from here on.
+
+    Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
+
+    Args:
+        devices: a node; "auto" takes every GPU, or one CPU process.
+        strategy: "ddp" keeps a replica a device; "fsdp" shards parameters and optimizer state over all devices;
+            "hybrid" shards within a node and replicates over nodes; "auto" is one device or "ddp".
+
+    Raises:
+        UserError: there are not as many devices.
+    """
+    available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
+    count = available if devices == "auto" else devices
+    if count > available or count < 1 or num_nodes < 1:
+        raise UserError(
+            f"--devices {devices} --num_nodes {num_nodes}: this node has {available} devices; give 1 to {available}"
+        )
+    world = count * num_nodes
+    if strategy in ("fsdp", "hybrid") and precision == "bf16-true":
+        raise UserError("--precision bf16-true keeps whole copies of the weights; with --strategy fsdp use bf16-mixed")
+    chosen: str | Strategy = "auto"
+    if strategy in ("fsdp", "hybrid"):
+        chosen = _sharded(count, num_nodes, strategy == "hybrid", precision)
+    elif world > 1:
+        chosen = "ddp"
+    # bf16-true casts the weights only: Fabric's own would round RoPE's tables too.
+    plugin = "bf16-mixed" if precision == "bf16-mixed" and isinstance(chosen, str) else "32-true"
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=chosen, precision=plugin)
+    if world > 1:
+        fabric.launch()
+    return fabric
+
+
+def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -> ModelParallelStrategy:
+    # Parameters and gradients stay fp32 in their shards; what is gathered and computed is bf16.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16-mixed" else None, reduce_dtype=torch.float32
+    )
+
+    def shard(model: TrainingModel, mesh: DeviceMesh) -> TrainingModel:
+        target = mesh["data_parallel"]
+        if hybrid:
+            target = init_device_mesh(mesh.device_type, (num_nodes, devices), mesh_dim_names=("replicate", "shard"))
+        for block in model.gpt.transformer.h:
+            fully_shard(block, mesh=target, mp_policy=policy)
+        fully_shard(model.gpt, mesh=target, mp_policy=policy)
+        return model
+
+    return ModelParallelStrategy(shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
+
+
+def default_precision() -> Precision:
+    """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"

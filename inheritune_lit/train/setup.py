@@ -1,0 +1,77 @@
+"""The model, its loss and its optimizer made ready for training."""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from litgpt.model import GPT
+
+from inheritune_lit.errors import UserError
+from inheritune_lit.model.activation_checkpointing import checkpoint_activations
+from inheritune_lit.model.attention import attention_kernel, pad_head_size
+from inheritune_lit.model.load import load_model
+from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
+from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.loop import Trainee
+from inheritune_lit.train.loss import TrainingModel, choose_kernel
+from inheritune_lit.train.optim import build_optimizer
+
+
+def prepare_model(initial_checkpoint_dir: Path, precision: Precision, speed: SpeedArgs, block_size: int) -> GPT:
+    """Load a checkpoint on the CPU in the type that its weights are trained in.
+
+    Raises:
+        UserError: the folder is no checkpoint.
+    """
+    gpt = load_model(initial_checkpoint_dir, dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    gpt.max_seq_length = block_size
+    if speed.activation_checkpointing:
+        checkpoint_activations(gpt)
+    return gpt
+
+
+def set_up(
+    fabric: Fabric, gpt: GPT, optimizer: OptimizerArgs, speed: SpeedArgs, precision: Precision, z_loss: float
+) -> Trainee:
+    """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
+
+    Raises:
+        UserError: an option that this machine cannot serve.
+    """
+    cuda = fabric.device.type == "cuda"
+    padded = cuda and pad_head_size(gpt)
+    if speed.fp8:
+        _use_fp8(fabric, gpt)
+    kernel = choose_kernel(speed.loss_kernel, gpt, fabric.device, z_loss)
+    model: torch.nn.Module = TrainingModel(gpt, kernel, z_loss)
+    compiled = cuda if speed.compile is None else speed.compile
+    if compiled:
+        model = torch.compile(model, dynamic=False)
+    loss = fabric.setup_module(model)
+    if fabric.global_rank == 0:
+        dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+        chosen = attention_kernel(gpt, gpt.max_seq_length, fabric.device, dtype)
+        print(
+            f"      attention {chosen}{' with padded heads' if padded else ''}, loss {kernel}"
+            f"{', compiled' if compiled else ''}{', fp8' if speed.fp8 else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return Trainee(gpt, loss, build_optimizer(gpt, optimizer))
+
+
+def _use_fp8(fabric: Fabric, gpt: GPT) -> None:
+    """Swap the blocks' linear layers for torchao's, which multiply in fp8 with a scale a tensor."""
+    if fabric.device.type != "cuda" or torch.cuda.get_device_capability(fabric.device) < (8, 9):
+        raise UserError(f"--speed.fp8 needs a Hopper or Ada GPU, this run is on {fabric.device.type}; leave it out")
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise UserError("--speed.fp8 needs torchao; install inheritune-lit[gpu], or leave it out") from error
+    # The head stays in bf16: its gradients span too many magnitudes.
+    convert_to_float8_training(
+        gpt,
+        config=Float8LinearConfig.from_recipe_name("tensorwise"),
+        module_filter_fn=lambda module, name: name != "lm_head" and all(size % 16 == 0 for size in module.weight.shape),
+    )
