@@ -65,6 +65,7 @@ class WordCache:
         ]
         if (
             trainer.model_type != trainer.BPE
+            or not trainer.byte_fallback  # else neighbouring unknown characters become one token
             or trainer.treat_whitespace_as_suffix
             or not normaliser.escape_whitespaces
             or SPACE not in pieces
