@@ -12,7 +12,7 @@ from typing import Any
 
 from inheritune_lit.checkpoint.manifest import write_manifest
 from inheritune_lit.checkpoint.output import explain_full_disk, new_folder
-from inheritune_lit.data.grow_packed import Existing
+from inheritune_lit.data.existing import Existing
 from inheritune_lit.data.jobs import Job
 from inheritune_lit.data.join import Joined, Segment, join_segments
 from inheritune_lit.data.options import PrepareOptions
