@@ -163,8 +163,8 @@ def _warn_about_quotas(quotas: Sequence[Quota], domains: Mapping[str, Mapping[st
         tokens = sum(record[split]["tokens"] for record in own for split in SPLITS)
         if tokens < 0.99 * quota.tokens:
             print(
-                f"inheritune: warning: only {tokens:,} of the {quota.tokens:,} tokens wanted of "
-                f"{', '.join(quota.domains)} are there",
+                f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: that "
+                "is all there is, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
                 file=sys.stderr,
             )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inheritune_lit.checkpoint.hub import explain_hub_errors
+from inheritune_lit.checkpoint.hub_errors import explain_hub_errors
 from inheritune_lit.errors import UserError
 
 SCHEME = "hf://datasets/"

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection, wait
 
 from inheritune_lit.data.jobs import Job
 from inheritune_lit.data.parts import PartsContext, PartsMaker, Step
+from inheritune_lit.data.stopping import stop_at_once
 from inheritune_lit.errors import UserError
 
 
@@ -70,17 +71,18 @@ def _work(connection: Connection, context: PartsContext) -> None:
     """Do the jobs that come through the pipe; None or its end is the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one sees to the rest
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        maker = PartsMaker(context, connection.send)
-        while True:
-            maker.make(connection.recv())
-            connection.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the first process is gone
-    except UserError as error:
-        connection.send(error)
-    except BaseException:
-        connection.send(traceback.format_exc())
+    with stop_at_once():
+        try:
+            maker = PartsMaker(context, connection.send)
+            while True:
+                maker.make(connection.recv())
+                connection.send(None)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the first process is gone
+        except UserError as error:
+            connection.send(error)
+        except Exception:
+            connection.send(traceback.format_exc())
 
 
 def _explain_death(process: multiprocessing.process.BaseProcess) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.data.encoder import DocumentEncoder
+from inheritune_lit.data.existing import Existing, open_existing
 from inheritune_lit.data.finish import finish
 from inheritune_lit.data.formats.table import format_of
-from inheritune_lit.data.existing import Existing, open_existing
 from inheritune_lit.data.jobs import Job, plan_jobs
 from inheritune_lit.data.nodes import default_workers, share
 from inheritune_lit.data.options import PrepareOptions

@@ -23,7 +23,8 @@ from inheritune_lit.errors import UserError
 
 _PROBES = 8  # places of a group that are read
 _PROBE_CHARACTERS = 1 << 21
-_RATIO_MARGIN = 1.1  # for the error of the estimated tokens a byte
+_MARGIN = 1.1  # for the error of the estimated tokens a byte
+_DUPLICATES_MARGIN = 1.5  # for those and up to a quarter of the tokens in duplicates
 _DEVIATIONS = 4  # for the number of tokens that chance lets through
 KEYS = 1 << 64
 
@@ -86,12 +87,13 @@ def estimate_thresholds(
         if quota.tokens:
             own = [piece for piece in pieces if piece.source.domain in quota.domains]
             lengths, read = _probe(own, encoder, options, scratch)
-            share = keep_share(quota.tokens, lengths, read, sum(piece.bytes for piece in own))
+            margin = _DUPLICATES_MARGIN if options.drop_duplicates else _MARGIN
+            share = keep_share(quota.tokens, lengths, read, sum(piece.bytes for piece in own), margin)
         thresholds.update(dict.fromkeys(quota.domains, min(KEYS, math.ceil(share * KEYS))))
     return thresholds
 
 
-def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int) -> float:
+def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margin: float) -> float:
     """Share of documents to let through so that at least ``tokens`` come, but for very bad luck.
 
     Args:
@@ -99,10 +101,11 @@ def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int) -> fl
         lengths: tokens of some documents.
         read: stored bytes these documents take.
         total: stored bytes of all.
+        margin: how many times fewer tokens than estimated there may be.
     """
     if not lengths or (read >= total and sum(lengths) <= tokens):
         return 1.0
-    scale = total / read / _RATIO_MARGIN
+    scale = total / read / margin
     expected = scale * sum(lengths)
     # With share p, tokens have mean p * expected and variance below p * scale * sum of squares.
     spread = _DEVIATIONS * math.sqrt(scale * sum(length**2 for length in lengths))
