@@ -127,7 +127,8 @@ def prepare(
         domain_field: field of a row that names its domain, such as meta.redpajama_set_name.
         parse_special_tokens: give a text that spells a special token, such as <|endoftext|>, that token.
         drop_duplicates: keep one of the documents with the same token ids; 40 bytes of memory a document.
-        max_document_bytes: longer rows are left out and counted.
+        max_document_bytes: longer rows are left out and counted; so is text over 8 MB that cannot be encoded in parts:
+            all such with a tokenizer.json, with a tokenizer.model only what has no spaces.
         max_tokens: take a random subset of the documents with this many tokens; all when not given.
         mixture: parts of the subset by domain, such as '{"cc": 67, "c4": 15}', where cc stands for cc_2019-30 too; in
             proportion to the corpus when not given.

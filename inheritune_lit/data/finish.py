@@ -152,7 +152,7 @@ def _warn_about_rows(records: Sequence[SourceRecord]) -> None:
     for record in [record for record in records if record.report.too_long][:_WARNINGS]:
         print(
             f"inheritune: warning: {record.report.too_long} of {record.report.rows} rows of {record.source.path} left "
-            "out for their length, see --max_document_bytes",
+            "out: longer than --max_document_bytes, or than 8 MB without a place to cut",
             file=sys.stderr,
         )
 
@@ -163,8 +163,8 @@ def _warn_about_quotas(quotas: Sequence[Quota], domains: Mapping[str, Mapping[st
         tokens = sum(record[split]["tokens"] for record in own for split in SPLITS)
         if tokens < 0.99 * quota.tokens:
             print(
-                f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: that "
-                "is all there is, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
+                f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
+                "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
                 file=sys.stderr,
             )
 

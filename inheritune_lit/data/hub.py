@@ -1,6 +1,7 @@
 """Data sets of the hub, file by file."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,7 @@ def parse(source: str) -> tuple[str, str | None, str]:
 
 @contextmanager
 def local_copy(path: str, folder: Path) -> Iterator[Path]:
-    """A source file on this machine: itself, or a copy that is fetched into ``folder`` and removed afterwards.
+    """A source file on this machine: itself, or a copy that is fetched into ``folder`` and removed with it afterwards.
 
     Raises:
         UserError: the hub does not answer.
@@ -78,4 +79,4 @@ def local_copy(path: str, folder: Path) -> Iterator[Path]:
     try:
         yield fetched
     finally:
-        fetched.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from inheritune_lit.data.hub import SCHEME, local_copy
 from inheritune_lit.data.jobs import Job, Piece
 from inheritune_lit.data.megatron import DocumentWriter
 from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.records import check_broken
 from inheritune_lit.data.sources import check_domain
 from inheritune_lit.data.split import digest_is_validation, sample_key, text_digest
 from inheritune_lit.errors import UserError
@@ -27,6 +28,7 @@ from inheritune_lit.errors import UserError
 DONE = "done.json"
 # Enough text to make calls of a tokenizer library worth while, and little enough to bound memory.
 _BATCH_CHARACTERS = 1 << 20
+_HOPELESS_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class PartsMaker:
             sha256 = sha256_file(path) if piece.start == 0 else None
             _check_unchanged(piece, path)
         self._report(Step(bytes=piece.bytes - seen))
+        if report.broken > max(_HOPELESS_ROWS, report.rows // 2):
+            check_broken(source, report)  # do not read a terabyte for the wrong --text_field
         return {
             "source": source.name,
             "start": piece.start,

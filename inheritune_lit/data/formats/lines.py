@@ -27,7 +27,7 @@ def read_jsonl(
     Raises:
         UserError: the file cannot be read.
     """
-    for number, line in _read_lines(path, start, stop, options.max_document_bytes, report):
+    for number, first, line in _read_lines(path, start, stop, options.max_document_bytes, report):
         try:
             row = parse_json(line)
             domain = string_field(row, options.domain_field) if options.domain_field else None
@@ -36,18 +36,18 @@ def read_jsonl(
                 check_text(text)
             yield text, domain
         except BrokenRow as fault:
-            report.note_broken(number, start, str(fault))
+            report.note_broken(number, first, str(fault))
 
 
 def read_txt_lines(
     path: Path, start: int, stop: int | None, options: PrepareOptions, report: ReadReport
 ) -> Iterator[tuple[str, None]]:
     """Each line of a text file as a document, without its line break; see ``read_jsonl``."""
-    for number, line in _read_lines(path, start, stop, options.max_document_bytes, report):
+    for number, first, line in _read_lines(path, start, stop, options.max_document_bytes, report):
         try:
             yield line.rstrip(b"\r\n").decode("utf-8"), None
         except UnicodeError as error:
-            report.note_broken(number, start, f"no UTF-8 ({error.reason})")
+            report.note_broken(number, first, f"no UTF-8 ({error.reason})")
 
 
 def read_txt_file(
@@ -81,15 +81,15 @@ def count_lines(path: Path, stop: int) -> int:
 
 def _read_lines(
     path: Path, start: int, stop: int | None, max_bytes: int, report: ReadReport
-) -> Iterator[tuple[int, bytes]]:
-    """Numbers, from 1, and bytes of the lines that are neither blank nor too long."""
+) -> Iterator[tuple[int, int, bytes]]:
+    """Lines that are neither blank nor too long: number, from 1; the byte at which number 1 begins; content."""
     with open_lines(path) as (stream, file):
         compressed = stream is not file
         position, number = start, 0
         if start:
             file.seek(start - 1)
             position += _skip_line(stream) - 1
-        counted = start
+        first, counted = position, start
         while stop is None or position < stop:
             line = stream.readline(max_bytes + 1)
             if not line:
@@ -110,7 +110,7 @@ def _read_lines(
             if too_long:
                 report.too_long += 1
                 continue
-            yield number, line
+            yield number, first, line
 
 
 def _skip_line(stream: BinaryIO) -> int:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -18,8 +20,8 @@ class Hub:
     Attributes:
         repositories: name -> folder.
         gated: names that need permission.
-        reads: (file, first byte, bytes sent) of every read of a weight file.
-        fail_after: number of weight reads after which answers break off half-way; None for never.
+        reads: (file, first byte, bytes sent) of every read of a large file: weights or rows.
+        fail_after: number of such reads after which answers break off half-way; None for never.
         ranges: whether ranged reads are answered as such.
     """
 
@@ -51,8 +53,10 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             self.answer(body=True)
 
         def answer(self, body: bool) -> None:
-            parts = urlparse(self.path).path.strip("/").split("/")
-            api = parts[:2] == ["api", "models"]
+            parts = unquote(urlparse(self.path).path).strip("/").split("/")
+            api = parts[:1] == ["api"] and parts[1] in ("models", "datasets")
+            if parts[0] == "datasets":
+                del parts[0]
             name = "/".join(parts[2:4] if api else parts[:2])
             if name in hub.gated:
                 return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, body)
@@ -68,13 +72,18 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
 
         def info(self, name: str, folder: Path) -> dict:
             siblings = [
-                {"rfilename": path.name, "size": path.stat().st_size, "blobId": digest(path)[:40]}
+                {
+                    "rfilename": path.relative_to(folder).as_posix(),
+                    "size": path.stat().st_size,
+                    "blobId": digest(path)[:40],
+                }
                 | (
                     {"lfs": {"sha256": digest(path), "size": path.stat().st_size, "pointerSize": 1}}
                     if heavy(path)
                     else {}
                 )
-                for path in sorted(folder.iterdir())
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
             ]
             return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
 
@@ -111,8 +120,28 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
     return server
 
 
+@contextmanager
+def running_hub(cache: Path, monkeypatch) -> Iterator[Hub]:
+    """A hub that huggingface_hub takes for its own, with a cache of its own."""
+    from huggingface_hub import constants
+
+    hub = Hub()
+    server = serve(hub)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(cache / "assets"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def heavy(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin")
+    return path.suffix in (".safetensors", ".bin", ".jsonl", ".parquet")
 
 
 def digest(path: Path) -> str:
