@@ -69,11 +69,10 @@ def finish(
     _warn_about_rows(list(read.values()))
     listed = source_records(read, existing.packed_sources if existing else [])
     packed_folder = existing.folder if existing else work.out_dir
-    keep, duplicates = select(segments, options.drop_duplicates, quotas, packed_folder, plan["dtype"])
-    if existing:
-        duplicates += existing.manifest.get("duplicates", 0)
+    selection = select(segments, options.drop_duplicates, quotas, packed_folder, plan["dtype"])
+    duplicates_before = existing.manifest["duplicates"] if existing else 0
     with explain_full_disk(work.out_dir), _output(work, existing) as staging:
-        joined = _join(staging, plan["dtype"], segments, keep)
+        joined = _join(staging, plan["dtype"], segments, selection.keep)
         domains = domain_records(listed, joined, by_rows=options.domain_field is not None)
         _check_filled(work, domains, sum(source["rows"] for source in listed))
         record = {
@@ -82,7 +81,7 @@ def finish(
             "options": plan["options"],
             "domains": domains,
             "sources": listed,
-            "duplicates": duplicates,
+            "duplicates": duplicates_before + selection.duplicates,
             "files": {
                 f"{split}/{domain}.{ending}": {"bytes": size, "sha256": sha256}
                 for (split, domain), pair in sorted(joined.items())
@@ -91,7 +90,7 @@ def finish(
         }
         write_manifest(staging, "packed_data", record)
     work.remove()
-    _warn_about_quotas(quotas, domains)
+    _warn_about_quotas(selection.short)
     _print_summary(domains, time.monotonic() - start)
 
 
@@ -157,16 +156,13 @@ def _warn_about_rows(records: Sequence[SourceRecord]) -> None:
         )
 
 
-def _warn_about_quotas(quotas: Sequence[Quota], domains: Mapping[str, Mapping[str, Any]]) -> None:
-    for quota in quotas:
-        own = [domains[domain] for domain in quota.domains if domain in domains]
-        tokens = sum(record[split]["tokens"] for record in own for split in SPLITS)
-        if tokens < 0.99 * quota.tokens:
-            print(
-                f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
-                "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
-                file=sys.stderr,
-            )
+def _warn_about_quotas(short: Sequence[tuple[Quota, int]]) -> None:
+    for quota, tokens in short:
+        print(
+            f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
+            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
+            file=sys.stderr,
+        )
 
 
 def _print_summary(domains: Mapping[str, Mapping[str, Any]], seconds: float) -> None:

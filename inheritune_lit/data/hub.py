@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from inheritune_lit.checkpoint.hub_errors import explain_hub_errors
 from inheritune_lit.errors import UserError
@@ -55,10 +56,11 @@ def parse(source: str) -> tuple[str, str | None, str]:
     Raises:
         UserError: it is spelled otherwise.
     """
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+?))?/?", source.removeprefix(SCHEME))
+    revision = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have slashes, which may be written %2F
+    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:@({revision}))?(?:/(.+?))?/?", source.removeprefix(SCHEME))
     if not match:
         raise UserError(f"{source} is no data set of the hub; write {SCHEME}org/name[@revision][/folder]")
-    return match[1], match[2], match[3] or ""
+    return match[1], match[2] and unquote(match[2]), match[3] or ""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Which of the encoded documents are kept: the first of equal ones, and those a quota has room for."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,25 @@ import numpy as np
 from inheritune_lit.data.join import Segment
 from inheritune_lit.data.megatron import bin_path, read_lengths
 from inheritune_lit.data.parts import ids_hash, key_path
-from inheritune_lit.data.subset import Quota, cut_keys
+from inheritune_lit.data.subset import KEYS, Quota, cut_keys
 
 Place = tuple[str, str]
 """Split and domain."""
+
+
+@dataclass
+class Selection:
+    """What is kept.
+
+    Attributes:
+        keep: which documents of each segment, bool, shape (documents,); None for all.
+        duplicates: how many documents equal an earlier one.
+        short: quotas with fewer tokens than wanted though every document is kept, and their tokens.
+    """
+
+    keep: dict[Place, list[np.ndarray]] | None = None
+    duplicates: int = 0
+    short: list[tuple[Quota, int]] = field(default_factory=list)
 
 
 def select(
@@ -20,8 +36,8 @@ def select(
     quotas: Sequence[Quota],
     packed: Path,
     dtype: str,
-) -> tuple[dict[Place, list[np.ndarray]] | None, int]:
-    """Which documents of each segment to keep, bool, shape (documents,), None for all; and how many are duplicates.
+) -> Selection:
+    """Choose the documents to keep.
 
     Memory: about 40 bytes a document for duplicates, 16 for quotas.
 
@@ -34,24 +50,28 @@ def select(
         dtype: "uint16" or "int32".
     """
     if not drop_duplicates and not quotas:
-        return None, 0
+        return Selection()
     keep = {place: [np.ones(part.documents, dtype=bool) for part in parts] for place, parts in segments.items()}
-    duplicates = _keep_first(segments, keep, packed, dtype) if drop_duplicates else 0
+    selection = Selection(keep, _keep_first(segments, keep, packed, dtype) if drop_duplicates else 0)
     for quota in quotas:
         places = [(split, domain) for split, domain in segments if domain in quota.domains]
         parts = [(part, mask) for place in places for part, mask in zip(segments[place], keep[place], strict=True)]
-        if not parts:
-            continue
-        keys = [_numbers(part, "sample", "<u8") for part, _ in parts]
-        lengths = [read_lengths(part.prefix, part.first_document, part.documents) for part, _ in parts]
-        cut = cut_keys(
-            np.concatenate([some[mask] for some, (_, mask) in zip(keys, parts, strict=True)]),
-            np.concatenate([some[mask] for some, (_, mask) in zip(lengths, parts, strict=True)]),
-            quota.tokens,
+        keys = [_numbers(part, "sample", np.dtype("<u8")) for part, _ in parts]
+        lengths = _masked(
+            [read_lengths(part.prefix, part.first_document, part.documents) for part, _ in parts], parts, np.int32
         )
+        cut = cut_keys(_masked(keys, parts, np.uint64), lengths, quota.tokens)
+        if cut == KEYS and (tokens := int(lengths.sum(dtype=np.int64))) < quota.tokens:
+            selection.short.append((quota, tokens))
         for some, (_, mask) in zip(keys, parts, strict=True):
             mask &= some <= np.uint64(cut - 1) if cut else False
-    return keep, duplicates
+    return selection
+
+
+def _masked(numbers: Sequence[np.ndarray], parts: Sequence[tuple[Segment, np.ndarray]], dtype: type) -> np.ndarray:
+    """Numbers of the documents that are still kept, in one array."""
+    kept = [some[mask] for some, (_, mask) in zip(numbers, parts, strict=True)]
+    return np.concatenate([np.empty(0, dtype=dtype), *kept])
 
 
 def _keep_first(
@@ -92,8 +112,7 @@ def _documents(segment: Segment, itemsize: int) -> Iterator[bytes]:
             yield file.read(length * itemsize)
 
 
-def _numbers(segment: Segment, name: str, kind: np.dtype | str) -> np.ndarray:
-    dtype = np.dtype(kind)
+def _numbers(segment: Segment, name: str, dtype: np.dtype) -> np.ndarray:
     with key_path(segment.prefix, name).open("rb") as file:
         file.seek(segment.first_document * dtype.itemsize)
         return np.frombuffer(file.read(segment.documents * dtype.itemsize), dtype=dtype)

@@ -10,6 +10,7 @@ from hub_server import COMMIT, running_hub
 from megatron_pair import parse_pair
 from random_text import make_documents
 
+from inheritune_lit.data.hub import parse
 from inheritune_lit.data.nodes import default_workers, share
 from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.prepare import prepare
@@ -165,6 +166,19 @@ def test_what_the_hub_lacks(hub, dataset, tokenizer_dir, tmp_path, source, told)
     hub.gated.add("maker/secret")
     with pytest.raises(UserError, match=told):
         prepare(source, tokenizer_dir, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("a/b", ("a/b", None, "")),
+        ("hf://datasets/a/b-1.x@main/c/d/", ("a/b-1.x", "main", "c/d")),
+        ("hf://datasets/a/b@refs/convert/parquet/plain_text", ("a/b", "refs/convert/parquet", "plain_text")),
+        ("hf://datasets/a/b@refs%2Fpr%2F3", ("a/b", "refs/pr/3", "")),
+    ],
+)
+def test_addresses_on_the_hub(source, parts):
+    assert parse(source) == parts
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def many(tmp_path):
     return folder
 
 
-def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path):
+def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path, capsys):
     prepare(many, tokenizer_dir, tmp_path / "all", val_fraction=0.1)
     options = {"max_tokens": 60_000, "mixture": {"cc": 2, "arxiv": 1, "c4": 0}, "val_fraction": 0.1}
     prepare(many, tokenizer_dir, tmp_path / "out", **options)
@@ -47,6 +47,7 @@ def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path):
             drawn = packed(tmp_path / "out", domain, [split])
             assert set(drawn) <= set(packed(tmp_path / "all", domain, [split]))  # the split stays
             tokens[domain] = tokens.get(domain, 0) + sum(map(len, drawn))
+    assert "gave only" not in capsys.readouterr().err
     assert tokens["c4"] == 0
     longest = 400
     assert 20_000 - longest < tokens["arxiv"] <= 20_000
