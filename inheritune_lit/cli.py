@@ -30,8 +30,8 @@ def slice_reference(
     """Build a small model out of the layers of a pretrained one.
 
     Args:
-        ref: the reference: a known name (see ``inheritune references``), a hub repository, a folder (Hugging Face or
-            litgpt) or a GGUF file.
+        ref: the reference: a known name (see ``inheritune references``) or hub repository, with ``@`` and a branch, tag
+            or commit behind it where it shall not be the main branch; a folder (Hugging Face or litgpt) or a GGUF file.
         n: take the first n layers; short for ``--layers first:n``.
         layers: which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +.
         out_dir: folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given.
@@ -176,6 +176,7 @@ def pretrain(
     initial_checkpoint_dir: Path,
     data: Path,
     out_dir: Path,
+    n: int | None = None,
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     optimizer: OptimizerArgs = OptimizerArgs(),
@@ -197,6 +198,7 @@ def pretrain(
         initial_checkpoint_dir: litgpt checkpoint to start from, such as a slice.
         data: packed data from ``inheritune prepare``.
         out_dir: run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint.
+        n: number of layers, for recipes with ``{n}`` in their paths.
         train: budget, batches and schedule.
         eval: validation.
         optimizer: which one, and its settings.
@@ -215,11 +217,11 @@ def pretrain(
         dry_run: print the plan and stop.
     """
     from inheritune_lit.train.pretrain import pretrain as run
+    from inheritune_lit.train.sweep import at_depth
 
     run(
-        initial_checkpoint_dir,
-        data,
-        out_dir,
+        **at_depth({"initial_checkpoint_dir": initial_checkpoint_dir, "out_dir": out_dir}, n),
+        data=data,
         train=train,
         eval=eval,
         optimizer=optimizer,

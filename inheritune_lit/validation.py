@@ -1,6 +1,7 @@
 """Fixed validation: the same blocks in the same order every time, with a standard error."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,20 @@ class ValidationResult:
     domains: dict[str, DomainLoss]
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that validate together.
+
+    Attributes:
+        rank, world: which of how many.
+        add_up: sums a tensor over them.
+    """
+
+    rank: int
+    world: int
+    add_up: Callable[[torch.Tensor], torch.Tensor]
+
+
 @torch.no_grad()
 def validate(
     model: torch.nn.Module,
@@ -48,41 +63,49 @@ def validate(
     max_blocks: int | None = None,
     device: torch.device | str = "cpu",
     label: str | None = None,
+    ranks: Ranks | None = None,
 ) -> ValidationResult:
-    """Mean next-token cross-entropy over the first blocks of a data set.
+    """Mean next-token cross-entropy over the same blocks of a data set every time.
 
     Args:
         model: maps token ids (B, T) to logits (B, T, V).
         dataset: blocks to score, in their own order.
         batch_size: blocks a forward pass.
-        max_blocks: how many blocks; all when None.
+        max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
         device: where the model is.
         label: shows progress under this name; silent when None.
+        ranks: processes that share the work and all get the result; each has the same model.
     """
     n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
-    losses: list[float] = []
-    targets: list[int] = []
-    by_domain: dict[str, list[int]] = {}
+    blocks = [number * len(dataset) // n_blocks for number in range(n_blocks)]
+    losses_N = torch.zeros(n_blocks, dtype=torch.float64)
+    rank, world = (ranks.rank, ranks.world) if ranks else (0, 1)
+    starts = range(0, n_blocks, batch_size)
     progress = Progress(label, n_blocks, "block") if label else None
-    for first in range(0, n_blocks, batch_size):
-        chosen = range(first, min(first + batch_size, n_blocks))
+    # Every rank does as many forward passes as the others, which a sharded model needs: spare ones do the last again.
+    for number in range(rank, math.ceil(len(starts) / world) * world, world):
+        start = starts[min(number, len(starts) - 1)]
+        chosen = blocks[start : start + batch_size]
         tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(device)
         # Padding follows the last target, so causal attention never sees the token that stands in for it.
         logits_BTV = model(tokens_BT1[:, :-1].clamp(min=0))
         loss_BT = F.cross_entropy(
             logits_BTV.float().transpose(1, 2), tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING
         )
-        losses += loss_BT.double().sum(dim=1).tolist()
-        targets += dataset.targets(chosen).tolist()
-        for block, domain in zip(chosen, dataset.domains_of(chosen), strict=True):
-            by_domain.setdefault(domain, []).append(block)
+        if number < len(starts):
+            losses_N[start : start + batch_size] = loss_BT.double().sum(dim=1).cpu()
         if progress:
             progress.update(len(chosen))
     if progress:
         progress.close()
+    losses = (ranks.add_up(losses_N) if ranks else losses_N).tolist()
+    targets = dataset.targets(blocks).tolist()
+    by_domain: dict[str, list[int]] = {}
+    for number, domain in enumerate(dataset.domains_of(blocks)):
+        by_domain.setdefault(domain, []).append(number)
     domains = {
-        domain: DomainLoss(*_mean([losses[block] for block in blocks], [targets[block] for block in blocks]))
-        for domain, blocks in by_domain.items()
+        domain: DomainLoss(*_mean([losses[number] for number in numbers], [targets[number] for number in numbers]))
+        for domain, numbers in by_domain.items()
     }
     return ValidationResult(*_mean(losses, targets), domains)
 

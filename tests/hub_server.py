@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""Of every main branch."""
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Hub:
     """What the server serves and what it has been asked for.
 
     Attributes:
-        repositories: name -> folder.
+        repositories: name -> folder; ``name@revision`` for others than the main branch.
         gated: names that need permission.
         reads: (file, first byte, bytes sent) of every read of a large file: weights or rows.
         fail_after: number of such reads after which answers break off half-way; None for never.
@@ -42,6 +43,8 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Else every answer waits 40 ms for the acknowledgement of its headers.
+        disable_nagle_algorithm = True
 
         def log_message(self, *args) -> None:
             pass
@@ -53,24 +56,36 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             self.answer(body=True)
 
         def answer(self, body: bool) -> None:
-            parts = unquote(urlparse(self.path).path).strip("/").split("/")
+            parts = [unquote(part) for part in urlparse(self.path).path.strip("/").split("/")]
             api = parts[:1] == ["api"] and parts[1] in ("models", "datasets")
             if parts[0] == "datasets":
                 del parts[0]
             name = "/".join(parts[2:4] if api else parts[:2])
+            revision = "/".join(parts[5:]) if api else parts[3]
             if name in hub.gated:
                 return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, body)
             if name not in hub.repositories:
                 return self.send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
-            folder = hub.repositories[name]
+            found = self.find(name, revision)
+            if found is None:
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+            folder, commit = found
             if api:
-                return self.send(200, json.dumps(self.info(name, folder)).encode(), {}, body)
+                return self.send(200, json.dumps(self.info(name, folder, commit)).encode(), {}, body)
             path = folder.joinpath(*parts[4:])
             if not path.is_file():
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-            return self.send_file(path, body)
+            return self.send_file(path, body, commit)
 
-        def info(self, name: str, folder: Path) -> dict:
+        def find(self, name: str, revision: str) -> tuple[Path, str] | None:
+            if revision in ("", "main", COMMIT):
+                return hub.repositories[name], COMMIT
+            for key, folder in hub.repositories.items():
+                if key.startswith(f"{name}@") and revision in (key.partition("@")[2], commit_of(key)):
+                    return folder, commit_of(key)
+            return None
+
+        def info(self, name: str, folder: Path, commit: str) -> dict:
             siblings = [
                 {
                     "rfilename": path.relative_to(folder).as_posix(),
@@ -85,11 +100,11 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             ]
-            return {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+            return {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
 
-        def send_file(self, path: Path, body: bool) -> None:
+        def send_file(self, path: Path, body: bool, commit: str) -> None:
             data = path.read_bytes()
-            headers = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
             asked = self.headers.get("Range")
             status, start = 200, 0
             if asked and hub.ranges:
@@ -138,6 +153,11 @@ def running_hub(cache: Path, monkeypatch) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def commit_of(key: str) -> str:
+    """Commit of a ``name@revision``."""
+    return hashlib.sha1(key.encode()).hexdigest()
 
 
 def heavy(path: Path) -> bool:

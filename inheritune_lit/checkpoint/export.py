@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, qkv_rows, split_name
+from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, split_name
+from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
 from inheritune_lit.checkpoint.hf_config import load_hf_config
 from inheritune_lit.checkpoint.lit_config import GPT2Config, load_lit_config
 from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
@@ -19,7 +20,7 @@ from inheritune_lit.checkpoint.model_card import model_card
 from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.checkpoint.pieces import Piece, read_piece
 from inheritune_lit.checkpoint.safetensors_file import write_safetensors
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, disagreement, tensor_shapes
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
@@ -62,12 +63,15 @@ def export(
     config, weights, hf = load_lit_config(checkpoint_dir), open_weights(checkpoint_dir), load_hf_config(checkpoint_dir)
     architecture = architecture_of_hf(hf) if hf is not None else architecture_of_lit(config)
     tied = (EMBEDDING, HEAD) in weights.tied
+    found = {name: spec.shape for name, spec in weights.specs.items()}
+    if complaint := disagreement(tensor_shapes(config, tied=False), found):
+        raise UserError(f"{weights.files[0]} does not fit {MODEL_CONFIG}: {complaint}; make the checkpoint again")
     tensors = plan_export(architecture, config, weights, tied)
     dtype = str(weights.specs[EMBEDDING].dtype).removeprefix("torch.")
     hf = {
         **(hf or {}),
         "architectures": [architecture.class_name],
-        "model_type": architecture.model_types[0],
+        "model_type": architecture.model_type,
         **architecture.to_hf(config),
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": tied,
@@ -100,7 +104,7 @@ def plan_export(architecture: Architecture, config: Any, weights: Weights, tied:
         if name == HEAD and tied:
             continue
         layer, module, kind = split_name(name)
-        if module not in (architecture.outer if layer is None else architecture.block):
+        if not architecture.has(layer, module):
             raise UserError(f"{weights.file_of[name]}: {name} is not a tensor of {architecture.class_name}")
         divisors = None
         if isinstance(config, GPT2Config) and module == "attn.qkv" and config.attention_divisor(layer) > 1:

@@ -16,8 +16,11 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tekken.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
-"""Every tokenizer file litgpt, transformers or sentencepiece reads for the supported architectures."""
+"""Every tokenizer file litgpt, transformers or sentencepiece reads for the supported architectures; ``*`` matches."""
 CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, "generation_config.json")
 
 
@@ -50,7 +53,7 @@ def refuse_outside_links(folder: Path) -> None:
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
         inside.append(inside[0].parent.parent / "blobs")
-    for path in folder.iterdir():
+    for path in (*folder.iterdir(), *folder.glob("*/*.jinja")):
         if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in inside):
             raise UserError(
                 f"{path} is a symlink out of its folder, to {path.resolve()}; copy the file into the folder"
@@ -58,8 +61,10 @@ def refuse_outside_links(folder: Path) -> None:
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
-    """Copy those of ``names`` that exist in ``source`` and return their names."""
-    found = [name for name in names if (source / name).is_file()]
+    """Copy those of ``names`` (``*`` matches) that exist in ``source`` and return their names."""
+    paths = [path for name in names for path in sorted(source.glob(name)) if path.is_file()]
+    found = [path.relative_to(source).as_posix() for path in paths]
     for name in found:
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
     return found

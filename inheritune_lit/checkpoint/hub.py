@@ -1,14 +1,16 @@
 """References from the hub: configuration first, then only the bytes that are inherited."""
 
+import fnmatch
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES
 from inheritune_lit.checkpoint.hub_errors import explain_hub_errors
 from inheritune_lit.checkpoint.ranged import RangedFile, fetch_tensors, range_url
+from inheritune_lit.checkpoint.ranged_torch import open_torch_file
 from inheritune_lit.checkpoint.weights import (
     BIN,
     BIN_INDEX,
@@ -40,6 +42,7 @@ class Repository:
     revision: str
     folder: Path
     files: dict[str, tuple[int, str | None]]
+    _fetched: dict[Path, tuple[str, int]] = field(default_factory=dict)
 
     def download(self, needed: set[str], rename: Callable[[Iterable[str]], Callable[[str], str]]) -> Weights:
         """Fetch the weights that hold ``needed``; what an interrupted call has fetched is kept.
@@ -52,54 +55,53 @@ class Repository:
             UserError: no weights in a supported format, or the connection failed.
         """
         with explain_hub_errors(self.name):
-            if SAFETENSORS_INDEX in self.files or SAFETENSORS in self.files:
-                return self._download_safetensors(needed, rename)
-            if BIN_INDEX in self.files:
-                index = read_index(self.folder / BIN_INDEX)
-                full, every = rename(index), set(index.values())
-                shards = sorted({file for name, file in index.items() if full(name) in needed})
-            elif BIN in self.files:
-                shards = [BIN]
-                every = {BIN}
-            else:
-                raise UserError(f"{self.name} has no {SAFETENSORS} or {BIN}, sharded or not; give another --ref")
-            self._announce(sum(self._size(file) for file in shards), every)
-            return open_files([self._whole(file) for file in shards], "bin")
+            for index_file, single, format_name in (
+                (SAFETENSORS_INDEX, SAFETENSORS, "safetensors"),
+                (BIN_INDEX, BIN, "bin"),
+            ):
+                if index_file in self.files or single in self.files:
+                    return open_files(self._fetch(index_file, single, needed, rename), format_name)
+            raise UserError(f"{self.name} has no {SAFETENSORS} or {BIN}, sharded or not; give another --ref")
 
     def record(self, weights: Weights) -> list[dict[str, Any]]:
         """The files behind the weights for the manifest, with the hub's hashes."""
         records = []
         for path in weights.files:
-            part_of = path.stem.partition("~")[0] + path.suffix
-            source = part_of if part_of in self.files else path.name
-            size, sha256 = self.files.get(source, (path.stat().st_size, None))
-            records.append({"path": source, "bytes": size, "sha256": sha256, "fetched_bytes": path.stat().st_size})
+            file, fetched = self._fetched[path]
+            size, sha256 = self.files[file]
+            records.append({"path": file, "bytes": size, "sha256": sha256, "fetched_bytes": fetched})
         return records
 
-    def _download_safetensors(
-        self, needed: set[str], rename: Callable[[Iterable[str]], Callable[[str], str]]
-    ) -> Weights:
+    def _fetch(
+        self, index_file: str, single: str, needed: set[str], rename: Callable[[Iterable[str]], Callable[[str], str]]
+    ) -> list[Path]:
+        """Local files that hold the needed tensors, of the shards or of the single file."""
         full: Callable[[str], str] | None = None
-        shards, every = [SAFETENSORS], {SAFETENSORS}
-        if SAFETENSORS_INDEX in self.files:
-            index = read_index(self.folder / SAFETENSORS_INDEX)
+        shards, every = [single], {single}
+        if index_file in self.files:
+            index = read_index(self.folder / index_file)
             full, every = rename(index), set(index.values())
             shards = sorted({file for name, file in index.items() if full(name) in needed})
-        plans: list[RangedFile] = []
+        plans: dict[str, RangedFile | None] = {}
         for file in shards:
-            ranged = RangedFile.open(range_url(self.name, file, self.revision), file, self._size(file))
-            full = full or rename(ranged.entries)
-            ranged.choose(name for name in ranged.entries if full(name) in needed)
-            plans.append(ranged)
-        self._announce(sum(plan.chosen_bytes for plan in plans), every)
-        files = []
-        for plan in plans:
-            cached = self._cached(plan.file)
-            if cached or plan.chosen_bytes > _RANGED_BELOW * plan.size:
-                files.append(cached or self._whole(plan.file))
-            else:
-                files.append(fetch_tensors(plan, self._parts_folder()))
-        return open_files(files, "safetensors")
+            remote = plans[file] = None if self._cached(file) else self._open(file)
+            if remote is None:
+                continue
+            full = full or rename(remote.entries)
+            remote.choose(name for name in remote.entries if full(name) in needed)
+            if remote.chosen_bytes > _RANGED_BELOW * remote.size:
+                plans[file] = None
+        self._announce(sum(plan.chosen_bytes if plan else self._size(file) for file, plan in plans.items()), every)
+        for file, plan in plans.items():
+            path = fetch_tensors(plan, self._parts_folder()) if plan else self._whole(file)
+            self._fetched[path] = file, plan.chosen_bytes if plan else self._size(file)
+        return list(self._fetched)
+
+    def _open(self, file: str) -> RangedFile | None:
+        url, size = range_url(self.name, file, self.revision), self._size(file)
+        if file.endswith(".safetensors"):
+            return RangedFile.open(url, file, size)
+        return open_torch_file(url, file, size, self._parts_folder())
 
     def _announce(self, fetched: int, files: set[str]) -> None:
         total = sum(self._size(file) for file in files)
@@ -127,25 +129,27 @@ class Repository:
         return cached_assets_path("inheritune", self.name, self.revision)
 
 
-def open_repository(name: str, gated: bool = False) -> Repository:
+def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
     """Look up a repository and fetch its small files.
 
     Args:
         name: ``org/name``.
+        revision: branch, tag or commit; the main branch when None.
         gated: it is known to ask for permission.
 
     Raises:
-        UserError: no such repository, no permission, or no connection and nothing in the cache.
+        UserError: no such repository or revision, no permission, or no connection and nothing in the cache.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     with explain_hub_errors(name, gated):
-        info = HfApi().model_info(name, files_metadata=True)
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
         files = {
             sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
             for sibling in info.siblings or ()
         }
         if HF_CONFIG not in files:
             raise UserError(f"{name} has no {HF_CONFIG}: it is no model of transformers; check --ref")
-        fetched = [hf_hub_download(name, file, revision=info.sha) for file in _SMALL_FILES if file in files]
+        wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
+        fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, info.sha, Path(fetched[0]).parent, files)

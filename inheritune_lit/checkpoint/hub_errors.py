@@ -39,7 +39,7 @@ def explain_hub_errors(
             ) from error
         raise UserError(f"no folder and no public hub repository is called {name!r}; check {flag}") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no such revision; check {flag}") from error
+        raise UserError(f"{name} has no such revision (branch, tag or commit); check {flag}") from error
     except HFValidationError as error:
         raise UserError(f"{name!r} is no hub repository, known name or folder; check {flag}") from error
     except (*_transport_errors(), RuntimeError) as error:

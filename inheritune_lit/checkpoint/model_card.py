@@ -32,6 +32,10 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
         f"* Tokens trained after inheriting: {f'{tokens:,}' if tokens else 'none recorded'}",
         f"* Licence: {licence or 'that of the reference, which is not known here'}",
     ]
+    if config.attention_logit_softcapping is not None:
+        lines.append(
+            '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
+        )
     return "\n".join([*front, "---", "", lines[0], "", lines[1], "", *lines[2:], ""])
 
 

@@ -17,6 +17,7 @@ class Piece:
         start, stop: rows, counted after transposing.
         columns: number of leading columns kept; None keeps all.
         transpose: the stored tensor is (columns, rows), as in GPT-2's Conv1D.
+        stack: the stored tensor is this many matrices; rows are counted through them.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Piece:
     stop: int
     columns: int | None = None
     transpose: bool = False
+    stack: int | None = None
 
     @property
     def rows(self) -> int:
@@ -63,7 +65,7 @@ def merge(pieces: list[Piece]) -> list[Piece]:
 
 def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
     """The piece's values as contiguous tensors of at most about ``chunk_bytes`` bytes, top to bottom."""
-    view = stored.mT if piece.transpose else stored
+    view = stored.mT if piece.transpose else stored.flatten(0, 1) if piece.stack else stored
     view = view[piece.start : piece.stop]
     if piece.columns is not None:
         view = view[:, : piece.columns]
@@ -89,7 +91,7 @@ def describe(pieces: list[Piece], full_shape: dict[str, tuple[int, ...]]) -> str
             run.append(pieces[index + len(run)])
         index += len(run)
         shape = full_shape[piece.name][::-1] if piece.transpose else full_shape[piece.name]
-        whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0])
+        whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0] * (shape[1] if piece.stack else 1))
         rows = "" if whole else ",".join(f"{part.start}:{part.stop}" for part in run)
         columns = f"; columns 0:{piece.columns}" if piece.columns not in (None, *shape[1:]) else ""
         inside = f"{rows or ':'}{columns}" if rows or columns else ""

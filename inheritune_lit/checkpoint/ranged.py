@@ -1,4 +1,4 @@
-"""Chosen tensors of a safetensors file on the hub, by ranged reads, into a smaller safetensors file."""
+"""Chosen tensors of a file on the hub, by ranged reads, into a smaller safetensors file."""
 
 import fcntl
 import hashlib
@@ -15,19 +15,19 @@ from inheritune_lit.progress import Progress
 
 _CHUNK_BYTES = 16 << 20
 _CONNECTIONS = 4
-_FIRST_READ = 1 << 18
+FIRST_READ = 1 << 18
 """Bytes of the first read: the header of a 7B model is about 40 kB."""
 
 
 @dataclass
 class RangedFile:
-    """A remote safetensors file and the tensors chosen from it.
+    """A remote file and the tensors chosen from it.
 
     Attributes:
         url: where it is.
         file: its name.
         size: its bytes.
-        entries: all its tensors.
+        entries: all its tensors, in the order of their bytes.
         chosen: names of the chosen ones, in the order of their bytes.
     """
 
@@ -39,12 +39,12 @@ class RangedFile:
 
     @classmethod
     def open(cls, url: str, file: str, size: int) -> "RangedFile":
-        """Read the header.
+        """Read the header of a safetensors file.
 
         Raises:
             UserError: the remote file is no safetensors file, or the server has no ranged reads.
         """
-        start = read_range(url, 0, min(size, _FIRST_READ))
+        start = read_range(url, 0, min(size, FIRST_READ))
         end = 8 + header_length(start[:8], file)
         if end > len(start):
             start += read_range(url, len(start), min(size, end))
@@ -90,7 +90,7 @@ def fetch_tensors(remote: RangedFile, folder: Path) -> Path:
         done = file.seek(0, os.SEEK_END) - len(header)
         with Progress(f"download {remote.file}", remote.chosen_bytes, "B") as progress:
             progress.update(done)
-            for data in _read_ahead(remote.url, _chunks(remote, skip=done)):
+            for data in read_ahead(remote.url, _chunks(remote, skip=done)):
                 file.write(data)
                 progress.update(len(data))
         file.flush()
@@ -113,7 +113,7 @@ def _chunks(remote: RangedFile, skip: int) -> Iterator[tuple[int, int]]:
             yield start, min(start + _CHUNK_BYTES, end)
 
 
-def _read_ahead(url: str, ranges: Iterator[tuple[int, int]]) -> Iterator[bytes]:
+def read_ahead(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The ranges' bytes in order, a few requests at a time."""
     with ThreadPoolExecutor(max_workers=_CONNECTIONS) as pool:
         waiting: deque[Future[bytes]] = deque()

@@ -31,6 +31,18 @@ def tensor_shapes(config: Config, tied: bool) -> Shapes:
     return shapes
 
 
+def disagreement(expected: Shapes, found: Shapes) -> str | None:
+    """What is wrong with the tensors of a checkpoint, None where nothing is."""
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"{len(missing)} tensors are missing, such as {missing[0]}"
+    if extra := sorted(found.keys() - expected.keys()):
+        return f"{len(extra)} tensors are not of this model, such as {extra[0]}"
+    for name, shape in expected.items():
+        if found[name] != shape:
+            return f"{name} has shape {found[name]}, not {shape}"
+    return None
+
+
 def _block(config: Config) -> Shapes:
     heads = config.n_head * config.head_size
     groups = config.n_query_groups * config.head_size

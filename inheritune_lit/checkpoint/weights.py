@@ -109,16 +109,26 @@ def open_weights(folder: Path) -> Weights:
 
 
 def open_files(files: list[Path], format_name: str) -> Weights:
-    """Map single files, each of which may hold a part of the tensors.
+    """Map single files, each of which holds a part of the tensors.
 
     Args:
-        files: the files.
-        format_name: "safetensors" or "bin".
+        files: the files, safetensors by their suffix or else of ``torch.save``.
+        format_name: format of the files that these come from.
 
     Raises:
         UserError: a file is truncated or damaged.
     """
-    return _open_safetensors(files, None) if format_name == "safetensors" else _open_bin(files, None)
+    first = _open_safetensors([file for file in files if file.suffix == ".safetensors"], None)
+    second = _open_bin([file for file in files if file.suffix != ".safetensors"], None)
+    return Weights(
+        files,
+        format_name,
+        first.specs | second.specs,
+        first.file_of | second.file_of,
+        second.tied,
+        second._mapped,
+        first._entries,
+    )
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -181,12 +191,17 @@ def _open_bin(files: list[Path], index: dict[str, str] | None) -> Weights:
     return _from_state(state, files, "bin", file_of)
 
 
-def load_torch_file(path: Path) -> dict:
+def load_torch_file(path: Path, label: str | None = None) -> dict:
     """Map a file written by ``torch.save``; nothing but tensors and containers is ever unpickled.
+
+    Args:
+        path: the file.
+        label: what to call it in errors.
 
     Raises:
         UserError: the file is damaged, or holds Python objects other than tensors.
     """
+    label = label or str(path)
     with open(path, "rb") as file:
         # Only the zip format of torch >= 1.6 can be mapped.
         mappable = file.read(2) == b"PK"
@@ -194,13 +209,13 @@ def load_torch_file(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path} holds Python objects other than tensors and was not loaded; use safetensors"
+            f"{label} holds Python objects other than tensors and was not loaded; use safetensors"
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ... for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); get it again") from error
+        raise UserError(f"{label} cannot be read ({reason}); get it again") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; get it again")
+        raise UserError(f"{label} holds a {type(state).__name__}, not a state dict; get it again")
     return state
 
 

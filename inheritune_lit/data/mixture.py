@@ -70,7 +70,9 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
 
     Args:
         domains: sizes.
-        weights: relative weights by domain, those left out are 0; "uniform" weighs all domains that have a block
+        weights: relative weights by domain, those left out are 0. A name stands for the domain of that name and for
+            those whose names begin with it and an underscore and are not named themselves ("cc" for "cc_2019-30" and
+            "cc_2023-06"); they share its weight by their blocks. "uniform" weighs all domains that have a block
             equally; "proportional" goes through all the data in epochs.
 
     Raises:
@@ -80,28 +82,34 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
         return Mixture(domains, None)
     if weights == "uniform":
         weights = {name: 1.0 for name, size in domains.items() if size.blocks}
+    by_domain: dict[str, Fraction] = {}
     for name, weight in weights.items():
-        if name not in domains:
+        covered = [d for d in domains if d == name or (d.startswith(f"{name}_") and d not in weights)]
+        if not covered:
             raise UserError(f"--mixture.weights names {name!r}; the data has the domains {', '.join(domains)}")
         if not 0 <= weight < math.inf:
             raise UserError(f"--mixture.weights.{name} is {weight}; give 0 or more")
-        if weight and not domains[name].blocks:
+        blocks = sum(domains[domain].blocks for domain in covered)
+        if weight and not blocks:
             raise UserError(
                 f"--mixture.weights.{name} is {weight}, but {name} has no training sample of this length; give 0"
             )
-    if not any(weights.values()):
+        for domain in covered if weight else ():
+            part = Fraction(weight) * domains[domain].blocks / blocks
+            by_domain[domain] = by_domain.get(domain, Fraction(0)) + part
+    if not by_domain:
         raise UserError("--mixture.weights are all 0; give at least one above 0")
-    draws = apportion(weights, CYCLE)
-    for name, weight in weights.items():
-        if weight and not draws[name]:
+    draws = apportion(by_domain, CYCLE)
+    for domain, part in by_domain.items():
+        if part and not draws[domain]:
             raise UserError(
-                f"--mixture.weights.{name} is {weight}, less than one sample in {CYCLE:,}; give more, or 0 to leave "
-                f"{name} out"
+                f"--mixture.weights give {domain} {float(part / sum(by_domain.values())):.2g} of the samples, less "
+                f"than one in {CYCLE:,}; give it more, or 0 to leave it out"
             )
-    return Mixture(domains, {name: count for name, count in draws.items() if count})
+    return Mixture(domains, {domain: count for domain, count in draws.items() if count})
 
 
-def apportion(weights: Mapping[str, float], total: int) -> dict[str, int]:
+def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, int]:
     """Whole numbers of a given sum, as near to the weights as they can be (largest remainder; ties by name).
 
     Args:

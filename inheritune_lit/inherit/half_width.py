@@ -5,7 +5,7 @@ Table 10 of the paper lists the variant with half the hidden size (1280 -> 640, 
 
 from dataclasses import replace
 
-from inheritune_lit.checkpoint.architectures.base import qkv_rows
+from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.pieces import Piece, select_columns, select_rows
 from inheritune_lit.errors import UserError
@@ -17,8 +17,11 @@ def half_width_config(config: Config) -> Config:
     Query groups are halved, rounding up, and keep their number of heads; with one group its heads are halved.
 
     Raises:
-        UserError: embedding or MLP size is odd.
+        UserError: embedding or MLP size is odd, or the model has experts.
     """
+    if config.mlp_class_name == "LLaMAMoE":
+        # Half of the experts, or all of them at half their width? The router's choice would be another either way.
+        raise UserError("--init half-width is not defined for a mixture of experts; choose another --init")
     for field in ("n_embd", "intermediate_size"):
         if getattr(config, field) % 2:
             raise UserError(f"--init half-width: {field} of the reference is {getattr(config, field)}, which is odd")

@@ -1,4 +1,4 @@
-"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository."""
+"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository, both of these at a revision or not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class Located:
 
     Attributes:
         reference: the opened reference.
-        source: its folder, file or repository, for the manifest.
+        source: its folder, file or repository (with the revision that was asked for), for the manifest.
         repository: its hub repository, if it is from the hub.
         gguf: its GGUF file, if it is one.
     """
@@ -62,15 +62,20 @@ def locate(ref: str) -> Iterator[Located]:
     elif path.is_dir():
         yield Located(open_reference(path, "local"), str(path))
     else:
-        repository = _find_repository(ref)
+        name, at, revision = ref.partition("@")
+        if at and not revision:
+            raise UserError(
+                f"--ref {ref} names no revision behind the @; give a branch, tag or commit, or leave it out"
+            )
+        repository = _find_repository(name, revision or None)
         reference = open_reference(repository.folder, *repository.name.split("/"))
-        yield Located(reference, repository.name, repository)
+        yield Located(reference, repository.name + at + revision, repository)
 
 
-def _find_repository(ref: str) -> Repository:
+def _find_repository(ref: str, revision: str | None) -> Repository:
     if ref.startswith((".", "/", "~")) or ref.endswith(".gguf"):
         raise UserError(f"no folder at {ref}; give a checkpoint folder, a hub repository or a known name")
     known = find_reference(ref)
     if known is None and ref.count("/") != 1:
         raise unknown_reference(ref)
-    return open_repository(known.repository if known else ref, gated=bool(known and known.gated))
+    return open_repository(known.repository if known else ref, revision, gated=bool(known and known.gated))

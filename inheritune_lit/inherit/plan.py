@@ -60,6 +60,11 @@ class Plan:
     stored_shapes: dict[str, tuple[int, ...]]
 
     @property
+    def name(self) -> str:
+        """The student's name; litgpt's configuration may have another, by which litgpt chooses its norms."""
+        return self.config.hf_config["name"]
+
+    @property
     def parameters(self) -> int:
         """Number of parameters, a tied head counted once."""
         return sum(tensor.spec.numel for tensor in self.tensors.values())
@@ -167,7 +172,7 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, options: Slic
     stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
     hf = {
         **trim_lists(reference.hf, layers, reference.config.n_layer),
-        "model_type": reference.architecture.model_types[0],
+        "model_type": reference.architecture.model_type,
         "architectures": [reference.architecture.class_name],
         **reference.architecture.to_hf(config),
         "vocab_size": config.padded_vocab_size,
@@ -197,7 +202,8 @@ def _teacher_name(name: str, layers: list[int], options: SliceOptions) -> str | 
             "transformer.ln_f": options.final_norm,
         }.get(module, options.embeddings)
         return name if wanted else None
-    part = "norm" if module.startswith("norm") else module.partition(".")[0]
+    child = module.partition(".")[0]
+    part = "norm" if "norm" in child else child
     return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in options.parts else None
 
 
@@ -207,7 +213,7 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> Initia
     if kind == "bias":
         return Initialise("zeros")
     if "norm" in module or module == "transformer.ln_f":
-        return Initialise("ones")
+        return Initialise(reference.architecture.norm_init)
     std = float(reference.hf.get("initializer_range", 0.02))
     if module in reference.architecture.residual_modules:
         std /= (2 * config.n_layer) ** 0.5

@@ -1,13 +1,14 @@
 """A reference opened for reading: its configuration, key names and weights, whatever format it comes in."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
+from inheritune_lit.checkpoint.architectures.naming import litgpt_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
@@ -18,8 +19,6 @@ from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 
-_DISPATCHED = ("falcon", "phi", "gemma", "olmo", "qwen", "qwq")
-"""Beginnings of names that litgpt treats differently."""
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,18 +59,20 @@ class ReferenceModel:
         return hf_pieces(self.architecture, self.config, name, rows)
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
-        """Names of the stored tensors behind litgpt tensors."""
-        return {piece.name for name in names for piece in self.pieces(name) or ()}
+        """Names of the stored tensors behind litgpt tensors, in every layout that the files may have."""
+        names, layouts = list(names), [self]
+        if self.architecture.stacked:
+            layouts.append(replace(self, architecture=self.architecture.with_stacked_experts()))
+        return {piece.name for layout in layouts for name in names for piece in layout.pieces(name) or ()}
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every stored tensor, as the configuration says."""
-        expected: dict[str, tuple[int, ...]] = {}
+        last: dict[str, tuple[Piece, tuple[int, ...]]] = {}
         for name, shape in self.shapes.items():
             for piece in self.pieces(name) or ():
-                rows = max(piece.stop, expected.get(piece.name, (0,))[-1 if piece.transpose else 0])
-                whole = (rows, *shape[1:])
-                expected[piece.name] = whole[::-1] if piece.transpose else whole
-        return expected
+                if piece.name not in last or last[piece.name][0].stop < piece.stop:
+                    last[piece.name] = piece, shape[1:]
+        return {name: _stored_shape(piece, columns) for name, (piece, columns) in last.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,7 +105,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     fields = architecture.to_lit(hf)
     try:
         config = architecture.config_class(
-            name=_litgpt_name(architecture, name),
+            name=litgpt_name(architecture, name),
             hf_config={"org": org, "name": name},
             vocab_size=vocabulary,
             padded_vocab_size=vocabulary,
@@ -146,6 +147,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
     """
     if reference.hf_keys:
         weights = weights.renamed(full_name(reference.architecture, weights.specs))
+        reference.architecture = reference.architecture.as_stored(weights.specs)
     else:
         # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
         tied = (EMBEDDING, HEAD) in weights.tied or (
@@ -180,20 +182,19 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
     return weights
 
 
+def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a stored tensor whose last rows are a piece."""
+    if last.stack:
+        return last.stack, last.stop // last.stack, *columns
+    return (last.stop, *columns)[::-1] if last.transpose else (last.stop, *columns)
+
+
 def _check_same(weights: Weights, embedding: str, head: str) -> None:
     if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(head)):
         raise UserError(
             f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
             f" correct tie_word_embeddings"
         )
-
-
-def _litgpt_name(architecture: Architecture, name: str) -> str:
-    """litgpt's converters choose by the name: one that would mislead them is replaced by the architecture's."""
-    guessed = name.lower()
-    if guessed.startswith(architecture.litgpt_prefixes):
-        return name
-    return architecture.model_types[0] if "falcon" in guessed or guessed.startswith(_DISPATCHED) else name
 
 
 def _reason(error: BaseException) -> str:

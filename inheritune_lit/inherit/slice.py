@@ -40,7 +40,8 @@ def slice_reference(
     """Build a small model out of a pretrained one's layers.
 
     Args:
-        ref: a known name, a hub repository, a folder (Hugging Face or litgpt) or a GGUF file.
+        ref: a known name or hub repository (``@`` and a revision may follow), a folder (Hugging Face or litgpt) or a
+            GGUF file.
         out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
         dry_run: print the plan and stop.
 
@@ -82,7 +83,7 @@ def _write(located: Located, weights: Weights | None, plan: Plan, options: Slice
     local = _feeding_files(plan, weights) if weights and not repository else []
     with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
         hashes = [pool.submit(_sha256, file) if options.hash_sources else None for file in local]
-        with Progress(f"slice {plan.config.name}", plan.nbytes, "B") as progress:
+        with Progress(f"slice {plan.name}", plan.nbytes, "B") as progress:
             not_finite = execute(plan, weights, staging / WEIGHTS, progress)
         files = _files_record(local, [future.result() if future else None for future in hashes])
     if weights and repository:
@@ -159,7 +160,7 @@ def _write_configs(plan: Plan, staging: Path) -> None:
 def _print_summary(reference: ReferenceModel, plan: Plan, options: SliceOptions, out_dir: Path) -> None:
     chosen = "none" if plan.layers is None else ",".join(map(str, plan.layers))
     print(f"reference {reference.name}: {reference.config.n_layer} layers, width {reference.config.n_embd}")
-    print(f"student   {plan.config.name}: {plan.config.n_layer} layers, init {options.init}, from layers {chosen}")
+    print(f"student   {plan.name}: {plan.config.n_layer} layers, init {options.init}, from layers {chosen}")
     print(
         f"          {plan.parameters:,} parameters, {plan.non_embedding_parameters:,} without embeddings,"
         f" {plan.nbytes:,} bytes of {str(plan.dtype).removeprefix('torch.')}"

@@ -9,7 +9,7 @@ from litgpt.model import GPT
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
 from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, disagreement
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt2 import build_model
 
@@ -74,17 +74,7 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: s
 def _check_state(checkpoint_dir: Path, model: GPT, state: dict[str, torch.Tensor]) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    complaint = None
-    if missing := sorted(expected.keys() - found.keys()):
-        complaint = f"{len(missing)} tensors are missing, such as {missing[0]}"
-    elif extra := sorted(found.keys() - expected.keys()):
-        complaint = f"{len(extra)} tensors are not of this model, such as {extra[0]}"
-    else:
-        for name, shape in expected.items():
-            if found[name] != shape:
-                complaint = f"{name} has shape {found[name]}, not {shape}"
-                break
-    if complaint:
+    if complaint := disagreement(expected, found):
         depth = model.config.n_layer
         raise UserError(
             f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; "

@@ -55,8 +55,9 @@ class MixtureArgs:
     """How often each domain is drawn."""
 
     weights: dict[str, float] | Literal["proportional", "uniform"] = "proportional"
-    """Relative weights by domain, such as {arxiv: 0.025, c4: 0.15}, a domain left out is not drawn; "uniform" weighs
-    all alike; "proportional" goes through all the data in epochs, each token once in each"""
+    """Relative weights by domain, such as {arxiv: 0.025, cc: 0.67}, where cc also stands for cc_2019-30 and its like;
+    a domain left out is not drawn. "uniform" weighs all alike; "proportional" goes through all the data in epochs, each
+    token once in each"""
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The training loop: optimizer steps, logging, validation, saving, stopping."""
 
 import math
+import resource
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.schedule import learning_rate
-from inheritune_lit.validation import ValidationResult, validate
+from inheritune_lit.validation import Ranks, ValidationResult, validate
 
 
 @dataclass
@@ -131,6 +132,7 @@ class Trainer:
         if self.step % self.train.log_interval == 0 or validates:
             row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr}
             row |= {"grad_norm": grad_norm, **self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
+            row |= {"memory_gb": _peak_memory(self.fabric.device) / 1e9}
             note = f"loss {loss:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
             if validates:
                 validation = self._validate()
@@ -237,7 +239,12 @@ class Trainer:
     def _validate(self) -> ValidationResult:
         with self.fabric.autocast():
             return validate(
-                self.trainee.gpt, self.val_data, self.train.micro_batch_size, self.plan.val_blocks, self.fabric.device
+                self.trainee.gpt,
+                self.val_data,
+                self.train.micro_batch_size,
+                self.plan.val_blocks,
+                self.fabric.device,
+                ranks=Ranks(self.fabric.global_rank, self.fabric.world_size, self._over_ranks),
             )
 
     def _speed(self) -> dict[str, float]:
@@ -266,7 +273,10 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        return self.fabric.all_reduce(values, reduce_op="sum") if self.fabric.world_size > 1 else values
+        """The sum over ranks, on all of them."""
+        if self.fabric.world_size == 1:
+            return values
+        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum").to(values.device)
 
     def _any_rank(self, here: bool) -> bool:
         """Whether one rank at least wants to stop: they must agree, or the others would wait for it for ever."""
@@ -281,3 +291,11 @@ class Trainer:
 
 def _columns(validation: ValidationResult) -> dict[str, float]:
     return {"val_loss": validation.loss, "val_stderr": validation.stderr}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use so far: a GPU's tensors, or the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -6,11 +6,12 @@ import torch
 from litgpt.model import GPT
 from torch.nn import functional as F
 
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
 
 LossKernel = Literal["auto", "plain", "chunked", "liger"]
-_CHUNK_TOKENS = 1024
+CHUNK_TOKENS = 1024
 
 
 class TrainingModel(torch.nn.Module):
@@ -64,14 +65,14 @@ class TrainingModel(torch.nn.Module):
             del self.gpt.lm_head.forward
 
 
-def choose_kernel(asked: LossKernel, gpt: GPT, device: torch.device, z_loss: float) -> str:
+def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float) -> str:
     """The kernel that "auto" means: the fused one on CUDA where Liger-Kernel is installed, chunks on CPU.
 
     On CPU chunks are as fast as whole logits and take less memory: see ``benchmarks/results/train-cpu.json``.
     """
     if asked != "auto":
         return asked
-    if z_loss or gpt.config.final_logit_softcapping is not None or gpt.config.lm_head_bias:
+    if z_loss or config.final_logit_softcapping is not None or config.lm_head_bias:
         return "plain"
     if device.type == "cuda":
         try:
@@ -109,8 +110,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden_NC = torch.empty_like(hidden_NC) if needs_gradient else None
         # Sums over thousands of tokens: bf16 would round most of them away.
         grad_weight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_gradient else None
-        for start in range(0, len(targets_N), _CHUNK_TOKENS):
-            chunk = slice(start, start + _CHUNK_TOKENS)
+        for start in range(0, len(targets_N), CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
             logits_NV = (hidden_NC[chunk] @ weight_VC.T).float()
             targets = targets_N[chunk]
             logprobs_NV = torch.log_softmax(logits_NV, dim=-1)

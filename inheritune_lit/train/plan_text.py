@@ -4,11 +4,18 @@ from typing import Any
 
 from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.train.args import TrainArgs
+from inheritune_lit.train.memory import StepMemory
 from inheritune_lit.train.plan import RunPlan
 
 
 def plan_text(
-    plan: RunPlan, name: str, train: TrainArgs, mixture: Mixture, changes: list[dict[str, Any]], device: str
+    plan: RunPlan,
+    name: str,
+    train: TrainArgs,
+    mixture: Mixture,
+    changes: list[dict[str, Any]],
+    device: str,
+    memory: StepMemory,
 ) -> str:
     """Lines that tell a run.
 
@@ -16,14 +23,13 @@ def plan_text(
         name: the model's.
         changes: of the run's data, the last one is told.
         device: what it runs on, and in which precision.
+        memory: predicted for a step.
     """
     samples = plan.total_steps * train.global_batch_size
     positions = plan.total_steps * plan.tokens_per_step
     left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
-    # Weights, gradients and AdamW's two moments in fp32; activations depend on the kernels and come on top.
-    memory_gb = 16 * plan.parameters / 1e9
     lines = [
-        f"train {name}: {plan.parameters:,} parameters, {memory_gb:.2f} GB with optimizer state, activations on top",
+        f"train {name}: {plan.parameters:,} parameters, {memory_text(memory)}",
         f"{plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {positions:,} tokens",
     ]
     if plan.tokens < positions:
@@ -46,3 +52,14 @@ def plan_text(
     if changes:
         lines.append(f"data changed at sample {changes[-1]['sample']:,}, before: {'; '.join(changes[-1]['different'])}")
     return "\n      ".join(lines)
+
+
+def memory_text(memory: StepMemory) -> str:
+    """A step's memory in words."""
+    model = memory.weights + memory.gradients + memory.optimizer
+    batch = memory.total - model
+    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {_size(batch)} a micro-batch)"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

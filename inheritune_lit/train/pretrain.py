@@ -18,17 +18,20 @@ from inheritune_lit.model.load import load_config
 from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
 from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision
+from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
-from inheritune_lit.train.plan import block_size_of, plan_run
+from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
 from inheritune_lit.train.plan_text import plan_text
+from inheritune_lit.train.room import Room
 from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.setup import prepare_model, set_up
 from inheritune_lit.train.signals import stop_requests
 from inheritune_lit.train.state import drop_state
 
-# These say how often to look and what to keep, not what to compute: they may change when a run is continued.
+# These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
+# is continued.
 _FREE_SETTINGS = (
     "log_interval",
     "save_interval",
@@ -38,6 +41,7 @@ _FREE_SETTINGS = (
     "async_save",
     "bad_step",
     "max_loss_jump",
+    "micro_batch_size",
 )
 
 
@@ -110,8 +114,12 @@ def pretrain(
         devices=fabric.world_size,
         peak_flops=peak,
     )
+    kernels = choose_kernels(config, speed, fabric.device, train.z_loss)
+    sharded = strategy in ("fsdp", "hybrid")
+    shards = fabric.world_size if sharded else 1
+    room = Room.of(config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards)
     settings = {
-        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
+        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed, plan),
         "precision": precision,
         "device": fabric.device.type,
         "seed": seed,
@@ -122,7 +130,7 @@ def pretrain(
     if fabric.global_rank == 0:
         name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
         machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
-        text = plan_text(plan, config.name, train, domains, changes, f"{machine}, {precision}")
+        text = plan_text(plan, config.name, train, domains, changes, f"{machine}, {precision}", room.memory)
         print(text, file=sys.stderr, flush=True)
     if dry_run:
         return None
@@ -131,18 +139,22 @@ def pretrain(
             drop_state(out_dir)  # still there when the run was killed right after its end
             print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
         return finished
+    room.check_disk(out_dir)
     fabric.barrier()
     if fabric.global_rank == 0:
+        room.warn()
         begin_run(out_dir, settings, changes)
     fabric.barrier()
-    trainee = set_up(fabric, gpt, optimizer, speed, precision, train.z_loss)
-    sharded = strategy in ("fsdp", "hybrid")
+    trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss)
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
     log = MetricsLog(out_dir, logger_name, out_dir.name) if fabric.global_rank == 0 else NoLog()
     trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log)
     with stop_requests() as stop:
-        validation = trainer.fit(stop)
+        try:
+            validation = trainer.fit(stop)
+        except torch.OutOfMemoryError as error:
+            raise room.out_of_memory() from error
         if validation is None:
             return RunResult(None, trainer.step, trainer.tokens, None, None)
         record = {
@@ -170,13 +182,14 @@ def _settings(
     eval: EvalArgs,
     optimizer: OptimizerArgs,
     speed: SpeedArgs,
+    plan: RunPlan,
 ) -> dict[str, Any]:
     """All that changes the outcome, data aside: a run is continued only where every value is the same."""
     return {
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
-        "eval": asdict(eval),
+        "eval": {"interval": eval.interval, "val_blocks": plan.val_blocks},
         "optimizer": asdict(optimizer),
         "fp8": speed.fp8,
     }

@@ -9,12 +9,12 @@ from litgpt.model import GPT
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
-from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.kernels import Kernels, apply_kernels
 from inheritune_lit.train.loop import Trainee
-from inheritune_lit.train.loss import TrainingModel, choose_kernel
+from inheritune_lit.train.loss import TrainingModel
 from inheritune_lit.train.optim import build_optimizer
 
 
@@ -32,33 +32,28 @@ def prepare_model(initial_checkpoint_dir: Path, precision: Precision, speed: Spe
 
 
 def set_up(
-    fabric: Fabric, gpt: GPT, optimizer: OptimizerArgs, speed: SpeedArgs, precision: Precision, z_loss: float
+    fabric: Fabric,
+    gpt: GPT,
+    optimizer: OptimizerArgs,
+    speed: SpeedArgs,
+    precision: Precision,
+    kernels: Kernels,
+    z_loss: float,
 ) -> Trainee:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
     Raises:
         UserError: an option that this machine cannot serve.
     """
-    cuda = fabric.device.type == "cuda"
-    padded = cuda and pad_head_size(gpt)
     if speed.fp8:
         _use_fp8(fabric, gpt)
-    kernel = choose_kernel(speed.loss_kernel, gpt, fabric.device, z_loss)
-    model: torch.nn.Module = TrainingModel(gpt, kernel, z_loss)
-    compiled = cuda if speed.compile is None else speed.compile
-    if compiled:
-        model = torch.compile(model, dynamic=False)
-    loss = fabric.setup_module(model)
+    told = apply_kernels(gpt, kernels, speed, precision, fabric.device)
     if fabric.global_rank == 0:
-        dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-        chosen = attention_kernel(gpt, gpt.max_seq_length, fabric.device, dtype)
-        print(
-            f"      attention {chosen}{' with padded heads' if padded else ''}, loss {kernel}"
-            f"{', compiled' if compiled else ''}{', fp8' if speed.fp8 else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
-    return Trainee(gpt, loss, build_optimizer(gpt, optimizer))
+        print(f"      {told}", file=sys.stderr, flush=True)
+    model: torch.nn.Module = TrainingModel(gpt, kernels.loss, z_loss)
+    if kernels.compiled:
+        model = torch.compile(model, dynamic=False)
+    return Trainee(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
 
 
 def _use_fp8(fabric: Fabric, gpt: GPT) -> None:

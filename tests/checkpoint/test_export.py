@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from families import CASES, needs_eager, save
 from safetensors.torch import load_file
 
 from inheritune_lit.checkpoint.export import export
@@ -21,12 +22,15 @@ TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 
 
 @torch.no_grad()
-def check_export(checkpoint_dir: Path, out_dir: Path, caplog, **options) -> torch.nn.Module:
+def check_export(
+    checkpoint_dir: Path, out_dir: Path, caplog, attn_implementation: str | None = None, **options
+) -> torch.nn.Module:
     export(checkpoint_dir, out_dir, **options)
+    loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
     transformers.logging.enable_propagation()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(out_dir, output_loading_info=True)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(out_dir, output_loading_info=True, **loading)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert all(not info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = load_model(checkpoint_dir, dtype=torch.float32)(TOKENS_BT)
@@ -59,6 +63,37 @@ def test_llama(make_llama, tmp_path, caplog, settings):
     checkpoint = slice_reference(str(ref), layers="1,3", out_dir=tmp_path / "slice")
     model = check_export(checkpoint, tmp_path / "hf", caplog)
     assert model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_architectures(tmp_path, caplog, case):
+    reference = save(case, tmp_path / "ref")
+    # Of both kinds of Gemma 3's layers: transformers warns about a config.json that has rope settings for one too many.
+    layers = "5,1,2" if case.startswith("gemma3") else "4,1,2"
+    checkpoint = slice_reference(str(tmp_path / "ref"), layers=layers, out_dir=tmp_path / "slice")
+    attention = "eager" if needs_eager(case) else None
+    model = check_export(checkpoint, tmp_path / "hf", caplog, attn_implementation=attention)
+    assert type(model) is type(reference)
+    card = (tmp_path / "hf/README.md").read_text()
+    assert ("attn_implementation" in card) == needs_eager(case)
+    # The export is a reference as good as the first one.
+    again = slice_reference(str(tmp_path / "hf"), n=3, out_dir=tmp_path / "again")
+    first, second = load_state(checkpoint), load_state(again)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_a_tensor_that_is_missing_or_of_another_shape(make_llama, tmp_path):
+    _, ref = make_llama()
+    checkpoint = slice_reference(str(ref), n=2, out_dir=tmp_path / "slice")
+    state = {name: tensor.clone() for name, tensor in load_state(checkpoint).items()}
+    norm = state.pop("transformer.h.1.norm_2.weight")
+    for message in ("1 tensors are missing, such as transformer.h.1.norm_2.weight", r"norm_2.weight has shape \(31,\)"):
+        torch.save(state, checkpoint / "lit_model.pth")
+        with pytest.raises(UserError, match=message):
+            export(checkpoint, tmp_path / "hf")
+        state["transformer.h.1.norm_2.weight"] = norm[:31].clone()
+    assert not (tmp_path / "hf").exists()
 
 
 def test_half_width(make_llama, tmp_path, caplog):

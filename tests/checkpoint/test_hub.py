@@ -9,34 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, digest, running_hub
+from families import build
+from hub_fixtures import expect_same
+from hub_server import COMMIT, commit_of, digest
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint import ranged
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.model.load import load_state
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with running_hub(tmp_path / "cache", monkeypatch) as hub:
-        yield hub
-
-
-@pytest.fixture
-def small_reads(monkeypatch):
-    """Reads small enough that a tiny file takes many."""
-    monkeypatch.setattr(ranged, "_FIRST_READ", 512)
-    monkeypatch.setattr(ranged, "_CHUNK_BYTES", 4096)
-
-
-def expect_same(out: Path, ref: Path, tmp_path: Path, **options) -> None:
-    expected = load_state(slice_reference(str(ref), out_dir=tmp_path / f"expected-{out.name}", **options))
-    found = load_state(out)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 def inherited_bytes(ref: Path, layers: tuple[int, ...]) -> int:
@@ -211,3 +191,50 @@ def test_environment_variables(hub, make_llama, tmp_path):
     subprocess.run([*command, "--out_dir", str(tmp_path / "out")], check=True, env=environment)
     assert (tmp_path / "out/lit_model.pth").is_file()
     assert list((tmp_path / "home/assets").rglob("*.safetensors"))
+
+
+def test_a_revision_is_fetched_and_recorded(hub, make_llama, tmp_path):
+    main, old = make_llama(name="main")[1], make_llama(name="old", seed=1)[1]
+    (old / "additional_chat_templates").mkdir()
+    (old / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}")
+    hub.repositories |= {"maker/tiny": main, "maker/tiny@v1": old, "maker/tiny@refs/pr/2": old}
+    hub.repositories |= {"HuggingFaceTB/SmolLM2-135M": main, "HuggingFaceTB/SmolLM2-135M@v1": old}
+    commit = commit_of("maker/tiny@v1")
+    for number, (ref, folder, sha) in enumerate(
+        [
+            ("maker/tiny", main, COMMIT),
+            ("maker/tiny@main", main, COMMIT),
+            ("maker/tiny@v1", old, commit),
+            (f"maker/tiny@{commit}", old, commit),
+            ("maker/tiny@refs/pr/2", old, commit_of("maker/tiny@refs/pr/2")),
+            ("smollm2-135m@v1", old, commit_of("HuggingFaceTB/SmolLM2-135M@v1")),
+        ]
+    ):
+        out = slice_reference(ref, n=1, out_dir=tmp_path / f"out-{number}")
+        expect_same(out, folder, tmp_path, n=1)
+        record = read_manifest(out)["reference"]
+        assert record["revision"] == sha
+        assert record["source"] == ref.replace("smollm2-135m", "HuggingFaceTB/SmolLM2-135M")
+        assert record["name"] == ("SmolLM2-135M" if "smollm2" in ref else "tiny")
+        assert (out / "additional_chat_templates/tool_use.jinja").is_file() == (folder is old)
+
+
+def test_revisions_that_are_not_there(hub, make_llama, tmp_path):
+    hub.repositories["maker/tiny"] = make_llama()[1]
+    for ref, message in (
+        ("maker/tiny@v9", "maker/tiny has no such revision"),
+        ("maker/tiny@", "names no revision"),
+        ("tiny@v1", "unknown reference 'tiny'"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            slice_reference(ref, n=1, out_dir=tmp_path / "out")
+        assert "\n" not in str(caught.value)
+
+
+def test_experts_in_one_tensor(hub, tmp_path, small_reads):
+    build("mixtral").save_pretrained(tmp_path / "ref", save_original_format=False, max_shard_size="20KB")
+    hub.repositories["maker/moe"] = tmp_path / "ref"
+    out = slice_reference("maker/moe", layers="3", out_dir=tmp_path / "out")
+    expect_same(out, tmp_path / "ref", tmp_path, layers="3")
+    whole = sum(file.stat().st_size for file in (tmp_path / "ref").glob("*.safetensors"))
+    assert hub.sent() < 0.5 * whole

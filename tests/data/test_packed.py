@@ -1,6 +1,7 @@
 """Reading packed data: blocks against a brute-force cut, damage detected, and the right model asked for."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import yaml
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.cuts import SeparateCut
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
-from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.data.packed import PADDING, PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 
@@ -40,6 +42,101 @@ def test_blocks_are_windows_of_the_domains(packed, split, block_size):
         assert dataset.domains_of([block]) == [domain]
     with pytest.raises(IndexError):
         dataset[len(dataset)]
+
+
+@pytest.fixture
+def documents_folder(tmp_path):
+    """Packed data of known documents: many lengths, empty ones, three domains, one of them without any."""
+    draw, texts = np.random.default_rng(0), {}
+    lengths = {"a": draw.integers(0, 40, 1000), "b": np.array([1, 1, 0]), "c": np.array([0, 200, 1, 0, 0, 9, 2])}
+    domains = {}
+    (tmp_path / "train").mkdir()
+    for name, own in lengths.items():
+        texts[name] = [draw.integers(0, 60_000, length).tolist() for length in own]
+        with DocumentWriter(tmp_path / "train" / name, "uint16") as writer:
+            for text in texts[name]:
+                writer.add(text)
+        domains[name] = {"train": {"documents": len(own), "tokens": int(own.sum())}}
+    domains["nothing"] = {"train": {"documents": 0, "tokens": 0}}  # and no files
+    (tmp_path / "inheritune.json").write_text(json.dumps({"kind": "packed_data", "domains": domains}))
+    return tmp_path, texts
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16, 500])
+def test_separate_blocks_hold_one_document_each(documents_folder, block_size):
+    folder, texts = documents_folder
+    expected = []
+    for domain, documents in texts.items():
+        for document in documents:
+            for start in range(0, len(document) - 1, block_size):
+                block = document[start : start + block_size + 1]
+                expected.append((domain, block + [PADDING] * (block_size + 1 - len(block)), len(block) - 1))
+    dataset = PackedDataset(folder, "train", block_size, "separate")
+    assert len(dataset) == len(expected)
+    assert dataset.batch(range(len(dataset))).tolist() == [block for _, block, _ in expected]
+    assert dataset.domains_of(range(len(dataset))) == [domain for domain, _, _ in expected]
+    assert dataset.targets(range(len(dataset))).tolist() == [targets for _, _, targets in expected]
+    for domain, size in dataset.domains.items():
+        own = [targets for name, _, targets in expected if name == domain]
+        assert (size.blocks, size.tokens) == (len(own), sum(own))
+    some = np.random.default_rng(1).integers(0, len(dataset), 50)
+    assert dataset.batch(some).tolist() == [expected[block][1] for block in some]
+    with pytest.raises(IndexError):
+        dataset.batch([0, len(dataset)])
+
+
+@pytest.mark.parametrize("documents", ["packed", "separate"])
+def test_no_token_is_a_target_twice(documents_folder, documents):
+    folder, texts = documents_folder
+    # Number the tokens, so that each tells where it is from.
+    for name, own in texts.items():
+        tokens = np.arange(sum(map(len, own)), dtype=np.uint16)
+        tokens.tofile(folder / "train" / f"{name}.bin")
+    dataset = PackedDataset(folder, "train", 8, documents)
+    for name, own in texts.items():
+        blocks = [b for b in range(len(dataset)) if dataset.domains_of([b]) == [name]]
+        targets = dataset.batch(blocks)[:, 1:].ravel()
+        targets = targets[targets != PADDING]
+        starts = np.cumsum([0, *map(len, own)])[:-1]
+        firsts = {int(start) for start, document in zip(starts, own, strict=True) if document}
+        never = set(range(sum(map(len, own)))) - set(targets.tolist())
+        assert len(set(targets.tolist())) == len(targets)
+        if documents == "separate":
+            assert never == firsts
+        else:
+            assert never <= {0, *range(len(targets) + 1, sum(map(len, own)))}
+
+
+def test_an_index_of_many_documents_is_small():
+    lengths = np.random.default_rng(0).integers(0, 3000, 10**6).astype(np.int32)
+    tracemalloc.start()
+    cut = SeparateCut(lengths, 1024)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 0.2 * len(lengths)  # bytes a document
+    assert peak < 64e6  # the same for any number of documents
+    blocks = -(-np.maximum(lengths.astype(np.int64) - 1, 0) // 1024)
+    ends = np.cumsum(blocks)
+    assert cut.blocks == ends[-1]
+    assert cut.targets == np.maximum(lengths.astype(np.int64) - 1, 0).sum()
+    asked = np.random.default_rng(1).integers(0, cut.blocks, 2000)
+    document = np.searchsorted(ends, asked, side="right")
+    offset = (asked - (ends[document] - blocks[document])) * 1024
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    first, targets = cut.spans(asked)
+    assert np.array_equal(first, starts[document] + offset)
+    assert np.array_equal(targets, np.minimum(1024, lengths[document] - 1 - offset))
+
+
+def test_a_domain_without_tokens_needs_no_files(packed):
+    manifest = json.loads((packed / "inheritune.json").read_text())
+    for suffix in ("bin", "idx"):
+        (packed / "val" / f"book.{suffix}").unlink()
+    manifest["domains"]["book"]["val"] = {"documents": 0, "tokens": 0}
+    (packed / "inheritune.json").write_text(json.dumps(manifest))
+    dataset = PackedDataset(packed, "val", 8)
+    assert dataset.domains["book"].blocks == 0
+    assert set(dataset.domains_of(range(len(dataset)))) == {"c4"}
 
 
 def test_writer_and_reader_agree(tmp_path):

@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from random_models import randomise
 from safetensors.torch import load_file, save_file
 
-from inheritune_lit.checkpoint.export import export
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
@@ -66,47 +63,6 @@ def test_gpt_neox_half_width_takes_leading_heads(make_neox, tmp_path):
     by_head = stored.view(4, 3, 8, 32)[:2, :, :, :16]
     qkv = load_state(out)["transformer.h.0.attn.qkv.weight"]
     assert torch.equal(qkv, by_head.transpose(0, 1).reshape(48, 16))
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("Mistral", {"sliding_window": None}),
-        ("Mistral", {"sliding_window": 5, "head_dim": 12}),
-        ("Qwen2", {"tie_word_embeddings": True}),
-        ("Qwen3", {"head_dim": 12}),
-    ],
-    ids=["mistral", "mistral-window", "qwen2", "qwen3"],
-)
-@torch.no_grad()
-def test_relatives_of_llama(tmp_path, kind, options):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=56,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        **options,
-    )
-    model = randomise(getattr(transformers, f"{kind}ForCausalLM")(config).eval())
-    model.save_pretrained(tmp_path / "ref")
-    out = slice_reference(str(tmp_path / "ref"), layers="3,1", out_dir=tmp_path / "out")
-    model.model.layers = torch.nn.ModuleList(model.model.layers[layer] for layer in (3, 1))
-    model.config.num_hidden_layers = 2
-    expected = model(TOKENS_BT, use_cache=False).logits
-    torch.testing.assert_close(logits(out), expected, rtol=1e-4, atol=1e-5)
-    exported = transformers.AutoModelForCausalLM.from_pretrained(export(out, tmp_path / "hf"))
-    assert type(exported) is type(model)
-    torch.testing.assert_close(exported(TOKENS_BT, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
-    # Without config.json, a Mistral without a window is a LLaMA.
-    model_type = "llama" if options.get("sliding_window", 1) is None else kind.lower()
-    (out / "config.json").unlink()
-    again = slice_reference(str(out), n=1, out_dir=tmp_path / "again")
-    assert json.loads((again / "config.json").read_text())["model_type"] == model_type
 
 
 def test_gpt2_with_and_without_scale(make_gpt2, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from families import CASES, build, logits_without_layers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_models import build_llama, randomise
@@ -43,19 +44,16 @@ def llamas(draw) -> tuple[dict, list[int]]:
 
 
 @torch.no_grad()
-def check(model, blocks: str, layers: list[int], folder: Path) -> None:
+def check(model, layers: list[int], folder: Path) -> None:
     """Slice, and export, then compare three models."""
     model.save_pretrained(folder / "ref", max_shard_size="30KB")
-    parent, _, attribute = blocks.rpartition(".")
-    owner = model.get_submodule(parent)
-    kept = getattr(owner, attribute)
-    setattr(owner, attribute, torch.nn.ModuleList(kept[layer] for layer in layers))
-    model.config.num_hidden_layers = len(layers)
-    expected = model(TOKENS_BT, use_cache=False).logits
+    expected = logits_without_layers(model, layers, TOKENS_BT)
     out = slice_reference(str(folder / "ref"), layers=",".join(map(str, layers)), out_dir=folder / "out")
     torch.testing.assert_close(load_model(out)(TOKENS_BT), expected, rtol=1e-3, atol=1e-4)
     export(out, folder / "hf")
-    exported, info = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf", output_loading_info=True)
+    exported, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "hf", output_loading_info=True, attn_implementation=model.config._attn_implementation
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     torch.testing.assert_close(exported(TOKENS_BT, use_cache=False).logits, expected, rtol=1e-3, atol=1e-4)
 
@@ -65,7 +63,7 @@ def check(model, blocks: str, layers: list[int], folder: Path) -> None:
 def test_llama(case):
     config, layers = case
     with tempfile.TemporaryDirectory() as folder:
-        check(build_llama(**config), "model.layers", layers, Path(folder))
+        check(build_llama(**config), layers, Path(folder))
 
 
 @settings(ONCE, max_examples=12)
@@ -94,7 +92,7 @@ def test_gpt_neox(heads, head_size, rotary, parallel, tied, bias, layers):
     )
     model = randomise(transformers.GPTNeoXForCausalLM(config).eval())
     with tempfile.TemporaryDirectory() as folder:
-        check(model, "gpt_neox.layers", layers, Path(folder))
+        check(model, layers, Path(folder))
 
 
 @settings(ONCE, max_examples=12)
@@ -119,7 +117,38 @@ def test_gpt2(heads, head_size, inner, activation, layers):
     )
     model = randomise(transformers.GPT2LMHeadModel(config).eval())
     with tempfile.TemporaryDirectory() as folder:
-        check(model, "transformer.h", layers, Path(folder))
+        check(model, layers, Path(folder))
+
+
+@st.composite
+def families(draw) -> tuple[str, dict, list[int]]:
+    """A case with heads, groups, head size, depth and ties of its own."""
+    case = draw(st.sampled_from(sorted(CASES)))
+    falcon, free_head_size = "falcon" in case, "head_dim" in CASES[case][1]
+    groups = draw(st.integers(1, 3))
+    heads = groups * draw(st.integers(1, 3))
+    head_dim = 4 * draw(st.integers(1, 4))
+    depth = draw(st.integers(1, 7))
+    sizes = {
+        "num_attention_heads": heads,
+        "num_kv_heads" if falcon else "num_key_value_heads": groups,
+        "hidden_size": draw(st.sampled_from([8, 20, 36])) if free_head_size else heads * head_dim,
+        "num_hidden_layers": depth,
+        "tie_word_embeddings": draw(st.booleans()),
+        "seed": draw(st.integers(0, 9)),
+    }
+    if free_head_size:
+        sizes["head_dim"] = head_dim
+    return case, sizes, draw(st.lists(st.integers(0, depth - 1), min_size=1, max_size=8))
+
+
+@settings(ONCE, max_examples=40)
+@given(families())
+def test_families(case):
+    name, sizes, layers = case
+    model = build(name, **sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        check(model, layers, Path(folder))
 
 
 @ONCE

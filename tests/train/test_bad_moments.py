@@ -17,7 +17,7 @@ from inheritune_lit.train import loop
 from inheritune_lit.train.metrics import read_metrics
 from inheritune_lit.train.state import load_state, save_state
 
-TIMES = ("tokens_per_s", "seconds")
+TIMES = ("tokens_per_s", "mfu", "memory_gb", "seconds")
 
 KILLED_IN_ITS_SECOND_SAVE = """
 import io, os, signal, sys, torch
@@ -92,12 +92,12 @@ def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch
     before = signal.getsignal(signal.SIGINT)
     calls = []
 
-    def signalled(*args):
+    def signalled(*args, **kwargs):
         calls.append(1)
         # The 8th step; or the second validation, which follows step 10.
         if len(calls) == (8 if where == "step" else 2):
             os.kill(os.getpid(), number)
-        return original(*args)
+        return original(*args, **kwargs)
 
     args = command(train__save_interval=1000)  # only the signal saves
     with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.train import master_weights
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.clipping import clip_gradients
 from inheritune_lit.train.guard import LossGuard
@@ -51,7 +52,8 @@ def test_small_updates_move_bf16_weights_as_they_move_fp32_ones():
     assert isinstance(build_optimizer(linear(torch.float32), args), torch.optim.AdamW)
 
 
-def test_master_weights_continue_from_their_state():
+def test_master_weights_continue_from_their_state(monkeypatch):
+    monkeypatch.setattr(master_weights, "BUCKET_ELEMENTS", 100)  # the layer's two parameters in buckets of their own
     args = OptimizerArgs(lr=1e-4)
     whole = linear(torch.bfloat16)
     optimizer = build_optimizer(whole, args)

@@ -51,8 +51,8 @@ def test_validation_is_the_mean_over_blocks(packed, tmp_path, tokenizer_dir):
     dataset = PackedDataset(packed, "val", 16)
     with torch.no_grad():
         losses = []
-        for block in range(7):
-            ids = dataset[block]
+        for number in range(7):
+            ids = dataset[number * len(dataset) // 7]
             logprobs_TV = model(torch.from_numpy(ids[None, :-1])).double().log_softmax(-1)[0]
             losses.append(-np.mean([logprobs_TV[t, ids[t + 1]].item() for t in range(16)]))
     result = validate(model, dataset, batch_size=3, max_blocks=7)
@@ -91,7 +91,7 @@ def test_validation_equals_transformers_loss(packed, tmp_path, tokenizer_dir):
             theirs[f"{its}.{other}.weight"] = state[f"{ours}.{name}.weight"]
     judge.load_state_dict(theirs)
     dataset = PackedDataset(packed, "val", 32)
-    ids_BT1 = torch.from_numpy(np.stack([dataset[block] for block in range(4)]))
+    ids_BT1 = torch.from_numpy(np.stack([dataset[number * len(dataset) // 4] for number in range(4)]))
     with torch.no_grad():
         logits_BTV = judge(ids_BT1[:, :-1]).logits
     expected = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT1[:, 1:].flatten()).item()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import make_packed
+from tiny import make_checkpoint, make_packed
 from train_command import pretrain_command
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.model.load import load_model
+from inheritune_lit.model.load import load_config, load_model
 from inheritune_lit.train.metrics import read_metrics
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -23,18 +23,50 @@ def test_recipe_plans_a_run(recipe, checkpoint, tokenizer_dir, tmp_path, capsys)
     args = ["pretrain", "--config", recipe, "--initial_checkpoint_dir", checkpoint, "--data", data]
     # Short samples and warm-up, for the tiny data; everything else as the recipe has it.
     args += ["--out_dir", tmp_path / "run", "--train.max_seq_length", 2, "--train.lr_warmup_steps", 0, "--dry_run"]
+    # Its domains are not these: the tiny data has one.
+    args += ["--mixture.weights", "proportional", "--precision", "32-true"]
     assert main([str(arg) for arg in args]) == 0
     train = yaml.safe_load(recipe.read_text())["train"]
     assert f"of {train['global_batch_size'] * 2:,} tokens" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_papers_recipe_is_as_stated():
-    recipe = yaml.safe_load(next(path for path in RECIPES if path.stem == "openllama-3b-13l-1b").read_text())
-    train, optimizer = recipe["train"], recipe["optimizer"]
+def load(name: str) -> dict:
+    return yaml.safe_load(next(path for path in RECIPES if path.stem == name).read_text())
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES if path.stem.startswith("paper-")])
+def test_papers_recipes_are_as_stated(recipe):
+    train, optimizer = load(recipe)["train"], load(recipe)["optimizer"]
     assert train["global_batch_size"] * train["max_seq_length"] == 131_072
-    assert (train["epochs"], train["lr_warmup_steps"]) == (8, 1000)
-    assert (optimizer["lr"], optimizer["weight_decay"]) == (3e-4, 0.1)
+    assert train.get("epochs") == 8 if recipe.endswith("-1b") else train["max_tokens"] == 50_000_000_000
+    assert (train["schedule"], train["lr_warmup_steps"]) == ("cosine", 1000)
+    assert (optimizer["lr"], optimizer["weight_decay"], optimizer["decay"]) == (3e-4, 0.1, "matrices")
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in RECIPES if path.stem.startswith("code-")])
+def test_the_codes_recipes_are_as_it_ran(recipe):
+    whole = load(recipe)
+    train, optimizer = whole["train"], whole["optimizer"]
+    assert train["global_batch_size"] * train["max_seq_length"] == 16_384
+    micro_batches = 64_000 if recipe.endswith("-1b") else 191_000
+    assert train["max_steps"] == micro_batches / 8
+    assert (train["schedule"], train["max_norm"]) == ("constant", None)
+    assert (optimizer["weight_decay"], optimizer["decay"]) == (0.01, "all")
+    assert sum(whole["mixture"]["weights"].values()) == 100
+
+
+def test_one_recipe_serves_every_depth(packed, tmp_path, tokenizer_dir, capsys):
+    for n in (1, 2):
+        make_checkpoint(tmp_path / f"start-{n}l", tokenizer_dir, n_layer=n)
+    command = pretrain_command(tmp_path / "start-{n}l", packed, tmp_path / "run-{n}", train__max_steps=6)
+    for n in (1, 2):
+        assert main([*command, "--n", str(n)]) == 0
+        assert load_config(tmp_path / f"run-{n}" / "final").n_layer == n
+    assert main(command) == 2
+    assert "is for several depths; give one" in capsys.readouterr().err
+    assert main([*pretrain_command(tmp_path / "start-1l", packed, tmp_path / "run"), "--n", "1"]) == 2
+    assert "--n 1 needs {n} in --initial_checkpoint_dir or --out_dir" in capsys.readouterr().err
 
 
 def test_plan_tells_what_whole_steps_leave_out(checkpoint, packed, tmp_path, capsys):

@@ -1,6 +1,34 @@
 """A small ``inheritune pretrain`` as a command line."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
+
+from inheritune_lit.train.metrics import read_metrics
+
+# Of the domains of the fixture ``mixed``.
+WEIGHTS = {"code": 0.2, "talk": 0.3, "wiki": 0.5}
+
+_KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from inheritune_lit.train import loop
+step = loop.Trainer._step
+def step_or_die(self):
+    if self.step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self)
+loop.Trainer._step = step_or_die
+from inheritune_lit.cli import main
+main(sys.argv[2:])
+"""
+
+
+def kill_at_step(step: int, args: list[str]) -> None:
+    """Run a command line in another process that dies before optimizer step number ``step``."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(step), *args], capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def pretrain_command(checkpoint: Path, packed: Path, out_dir: Path, **changes: object) -> list[str]:
@@ -27,3 +55,8 @@ def pretrain_command(checkpoint: Path, packed: Path, out_dir: Path, **changes: o
         "pretrain",
         *(part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))),
     ]
+
+
+def losses_of(run_dir: Path) -> list[tuple[str, str, str, str]]:
+    """What two equal runs have in common in their metrics."""
+    return [(row["step"], row["tokens"], row["loss"], row["val_loss"]) for row in read_metrics(run_dir / "metrics.csv")]

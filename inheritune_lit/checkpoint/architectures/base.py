@@ -2,41 +2,17 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from inheritune_lit.checkpoint.architectures.sources import LitTensor, Plain, Source, Stacked, Stored
 from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.pieces import Piece, merge, select_rows
+from inheritune_lit.checkpoint.pieces import Piece
 from inheritune_lit.errors import UserError
 
 _BLOCK = re.compile(r"^transformer\.h\.(\d+)\.(.+)\.(weight|bias)$")
 _OUTER = re.compile(r"^(.+)\.(weight|bias)$")
-
-
-@dataclass(frozen=True)
-class Split:
-    """litgpt's fused qkv is q, k and v of the Hugging Face model, one below the other."""
-
-    q: str
-    k: str
-    v: str
-
-
-@dataclass(frozen=True)
-class Interleaved:
-    """The Hugging Face tensor holds q, k and v of head 0, then those of head 1, ... (GPT-NeoX)."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Transposed:
-    """The Hugging Face tensor is (in, out) where litgpt's is (out, in); biases are the same (GPT-2's Conv1D)."""
-
-    name: str
-
-
-Source = str | Split | Interleaved | Transposed
+_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -44,38 +20,69 @@ class Architecture:
     """One architecture of transformers as litgpt runs it.
 
     Attributes:
-        model_types: ``model_type`` values of ``config.json``; the first one is written on export.
+        model_type: ``model_type`` in ``config.json``.
         class_name: transformers' class.
         layer_prefix: prefix of a block's keys, with ``{}`` for the layer.
         outer: litgpt module -> Hugging Face module, outside the blocks.
-        block: litgpt module -> Hugging Face module(s), in a block.
+        block: litgpt module -> how its tensors are stored, in a block; a string is a module with the same tensors.
+            ``{}`` stands for an expert's number.
         to_lit: ``config.json`` as litgpt ``Config`` fields, without name and vocabulary.
         to_hf: the ``config.json`` entries that follow from a litgpt ``Config``.
         base_prefix: prefix of everything but the head, left out by files saved from the model without head.
+        litgpt_names: pattern of the names that litgpt's own code, which chooses norms and key names by the model's
+            name, takes for this architecture.
+        litgpt_name: a name of that form.
+        describes: tells this from other architectures of the same ``model_type``, by ``config.json``.
+        stacked: entries of ``block`` as they are where experts are stored in one tensor.
         bias_switches: module -> the ``config.json`` entry that says whether it has a bias, and the entry's default.
         config_class: litgpt's ``Config`` or a subclass.
         ignored: endings of stored tensors that are no weights, such as masks of old files.
         free_head_size: ``config.json`` can state a head size other than width / heads.
         tied_by_default: what transformers assumes when ``tie_word_embeddings`` is absent.
         residual_modules: modules whose initial deviation shrinks with depth (GPT-2).
-        litgpt_prefixes: how litgpt's own converters recognise the name; empty for their default branch.
+        norm_init: how a norm's weight begins: "ones", or "zeros" where the norm adds one to it (Gemma).
     """
 
-    model_types: tuple[str, ...]
+    model_type: str
     class_name: str
     base_prefix: str
     layer_prefix: str
     outer: dict[str, str]
-    block: dict[str, Source]
+    block: dict[str, Source | str]
     to_lit: Callable[[dict[str, Any]], dict[str, Any]]
     to_hf: Callable[[Config], dict[str, Any]]
+    litgpt_names: str
+    litgpt_name: str
+    describes: Callable[[dict[str, Any]], bool] = lambda hf: True
+    stacked: dict[str, Source | str] = field(default_factory=dict)
     bias_switches: dict[str, tuple[str, bool]] = field(default_factory=dict)
     config_class: type[Config] = Config
     ignored: tuple[str, ...] = ()
     free_head_size: bool = False
     tied_by_default: bool = False
     residual_modules: frozenset[str] = field(default_factory=frozenset)
-    litgpt_prefixes: tuple[str, ...] = ()
+    norm_init: str = "ones"
+
+    def has(self, layer: int | None, module: str) -> bool:
+        """Whether there is such a litgpt module."""
+        return module in self.outer if layer is None else _EXPERT.sub("{}", module) in self.block
+
+    def source(self, module: str) -> Source:
+        """How a block's litgpt module is stored."""
+        source = self.block[_EXPERT.sub("{}", module)]
+        expert = _EXPERT.search(module)
+        if isinstance(source, str):
+            return Plain(source.format(expert[0]) if expert else source)
+        return source.of_expert(int(expert[0])) if isinstance(source, Stacked) else source
+
+    def with_stacked_experts(self) -> "Architecture":
+        """The same, read from files where all experts are in one tensor."""
+        return replace(self, block={**self.block, **self.stacked}, stacked={})
+
+    def as_stored(self, names: Iterable[str]) -> "Architecture":
+        """The same, with experts stored as the names say."""
+        endings = tuple(f".{source.name}" for source in self.stacked.values() if isinstance(source, Stacked))
+        return self.with_stacked_experts() if any(name.endswith(endings) for name in names if endings) else self
 
 
 def full_name(architecture: Architecture, names: Iterable[str]) -> Callable[[str], str]:
@@ -109,73 +116,19 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
     if layer is None:
         return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
     prefix = architecture.layer_prefix.format(layer)
-    source = architecture.block[module]
-    if isinstance(source, Split):
-        sizes = qkv_rows(config)
-        parts = zip((source.q, source.k, source.v), sizes, strict=True)
-        return [Piece(f"{prefix}{part}.{kind}", 0, size) for part, size in parts]
-    if isinstance(source, Interleaved):
-        stored = [Piece(f"{prefix}{source.name}.{kind}", 0, rows)]
-        return merge(select_rows(stored, interleaved_ranges(config)))
-    if isinstance(source, Transposed):
-        return [Piece(f"{prefix}{source.name}.{kind}", 0, rows, transpose=kind == "weight")]
-    return [Piece(f"{prefix}{source}.{kind}", 0, rows)]
+    return architecture.source(module).read(LitTensor(name, module, kind, rows, config, prefix))
 
 
-def qkv_rows(config: Config) -> tuple[int, int, int]:
-    """Rows of q, k and v in litgpt's fused tensor."""
-    return config.n_head * config.head_size, *(config.n_query_groups * config.head_size,) * 2
-
-
-def interleaved_ranges(config: Config) -> list[tuple[int, int]]:
-    """Rows of an interleaved qkv tensor in litgpt's order: all q, then all k, then all v."""
-    size, per_group = config.head_size, config.n_head // config.n_query_groups
-    group_rows = (per_group + 2) * size
-    starts = [group * group_rows for group in range(config.n_query_groups)]
-    q_rows = per_group * size
-    return [
-        *((start, start + q_rows) for start in starts),
-        *((start + q_rows, start + q_rows + size) for start in starts),
-        *((start + q_rows + size, start + q_rows + 2 * size) for start in starts),
-    ]
-
-
-def lit_pieces(architecture: Architecture, config: Config, name: str, rows: int) -> dict[str, list[Piece]]:
-    """The Hugging Face tensors that a litgpt tensor becomes: the inverse of ``hf_pieces``.
+def lit_pieces(architecture: Architecture, config: Config, name: str, rows: int) -> Stored:
+    """The Hugging Face tensors that a litgpt tensor becomes, or is the first part of: the inverse of ``hf_pieces``.
 
     Args:
         config: configuration of the litgpt model.
         name: litgpt name.
         rows: first dimension of the litgpt tensor.
     """
-    whole = [Piece(name, 0, rows)]
     layer, module, kind = split_name(name)
     if layer is None:
-        return {f"{architecture.outer[module]}.{kind}": whole}
+        return {f"{architecture.outer[module]}.{kind}": [Piece(name, 0, rows)]}
     prefix = architecture.layer_prefix.format(layer)
-    source = architecture.block[module]
-    if isinstance(source, Split):
-        q, k, _ = qkv_rows(config)
-        bounds = ((0, q), (q, q + k), (q + k, rows))
-        parts = zip((source.q, source.k, source.v), bounds, strict=True)
-        return {f"{prefix}{part}.{kind}": select_rows(whole, [bound]) for part, bound in parts}
-    if isinstance(source, Interleaved):
-        # Position of every stored row in litgpt's order, group by group.
-        targets = interleaved_ranges(config)
-        position, placed = 0, []
-        for start, stop in targets:
-            placed.append((start, (position, position + stop - start)))
-            position += stop - start
-        return {f"{prefix}{source.name}.{kind}": select_rows(whole, [lit for _, lit in sorted(placed)])}
-    if isinstance(source, Transposed):
-        if kind == "bias":
-            return {f"{prefix}{source.name}.{kind}": whole}
-        return {f"{prefix}{source.name}.{kind}": [Piece(name, 0, config_columns(config, module), transpose=True)]}
-    return {f"{prefix}{source}.{kind}": whole}
-
-
-def config_columns(config: Config, module: str) -> int:
-    """Input size of a block's linear module."""
-    if module == "attn.proj":
-        return config.n_head * config.head_size
-    return config.intermediate_size if module == "mlp.proj" else config.n_embd
+    return architecture.source(module).write(LitTensor(name, module, kind, rows, config, prefix))

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, Transposed
+from inheritune_lit.checkpoint.architectures.base import Architecture
+from inheritune_lit.checkpoint.architectures.naming import OTHERS
+from inheritune_lit.checkpoint.architectures.sources import Transposed
 from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require, require_value
 from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.checkpoint.litgpt_config import Config
@@ -43,7 +45,7 @@ def _to_hf(config: Config) -> dict[str, Any]:
 
 
 GPT2 = Architecture(
-    model_types=("gpt2",),
+    model_type="gpt2",
     class_name="GPT2LMHeadModel",
     base_prefix="transformer.",
     layer_prefix="transformer.h.{}.",
@@ -63,6 +65,8 @@ GPT2 = Architecture(
     },
     to_lit=_to_lit,
     to_hf=_to_hf,
+    litgpt_names=OTHERS,
+    litgpt_name="gpt2",
     config_class=GPT2Config,
     ignored=(".attn.bias", ".attn.masked_bias"),
     tied_by_default=True,

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, Interleaved
+from inheritune_lit.checkpoint.architectures.base import Architecture
+from inheritune_lit.checkpoint.architectures.naming import OTHERS
 from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
+from inheritune_lit.checkpoint.architectures.sources import Interleaved
 from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require
 from inheritune_lit.checkpoint.litgpt_config import Config
 
@@ -26,8 +28,6 @@ def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_hf(config: Config) -> dict[str, Any]:
-    rope = rope_to_hf(config)
-    rope["rope_parameters"]["partial_rotary_factor"] = config.rotary_percentage
     return {
         "num_hidden_layers": config.n_layer,
         "hidden_size": config.n_embd,
@@ -40,12 +40,12 @@ def _to_hf(config: Config) -> dict[str, Any]:
         "attention_bias": True,
         "rotary_pct": config.rotary_percentage,
         "rotary_emb_base": float(config.rope_base),
-        **rope,
+        **rope_to_hf(config, partial=True),
     }
 
 
 GPT_NEOX = Architecture(
-    model_types=("gpt_neox",),
+    model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
     base_prefix="gpt_neox.",
     layer_prefix="gpt_neox.layers.{}.",
@@ -64,6 +64,8 @@ GPT_NEOX = Architecture(
     },
     to_lit=_to_lit,
     to_hf=_to_hf,
+    litgpt_names=OTHERS,
+    litgpt_name="gpt_neox",
     bias_switches={"attn.qkv": ("attention_bias", True), "attn.proj": ("attention_bias", True)},
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
 )

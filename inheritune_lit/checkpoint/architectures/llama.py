@@ -2,24 +2,20 @@
 
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, Split
+from inheritune_lit.checkpoint.architectures.base import Architecture
+from inheritune_lit.checkpoint.architectures.naming import OTHERS
 from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
+from inheritune_lit.checkpoint.architectures.sizes import sizes_from_hf, sizes_to_hf
+from inheritune_lit.checkpoint.architectures.sources import Split
 from inheritune_lit.checkpoint.hf_config import require, require_value
 from inheritune_lit.checkpoint.litgpt_config import Config
 
 
 def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
     require_value(hf, "hidden_act", "silu", default="silu")
-    n_head = require(hf, "num_attention_heads")
     attention_bias, mlp_bias = bool(hf.get("attention_bias")), bool(hf.get("mlp_bias"))
     return {
-        "n_layer": require(hf, "num_hidden_layers"),
-        "n_embd": require(hf, "hidden_size"),
-        "n_head": n_head,
-        "n_query_groups": hf.get("num_key_value_heads") or n_head,
-        "head_size": hf.get("head_dim") or require(hf, "hidden_size") // n_head,
-        "intermediate_size": require(hf, "intermediate_size"),
-        "block_size": require(hf, "max_position_embeddings"),
+        **sizes_from_hf(hf),
         "norm_eps": require(hf, "rms_norm_eps", float),
         "norm_class_name": "RMSNorm",
         "mlp_class_name": "LLaMAMLP",
@@ -32,13 +28,8 @@ def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
 
 def _to_hf(config: Config) -> dict[str, Any]:
     return {
-        "num_hidden_layers": config.n_layer,
-        "hidden_size": config.n_embd,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_query_groups,
+        **sizes_to_hf(config),
         "head_dim": config.head_size,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.block_size,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
         "attention_bias": config.bias,
@@ -48,7 +39,7 @@ def _to_hf(config: Config) -> dict[str, Any]:
 
 
 LLAMA = Architecture(
-    model_types=("llama",),
+    model_type="llama",
     class_name="LlamaForCausalLM",
     base_prefix="model.",
     layer_prefix="model.layers.{}.",
@@ -68,6 +59,8 @@ LLAMA = Architecture(
     },
     to_lit=_to_lit,
     to_hf=_to_hf,
+    litgpt_names=OTHERS,
+    litgpt_name="llama",
     bias_switches={
         "attn.qkv": ("attention_bias", False),
         "attn.proj": ("attention_bias", False),

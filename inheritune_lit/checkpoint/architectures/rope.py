@@ -52,10 +52,14 @@ def rope_from_hf(hf: dict[str, Any], default_fraction: float = 1.0) -> dict[str,
     raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
 
 
-def rope_to_hf(config: Config) -> dict[str, Any]:
+def rope_to_hf(config: Config, partial: bool = False) -> dict[str, Any]:
     """Entries for ``config.json`` that transformers 4 and 5 both read.
 
     ``rope_theta`` and ``rope_scaling`` are the old names, ``rope_parameters`` the new one.
+
+    Args:
+        config: the model.
+        partial: the architecture rotates a part of a head only; ``config.json`` says which.
     """
     base, adjustments = float(config.rope_base), config.rope_adjustments
     scaling: dict[str, Any] = {"rope_type": "default"}
@@ -63,8 +67,10 @@ def rope_to_hf(config: Config) -> dict[str, Any]:
         kind = "llama3" if "low_freq_factor" in adjustments else "linear"
         back = {lit: name for name, lit in _LLAMA3.items()}
         scaling = {"rope_type": kind} | {back[name]: value for name, value in adjustments.items()}
+    fraction = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     return {
+        **fraction,
         "rope_theta": base,
         "rope_scaling": scaling if adjustments is not None else None,
-        "rope_parameters": {"rope_theta": base} | scaling,
+        "rope_parameters": {"rope_theta": base} | fraction | scaling,
     }

@@ -1,0 +1,63 @@
+"""Two processes against one: the same run, whoever shares the work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from train_command import pretrain_command
+
+from inheritune_lit.cli import main
+from inheritune_lit.model.load import load_model
+from inheritune_lit.train.metrics import read_metrics
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def two_ranks(arguments: list[str]) -> subprocess.CompletedProcess:
+    """Run a command on two processes, as a user of torchrun does."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "inheritune_lit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+
+
+def losses(run: Path) -> list[list[float]]:
+    columns = ("step", "tokens", "loss", "grad_norm", "val_loss", "val_stderr")
+    return [[float(row[column]) for column in columns if row[column]] for row in read_metrics(run / "metrics.csv")]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
+    args = {"train__max_steps": 12, "train__save_interval": 5, "train__keep_last": 1}
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
+    shared = {**args, "devices": 2, "strategy": strategy}
+    # Stopped at once, stopped somewhere, continued.
+    stopped = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared, train__max_time=0.001))
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped after step 1, saved" in stopped.stdout
+    later = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared, train__max_time=0.05))
+    assert later.returncode == 0, later.stderr
+    done = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") <= 1  # one rank speaks
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two)
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    weights = [load_model(tmp_path / run / "final").state_dict() for run in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "final",
+        "inheritune.json",
+        "metrics.csv",
+        "step-00000010",
+    ]
+
+
+def test_bad_input_ends_every_rank(checkpoint, packed, tmp_path):
+    ended = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "run", devices=2, train__global_batch_size=6))
+    assert ended.returncode != 0
+    assert "no multiple of --train.micro_batch_size 2 times 2 devices" in ended.stderr
