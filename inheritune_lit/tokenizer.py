@@ -15,6 +15,11 @@ class Tokenizer:
     the SentencePiece model its weights were trained with (stated in the OpenLLaMA README). litgpt's own class prefers
     the converted one, and guesses from the folder's name whether to add BOS.
 
+    Args:
+        folder: checkpoint folder.
+        parse_special_tokens: whether text that spells a special token of a ``tokenizer.json`` gets that token, as in
+            transformers; a SentencePiece model never parses them.
+
     Attributes:
         path: the file that defines the tokenizer.
         vocab_size: number of ids, added tokens included; every id is below it.
@@ -24,13 +29,13 @@ class Tokenizer:
         UserError: the folder has no tokenizer, or it cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:
         if (folder / "tokenizer.model").is_file():
             self.path = folder / "tokenizer.model"
             self._load_sentencepiece()
         elif (folder / "tokenizer.json").is_file():
             self.path = folder / "tokenizer.json"
-            self._load_huggingface(folder)
+            self._load_huggingface(folder, parse_special_tokens)
         else:
             raise UserError(f"no tokenizer in {folder}: neither tokenizer.model nor tokenizer.json is there")
 
@@ -44,10 +49,10 @@ class Tokenizer:
         self.vocab_size = processor.vocab_size()
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
         self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
-        self._encode = lambda texts: processor.encode(list(texts), num_threads=-1)
+        self._encode = lambda texts, num_threads: processor.encode(list(texts), num_threads=num_threads)
         self._decode = processor.decode
 
-    def _load_huggingface(self, folder: Path) -> None:
+    def _load_huggingface(self, folder: Path, parse_special_tokens: bool) -> None:
         from tokenizers import Tokenizer as FastTokenizer
 
         try:
@@ -56,20 +61,34 @@ class Tokenizer:
             raise UserError(f"{self.path} is not a tokenizer file; copy it again from the reference") from error
         processor.no_truncation()
         processor.no_padding()
-        self.vocab_size = processor.get_vocab_size(with_added_tokens=True)
+        processor.encode_special_tokens = not parse_special_tokens
+        # Not the number of entries: ids may have gaps.
+        self.vocab_size = max(processor.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_id, self.eos_id = _special_ids(folder, processor.token_to_id)
-        self._encode = lambda texts: [
-            encoding.ids for encoding in processor.encode_batch(list(texts), add_special_tokens=False)
-        ]
+
+        def encode(texts: Sequence[str], num_threads: int) -> list[list[int]]:
+            try:
+                encodings = processor.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception as error:  # for instance an unknown word, where no token stands for those
+                raise UserError(f"{self.path} cannot encode a text ({error}); take the reference's own file") from error
+            return [encoding.ids for encoding in encodings]
+
+        self._encode = encode
         self._decode = lambda ids: processor.decode(ids, skip_special_tokens=False)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, on all cores."""
-        return self._encode(texts)
+    def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
+        """Token ids of each text.
+
+        Args:
+            texts: any number of texts.
+            num_threads: threads of SentencePiece, -1 for all cores; the tokenizers library has a pool of its own, which
+                ``TOKENIZERS_PARALLELISM`` switches off.
+        """
+        return self._encode(texts, num_threads)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text."""
-        return self._encode([text])[0]
+        return self._encode([text], 1)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""

@@ -2,13 +2,13 @@
 
 import fnmatch
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES
+from inheritune_lit.checkpoint.hub_errors import explain_hub_errors
 from inheritune_lit.checkpoint.ranged import RangedFile, fetch_tensors, range_url
 from inheritune_lit.checkpoint.ranged_torch import open_torch_file
 from inheritune_lit.checkpoint.weights import (
@@ -153,49 +153,3 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
         fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, info.sha, Path(fetched[0]).parent, files)
-
-
-@contextmanager
-def explain_hub_errors(name: str, gated: bool = False) -> Iterator[None]:
-    """Turn what the hub's client raises into one line.
-
-    Raises:
-        UserError: with the cause and the remedy.
-    """
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        if gated or isinstance(error, GatedRepoError):
-            raise UserError(
-                f"{name} is gated: ask for access at https://huggingface.co/{name}, then log in with `hf auth login`"
-                f" or set HF_TOKEN"
-            ) from error
-        raise UserError(f"no folder and no public hub repository is called {name!r}; check --ref") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{name} has no such revision (branch, tag or commit); check --ref") from error
-    except HFValidationError as error:
-        raise UserError(f"{name!r} is no hub repository, known name or folder; check --ref") from error
-    except (*_transport_errors(), RuntimeError) as error:
-        # huggingface_hub 1.x retries a refused connection with the client that it has just closed: a RuntimeError.
-        if isinstance(error, RuntimeError) and "closed" not in str(error):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot download {name} ({reason}); run the same command again to continue, or give a local folder"
-        ) from error
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    # huggingface_hub >= 1 raises httpx's errors, older versions those of requests, which are OSErrors.
-    try:
-        from httpx import HTTPError
-    except ImportError:
-        return (OSError,)
-    return (OSError, HTTPError)

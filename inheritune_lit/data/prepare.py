@@ -2,173 +2,205 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import sha256_file, write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, new_folder
-from inheritune_lit.data.corpus import ReadReport, find_domains, read_documents
-from inheritune_lit.data.megatron import DocumentWriter
-from inheritune_lit.data.packed import SPLITS
-from inheritune_lit.data.split import is_validation
+from inheritune_lit.data.encoder import DocumentEncoder
+from inheritune_lit.data.existing import Existing, open_existing
+from inheritune_lit.data.finish import finish
+from inheritune_lit.data.formats.table import format_of
+from inheritune_lit.data.jobs import Job, plan_jobs
+from inheritune_lit.data.nodes import default_workers, share
+from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.parts import PartsContext, Step
+from inheritune_lit.data.pool import run_jobs
+from inheritune_lit.data.sources import SourceFile, find_sources
+from inheritune_lit.data.stopping import stop_at_once
+from inheritune_lit.data.subset import Quota, estimate_thresholds, quotas_of
+from inheritune_lit.data.work import WorkFolder, locked, work_folder
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
 from inheritune_lit.tokenizer import Tokenizer
 
-# Enough text to keep every core busy with one call of the tokenizer, and little enough to bound memory.
-_BATCH_CHARACTERS = 4_000_000
+_BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding this much text
+_BYTES_A_TOKEN = 3.5  # English and code have 3 to 4
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What one call has to do.
+
+    Attributes:
+        sources: new files.
+        existing: data packed before that they are added to.
+        jobs: for the new files.
+        quotas: of a subset.
+        plan: what every call on the same output has to agree on.
+    """
+
+    sources: list[SourceFile]
+    existing: Existing | None
+    jobs: list[Job]
+    quotas: list[Quota]
+    plan: dict[str, Any]
 
 
 def prepare(
-    source: Path,
+    source: str | Path,
     tokenizer_dir: Path,
     out_dir: Path,
     *,
-    val_fraction: float = 0.01,
-    end_of_document: bool = True,
+    num_workers: int | None = None,
+    node_rank: int | None = None,
+    num_nodes: int | None = None,
     dry_run: bool = False,
+    **options: Any,
 ) -> None:
     """Tokenise a corpus into ``out_dir/{train,val}/<domain>.{bin,idx}`` with a manifest.
 
+    The same call continues one that was stopped, and adds files that have come since. What is written does not depend
+    on the number of workers or nodes.
+
     Args:
-        source: folder of ``<domain>.jsonl`` files with a ``text`` field, or one such file.
+        source: a folder, a file, or a data set of the hub; see ``find_sources``.
         tokenizer_dir: folder with the reference's tokenizer.
-        out_dir: folder to make.
-        val_fraction: share of documents for validation, in (0, 1); which ones is fixed by their text.
-        end_of_document: write the EOS token after each document.
+        out_dir: folder to make or to add to.
+        num_workers: processes; the cores of this machine when None.
+        node_rank: which share of the work is done, of ``num_nodes``; a launcher's when both are None. With more than
+            one node a last call with ``num_nodes=1`` joins the shares.
+        num_nodes: number of shares.
         dry_run: print the plan and stop.
+        **options: see ``PrepareOptions``.
 
     Raises:
-        UserError: bad input; nothing is left behind.
+        UserError: bad input; ``out_dir`` stays as it was.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"--val_fraction is {val_fraction}; give a number between 0 and 1, such as 0.01")
-    domains, tokenizer = find_domains(source), Tokenizer(tokenizer_dir)
-    if end_of_document and tokenizer.eos_id is None:
-        raise UserError(f"{tokenizer.path} defines no EOS token; name one there or give --end_of_document false")
-    check_vacant(out_dir)
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-    total_bytes = sum(file.stat().st_size for file in domains.values())
-    print(
-        f"prepare {total_bytes:,} bytes of text in {len(domains)} domains ({', '.join(domains)})\n"
-        f"        with {tokenizer.path} ({tokenizer.vocab_size:,} ids, {dtype}), {val_fraction:.2%} for validation\n"
-        f"        to {out_dir}, about {total_bytes * _expected_bytes_per_byte(dtype) / 1e6:,.0f} MB",
-        file=sys.stderr,
-    )
+    chosen = PrepareOptions(**options)
+    rank, nodes = share(node_rank, num_nodes)
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"--num_workers is {num_workers}; give at least 1")
+    work = work_folder(out_dir)
+    if not dry_run:
+        work.restore()
+    preparation = _plan(str(source), tokenizer_dir, out_dir, chosen)
+    work.agree(preparation.plan)
+    _announce(preparation, tokenizer_dir, out_dir, chosen)
     if dry_run:
         return
     start = time.monotonic()
-    with new_folder(out_dir) as staging:
-        for split in SPLITS:
-            (staging / split).mkdir()
-        records, max_token_id = {}, 0
-        with Progress("prepare", total_bytes, "B") as progress:
-            for domain, file in domains.items():
-                records[domain], domain_max = _pack_domain(
-                    domain, file, tokenizer, staging, dtype, val_fraction, end_of_document, progress
-                )
-                max_token_id = max(max_token_id, domain_max)
-        _check_filled(source, records)
-        write_manifest(
-            staging,
-            "packed_data",
-            {
-                "tokenizer": {
-                    "file": tokenizer.path.name,
-                    "sha256": tokenizer.sha256(),
-                    "vocab_size": tokenizer.vocab_size,
-                    "eos_id": tokenizer.eos_id,
-                },
-                "dtype": dtype,
-                "max_token_id": max_token_id,
-                "options": {"val_fraction": val_fraction, "end_of_document": end_of_document},
-                "domains": records,
-            },
+    with stop_at_once(), locked(work, rank, nodes):
+        if preparation.existing and not preparation.sources:
+            print(f"{out_dir} holds all of it already", file=sys.stderr)
+            work.remove()  # left where the last call was killed after all was done
+            return
+        try:
+            thresholds = _fix_thresholds(preparation, work, tokenizer_dir, chosen)
+            context = PartsContext(work.parts, tokenizer_dir, preparation.plan["dtype"], chosen, thresholds)
+            _make_parts(preparation.jobs[rank::nodes], work, context, num_workers or default_workers())
+            if nodes > 1:
+                _report_share(preparation.jobs, work, rank, nodes)
+                return
+            finish(
+                work,
+                preparation.sources,
+                preparation.jobs,
+                preparation.existing,
+                preparation.quotas,
+                chosen,
+                preparation.plan,
+                start,
+            )
+        except (KeyboardInterrupt, SystemExit, UserError):
+            if any(map(work.is_done, preparation.jobs)):
+                print(f"inheritune: finished parts are kept in {work.path}; the same command goes on", file=sys.stderr)
+            raise
+
+
+def _plan(source: str, tokenizer_dir: Path, out_dir: Path, options: PrepareOptions) -> _Preparation:
+    sources, tokenizer = find_sources(source, options), Tokenizer(tokenizer_dir)
+    if options.end_of_document and tokenizer.eos_id is None:
+        raise UserError(f"{tokenizer.path} defines no EOS token; name one there or give --end_of_document false")
+    if options.end_of_document and tokenizer.eos_id >= tokenizer.vocab_size:
+        raise UserError(
+            f"the EOS id of {tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
+            f"{tokenizer.vocab_size} ids; correct its configuration or give --end_of_document false"
         )
-    _print_summary(records, time.monotonic() - start)
-
-
-def _expected_bytes_per_byte(dtype: str) -> float:
-    return {"uint16": 2, "int32": 4}[dtype] / 3.5  # English and code have 3 to 4 bytes a token
-
-
-def _pack_domain(
-    domain: str,
-    file: Path,
-    tokenizer: Tokenizer,
-    folder: Path,
-    dtype: str,
-    val_fraction: float,
-    end_of_document: bool,
-    progress: Progress,
-) -> tuple[dict[str, Any], int]:
-    """Write one domain's files; return its record for the manifest and its largest token id."""
-    report, max_token_id, seen_bytes, start = ReadReport(), 0, 0, time.monotonic()
-    ending = [tokenizer.eos_id] if end_of_document else []
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(DocumentWriter(folder / split / domain, dtype)) for split in SPLITS}
-        for texts in _batches(read_documents(file, report)):
-            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-                if not ids:
-                    report.empty += 1
-                    continue
-                max_token_id = max(max_token_id, max(ids), *ending)
-                writers["val" if is_validation(text, val_fraction) else "train"].add([*ids, *ending])
-            documents = sum(writer.documents for writer in writers.values())
-            tokens = sum(writer.tokens for writer in writers.values())
-            rate = tokens / (time.monotonic() - start)
-            note = f"{domain}: {documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s"
-            progress.update(report.bytes_read - seen_bytes, note)
-            seen_bytes = report.bytes_read
-    if report.broken:
-        print(
-            f"inheritune: warning: {report.broken} of {report.rows} rows of {file} left out, "
-            f"first {report.first_broken}",
-            file=sys.stderr,
-        )
-    record = {
-        "sources": [{"path": str(file), "bytes": file.stat().st_size, "sha256": sha256_file(file)}],
-        "rows": report.rows,
-        "empty_rows": report.empty,
-        "broken_rows": report.broken,
+    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
+    described = {
+        "file": tokenizer.path.name,
+        "sha256": tokenizer.sha256(),
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
     }
-    for split, writer in writers.items():
-        record[split] = {"documents": writer.documents, "tokens": writer.tokens}
-    return record, max_token_id
+    plan = {"tokenizer": described, "dtype": dtype, "options": options.record()}
+    existing = open_existing(out_dir, plan, sources)
+    new = existing.new_sources if existing else sources
+    quotas = quotas_of(options, sorted({file.domain for file in sources}))
+    return _Preparation(new, existing, plan_jobs(new, options), quotas, plan)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _announce(preparation: _Preparation, tokenizer_dir: Path, out_dir: Path, options: PrepareOptions) -> None:
+    sources, plan = preparation.sources, preparation.plan
+    domains = sorted({file.domain for file in sources})
+    kinds = [format_of(file.name, options) for file in sources]
+    text_bytes = sum(file.bytes * kind.text_share for file, kind in zip(sources, kinds, strict=True) if kind)
+    tokens = text_bytes / _BYTES_A_TOKEN
+    if options.max_tokens is not None:
+        tokens = min(tokens, options.max_tokens)
+    size = tokens * {"uint16": 2, "int32": 4}[plan["dtype"]]
+    added = f", beside {len(preparation.existing.packed_sources)} packed before" if preparation.existing else ""
+    print(
+        f"prepare {sum(file.bytes for file in sources):,} bytes in {len(sources)} files{added}, "
+        f"{len(domains)} domains ({', '.join(domains)})\n"
+        f"        with {tokenizer_dir / plan['tokenizer']['file']} ({plan['tokenizer']['vocab_size']:,} ids, "
+        f"{plan['dtype']}), {options.val_fraction:.2%} for validation\n"
+        f"        to {out_dir}, about {tokens / 1e6:,.1f}M tokens, {size / 1e6:,.1f} MB",
+        file=sys.stderr,
+    )
+    for quota in preparation.quotas:
+        print(f"        {quota.tokens:,} tokens of {', '.join(quota.domains)}, drawn at random", file=sys.stderr)
+    if options.drop_duplicates:
+        print("        without exact duplicates: 40 bytes of memory a document while joining", file=sys.stderr)
 
 
-def _check_filled(source: Path, records: dict[str, dict[str, Any]]) -> None:
-    """A corpus must fill both splits; a domain missing from one is worth a word."""
-    for split, advice in (("train", "give more text"), ("val", "give more text or a larger --val_fraction")):
-        if not sum(record[split]["documents"] for record in records.values()):
-            rows = sum(record["rows"] for record in records.values())
-            raise UserError(f"no document of {source} ({rows} rows) is in the {split} split; {advice}")
-    for split in SPLITS:
-        if bare := [domain for domain, record in records.items() if not record[split]["documents"]]:
-            print(f"inheritune: warning: no {split} document in {', '.join(bare)}", file=sys.stderr)
+def _fix_thresholds(
+    preparation: _Preparation, work: WorkFolder, tokenizer_dir: Path, options: PrepareOptions
+) -> dict[str, int] | None:
+    """Estimate a subset's thresholds, once for all calls and nodes."""
+    fixed = work.read_plan()
+    if fixed is None:
+        thresholds = None
+        if preparation.quotas:
+            print("inheritune: estimating how many tokens the corpus has", file=sys.stderr, flush=True)
+            encoder = DocumentEncoder(tokenizer_dir, preparation.plan["dtype"], options.parse_special_tokens)
+            pieces = [piece for job in preparation.jobs for piece in job.pieces]
+            thresholds = estimate_thresholds(preparation.quotas, pieces, encoder, options, work.path / "probe")
+        fixed = work.fix({**preparation.plan, "thresholds": thresholds})
+    return fixed["thresholds"]
 
 
-def _print_summary(records: dict[str, dict[str, Any]], seconds: float) -> None:
-    counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
-    print(f"{'domain':<20} {counts} {'empty rows':>11} {'broken rows':>12}")
-    for domain, record in records.items():
-        train, val = record["train"], record["val"]
-        counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
-        print(f"{domain:<20} {counts} {record['empty_rows']:>11,} {record['broken_rows']:>12,}")
-    tokens = sum(record[split]["tokens"] for record in records.values() for split in SPLITS)
-    print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
+def _make_parts(jobs: Sequence[Job], work: WorkFolder, context: PartsContext, num_workers: int) -> None:
+    waiting = [job for job in jobs if not work.is_done(job)]
+    total, left = sum(job.bytes for job in jobs), sum(job.bytes for job in waiting)
+    workers = min(num_workers, 1 + left // _BYTES_WORTH_A_WORKER)
+    start, documents, tokens = time.monotonic(), 0, 0
+    with Progress("prepare", total, "B", done=total - left) as progress:
+
+        def report(step: Step) -> None:
+            nonlocal documents, tokens
+            documents += step.documents
+            tokens += step.tokens
+            rate = tokens / max(time.monotonic() - start, 1e-9)
+            progress.update(step.bytes, f"{documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s")
+
+        run_jobs(waiting, context, workers, report)
+
+
+def _report_share(jobs: Sequence[Job], work: WorkFolder, rank: int, nodes: int) -> None:
+    done = sum(map(work.is_done, jobs))
+    print(
+        f"node {rank} of {nodes} is done; {done} of {len(jobs)} parts are there. "
+        "When every node is done, the same command with --num_nodes 1 checks and joins them"
+    )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.output import new_folder
-from inheritune_lit.data.corpus import ReadReport, find_domains, read_documents
+from inheritune_lit.data.formats.lines import read_jsonl
+from inheritune_lit.data.formats.report import ReadReport
+from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.split import is_validation
 from inheritune_lit.demo.corpus import write_corpus
@@ -86,7 +88,9 @@ def _fill(folder: Path, write: Callable[[Path], Any]) -> None:
 
 def _held_out_texts(corpus: Path) -> list[str]:
     """The documents that ``prepare`` keeps for validation."""
-    texts = [text for file in find_domains(corpus).values() for text in read_documents(file, ReadReport())]
+    options = PrepareOptions(val_fraction=_VAL_FRACTION)
+    files = sorted(corpus.glob("*.jsonl"))
+    texts = [text for file in files for text, _ in read_jsonl(file, 0, None, options, ReadReport())]
     return [text for text in texts if is_validation(text, _VAL_FRACTION)]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import Hub, serve
+from hub_server import running_hub
 
 from inheritune_lit.checkpoint import ranged
 from inheritune_lit.inherit.slice import slice_reference
@@ -13,19 +13,8 @@ from inheritune_lit.model.load import load_state
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    hub = Hub()
-    server = serve(hub)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache/hub"))
-    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "cache/assets"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    yield hub
-    server.shutdown()
-    server.server_close()
+    with running_hub(tmp_path / "cache", monkeypatch) as hub:
+        yield hub
 
 
 @pytest.fixture

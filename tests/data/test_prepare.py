@@ -2,37 +2,19 @@
 
 import json
 import re
-import struct
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import sentencepiece
+from megatron_pair import parse_pair
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.split import is_validation
 from inheritune_lit.errors import UserError
-from inheritune_lit.tokenizer import Tokenizer
-
-
-def parse_pair(prefix) -> list[list[int]]:
-    """Documents of a Megatron pair, read field by field from the format's description."""
-    index = prefix.with_suffix(".idx").read_bytes()
-    assert index[:9] == b"MMIDIDX\x00\x00"
-    version, code = struct.unpack_from("<QB", index, 9)
-    assert version == 1
-    sequences, boundaries = struct.unpack_from("<QQ", index, 18)
-    assert boundaries == sequences + 1
-    lengths = struct.unpack_from(f"<{sequences}i", index, 34)
-    pointers = struct.unpack_from(f"<{sequences}q", index, 34 + 4 * sequences)
-    assert struct.unpack_from(f"<{boundaries}q", index, 34 + 12 * sequences) == tuple(range(boundaries))
-    assert len(index) == 34 + 12 * sequences + 8 * boundaries
-    letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
-    data = prefix.with_suffix(".bin").read_bytes()
-    assert len(data) == size * sum(lengths)
-    return [
-        list(struct.unpack_from(f"<{length}{letter}", data, at)) for length, at in zip(lengths, pointers, strict=True)
-    ]
 
 
 def test_packed_documents_decode_to_the_texts(corpus, documents, tokenizer_dir, tmp_path):
@@ -64,33 +46,61 @@ def test_real_text_decodes_back(inheritune_data, tmp_path):
         assert packed[name] == [[*judge.encode(text), judge.eos_id()] for text in wanted]
 
 
-def test_without_end_of_document(corpus, documents, tokenizer_dir, tmp_path):
+def test_the_papers_code_has_no_end_of_document(corpus, documents, tokenizer_dir, tmp_path):
     prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
-    eos = Tokenizer(tokenizer_dir).eos_id
-    assert not any(eos in ids for ids in parse_pair(tmp_path / "out" / "train" / "c4"))
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+    wanted = [text for text in documents["c4"] if not is_validation(text, 0.2)]
+    assert parse_pair(tmp_path / "out" / "train" / "c4") == judge.encode(wanted)
 
 
-def test_a_vocabulary_beyond_uint16_is_int32(corpus, tokenizer_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.encode_batch", lambda self, texts: [[70_000, 3]] * len(texts)
-    )
-    plain = Tokenizer.__init__
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.__init__",
-        lambda self, folder: (plain(self, folder), setattr(self, "vocab_size", 80_000))[0],
-    )
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    assert parse_pair(tmp_path / "out" / "val" / "book")[0] == [70_000, 3, 2]
-    assert json.loads((tmp_path / "out" / "inheritune.json").read_text())["max_token_id"] == 70_000
+@pytest.mark.parametrize("parsed", [False, True])
+def test_text_cannot_spell_control_tokens_unless_asked_to(tmp_path, parsed):
+    """GPT-2's tokenizers parse ``<|endoftext|>`` in a text, so a web page could end documents."""
+    tokenizer = FastTokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([], trainer)
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    rows = "".join(json.dumps({"text": f"{n} <|endoftext|> more"}) + "\n" for n in range(50))
+    (tmp_path / "all.jsonl").write_text(rows)
+    options = {"val_fraction": 0.2, "parse_special_tokens": parsed}
+    prepare(tmp_path / "all.jsonl", tmp_path / "tokenizer", tmp_path / "out", **options)
+    for ids in parse_pair(tmp_path / "out" / "train" / "all"):
+        assert ids.count(0) == 1 + parsed
+        assert ids[-1] == 0
+        assert tokenizer.decode(ids, skip_special_tokens=False).endswith(" <|endoftext|> more<|endoftext|>")
 
 
-def test_megatron_core_reads_it(corpus, tokenizer_dir, tmp_path):
-    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    theirs = indexed.IndexedDataset(str(tmp_path / "out" / "train" / "c4"), mmap=True)
-    ours = parse_pair(tmp_path / "out" / "train" / "c4")
-    assert len(theirs) == len(ours)
-    assert all(np.array_equal(theirs[number], ids) for number, ids in enumerate(ours))
+def words_tokenizer(folder, words: list[str], eos_id: int):
+    """A folder with a tokenizer that knows some words and drops "unknown"; ids count from 0."""
+    folder.mkdir()
+    tokenizer = FastTokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=""))
+    tokenizer.normalizer = normalizers.Replace("unknown", "")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_id}))
+    return folder
+
+
+def test_a_vocabulary_beyond_uint16_is_int32(tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", [f"w{n}" for n in range(70_000)], eos_id=2)
+    rows = [{"text": f"w{n} w69999"} for n in range(100)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    packed = parse_pair(tmp_path / "out" / "train" / "all") + parse_pair(tmp_path / "out" / "val" / "all")
+    assert sorted(packed) == [[n, 69_999, 2] for n in range(100)]
+    manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
+    assert (manifest["dtype"], manifest["max_token_id"]) == ("int32", 69_999)
+
+
+def test_an_end_that_the_vocabulary_lacks(corpus, tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=100_000)
+    with pytest.raises(UserError, match=r"the EOS id of .* is 100000, tokenizer\.json has only 2 ids"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_split_depends_on_the_text_alone():
@@ -113,16 +123,14 @@ def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, caps
     assert [row.split()[-2:] for row in rows] == [["0", "0"], ["1", "1"]]
 
 
-def test_a_text_without_tokens_counts_as_empty(corpus, documents, tokenizer_dir, tmp_path, monkeypatch):
-    encode, gone = Tokenizer.encode_batch, documents["book"][0]
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.encode_batch",
-        lambda self, texts: [[] if text == gone else ids for text, ids in zip(texts, encode(self, texts), strict=True)],
-    )
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["book"]
+def test_a_text_without_tokens_counts_as_empty(tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
+    rows = [{"text": "the model " * n} for n in range(1, 41)] + [{"text": "unknown"}]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["all"]
     assert record["empty_rows"] == 1
-    assert record["train"]["documents"] + record["val"]["documents"] == len(documents["book"]) - 1
+    assert record["train"]["documents"] + record["val"]["documents"] == 40
 
 
 def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path, capsys):
@@ -155,10 +163,10 @@ def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
         (lambda corpus: None, {"--source": "nowhere"}, "no corpus at nowhere"),
         (lambda corpus: None, {"--tokenizer_dir": "nowhere"}, "no tokenizer in nowhere"),
         (lambda corpus: None, {"--val_fraction": "1.5"}, "--val_fraction is 1.5"),
-        (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl file"),
+        (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl, .*file in .*corpus"),
         (lambda corpus: [file.write_text("") for file in corpus.iterdir()], {}, "no document .*0 rows"),
         (lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()], {}, "no document"),
-        (lambda corpus: (corpus / "c4.jsonl").write_text("{}"), {}, "both domain 'c4'"),
+        (lambda corpus: (corpus / "c 4.jsonl").write_text("{}"), {}, "names the domain 'c 4'"),
         (lambda corpus: (corpus / "_sample.jsonl").write_text("{}"), {}, "_sample.jsonl names no domain"),
     ],
 )
@@ -182,18 +190,66 @@ def test_occupied_output_is_refused_and_kept(corpus, tokenizer_dir, tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
-def test_tokenizer_without_eos(corpus, tokenizer_dir, tmp_path, monkeypatch):
-    plain = Tokenizer.__init__
-    monkeypatch.setattr(
-        "inheritune_lit.data.prepare.Tokenizer.__init__",
-        lambda self, folder: (plain(self, folder), setattr(self, "eos_id", None))[0],
-    )
+def test_tokenizer_without_eos(corpus, tmp_path):
+    tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
+    (tokenizer_dir / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no EOS token"):
         prepare(corpus, tokenizer_dir, tmp_path / "out")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot encode a text"):
+        prepare(corpus, tokenizer_dir, tmp_path / "out", end_of_document=False)
 
 
 def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, capsys):
     prepare(corpus, tokenizer_dir, tmp_path / "out", dry_run=True)
     assert "2 domains (book, c4)" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_wrong_field_stops_early(tokenizer_dir, tmp_path, monkeypatch):
+    """After the first part, not after a terabyte."""
+    monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 100_000)
+    (tmp_path / "all.jsonl").write_text('{"content": "some text or other"}\n' * 60_000)
+    with pytest.raises(UserError, match=r"2942 of 2942 rows of .*all.jsonl:1: no string field \"text\""):
+        prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", num_workers=1)
+
+
+def test_a_broken_row_far_into_a_file_is_named_by_its_line(corpus, tokenizer_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 5_000)
+    lines = (corpus / "c4_sample.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "c4_sample.jsonl").write_text("".join([*lines[:100], "{\n", *lines[100:]]))
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+    assert "1 of 161 rows of" in (error := capsys.readouterr().err)
+    assert "c4_sample.jsonl:101: no JSON" in error
+
+
+def test_text_without_a_place_to_cut_is_left_out_and_counted(corpus, tokenizer_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("inheritune_lit.data.word_cache.WordCache.max_unbroken", 10_000)
+    with (corpus / "c4_sample.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "A" * 10_001}) + "\n" + json.dumps({"text": "A " * 10_001}) + "\n")
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
+    assert (record["rows"], record["long_rows"]) == (162, 1)
+    assert "1 of 162 rows of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_line_of_100_mb_in_bounded_memory(tokenizer_dir, tmp_path):
+    with (tmp_path / "all.jsonl").open("w") as file:
+        file.write('{"text": "' + "the model learns " * 6_000_000 + '"}\n')
+        file.writelines(json.dumps({"text": f"text {n}"}) + "\n" for n in range(100))
+    code = (
+        "import resource, sys; from inheritune_lit.cli import main; code = main(sys.argv[1:]); "
+        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    arguments = ["--source", tmp_path / "all.jsonl", "--tokenizer_dir", tokenizer_dir, "--out_dir", tmp_path / "out"]
+    arguments += ["--val_fraction", 0.2, "--num_workers", 1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prepare", *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    code, kilobytes = map(int, done.stdout.splitlines()[-1].split())
+    assert code == 0
+    assert kilobytes < 1_200_000
+    documents = parse_pair(tmp_path / "out" / "train" / "all") + parse_pair(tmp_path / "out" / "val" / "all")
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+    period = judge.encode("the model learns the")[: -len(judge.encode("the"))]
+    assert max(documents, key=len)[: len(period) * 6_000_000] == period * 6_000_000

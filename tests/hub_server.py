@@ -3,6 +3,8 @@
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +21,8 @@ class Hub:
     Attributes:
         repositories: name -> folder; ``name@revision`` for others than the main branch.
         gated: names that need permission.
-        reads: (file, first byte, bytes sent) of every read of a weight file.
-        fail_after: number of weight reads after which answers break off half-way; None for never.
+        reads: (file, first byte, bytes sent) of every read of a large file: weights or rows.
+        fail_after: number of such reads after which answers break off half-way; None for never.
         ranges: whether ranged reads are answered as such.
     """
 
@@ -54,10 +56,12 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             self.answer(body=True)
 
         def answer(self, body: bool) -> None:
-            parts = urlparse(self.path).path.strip("/").split("/")
-            api = parts[:2] == ["api", "models"]
+            parts = [unquote(part) for part in urlparse(self.path).path.strip("/").split("/")]
+            api = parts[:1] == ["api"] and parts[1] in ("models", "datasets")
+            if parts[0] == "datasets":
+                del parts[0]
             name = "/".join(parts[2:4] if api else parts[:2])
-            revision = unquote("/".join(parts[5:]) if api else parts[3])
+            revision = "/".join(parts[5:]) if api else parts[3]
             if name in hub.gated:
                 return self.send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, body)
             if name not in hub.repositories:
@@ -131,13 +135,33 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
     return server
 
 
+@contextmanager
+def running_hub(cache: Path, monkeypatch) -> Iterator[Hub]:
+    """A hub that huggingface_hub takes for its own, with a cache of its own."""
+    from huggingface_hub import constants
+
+    hub = Hub()
+    server = serve(hub)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(cache / "assets"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def commit_of(key: str) -> str:
     """Commit of a ``name@revision``."""
     return hashlib.sha1(key.encode()).hexdigest()
 
 
 def heavy(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".bin")
+    return path.suffix in (".safetensors", ".bin", ".jsonl", ".parquet")
 
 
 def digest(path: Path) -> str:

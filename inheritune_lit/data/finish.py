@@ -1,0 +1,180 @@
+"""The last act of a preparation: parts joined, checked, recorded, and put in place."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.checkpoint.manifest import write_manifest
+from inheritune_lit.checkpoint.output import explain_full_disk, new_folder
+from inheritune_lit.data.existing import Existing
+from inheritune_lit.data.jobs import Job
+from inheritune_lit.data.join import Joined, Segment, join_segments
+from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.packed import SPLITS
+from inheritune_lit.data.records import (
+    SourceRecord,
+    domain_records,
+    first_broken,
+    gather_sources,
+    new_segments,
+    packed_segments,
+    source_records,
+)
+from inheritune_lit.data.selection import select
+from inheritune_lit.data.sources import SourceFile
+from inheritune_lit.data.subset import Quota
+from inheritune_lit.data.work import WorkFolder
+from inheritune_lit.errors import UserError
+
+_WARNINGS = 10
+
+
+def finish(
+    work: WorkFolder,
+    sources: Sequence[SourceFile],
+    jobs: list[Job],
+    existing: Existing | None,
+    quotas: Sequence[Quota],
+    options: PrepareOptions,
+    plan: Mapping[str, Any],
+    start: float,
+) -> None:
+    """Join all parts into the output folder and print what is in it.
+
+    Args:
+        work: finished parts of all jobs.
+        sources: what the jobs read.
+        jobs: in the order of the documents.
+        existing: packed data that the documents are added to.
+        quotas: of a subset.
+        options: what decides the result.
+        plan: the manifest's ``tokenizer``, ``dtype`` and ``options``.
+        start: when the call began, on the monotonic clock.
+
+    Raises:
+        UserError: too many broken rows, a split without a document, or a full disk.
+    """
+    pieces = work.read_pieces(jobs)
+    read = gather_sources(sources, pieces)
+    segments = new_segments(pieces)
+    if existing:
+        for place, packed in packed_segments(existing.folder, existing.manifest).items():
+            segments[place] = sorted([*packed, *segments.get(place, [])], key=lambda segment: segment.source)
+    _warn_about_rows(list(read.values()))
+    listed = source_records(read, existing.packed_sources if existing else [])
+    packed_folder = existing.folder if existing else work.out_dir
+    selection = select(segments, options.drop_duplicates, quotas, packed_folder, plan["dtype"])
+    duplicates_before = existing.manifest["duplicates"] if existing else 0
+    with explain_full_disk(work.out_dir), _output(work, existing) as staging:
+        joined = _join(staging, plan["dtype"], segments, selection.keep)
+        domains = domain_records(listed, joined, by_rows=options.domain_field is not None)
+        _check_filled(work, domains, sum(source["rows"] for source in listed))
+        record = {
+            **{name: plan[name] for name in ("tokenizer", "dtype")},
+            "max_token_id": max(pair.max_token_id for pair in joined.values()),
+            "options": plan["options"],
+            "domains": domains,
+            "sources": listed,
+            "duplicates": duplicates_before + selection.duplicates,
+            "files": {
+                f"{split}/{domain}.{ending}": {"bytes": size, "sha256": sha256}
+                for (split, domain), pair in sorted(joined.items())
+                for ending, (size, sha256) in pair.files.items()
+            },
+        }
+        write_manifest(staging, "packed_data", record)
+    work.remove()
+    _warn_about_quotas(selection.short)
+    _print_summary(domains, time.monotonic() - start)
+
+
+def _join(
+    staging: Path,
+    dtype: str,
+    segments: Mapping[tuple[str, str], Sequence[Segment]],
+    keep: Mapping[tuple[str, str], list] | None,
+) -> dict[tuple[str, str], Joined]:
+    joined = {}
+    for split in SPLITS:
+        (staging / split).mkdir()
+    for place, parts in sorted(segments.items()):
+        split, domain = place
+        joined[place] = join_segments(staging / split / domain, dtype, parts, keep[place] if keep else None)
+    return joined
+
+
+@contextmanager
+def _output(work: WorkFolder, existing: Existing | None) -> Iterator[Path]:
+    """A staging folder that becomes the output; a former output is replaced."""
+    if existing is None:
+        with new_folder(work.out_dir) as staging:
+            yield staging
+        return
+    staging = Path(tempfile.mkdtemp(prefix="output.tmp-", dir=work.path))
+    try:
+        staging.chmod(existing.folder.stat().st_mode & 0o777)
+        yield staging
+        # Two renames; the next call mends it if this one is killed between them.
+        os.replace(existing.folder, work.replaced)
+        os.replace(staging, work.out_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_filled(work: WorkFolder, domains: Mapping[str, Mapping[str, Any]], rows: int) -> None:
+    """A corpus must fill both splits; a domain missing from one is worth a word."""
+    for split, advice in (("train", "give more text"), ("val", "give more text or a larger --val_fraction")):
+        if not sum(record[split]["documents"] for record in domains.values()):
+            work.remove()  # with other options or more text, little of it would be of use
+            raise UserError(f"no document of {rows} rows is in the {split} split; {advice}")
+    for split in SPLITS:
+        if bare := [domain for domain, record in domains.items() if not record[split]["documents"]]:
+            print(f"inheritune: warning: no {split} document in {', '.join(bare)}", file=sys.stderr)
+
+
+def _warn_about_rows(records: Sequence[SourceRecord]) -> None:
+    broken = [record for record in records if record.report.broken]
+    for record in broken[:_WARNINGS]:
+        print(
+            f"inheritune: warning: {record.report.broken} of {record.report.rows} rows of {record.source.path} left "
+            f"out, first {first_broken(record.source, record.report)}",
+            file=sys.stderr,
+        )
+    if len(broken) > _WARNINGS:
+        print(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files", file=sys.stderr)
+    for record in [record for record in records if record.report.too_long][:_WARNINGS]:
+        print(
+            f"inheritune: warning: {record.report.too_long} of {record.report.rows} rows of {record.source.path} left "
+            "out: longer than --max_document_bytes, or than 8 MB without a place to cut",
+            file=sys.stderr,
+        )
+
+
+def _warn_about_quotas(short: Sequence[tuple[Quota, int]]) -> None:
+    for quota, tokens in short:
+        print(
+            f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
+            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
+            file=sys.stderr,
+        )
+
+
+def _print_summary(domains: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
+    counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
+    print(f"{'domain':<20} {counts} {'long rows':>10} {'empty rows':>11} {'broken rows':>12}")
+    for domain, record in domains.items():
+        train, val = record["train"], record["val"]
+        counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
+        # Where rows name their domain, those left out belong to none; they are in the manifest's "sources".
+        long, empty, broken = (
+            f"{record[name]:,}" if name in record else "-" for name in ("long_rows", "empty_rows", "broken_rows")
+        )
+        print(f"{domain:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
+    tokens = sum(record[split]["tokens"] for record in domains.values() for split in SPLITS)
+    print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")

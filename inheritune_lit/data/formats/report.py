@@ -1,0 +1,64 @@
+"""What was met while reading rows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MAX_BROKEN_SHARE = 0.01
+"""Share of a file's rows that may be broken."""
+
+
+@dataclass
+class Fault:
+    """Where a row is broken, and how.
+
+    Attributes:
+        line: its number, counting from 1 at ``start``.
+        start: byte of the file at which lines were counted from; 0 for formats that are never read from the middle.
+        reason: what is wrong.
+    """
+
+    line: int
+    start: int
+    reason: str
+
+
+@dataclass
+class ReadReport:
+    """Counts over the rows of a file or a part of one.
+
+    Attributes:
+        rows: rows that are not blank lines.
+        bytes_read: bytes of the file consumed, as stored.
+        empty: documents whose text is empty, only white space, or gives no token; they are left out.
+        broken: rows that are no UTF-8, no JSON object, or lack a string text; they are left out.
+        too_long: rows longer than the limit, or too long to encode in bounded memory; they are left out.
+        first_broken: the first broken row.
+    """
+
+    rows: int = 0
+    bytes_read: int = 0
+    empty: int = 0
+    broken: int = 0
+    too_long: int = 0
+    first_broken: Fault | None = None
+
+    def note_broken(self, line: int, start: int, reason: str) -> None:
+        """Count a broken row."""
+        self.broken += 1
+        self.first_broken = self.first_broken or Fault(line, start, reason)
+
+    def add(self, other: "ReadReport") -> None:
+        """Add the counts of a later part of the same file."""
+        for name in ("rows", "bytes_read", "empty", "broken", "too_long"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_broken = self.first_broken or other.first_broken
+
+    def to_record(self) -> dict[str, Any]:
+        """As plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "ReadReport":
+        """What ``to_record`` gave."""
+        fault = record["first_broken"]
+        return cls(**{**record, "first_broken": Fault(**fault) if fault else None})

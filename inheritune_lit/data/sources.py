@@ -1,0 +1,120 @@
+"""The files of a corpus, and the domain of each."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune_lit.data import hub
+from inheritune_lit.data.formats.table import format_of, stem_of
+from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.errors import UserError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_NUMBERED = re.compile(r"[-_.]\d+-of-\d+$")
+_MAX_DOMAINS = 200
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a corpus.
+
+    Attributes:
+        name: path below the source, with slashes; files are read in the order of their names.
+        path: where it is: a path, or ``hf://datasets/org/name@commit/file``.
+        domain: its domain, unless its rows name theirs.
+        bytes: its size.
+        version: changes with its content: the time of its last change in nanoseconds, or the hub's hash.
+    """
+
+    name: str
+    path: str
+    domain: str
+    bytes: int
+    version: str
+
+
+def find_sources(source: str, options: PrepareOptions) -> list[SourceFile]:
+    """The files of a corpus, sorted by name.
+
+    A file's domain is ``options.domain``; else the first folder below the source (``arxiv/*.jsonl``,
+    ``common_crawl/2019-30/*.jsonl.zst``: RedPajama-Data-1T); else its own name without ``_sample`` and
+    ``-00000-of-00010`` (``arxiv_sample.jsonl``: RedPajama-Data-1T-Sample).
+
+    Args:
+        source: a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub.
+        options: names the domain, or which field does.
+
+    Raises:
+        UserError: nothing there, nothing readable there, or a file without a usable domain.
+    """
+    if hub.is_hub_source(source):
+        found = hub.list_dataset(source)
+    elif Path(source).exists():
+        found = _local_files(Path(source))
+    else:
+        raise UserError(
+            f"no corpus at {source}; give a folder, a file, or hf://datasets/org/name for a data set of the hub"
+        )
+    readable = [file for file in found if format_of(file[0], options)]
+    if not readable:
+        raise UserError(
+            f"no .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt file in {source}"
+            f"{f' among {len(found)} files' if found else ''}; give a folder of such files"
+        )
+    files = [
+        SourceFile(name, path, domain_of(name, path, options), size, version) for name, path, size, version in readable
+    ]
+    domains = {file.domain for file in files}
+    if len(domains) > _MAX_DOMAINS:
+        raise UserError(
+            f"{source} would make {len(domains)} domains, such as {sorted(domains)[0]!r}; "
+            "put a domain's files into a folder, or name one for all files with --domain"
+        )
+    return sorted(files, key=lambda file: file.name)
+
+
+def domain_of(name: str, path: str, options: PrepareOptions) -> str:
+    """Domain of a file by its name below the source.
+
+    Raises:
+        UserError: the name gives none.
+    """
+    if options.domain is not None:
+        return check_domain(options.domain, "--domain")
+    folder, _, _ = name.partition("/")
+    domain = folder if folder != name else _NUMBERED.sub("", stem_of(name)).removesuffix("_sample")
+    if not domain:
+        raise UserError(f"{path} names no domain; rename it to <domain>.jsonl, or give --domain")
+    return check_domain(domain, path)
+
+
+def check_domain(domain: str, place: str) -> str:
+    """A domain's name that can be a file's name.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not _SAFE_NAME.fullmatch(domain):
+        raise UserError(
+            f"{place} names the domain {domain!r}; use letters, digits and any of _ . + -, for instance with --domain"
+        )
+    return domain
+
+
+def _local_files(source: Path) -> list[tuple[str, str, int, str]]:
+    if source.is_file():
+        return [_local_file(source.name, source)]
+    files = []
+    for folder, folders, names in os.walk(source, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                files.append(_local_file(path.relative_to(source).as_posix(), path))
+    return files
+
+
+def _local_file(name: str, path: Path) -> tuple[str, str, int, str]:
+    status = path.stat()
+    return name, str(path), status.st_size, str(status.st_mtime_ns)

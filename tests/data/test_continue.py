@@ -1,0 +1,277 @@
+"""Whatever happens between the start and the end of a preparation, and whoever does it, the same bytes come out."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from random_text import make_documents
+
+from inheritune_lit.data import jobs, pool
+from inheritune_lit.data import prepare as prepare_module
+from inheritune_lit.data.packed import content_sha256
+from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.work import locked, work_folder
+from inheritune_lit.errors import UserError
+
+
+def packed_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*"))}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".*")]
+
+
+def write_rows(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.fixture
+def small_jobs(monkeypatch):
+    """Many jobs out of little text, and a worker for each."""
+    monkeypatch.setattr(jobs, "_RANGE_BYTES", 10_000)
+    monkeypatch.setattr(jobs, "_BUNDLE_BYTES", 0)
+    monkeypatch.setattr(prepare_module, "_BYTES_WORTH_A_WORKER", 1)
+
+
+@pytest.fixture
+def done_jobs(monkeypatch):
+    """Names of the sources that are read, as they are."""
+    names, run = [], pool.run_jobs
+
+    def noted(waiting, *arguments):
+        names.extend(piece.source.name for job in waiting for piece in job.pieces)
+        run(waiting, *arguments)
+
+    monkeypatch.setattr(prepare_module, "run_jobs", noted)
+    return names
+
+
+@pytest.fixture
+def expected(corpus, tokenizer_dir, tmp_path):
+    """The corpus in one piece."""
+    prepare(corpus, tokenizer_dir, tmp_path / "expected", val_fraction=0.2, num_workers=1)
+    return packed_bytes(tmp_path / "expected")
+
+
+def test_workers_change_nothing(corpus, tokenizer_dir, tmp_path, expected, small_jobs):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=3)
+    assert packed_bytes(tmp_path / "out") == expected
+    assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "expected")
+    assert leftovers(tmp_path) == []
+
+
+def test_nodes_do_disjoint_shares(corpus, tokenizer_dir, tmp_path, expected, small_jobs, done_jobs, capsys):
+    def run(**share) -> int:
+        before = len(done_jobs)
+        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1, **share)
+        return len(done_jobs) - before
+
+    counts = [run(node_rank=rank, num_nodes=3) for rank in (2, 0)]
+    assert "node 0 of 3 is done; 17 of 25 parts are there" in capsys.readouterr().out
+    assert run(node_rank=0, num_nodes=3) == 0
+    assert not (tmp_path / "out").exists()
+    counts.append(run(num_nodes=1))  # the last call does what node 1 did not
+    assert counts == [8, 9, 8]
+    assert packed_bytes(tmp_path / "out") == expected
+    assert leftovers(tmp_path) == []
+
+
+def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_dir, tmp_path, expected, done_jobs):
+    hidden = tmp_path / "hidden.jsonl"
+    shutil.move(corpus / "book_sample.jsonl", hidden)
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    shutil.move(hidden, corpus / "book_sample.jsonl")
+    write_rows(corpus / "a" / "first.jsonl", documents["c4"][:30])
+    write_rows(corpus / "c4" / "more.jsonl", documents["c4"][30:60])  # an old domain grows
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    assert done_jobs == ["c4_sample.jsonl", "a/first.jsonl", "book_sample.jsonl", "c4/more.jsonl"]
+    prepare(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2)
+    assert packed_bytes(tmp_path / "out") == packed_bytes(tmp_path / "fresh")
+    assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "fresh")
+    manifests = [json.loads((tmp_path / name / "inheritune.json").read_text()) for name in ("out", "fresh")]
+    for manifest in manifests:
+        del manifest["created"]
+    assert manifests[0] == manifests[1]
+    assert leftovers(tmp_path) == []
+
+
+def test_nothing_new_is_no_fault(corpus, tokenizer_dir, tmp_path, expected, done_jobs, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved, copy_function=shutil.copyfile)  # with new time stamps
+    before = (tmp_path / "expected" / "inheritune.json").read_bytes()
+    prepare(moved, tokenizer_dir, tmp_path / "expected", val_fraction=0.2)
+    assert "holds all of it already" in capsys.readouterr().err
+    assert done_jobs == []
+    assert (tmp_path / "expected" / "inheritune.json").read_bytes() == before
+    assert leftovers(tmp_path) == []
+
+
+def change_one_letter(corpus):
+    text = (corpus / "c4_sample.jsonl").read_text()
+    (corpus / "c4_sample.jsonl").write_text(text.replace("model", "modem", 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "told"),
+    [
+        (
+            lambda corpus: (corpus / "c4_sample.jsonl").unlink(),
+            {},
+            "c4_sample.jsonl is in .* and no longer in the source",
+        ),
+        (change_one_letter, {}, "c4_sample.jsonl has changed since .*expected was made"),
+        (lambda corpus: None, {"val_fraction": 0.3}, "other options: --val_fraction was 0.2, now it is 0.3"),
+    ],
+)
+def test_what_would_not_fit_is_refused(corpus, tokenizer_dir, tmp_path, expected, spoil, options, told):
+    spoil(corpus)
+    with pytest.raises(UserError, match=told):
+        prepare(corpus, tokenizer_dir, tmp_path / "expected", **{"val_fraction": 0.2, **options})
+    assert packed_bytes(tmp_path / "expected") == expected
+
+
+def test_another_tokenizer_is_refused(corpus, tokenizer_dir, tmp_path, expected):
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer_dir, other)
+    manifest = json.loads((tmp_path / "expected" / "inheritune.json").read_text())
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    (tmp_path / "expected" / "inheritune.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was made with another tokenizer"):
+        prepare(corpus, other, tmp_path / "expected", val_fraction=0.2)
+
+
+def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_dir, tmp_path, expected):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, node_rank=0, num_nodes=2)
+    with pytest.raises(
+        UserError, match=r"\.out\.prepare holds unfinished work of other options: --val_fraction was 0.2"
+    ):
+        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.3)
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    assert packed_bytes(tmp_path / "out") == expected
+
+
+def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenizer_dir, tmp_path, small_jobs):
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1, node_rank=0, num_nodes=2)
+    change_one_letter(corpus)
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+    prepare(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2, num_workers=1)
+    assert packed_bytes(tmp_path / "out") == packed_bytes(tmp_path / "fresh")
+
+
+def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
+    with (
+        locked(work_folder(tmp_path / "out"), 3, 4),
+        pytest.raises(UserError, match="another `inheritune prepare` is at"),
+    ):
+        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+
+
+def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, capsys):
+    out, work = tmp_path / "expected", work_folder(tmp_path / "expected")
+    work.path.mkdir()
+    out.rename(work.replaced)
+    prepare(corpus, tokenizer_dir, out, val_fraction=0.2)
+    assert "holds all of it already" in capsys.readouterr().err
+    assert packed_bytes(out) == expected
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [5_000, 40_000])  # a part's file; the joined file
+def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path, expected, small_jobs, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert max(map(len, expected.values())) > limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*out.*: File too large; free space or give another"):
+            prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*/**/*.tmp-*"))
+    assert not list(tmp_path.glob(".out.partial-*"))
+    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+    assert packed_bytes(tmp_path / "out") == expected
+
+
+@pytest.fixture
+def large_corpus(tmp_path):
+    """Eight files that make a job each, a second or two of work."""
+    texts = make_documents(900, 7)
+    for number in range(8):
+        write_rows(tmp_path / "large" / f"d{number}.jsonl", [f"{number} {text}" for text in texts])
+    return tmp_path / "large"
+
+
+def start(source: Path, tokenizer_dir: Path, out: Path, workers: int) -> subprocess.Popen:
+    arguments = ["--source", source, "--tokenizer_dir", tokenizer_dir, "--out_dir", out, "--num_workers", workers]
+    return subprocess.Popen(
+        [sys.executable, "-m", "inheritune_lit", "prepare", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test runner may ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def wait_for_parts(process: subprocess.Popen, work: Path, count: int) -> list[Path]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        done = [path for path in work.glob("parts/*/done.json") if ".tmp-" not in path.parent.name]
+        if len(done) >= count:
+            return done
+        time.sleep(0.002)
+    pytest.fail(f"no {count} parts: {process.communicate()}")
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on(large_corpus, tokenizer_dir, tmp_path, done_jobs, workers):
+    out, work = tmp_path / "out", tmp_path / ".out.prepare"
+    process = start(large_corpus, tokenizer_dir, out, workers)
+    done = wait_for_parts(process, work, 2)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    prepare(large_corpus, tokenizer_dir, out, num_workers=1)
+    assert len(done_jobs) <= 8 - len(done)
+    prepare(large_corpus, tokenizer_dir, tmp_path / "fresh", num_workers=1)
+    assert packed_bytes(out) == packed_bytes(tmp_path / "fresh")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("workers", "number", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
+def test_a_stopped_run_ends_cleanly(large_corpus, tokenizer_dir, tmp_path, workers, number, code):
+    out, work = tmp_path / "out", tmp_path / ".out.prepare"
+    process = start(large_corpus, tokenizer_dir, out, workers)
+    wait_for_parts(process, work, 1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert f"finished parts are kept in {work}; the same command goes on" in error
+    assert "Traceback" not in error
+    assert not out.exists()
+    assert not list(work.glob("**/*.tmp-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker through /proc, which only Linux has")
+def test_a_killed_worker_is_one_line(large_corpus, tokenizer_dir, tmp_path):
+    process = start(large_corpus, tokenizer_dir, tmp_path / "out", 2)
+    wait_for_parts(process, tmp_path / ".out.prepare", 1)
+    os.kill(children(process)[-1], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error
+    assert "a worker process ended with SIGKILL, perhaps for want of memory" in error.splitlines()[-1]
