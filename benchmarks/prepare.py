@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder to make; removed at the end")
-    parser.add_argument("--book_bytes", type=int, default=40_000_000)
+    parser.add_argument("--book_bytes", type=int, default=25_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):

@@ -87,6 +87,10 @@ def prepare(
     preparation = _plan(str(source), tokenizer_dir, out_dir, chosen)
     work.agree(preparation.plan)
     _announce(preparation, tokenizer_dir, out_dir, chosen)
+    done = sum(map(work.is_done, preparation.jobs))
+    if done or nodes > 1:
+        share_of = f", of which node {rank} of {nodes} does {len(preparation.jobs[rank::nodes])}" if nodes > 1 else ""
+        print(f"        {len(preparation.jobs)} parts{share_of}; {done} are there already", file=sys.stderr)
     if dry_run:
         return
     start = time.monotonic()
