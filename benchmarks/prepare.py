@@ -186,7 +186,7 @@ def run(data: Path, folder: Path, book_bytes: int, repeats: int) -> dict:
     seconds = {name: statistics.median(row["seconds"] for row in measured) for name, measured in rows.items()}
     ours, ceiling = seconds["inheritune prepare"], min(value for name, value in seconds.items() if "bare" in name)
     return {
-        "command": "python benchmarks/prepare.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/prepare.py --data DATA --folder FOLDER",
         "corpus": {"bytes": size, "files": len(list(corpus.rglob("*.jsonl")))},
         "parity with sentencepiece": parity,
         "speed, times as fast": {

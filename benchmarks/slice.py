@@ -168,6 +168,9 @@ def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> d
         read_through(ref)
         add("slice", measure_inside(slicing, work, folder), out)
         add("slice command", measure([*command, "--out_dir", str(out)]), out)
+        add(
+            "slice command, sources not hashed", measure([*command, "--hash_sources=false", "--out_dir", str(out)]), out
+        )
         unhashed = work.replace("n=", "hash_sources=False, n=")
         add("slice, sources not hashed", measure_inside(slicing, unhashed, folder))
         kept = (out / "lit_model.pth").stat().st_size
@@ -208,6 +211,7 @@ def ratios(rows: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
         ("slice", "litgpt"),
         ("slice, sources not hashed", "litgpt"),
         ("slice command", "mergekit"),
+        ("slice command, sources not hashed", "mergekit"),
         ("export", "cp"),
     )
     found = {}

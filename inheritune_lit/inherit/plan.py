@@ -72,7 +72,7 @@ class Plan:
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters without token embedding, learned positions and head."""
-        outside = (EMBEDDING, HEAD, "transformer.wpe.weight")
+        outside = (EMBEDDING, HEAD, "lm_head.bias", "transformer.wpe.weight")
         return sum(tensor.spec.numel for name, tensor in self.tensors.items() if name not in outside)
 
     @property

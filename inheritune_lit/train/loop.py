@@ -290,7 +290,8 @@ class Trainer:
 
 
 def _columns(validation: ValidationResult) -> dict[str, float]:
-    return {"val_loss": validation.loss, "val_stderr": validation.stderr}
+    by_domain = {f"val_loss/{name}": domain.loss for name, domain in validation.domains.items()}
+    return {"val_loss": validation.loss, "val_stderr": validation.stderr, **by_domain}
 
 
 def _peak_memory(device: torch.device) -> int:

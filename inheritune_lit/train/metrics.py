@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,10 +34,14 @@ class MetricsLog:
         folder: the run folder.
         logger_name: "csv" for the file alone.
         name: name of the run for the logger.
+        domains: those of the validation data; each has a column ``val_loss/<domain>`` where there are several.
     """
 
-    def __init__(self, folder: Path, logger_name: LoggerName = "csv", name: str = "") -> None:
+    def __init__(
+        self, folder: Path, logger_name: LoggerName = "csv", name: str = "", domains: Sequence[str] = ()
+    ) -> None:
         self.path, self.logger_name, self.name = folder / METRICS, logger_name, name
+        self._columns = (*COLUMNS, *(f"val_loss/{domain}" for domain in domains if len(domains) > 1))
         self._send: Callable[[Row], None] | None = None
         self._finish: Callable[[], None] | None = None
 
@@ -51,7 +55,7 @@ class MetricsLog:
         # A kill here must not cost the rows that are there.
         aside = self.path.with_name(f".{METRICS}.partial")
         with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
         os.replace(aside, self.path)
@@ -66,7 +70,7 @@ class MetricsLog:
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         if self._send:
             self._send(row)
 

@@ -21,7 +21,7 @@ from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, 
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
-from inheritune_lit.train.plan import RunPlan, block_size_of, plan_run
+from inheritune_lit.train.plan import block_size_of, plan_run
 from inheritune_lit.train.plan_text import plan_text
 from inheritune_lit.train.room import Room
 from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
@@ -119,7 +119,7 @@ def pretrain(
     shards = fabric.world_size if sharded else 1
     room = Room.of(config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards)
     settings = {
-        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed, plan),
+        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
         "precision": precision,
         "device": fabric.device.type,
         "seed": seed,
@@ -148,7 +148,8 @@ def pretrain(
     trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss)
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
-    log = MetricsLog(out_dir, logger_name, out_dir.name) if fabric.global_rank == 0 else NoLog()
+    names = [name for name, size in val_data.domains.items() if size.blocks]
+    log = MetricsLog(out_dir, logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
     trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log)
     with stop_requests() as stop:
         try:
@@ -182,14 +183,13 @@ def _settings(
     eval: EvalArgs,
     optimizer: OptimizerArgs,
     speed: SpeedArgs,
-    plan: RunPlan,
 ) -> dict[str, Any]:
     """All that changes the outcome, data aside: a run is continued only where every value is the same."""
     return {
         "initial_checkpoint_dir": str(initial_checkpoint_dir),
         "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
-        "eval": {"interval": eval.interval, "val_blocks": plan.val_blocks},
+        "eval": {"interval": eval.interval, "samples": eval.max_iters and eval.max_iters * train.micro_batch_size},
         "optimizer": asdict(optimizer),
         "fp8": speed.fp8,
     }

@@ -33,12 +33,10 @@ def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
     args = {"train__max_steps": 12, "train__save_interval": 5, "train__keep_last": 1}
     assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
     shared = {**args, "devices": 2, "strategy": strategy}
-    # Stopped at once, stopped somewhere, continued.
+    # Stopped after its first step, and continued.
     stopped = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared, train__max_time=0.001))
     assert stopped.returncode == 0, stopped.stderr
     assert "stopped after step 1, saved" in stopped.stdout
-    later = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared, train__max_time=0.05))
-    assert later.returncode == 0, later.stderr
     done = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **shared))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") <= 1  # one rank speaks

@@ -139,7 +139,9 @@ def test_the_result_tells_the_loss_by_domain(run, mixed, capsys):
     recorded = json.loads((final / "inheritune.json").read_text())["val_domains"]
     whole = validate(load_model(final), PackedDataset(mixed, "val", 32), 4)
     told = capsys.readouterr().out
+    last = read_metrics(final.parent / "metrics.csv")[-1]
     for name, loss in whole.domains.items():
+        assert float(last[f"val_loss/{name}"]) == pytest.approx(loss.loss, abs=1e-5)
         assert recorded[name]["loss"] == pytest.approx(loss.loss, abs=1e-5)
         assert f"  {name}: {recorded[name]['loss']:.4f} ± " in told
 
