@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.manifest import write_manifest
-from inheritune_lit.checkpoint.output import explain_full_disk, new_folder
+from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk
 from inheritune_lit.data.existing import Existing
 from inheritune_lit.data.jobs import Job
 from inheritune_lit.data.join import Joined, Segment, join_segments
@@ -31,6 +30,7 @@ from inheritune_lit.data.sources import SourceFile
 from inheritune_lit.data.subset import Quota
 from inheritune_lit.data.work import WorkFolder
 from inheritune_lit.errors import UserError
+from inheritune_lit.progress import Progress
 
 _WARNINGS = 10
 
@@ -103,26 +103,33 @@ def _join(
     joined = {}
     for split in SPLITS:
         (staging / split).mkdir()
-    for place, parts in sorted(segments.items()):
-        split, domain = place
-        joined[place] = join_segments(staging / split / domain, dtype, parts, keep[place] if keep else None)
+    tokens = sum(part.tokens for parts in segments.values() for part in parts)
+    with Progress("join", tokens, "token") as progress:
+        for place, parts in sorted(segments.items()):
+            split, domain = place
+            kept = keep[place] if keep else None
+            joined[place] = join_segments(staging / split / domain, dtype, parts, kept, progress.update)
     return joined
 
 
 @contextmanager
 def _output(work: WorkFolder, existing: Existing | None) -> Iterator[Path]:
     """A staging folder that becomes the output; a former output is replaced."""
-    if existing is None:
-        with new_folder(work.out_dir) as staging:
-            yield staging
-        return
-    staging = Path(tempfile.mkdtemp(prefix="output.tmp-", dir=work.path))
+    # Inside the work folder, where the next call finds and removes it if this one is killed.
+    staging = work.path / f"output.tmp-{os.getpid()}"
+    staging.mkdir()
     try:
-        staging.chmod(existing.folder.stat().st_mode & 0o777)
         yield staging
-        # Two renames; the next call mends it if this one is killed between them.
-        os.replace(existing.folder, work.replaced)
-        os.replace(staging, work.out_dir)
+        if existing:
+            # Two renames; the next call mends it if this one is killed between them.
+            os.replace(existing.folder, work.replaced)
+        else:
+            check_vacant(work.out_dir)
+        try:
+            os.replace(staging, work.out_dir)
+        except OSError:
+            check_vacant(work.out_dir)  # another process may have taken the name since
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

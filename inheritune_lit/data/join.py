@@ -1,7 +1,7 @@
 """Part files into one pair of files a domain and split, in the order of the sources."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -53,7 +53,13 @@ class Joined:
         return {name: sum(count[name] for count in self.counts.values()) for name in ("documents", "tokens")}
 
 
-def join_segments(prefix: Path, dtype: str, segments: Sequence[Segment], keep: Sequence[np.ndarray] | None) -> Joined:
+def join_segments(
+    prefix: Path,
+    dtype: str,
+    segments: Sequence[Segment],
+    keep: Sequence[np.ndarray] | None,
+    report: Callable[[int], None],
+) -> Joined:
     """Write ``prefix.bin`` and ``prefix.idx``; nothing where no document is kept.
 
     Args:
@@ -61,6 +67,7 @@ def join_segments(prefix: Path, dtype: str, segments: Sequence[Segment], keep: S
         dtype: "uint16" or "int32".
         segments: what to copy, in order.
         keep: which documents of each segment, bool, shape (documents,); all when None.
+        report: told of each segment's tokens when it is done.
     """
     digest, max_token_id = hashlib.sha256(), 0
     counts: dict[str, dict[str, int]] = {}
@@ -74,6 +81,7 @@ def join_segments(prefix: Path, dtype: str, segments: Sequence[Segment], keep: S
             count["tokens"] += int(_lengths(segment)[keep[number]].sum(dtype=np.int64))
     documents = sum(count["documents"] for count in counts.values())
     if not documents:
+        report(sum(segment.tokens for segment in segments))
         return Joined(counts, 0, {})
     itemsize = np.dtype(dtype).itemsize
     with bin_path(prefix).open("wb") as target:
@@ -84,6 +92,7 @@ def join_segments(prefix: Path, dtype: str, segments: Sequence[Segment], keep: S
                         digest.update(chunk)
                         max_token_id = max(max_token_id, int(np.frombuffer(chunk, dtype=dtype).max()))
                         target.write(chunk)
+            report(segment.tokens)
         size = target.tell()
     write_index(prefix, dtype, _kept_lengths(segments, keep), documents)
     files = {

@@ -48,6 +48,8 @@ class PrepareOptions:
             raise UserError("--domain and --domain_field both name the domain; give one of them")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"--max_tokens is {self.max_tokens}; give a positive number")
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2^64 - 1")
         if self.mixture is not None:
             self._check_mixture(self.mixture)
 

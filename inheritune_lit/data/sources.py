@@ -105,13 +105,25 @@ def check_domain(domain: str, place: str) -> str:
 def _local_files(source: Path) -> list[tuple[str, str, int, str]]:
     if source.is_file():
         return [_local_file(source.name, source)]
-    files = []
-    for folder, folders, names in os.walk(source, followlinks=True):
+    files, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(source, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            raise UserError(f"{folder} is {real} once more, through a link; its text would be packed twice")
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            if path.is_file():
                 files.append(_local_file(path.relative_to(source).as_posix(), path))
+            elif not path.exists():
+                raise UserError(f"{path} is a link to nowhere; fetch the file again or remove the link")
     return files
 
 

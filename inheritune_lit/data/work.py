@@ -129,7 +129,7 @@ def locked(work: WorkFolder, node_rank: int, num_nodes: int) -> Iterator[None]:
                 if other != lock:
                     with other.open("w") as file:
                         _take(file, work)
-            for leftover in work.parts.glob("*.tmp-*"):
+            for leftover in (*work.path.glob("*.tmp-*"), *work.parts.glob("*.tmp-*")):
                 shutil.rmtree(leftover, ignore_errors=True)
         try:
             yield

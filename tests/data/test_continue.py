@@ -178,7 +178,7 @@ def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
 
 def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, capsys):
     out, work = tmp_path / "expected", work_folder(tmp_path / "expected")
-    work.path.mkdir()
+    (work.path / "output.tmp-1").mkdir(parents=True)
     out.rename(work.replaced)
     prepare(corpus, tokenizer_dir, out, val_fraction=0.2)
     assert "holds all of it already" in capsys.readouterr().err

@@ -68,6 +68,21 @@ def test_unusable_sources(tmp_path, files, options, told):
         domains(tmp_path, *files, **options)
 
 
+def test_links_count_once_and_lead_somewhere(tmp_path):
+    kept, folder = tmp_path / "kept.jsonl", tmp_path / "corpus"
+    kept.write_text(ROW)
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(kept)  # as in the hub's cache
+    assert domains(folder) == {"a.jsonl": "a"}
+    (folder / "loop").symlink_to(folder)
+    with pytest.raises(UserError, match=r"loop is .*corpus once more, through a link"):
+        domains(folder)
+    (folder / "loop").unlink()
+    kept.unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl is a link to nowhere"):
+        domains(folder)
+
+
 def test_rows_may_name_their_domain(tokenizer_dir, tmp_path):
     """SlimPajama's layout."""
     names = ["RedPajamaC4", "RedPajamaArXiv"]

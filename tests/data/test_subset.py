@@ -131,6 +131,7 @@ def test_the_share_lets_enough_through(skew, tokens):
         ({"mixture": {"cc": -1}, "max_tokens": 5}, "not negative"),
         ({"mixture": {"cc": 0}, "max_tokens": 5}, "not all zero"),
         ({"max_tokens": 0}, "--max_tokens is 0"),
+        ({"max_tokens": 5, "seed": -1}, "--seed is -1"),
     ],
 )
 def test_wrong_mixtures(options, told):
