@@ -205,8 +205,8 @@ def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path
 
 @pytest.fixture
 def large_corpus(tmp_path):
-    """Eight files that make a job each, a second or two of work."""
-    texts = make_documents(900, 7)
+    """Eight files that make a job each, a few seconds of work: enough that nobody misses the middle."""
+    texts = make_documents(2000, 7)
     for number in range(8):
         write_rows(tmp_path / "large" / f"d{number}.jsonl", [f"{number} {text}" for text in texts])
     return tmp_path / "large"
