@@ -1,6 +1,5 @@
 """Text generated in batches with a key-value cache."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,10 +170,8 @@ def _choose(logits_BV: torch.Tensor, settings: GenerationSettings, generators: l
         return logits_BV.argmax(dim=1).cpu()
     chosen = []
     for logits_V, generator in zip(logits_BV.cpu() / settings.temperature, generators, strict=True):
-        values, tokens = logits_V.sort(descending=True, stable=True)
+        values, tokens = logits_V.topk(min(settings.top_k or len(logits_V), len(logits_V)))
         probabilities = values.softmax(dim=0)
         before = probabilities.cumsum(dim=0) - probabilities
-        ranks = torch.arange(len(tokens))
-        allowed = (before < settings.top_p) & (ranks < (settings.top_k or math.inf))
-        chosen.append(tokens[torch.multinomial(probabilities * allowed, 1, generator=generator)])
+        chosen.append(tokens[torch.multinomial(probabilities * (before < settings.top_p), 1, generator=generator)])
     return torch.cat(chosen)
