@@ -76,7 +76,7 @@ def open_lm(
     identity = {
         "weights_sha256": _weights_sha256(checkpoint_dir),
         "tokenizer_sha256": tokenizer.sha256(),
-        "config_sha256": hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode()).hexdigest(),
+        "config_sha256": _config_sha256(model),
         "n_layer": model.config.n_layer,
         "parameters": parameters,
         "dtype": dtype,
@@ -106,6 +106,12 @@ def _weights_sha256(checkpoint_dir: Path) -> str:
     """The file's hash, or for several that of their hashes."""
     hashes = [sha256_file(path) for path in open_weights(checkpoint_dir).files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _config_sha256(model: GPT) -> str:
+    """Hash of what the model computes: rotary bases, norms' epsilons and so on are in no weight."""
+    config = {key: value for key, value in asdict(model.config).items() if key not in ("name", "hf_config")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _tokens_that_fit(model: GPT, device: torch.device) -> int:

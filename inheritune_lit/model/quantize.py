@@ -31,7 +31,7 @@ def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device)
     try:
         _replace(model.transformer.h, mode)
         model.to(device)
-        _try_one(model, device)
+        _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -65,8 +65,9 @@ def _quantized(linear: torch.nn.Linear, mode: Quantization) -> torch.nn.Module:
     return layer
 
 
-def _try_one(model: GPT, device: str | torch.device) -> None:
-    """One token through one layer: some kernels are found missing only when they are called."""
-    layer = model.transformer.h[0].attn.proj
+def _try_each(block: torch.nn.Module, device: str | torch.device, dtype: torch.dtype) -> None:
+    """One token through each layer of a block: some kernels are found missing only when they are called."""
     with torch.inference_mode():
-        layer(torch.zeros(1, layer.in_features, device=device, dtype=model.transformer.wte.weight.dtype))
+        for layer in block.modules():
+            if type(layer).__module__.startswith("bitsandbytes"):
+                layer(torch.zeros(1, layer.in_features, device=device, dtype=dtype))

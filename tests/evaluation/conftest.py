@@ -21,7 +21,7 @@ def hf_checkpoint(tmp_path_factory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))], trainer)
+    tokenizer.train_from_iterator([path.read_text() for path in Path(__file__).parent.parent.glob("*.py")], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

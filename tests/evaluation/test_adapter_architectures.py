@@ -21,7 +21,6 @@ from inheritune_lit.evaluation.scoring import Scorer
 from inheritune_lit.evaluation.sharing import Sharing
 from inheritune_lit.inherit.load import load_reference
 
-
 LLAMAS = {
     "llama": {"num_key_value_heads": 4},
     "llama-gqa": {},

@@ -19,6 +19,7 @@ ROWS = {  # task: its folder, split and rows to take
     "truthfulqa_mc2": ("truthfulqa_mc", "validation", 6),
     "boolq": ("boolq", "validation", 6),
     "wnli": ("wnli", "validation", 6),
+    "logiqa": ("logiqa", "test", 4),
 }
 
 
@@ -95,6 +96,8 @@ def test_generated_texts(theirs, ours, settings):
 
 def test_real_rows(theirs, ours, bos, inheritune_data, tmp_path):
     """Same predictions and metrics on the rows of real tasks."""
+    if bos == "model":
+        pytest.skip("one of them is enough for the prompts")
     results = [_evaluate(lm, inheritune_data / "tasks", tmp_path / str(n)) for n, lm in enumerate((theirs, ours))]
     compared = 0
     for name in ROWS:
