@@ -105,7 +105,7 @@ def open_hf(arguments: argparse.Namespace):
 
     tokenizer = None
     if (arguments.checkpoint / "tokenizer.json").is_file():
-        # transformers 5.3's AutoTokenizer rebuilds some BPE tokenizers wrongly: SmolLM2's got other ids than its file's.
+        # transformers 5.3's AutoTokenizer rebuilds some BPE tokenizers wrongly: SmolLM2's gave other ids than its file.
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(arguments.checkpoint / "tokenizer.json"))

@@ -103,8 +103,8 @@ class TreePlan:
     """
 
     def __init__(self, row: Row, device: torch.device) -> None:
-        self._depth_L = torch.from_numpy(row.depth_L).to(device)
-        self._end_L = torch.from_numpy(row.end_L).to(device)
+        # On the CPU: blocks are found once a row, and asking a GPU for each would wait for it.
+        self._depth_L, self._end_L = torch.from_numpy(row.depth_L), torch.from_numpy(row.end_L)
         self._is_chain = len(row.paths) == 1
         self._queries = _QUERIES.get(device.type, 512)
         self._blocks: dict[int | None, list[tuple[slice, slice | torch.Tensor, torch.Tensor]]] = {}
@@ -112,8 +112,8 @@ class TreePlan:
     def attend(
         self, attend: Attend, layer: LayerAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        if self._is_chain:
-            return CausalPlan().attend(attend, layer, q, k, v)
+        if self._is_chain and (layer.window is None or layer.window >= len(self._depth_L)):
+            return attend(q, k, v, None)
         if layer.window not in self._blocks:
             starts = range(0, len(self._depth_L), self._queries)
             self._blocks[layer.window] = [self._block(start, layer, q) for start in starts]
@@ -131,7 +131,7 @@ class TreePlan:
     ) -> tuple[slice, slice | torch.Tensor, torch.Tensor]:
         """Queries, keys and mask of the block that begins at ``start``."""
         stop = min(start + self._queries, len(self._depth_L))
-        queries_Q = torch.arange(start, stop, device=like.device)
+        queries_Q = torch.arange(start, stop)
         ancestors = torch.nonzero(self._end_L[:start] > start)[:, 0]
         keys_K = torch.cat([ancestors, queries_Q])
         visible_QK = (keys_K <= queries_Q[:, None]) & (queries_Q[:, None] < self._end_L[keys_K])
@@ -140,5 +140,5 @@ class TreePlan:
             seen_K = visible_QK.any(dim=0)
             keys_K, visible_QK = keys_K[seen_K], visible_QK[:, seen_K]
         first, last = int(keys_K[0]), int(keys_K[-1])
-        keys = slice(first, last + 1) if last - first == len(keys_K) - 1 else keys_K
-        return slice(start, stop), keys, layer.mask(visible_QK, like)
+        keys = slice(first, last + 1) if last - first == len(keys_K) - 1 else keys_K.to(like.device)
+        return slice(start, stop), keys, layer.mask(visible_QK.to(like.device), like)

@@ -27,8 +27,8 @@ from inheritune_lit.validation import Ranks
 ADAPTER_VERSION = 1
 """Goes up when a change of the adapter changes scores: results of another version are not continued from."""
 
-_MOST_TOKENS = 16384
-"""Longer rows make nothing faster."""
+_FEWEST_TOKENS, _MOST_TOKENS = 1024, 16384
+"""Shorter rows would compute long few-shot prompts again and again; longer ones make nothing faster."""
 
 
 def open_lm(
@@ -124,4 +124,4 @@ def _tokens_that_fit(model: GPT, device: torch.device) -> int:
     free = free_memory(device)
     if free is None:
         return _MOST_TOKENS
-    return max(model.max_seq_length, min(_MOST_TOKENS, free // 2 // bytes_each))
+    return max(_FEWEST_TOKENS, min(_MOST_TOKENS, free // 2 // bytes_each))

@@ -74,7 +74,8 @@ def _expected(model: torch.nn.Module, context: list[int], continuation: list[int
     return logprobs_TV.gather(1, targets[:, None]).sum().item(), bool((logprobs_TV.argmax(1) == targets).all())
 
 
-def test_packed_scores_equal_plain_forward_passes(both, monkeypatch):
+@pytest.mark.parametrize("capacity", [1, 90], ids=["alone", "packed"])
+def test_scores_equal_plain_forward_passes(both, capacity, monkeypatch):
     theirs, ours = both
     monkeypatch.setitem(attention._QUERIES, "cpu", 16)  # rows of several blocks
     jobs = _jobs(12)
@@ -83,14 +84,15 @@ def test_packed_scores_equal_plain_forward_passes(both, monkeypatch):
             for position in range(len(continuation)):
                 ids = torch.tensor([context + continuation[:position]])
                 continuation[position] = int(theirs(ids, use_cache=False).logits[0, -1].argmax())
-    scorer = Scorer(ours, 90, ScoreCache(None, {}), NO_SHARING, io.StringIO())
+    scorer = Scorer(ours, capacity, ScoreCache(None, {}), NO_SHARING, io.StringIO())
     scored = scorer.score([(to_key([*context, *cont][:-1]), to_key(cont)) for context, cont in jobs])
     expected = [_expected(theirs, *job) for job in jobs]
     assert any(greedy for _, greedy in expected)
     for (loglikelihood, greedy), (their_loglikelihood, their_greedy) in zip(scored, expected, strict=True):
         assert loglikelihood == pytest.approx(their_loglikelihood, abs=1e-3)
         assert greedy == their_greedy
-    assert scorer.tokens_minimum <= scorer.tokens_computed < sum(len(c) + len(t) - 1 for c, t in jobs)
+    apart = sum(len(context) + len(continuation) - 1 for context, continuation in jobs)
+    assert scorer.tokens_minimum < scorer.tokens_computed <= apart
 
 
 def test_plain_forward_passes_stay(both):
