@@ -23,9 +23,10 @@ from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.open_lm import open_lm
 from inheritune_lit.evaluation.tables import mmlu_macro, results_table
 from inheritune_lit.evaluation.tasks import ResolvedTasks, TaskResolver
-from inheritune_lit.model.load import load_config, load_model
+from inheritune_lit.model.load import load_config
 from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.validation import validate
 
@@ -99,7 +100,8 @@ def evaluate(
         )
         for name, checkpoint_dir in zip(_names(checkpoint_dirs), checkpoint_dirs, strict=True):
             start = time.monotonic()
-            model = load_model(checkpoint_dir, dtype=getattr(torch, dtype), device=device)
+            lm = open_lm(checkpoint_dir, dtype=dtype, device=device)
+            model = lm.model
             record = _describe(name, checkpoint_dir, model)
             record["held_out"] = None
             if val_data is not None:
@@ -108,7 +110,7 @@ def evaluate(
                 label = f"{name}: held-out text"
                 record["held_out"] = asdict(validate(model, held_out, batch_size, val_blocks, device, label=label))
                 record["held_out"]["max_seq_length"] = block_size
-            record |= _score_tasks(LitLM(model, Tokenizer(checkpoint_dir), batch_size), resolved, limit)
+            record |= _score_tasks(lm, resolved, limit)
             record["seconds"] = round(time.monotonic() - start, 1)
             results["checkpoints"].append(record)
     table = results_table(results)

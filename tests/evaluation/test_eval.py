@@ -17,7 +17,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.open_lm import open_lm
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.model.load import load_model
 from inheritune_lit.tokenizer import Tokenizer
@@ -94,7 +94,7 @@ def hf_scores(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) ->
 
 
 def our_samples(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) -> dict:
-    lm = LitLM(load_model(folder), Tokenizer(folder), batch_size=3)
+    lm = open_lm(folder, max_batch_tokens=300)
     resolved = TaskResolver(rows_dir, None, tmp_path).resolve(tasks)
     chosen = {"tasks": resolved.specs, "task_manager": resolved.manager}
     return simple_evaluate(model=lm, **chosen, log_samples=True, bootstrap_iters=0)
@@ -139,8 +139,8 @@ def test_real_rows_are_scored(checkpoint, inheritune_data, task):
 
 
 def test_loglikelihood_by_brute_force(checkpoint):
-    model, tokenizer = load_model(checkpoint), Tokenizer(checkpoint)
-    lm = LitLM(load_model(checkpoint), tokenizer, batch_size=2)
+    model = load_model(checkpoint)
+    lm = open_lm(checkpoint, max_batch_tokens=8)
     pairs = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([5, 6, 7], [8]), ([300, 2], [17, 18, 19, 20])]
     scored = lm._loglikelihood_tokens([(None, context, continuation) for context, continuation in pairs])
     for (context, continuation), (loglikelihood, greedy) in zip(pairs, scored, strict=True):
@@ -155,7 +155,7 @@ def test_loglikelihood_by_brute_force(checkpoint):
 
 
 def test_long_prompts_lose_their_beginning_and_are_counted(checkpoint):
-    lm = LitLM(load_model(checkpoint), Tokenizer(checkpoint), batch_size=2)
+    lm = open_lm(checkpoint, max_batch_tokens=40)
     context = [(7 * i) % 400 for i in range(700)]
     whole, cut = lm._loglikelihood_tokens([(None, context, [8, 9]), (None, context[-511:], [8, 9])])
     assert whole[0] == pytest.approx(cut[0], abs=1e-6)
@@ -198,7 +198,7 @@ def test_a_task_file_brings_its_own_rows(checkpoint, tmp_path):
         'target_delimiter: ""\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n'
     )
     scored = evaluate([checkpoint], tasks=str(tmp_path / "mine.yaml"))["checkpoints"][0]
-    lm = LitLM(load_model(checkpoint), Tokenizer(checkpoint), batch_size=2)
+    lm = open_lm(checkpoint, max_batch_tokens=40)
     encode = Tokenizer(checkpoint).encode
     context = encode("the door")
     both = [(None, context, encode(f"the door{choice}")[len(context) :]) for choice in (" opens", " water")]
