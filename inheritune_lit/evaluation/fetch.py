@@ -6,15 +6,13 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from lm_eval.tasks import TaskManager
-
 from inheritune_lit.checkpoint.manifest import sha256_file, write_manifest
 from inheritune_lit.checkpoint.output import new_folder
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import mmlu
 from inheritune_lit.evaluation.rows import write_rows
 from inheritune_lit.evaluation.suite import load_suite, suite_of_tasks
-from inheritune_lit.evaluation.tasks import registered_config
+from inheritune_lit.evaluation.tasks import registered_config, task_manager
 
 _PARQUET = "refs/convert/parquet"
 """The hub's branch with the rows of data sets whose loading scripts are refused."""
@@ -34,7 +32,7 @@ def fetch_rows(data_dir: Path, *, suite: str | None = None, tasks: str | None = 
     if bool(suite) == bool(tasks):
         raise UserError("--fetch_data wants to know what to fetch; give either --suite or --tasks")
     chosen = load_suite(suite) if suite else suite_of_tasks(tasks)
-    manager = TaskManager()
+    manager = task_manager()
     wanted: dict[str, list[dict[str, Any]]] = {}
     for column in chosen.columns:
         if column.task == mmlu.MMLU:

@@ -10,27 +10,11 @@ from inheritune_lit.evaluation.significance import LEVEL
 from inheritune_lit.evaluation.suite import Suite
 
 NOT_RERUN = "from the paper, not re-run"
-_CSV = [
-    "model",
-    "layers",
-    "column",
-    "task",
-    "metric",
-    "unit",
-    "score",
-    "stderr",
-    "rows",
-    "floor",
-    "floor_kind",
-    "random_init",
-    "above_floor",
-    "bold",
-    "differs_from",
-    "difference",
-    "p_value",
-    "test",
-    "source",
-]
+_CSV = (
+    *("model", "layers", "column", "task", "metric", "unit", "score", "stderr", "rows"),
+    *("floor", "floor_kind", "random_init", "above_floor", "bold"),
+    *("differs_from", "difference", "p_value", "test", "source"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ def _wide(suite: Suite | None, models: list[ModelRow]) -> str:
     lines = [_line(columns), "|---|" + "--:|" * (len(columns) - 1)]
     for model in models:
         shown = [_marked(cell) for cell in model.cells if not cell.detail]
-        shown += [_noisy(*average(model.cells))] * has_average
+        shown += [_noisy(*average(model.cells))] if has_average else []
         shown += [_noisy(*model.held_out, 4) if model.held_out else ""] * has_loss
         lines.append(_line([model.name, str(model.n_layer), *shown]))
     first = [cell for cell in models[0].cells if not cell.detail]

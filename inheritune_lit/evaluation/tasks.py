@@ -1,6 +1,7 @@
 """Task names into lm-eval tasks, on the hub's rows or on local ones."""
 
 import difflib
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class ResolvedTasks:
         names: of the tasks, as they stand in lm-eval's results.
         specs: what to pass as ``tasks``: one inline group of registered tasks, because their changes merge only in one,
             and tasks from files, because those load only outside of one.
-        manager: what to pass as ``task_manager``; making another takes seconds.
+        manager: what to pass as ``task_manager``.
         leaves: names by what was asked for: a file's path becomes its task, "mmlu" its subjects.
         rows: files of the tasks that have local rows.
     """
@@ -60,7 +61,7 @@ class TaskResolver:
         self._data_dir, self._num_fewshot, self._scratch = data_dir, num_fewshot, scratch
         self._mmlu: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self._rows: dict[str, LocalRows] = {}
-        self.manager = TaskManager()
+        self.manager = task_manager()
 
     def resolve(self, asked: list[str], shots: dict[str, int | None] | None = None) -> ResolvedTasks:
         """Descriptions of the tasks asked for; "mmlu" becomes its subjects.
@@ -205,6 +206,12 @@ class TaskResolver:
             task["num_fewshot"] = num_fewshot
         self._rows[task["task"]] = LocalRows(path.parent, "json", {s: [Path(file)] for s, file in files.items()})
         return task
+
+
+@functools.cache
+def task_manager() -> TaskManager:
+    """lm-eval's registered tasks; reading their thousands of files takes seconds."""
+    return TaskManager()
 
 
 def registered_config(manager: TaskManager, name: str) -> dict[str, Any]:

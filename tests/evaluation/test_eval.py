@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.evaluator import simple_evaluate
-from tiny import make_checkpoint, make_packed
+from tiny import make_packed
 
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
@@ -23,44 +22,6 @@ from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.validation import validate
 
 SUBJECTS = ("virology", "anatomy")
-
-
-@pytest.fixture(scope="module")
-def rows_dir(tmp_path_factory) -> Path:
-    """Rows with the columns of PIQA, MMLU and WikiText."""
-    folder, draw = tmp_path_factory.mktemp("tasks"), random.Random(3)
-
-    def words(count: int) -> str:
-        return " ".join(draw.choices(["heat", "the", "cell", "virus", "opens", "water", "a", "door", "with"], k=count))
-
-    def write(path: str, rows: list[dict]) -> None:
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    piqa = [{"goal": words(8), "sol1": words(6), "sol2": words(4), "label": draw.randrange(2)} for _ in range(12)]
-    write("piqa/validation.jsonl", piqa)
-    for split, count in (("dev", 5), ("test", 8)):
-        mmlu = [
-            {"question": words(5), "subject": s, "choices": [words(2) for _ in range(4)], "answer": draw.randrange(4)}
-            for s in SUBJECTS
-            for _ in range(count)
-        ]
-        write(f"mmlu/{split}.jsonl", mmlu)
-    write("wikitext/test.jsonl", [{"page": words(90)}, {"page": words(40)}])
-    return folder
-
-
-@pytest.fixture(scope="module", params=["untied", "tied"])
-def checkpoint(request, tmp_path_factory, tokenizer_dir) -> Path:
-    folder = tmp_path_factory.mktemp("model") / request.param
-    # Weights far from zero: the tiny model must have opinions, or every score is a tie.
-    model = make_checkpoint(folder, tokenizer_dir, tied=request.param == "tied", block_size=512)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(8)
-    torch.save(model.state_dict(), folder / "lit_model.pth")
-    return folder
 
 
 def hf_scores(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) -> dict:
@@ -130,10 +91,8 @@ def test_scores_and_loglikelihoods_equal_lm_evals_hf_model(checkpoint, rows_dir,
 
 
 @pytest.mark.parametrize("task", ["piqa", "arc_easy", "logiqa", "winogrande", "lambada_openai", "mmlu_virology"])
-def test_real_rows_are_scored(checkpoint, inheritune_data, task):
-    if checkpoint.name == "tied":
-        pytest.skip("one model is enough for the prompts")
-    scored = evaluate([checkpoint], tasks=task, data_dir=inheritune_data / "tasks", limit=4)["checkpoints"][0]
+def test_real_rows_are_scored(two_models, inheritune_data, task):
+    scored = evaluate(two_models[:1], tasks=task, data_dir=inheritune_data / "tasks", limit=4)["checkpoints"][0]
     assert scored["tasks"][task]["acc"]["n"] == 4
 
 
@@ -170,7 +129,7 @@ def test_held_out_loss_is_validates(checkpoint, tmp_path, tokenizer_dir):
     assert held_out["stderr"] == pytest.approx(expected.stderr, rel=1e-4)
 
 
-def test_a_task_file_brings_its_own_rows(checkpoint, tmp_path):
+def test_a_task_file_brings_its_own_rows(two_models, tmp_path):
     rows = [{"context": "the door", "choices": [" opens", " water"], "gold": 0}] * 3
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.yaml").write_text(
@@ -178,9 +137,9 @@ def test_a_task_file_brings_its_own_rows(checkpoint, tmp_path):
         "output_type: multiple_choice\ndoc_to_text: context\ndoc_to_target: gold\ndoc_to_choice: choices\n"
         'target_delimiter: ""\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n'
     )
-    scored = evaluate([checkpoint], tasks=str(tmp_path / "mine.yaml"))["checkpoints"][0]
-    lm = LitLM(load_model(checkpoint), Tokenizer(checkpoint), batch_size=2)
-    encode = Tokenizer(checkpoint).encode
+    scored = evaluate(two_models[:1], tasks=str(tmp_path / "mine.yaml"))["checkpoints"][0]
+    lm = LitLM(load_model(two_models[0]), Tokenizer(two_models[0]), batch_size=2)
+    encode = Tokenizer(two_models[0]).encode
     context = encode("the door")
     both = [(None, context, encode(f"the door{choice}")[len(context) :]) for choice in (" opens", " water")]
     (first, _), (second, _) = lm._loglikelihood_tokens(both)
@@ -213,8 +172,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_no_transformers_is_needed(checkpoint, rows_dir):
-    arguments = ["eval", "--checkpoint_dir", checkpoint, "--tasks", "piqa", "--data_dir", rows_dir, "--limit", "2"]
+def test_no_transformers_is_needed(two_models, rows_dir):
+    arguments = ["eval", "--checkpoint_dir", two_models[0], "--tasks", "piqa", "--data_dir", rows_dir, "--limit", "2"]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRANSFORMERS, *map(str, arguments)], capture_output=True, text=True
     )
@@ -242,15 +201,15 @@ def _arguments(checkpoint: Path, rows_dir: Path, **changes) -> dict:
         ({"tasks": None, "val_data": Path("nowhere")}, r"no packed data at nowhere"),
     ],
 )
-def test_bad_input_is_one_line(checkpoint, rows_dir, tmp_path, changes, told):
+def test_bad_input_is_one_line(two_models, rows_dir, tmp_path, changes, told):
     with pytest.raises(UserError, match=told) as caught:
-        evaluate(**_arguments(checkpoint, rows_dir, **changes), out_dir=tmp_path / "out")
+        evaluate(**_arguments(two_models[0], rows_dir, **changes), out_dir=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_in_the_wrong_split_are_named(checkpoint, rows_dir, tmp_path):
+def test_rows_in_the_wrong_split_are_named(two_models, rows_dir, tmp_path):
     (tmp_path / "piqa").mkdir()
     (tmp_path / "piqa" / "train.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"has none of validation.jsonl"):
-        evaluate([checkpoint], tasks="piqa", data_dir=tmp_path)
+        evaluate(two_models[:1], tasks="piqa", data_dir=tmp_path)
