@@ -25,6 +25,7 @@ class LoadedTask:
     Attributes:
         split: the split that is scored.
         rows_sha256: of the local files, or of the text of all rows where they are the hub's.
+        tag: the families lm-eval counts it to, such as MMLU's four groups.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LoadedTask:
     num_fewshot: int
     split: str
     rows_sha256: str
+    tag: str | list[str] | None
 
     def describe(self) -> dict[str, Any]:
         """What identifies the task's part of a result."""
@@ -73,7 +75,9 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
     num_fewshot = task.config.num_fewshot or 0
     task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    return LoadedTask(name, task, num_fewshot, split, _sha256(docs, rows, split))
+    entry = resolved.manager.task_index.get(name)
+    tag = entry.cfg.get("tag") if entry else None
+    return LoadedTask(name, task, num_fewshot, split, _sha256(docs, rows), tag)
 
 
 def _unusable(name: str, rows: LocalRows | None, error: Exception) -> str:
@@ -97,6 +101,8 @@ def _try_prompts(name: str, task: Task, docs: Any, rows: LocalRows | None, limit
                 f"its columns are {', '.join(map(str, doc))}"
             ) from error
         # Some tasks have the text as the index of a choice, and the answers as contexts.
+        if choices is not None and None in choices:  # the data library fills in what other rows have
+            raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; mend it")
         indexed = choices is not None and isinstance(text, str) and isinstance(target, int)
         if indexed and not 0 <= target < len(choices):
             raise UserError(
@@ -105,7 +111,7 @@ def _try_prompts(name: str, task: Task, docs: Any, rows: LocalRows | None, limit
             )
 
 
-def _sha256(docs: Any, rows: LocalRows | None, split: str) -> str:
+def _sha256(docs: Any, rows: LocalRows | None) -> str:
     if rows is not None and rows.splits:
         return rows.sha256(sorted(rows.splits))
     digest = hashlib.sha256()

@@ -79,7 +79,7 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> tuple[dict[s
         "requests": lm.requests_scored - requests,
         "tokens_computed": lm.tokens_computed - tokens,
         "seconds": round(time.monotonic() - start, 1),
-        "tag": task.config.tag,
+        "tag": loaded.tag,
         "answers": [answer for answer, _ in answers],
         "choices": [choices for _, choices in answers],
         "documents": documents,
