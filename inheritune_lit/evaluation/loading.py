@@ -77,6 +77,9 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     entry = resolved.manager.task_index.get(name)
     tag = entry.cfg.get("tag") if entry else None
+    own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
+    if split != own:
+        print(f"{name}: scored on {split} rows, because there are none of the task's own split, {own}", file=sys.stderr)
     return LoadedTask(name, task, num_fewshot, split, _sha256(docs, rows), tag)
 
 
