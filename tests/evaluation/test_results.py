@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from task_fixtures import opinionated
 from tiny import write_jsonl
 
 from inheritune_lit.cli import main
@@ -137,8 +138,6 @@ def test_a_killed_suite_continues_and_gives_the_same_table(scored, suite, two_mo
 
 
 def test_results_of_another_kind_are_refused(scored, two_models, suite, rows_dir, tmp_path, tokenizer_dir, capsys):
-    from conftest import opinionated
-
     _, out_dir = scored
     other = opinionated(tmp_path / "first", tokenizer_dir, seed=7)
     command = _command(suite, two_models, rows_dir, out_dir)
