@@ -1,5 +1,6 @@
 """Lightning Fabric for the devices and the precision of a run."""
 
+import atexit
 from typing import Literal
 
 import torch
@@ -50,7 +51,14 @@ def build_fabric(
     fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=chosen, precision=plugin)
     if world > 1:
         fabric.launch()
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    # An interpreter that ends with the group's threads still running now and then aborts instead.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -> ModelParallelStrategy:
