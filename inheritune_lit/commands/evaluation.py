@@ -23,6 +23,8 @@ def evaluate(
     max_batch_tokens: int | None = None,
     log_samples: bool = False,
     cache_dir: Path | None = None,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
     out_dir: Path | None = None,
 ) -> None:
     """Score checkpoints on a suite or lm-eval tasks, and on held-out packed data. The same command continues.
@@ -46,6 +48,8 @@ def evaluate(
         max_batch_tokens: tokens a forward pass; what fits into memory when not given.
         log_samples: keep prompts and answers of every row in out_dir too.
         cache_dir: folder of the scores of single requests: a task killed in its middle goes on there.
+        devices: GPUs (or CPU processes) a node that share the requests, or "auto" for every GPU.
+        num_nodes: nodes, each started with this command by torchrun or SLURM.
         out_dir: folder of the results, one file a model and task as it finishes, and results.json, .md and .csv; only
             printed when not given.
     """
@@ -74,5 +78,7 @@ def evaluate(
         max_batch_tokens=max_batch_tokens,
         log_samples=log_samples,
         cache_dir=cache_dir,
+        devices=devices,
+        num_nodes=num_nodes,
         out_dir=out_dir,
     )

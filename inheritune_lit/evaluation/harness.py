@@ -6,9 +6,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.checkpoint.manifest import read_manifest
@@ -18,6 +16,7 @@ from inheritune_lit.evaluation.cells import cells_of
 from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
 from inheritune_lit.evaluation.held_out import HeldOut
 from inheritune_lit.evaluation.loading import LoadedTask, load_tasks
+from inheritune_lit.evaluation.place import Place, find_place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.scorer import ModelOptions, Scorer
 from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
@@ -43,6 +42,8 @@ def evaluate(
     max_batch_tokens: int | None = None,
     log_samples: bool = False,
     cache_dir: Path | None = None,
+    devices: int | Literal["auto"] = 1,
+    num_nodes: int = 1,
     out_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Score checkpoints and print them side by side.
@@ -64,6 +65,7 @@ def evaluate(
         log_samples: keep lm-eval's samples, prompts and answers of each row, in ``out_dir``.
         cache_dir: folder of the scores of single requests, so that a task killed in its middle goes on there, and
             other tasks with equal requests don't compute them again.
+        devices, num_nodes: each process on them scores a share of the requests; the first prints and writes.
         out_dir: folder of results, a file a model and task as it finishes; the same call continues there. Only printed
             when None.
 
@@ -82,8 +84,8 @@ def evaluate(
         if val_data is not None:
             check_fits(val_data, checkpoint_dir)
     chosen = load_suite(suite) if suite else suite_of_tasks(tasks) if tasks else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = ModelOptions(dtype, quantize, bos, max_batch_tokens, device)
+    place = find_place(devices, num_nodes)
+    options = ModelOptions(dtype, quantize, bos, max_batch_tokens)
     held_out = HeldOut(val_data, val_blocks, max_seq_length) if val_data is not None else None
     names = _names(checkpoint_dirs)
     settings = {
@@ -91,14 +93,15 @@ def evaluate(
         "limit": limit,
         "num_fewshot": num_fewshot,
         **{key: value for key, value in asdict(options).items() if key != "max_batch_tokens"},
+        "device": place.device.type,
         **(held_out.describe() if held_out else {}),
         "checkpoints": names,
         "columns": [column.task for column in chosen.columns] if chosen else [],
     }
     folder = ResultFolder(out_dir, settings) if out_dir is not None else None
     with tempfile.TemporaryDirectory(prefix="inheritune-eval-") as scratch:
-        loaded, leaves = _load(chosen, data_dir, num_fewshot, limit, Path(scratch))
-        scorer = Scorer(loaded, held_out, options, limit, folder, log_samples, cache_dir)
+        loaded, leaves = _load(chosen, data_dir, num_fewshot, limit, Path(scratch), place)
+        scorer = Scorer(loaded, held_out, options, place, limit, folder, log_samples, cache_dir)
         for name, checkpoint_dir in zip(names, checkpoint_dirs, strict=True):
             scorer.check(name, checkpoint_dir)
         done = [scorer.score(name, path) for name, path in zip(names, checkpoint_dirs, strict=True)]
@@ -112,9 +115,10 @@ def evaluate(
         rows.append(_row(described[-1], cells))
     results = {"settings": settings, "checkpoints": described}
     markdown = results_markdown(chosen, rows, limit)
-    print(markdown)
-    if folder is not None:
-        folder.write_summary(results, markdown, results_csv(chosen, rows))
+    if place.is_first:
+        print(markdown)
+        if folder is not None:
+            folder.write_summary(results, markdown, results_csv(chosen, rows))
     return results
 
 
@@ -147,7 +151,7 @@ def _check_numbers(**numbers: int | None) -> None:
 
 
 def _load(
-    suite: Suite | None, data_dir: Path | None, num_fewshot: int | None, limit: int | None, scratch: Path
+    suite: Suite | None, data_dir: Path | None, num_fewshot: int | None, limit: int | None, scratch: Path, place: Place
 ) -> tuple[list[LoadedTask], dict[str, list[str]]]:
     """The suite's tasks with their rows, and lm-eval's names by what the suite calls them."""
     if suite is None:
@@ -155,7 +159,8 @@ def _load(
     _quieten()
     shots = {column.task: column.num_fewshot for column in suite.columns}
     resolved = TaskResolver(data_dir, num_fewshot, scratch).resolve(list(shots), shots)
-    print(f"reading the rows of {len(resolved.names)} tasks", file=sys.stderr)
+    if place.is_first:
+        print(f"reading the rows of {len(resolved.names)} tasks", file=sys.stderr)
     loaded = load_tasks(resolved, limit)
     _check_metrics(suite, loaded, resolved.leaves)
     return loaded, resolved.leaves

@@ -8,6 +8,7 @@ from typing import Any
 from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.place import Place
 from inheritune_lit.validation import validate
 
 NAME = "held_out"
@@ -39,19 +40,20 @@ class HeldOut:
         }
 
 
-def score_held_out(lm: LitLM, label: str, held_out: HeldOut, device: str) -> dict[str, Any]:
+def score_held_out(lm: LitLM, label: str, held_out: HeldOut, place: Place) -> dict[str, Any]:
     """The model's loss in nats a token, as ``validate`` has it, ready for JSON.
 
     Args:
         lm: the opened model.
         label: for the progress line.
         held_out: what to score.
-        device: where the model is.
+        place: where the model is, and who shares the work.
     """
     block_size = held_out.max_seq_length or min(lm.max_length, _LONGEST_BLOCK)
     dataset = PackedDataset(held_out.folder, "val", block_size)
     batch_size = max(1, _TOKENS_A_BATCH // block_size)
-    result = validate(lm.model, dataset, batch_size, held_out.blocks, device, label=f"{label}: held-out text")
+    label = f"{label}: held-out text" if place.is_first else None
+    result = validate(lm.model, dataset, batch_size, held_out.blocks, place.device, label, place.ranks)
     record = asdict(result) | {"block_size": block_size}
     for part in (record, *record["domains"].values()):
         if math.isnan(part["stderr"]):  # which JSON does not know

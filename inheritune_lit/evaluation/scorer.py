@@ -11,6 +11,7 @@ from inheritune_lit.evaluation.held_out import HeldOut, score_held_out
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.loading import LoadedTask
 from inheritune_lit.evaluation.open_lm import open_lm
+from inheritune_lit.evaluation.place import Place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.task_record import identity, samples_text, score_task
 
@@ -23,7 +24,6 @@ class ModelOptions:
     quantize: str | None
     bos: str
     max_batch_tokens: int | None
-    device: str
 
 
 class Scorer:
@@ -33,6 +33,7 @@ class Scorer:
         tasks: what to score.
         held_out: packed data to score too, or None.
         options: how to open the checkpoints.
+        place: where to compute, and with whom.
         limit: rows a task; all when None.
         folder: where finished records are kept and looked for; None keeps none.
         log_samples: keep lm-eval's samples there too.
@@ -44,12 +45,13 @@ class Scorer:
         tasks: list[LoadedTask],
         held_out: HeldOut | None,
         options: ModelOptions,
+        place: Place,
         limit: int | None,
         folder: ResultFolder | None,
         log_samples: bool,
         cache_dir: Path | None,
     ) -> None:
-        self._tasks, self._held_out, self._options = tasks, held_out, options
+        self._tasks, self._held_out, self._options, self._place = tasks, held_out, options, place
         self._limit, self._folder, self._log_samples = limit, folder, log_samples
         self._cache_dir = cache_dir
 
@@ -72,14 +74,15 @@ class Scorer:
             same = identity(lm.provenance(), None) | self._held_out.describe()
             record = self._finished(name, HELD_OUT, same)
             if record is None:
-                record = {"identity": same, **score_held_out(lm, name, self._held_out, self._options.device)}
+                record = {"identity": same, **score_held_out(lm, name, self._held_out, self._place)}
                 self._keep(name, HELD_OUT, record)
             records[HELD_OUT] = record
         for number, task in enumerate(self._tasks, start=1):
             same = self._identity(lm, task)
             record = self._finished(name, task.name, same)
             if record is None:
-                print(f"{name}: {task.name} ({number} of {len(self._tasks)})", file=sys.stderr)
+                if self._place.is_first:
+                    print(f"{name}: {task.name} ({number} of {len(self._tasks)})", file=sys.stderr)
                 scored, samples = score_task(lm, task, self._limit)
                 record = {"checkpoint": str(checkpoint_dir), "identity": same, **scored}
                 self._keep(name, task.name, record, samples_text(samples) if self._log_samples else None)
@@ -94,8 +97,9 @@ class Scorer:
             quantize=options.quantize,
             bos=options.bos,
             max_batch_tokens=options.max_batch_tokens,
-            device=options.device,
+            device=str(self._place.device),
             cache_dir=self._cache_dir,
+            ranks=self._place.ranks,
         )
 
     def _identity(self, lm: LitLM, task: LoadedTask) -> dict[str, Any]:
@@ -106,5 +110,5 @@ class Scorer:
         return self._folder.read(name, task, same) if self._folder is not None else None
 
     def _keep(self, name: str, task: str, record: dict[str, Any], samples: str | None = None) -> None:
-        if self._folder is not None:
+        if self._folder is not None and self._place.is_first:
             self._folder.write(name, task, record, samples)

@@ -1,6 +1,5 @@
 """Lightning Fabric for the devices and the precision of a run."""
 
-import atexit
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.launch import device_count, launch
 from inheritune_lit.train.loss import TrainingModel
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -21,44 +21,27 @@ def build_fabric(
 ) -> Fabric:
     """Fabric, launched: with several devices every one of them runs this program from here on.
 
-    Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
-
     Args:
         devices: a node; "auto" takes every GPU, or one CPU process.
+        num_nodes: nodes.
         strategy: "ddp" keeps a replica a device; "fsdp" shards parameters and optimizer state over all devices;
             "hybrid" shards within a node and replicates over nodes; "auto" is one device or "ddp".
+        precision: see ``pretrain``.
 
     Raises:
         UserError: there are not as many devices.
     """
-    available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
-    count = available if devices == "auto" else devices
-    if count > available or count < 1 or num_nodes < 1:
-        raise UserError(
-            f"--devices {devices} --num_nodes {num_nodes}: this node has {available} devices; give 1 to {available}"
-        )
-    world = count * num_nodes
+    count = device_count(devices, num_nodes)
     if strategy in ("fsdp", "hybrid") and precision == "bf16-true":
         raise UserError("--precision bf16-true keeps whole copies of the weights; with --strategy fsdp use bf16-mixed")
     chosen: str | Strategy = "auto"
     if strategy in ("fsdp", "hybrid"):
         chosen = _sharded(count, num_nodes, strategy == "hybrid", precision)
-    elif world > 1:
+    elif count * num_nodes > 1:
         chosen = "ddp"
     # bf16-true casts the weights only: Fabric's own would round RoPE's tables too.
     plugin = "bf16-mixed" if precision == "bf16-mixed" and isinstance(chosen, str) else "32-true"
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=chosen, precision=plugin)
-    if world > 1:
-        fabric.launch()
-        atexit.register(_leave_group)
-    return fabric
-
-
-def _leave_group() -> None:
-    # An interpreter that ends with the group's threads still running now and then aborts instead.
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return launch(count, num_nodes, chosen, plugin)
 
 
 def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -> ModelParallelStrategy:

@@ -1,0 +1,49 @@
+"""Processes on several devices and nodes, through Lightning Fabric."""
+
+import atexit
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import Strategy
+
+from inheritune_lit.errors import UserError
+
+
+def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
+    """Devices a node; "auto" is every GPU, or one CPU process.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
+    count = available if devices == "auto" else devices
+    if count > available or count < 1 or num_nodes < 1:
+        raise UserError(
+            f"--devices {devices} --num_nodes {num_nodes}: this node has {available} devices; give 1 to {available}"
+        )
+    return count
+
+
+def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: str = "32-true") -> Fabric:
+    """Fabric; with several devices every one of them runs this program from here on.
+
+    Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
+
+    Args:
+        count: devices a node, see ``device_count``.
+        num_nodes: nodes.
+        strategy, precision: Fabric's.
+    """
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
+    if count * num_nodes > 1:
+        fabric.launch()
+        atexit.register(_leave_group)
+    return fabric
+
+
+def _leave_group() -> None:
+    # An interpreter that ends with the group's threads still running now and then aborts instead.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
