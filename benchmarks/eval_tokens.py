@@ -1,4 +1,4 @@
-"""Tokens that a whole suite at full size sends through a network, against one request at a time and the fewest possible.
+"""Tokens a whole suite at full size sends through a network, against one request at a time and the fewest possible.
 
     python benchmarks/eval_tokens.py --rows DIR --tokenizer DIR --suite paper-table5
 
