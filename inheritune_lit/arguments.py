@@ -41,7 +41,3 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
         else:
             spelled.append(arg)
     return spelled
-
-
-def _is_list(kind: Any) -> bool:
-    return any(get_origin(part) is list for part in (kind, *get_args(kind)))

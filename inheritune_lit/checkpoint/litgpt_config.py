@@ -18,3 +18,5 @@ if "litgpt.config" not in sys.modules:
     _spec.loader.exec_module(_module)
 
 Config = sys.modules["litgpt.config"].Config
+configs: list[dict] = sys.modules["litgpt.config"].configs
+"""litgpt's table of models, as arguments of ``Config``."""

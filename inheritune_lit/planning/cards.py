@@ -1,0 +1,62 @@
+"""GPUs that a run is planned for: memory, and how fast they are at best."""
+
+import difflib
+from dataclasses import dataclass
+
+from inheritune_lit.budget import DENSE_BF16_FLOPS
+from inheritune_lit.errors import UserError
+
+ASSUMED_MFU = 0.5
+"""Share of the peak that training is assumed to reach where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU.
+
+    Attributes:
+        name: what users type.
+        memory: bytes, as the maker states it.
+        peak_flops: dense bf16, FLOP/s.
+    """
+
+    name: str
+    memory: int
+    peak_flops: float
+
+
+def _card(name: str, gigabytes: int, known: str) -> Card:
+    return Card(name, gigabytes * 10**9, DENSE_BF16_FLOPS[known])
+
+
+CARDS = (
+    _card("rtx3090", 24, "RTX 3090"),
+    _card("rtx4090", 24, "RTX 4090"),
+    _card("l4", 24, "L4"),
+    _card("a10g", 24, "A10G"),
+    _card("a100-40gb", 40, "A100"),
+    _card("a6000", 48, "A6000"),
+    _card("l40s", 48, "L40S"),
+    _card("a100-80gb", 80, "A100"),
+    _card("h100", 80, "H100"),
+    _card("h200", 141, "H200"),
+    _card("b200", 180, "B200"),
+)
+USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")
+"""Shown where no card is named: one or two of each size."""
+
+
+def find_cards(name: str | None) -> list[Card]:
+    """The card of a name, the usual ones when None.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name is None:
+        return [card for card in CARDS if card.name in USUAL]
+    chosen = [card for card in CARDS if card.name == name.lower()]
+    if not chosen:
+        known = [card.name for card in CARDS]
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
+        raise UserError(f"--gpu {name} is not known; give one of {', '.join(near)}")
+    return chosen

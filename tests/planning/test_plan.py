@@ -1,0 +1,133 @@
+"""Costs before anything is spent: against closed forms, brute force, real slices and real steps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import make_checkpoint
+
+from inheritune_lit.cli import main
+from inheritune_lit.model.load import load_model
+from inheritune_lit.planning.cards import CARDS, find_cards
+from inheritune_lit.planning.estimate import Job, disk_of, on_card, within
+from inheritune_lit.planning.plan import parse_count
+from inheritune_lit.planning.subject import subject_of_checkpoint, subject_of_reference
+from inheritune_lit.references import REFERENCES
+from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    """The paper's main run."""
+    subject = subject_of_reference("openllama-3b", 13)
+    settings = (TrainArgs(), OptimizerArgs(), SpeedArgs(), "bf16-mixed")
+    return Job(subject, 8 * 10**9, 10**9, 2048, *settings)
+
+
+def test_known_models_need_no_network():
+    offline = [reference for reference in REFERENCES if "-v2" not in reference.name and "gpt2" not in reference.name]
+    assert len(offline) > 15
+    for reference in offline:
+        subject = subject_of_reference(reference.name, None)
+        assert (subject.config.n_layer, subject.config.n_embd) == (reference.layers, reference.width)
+        assert subject.parameters == reference.parameters
+
+
+def test_the_papers_main_run(job):
+    # The sizes and costs that the paper's shape gives by hand: 13 layers of 123,910,400, two matrices of 32,000 x 3200.
+    assert job.subject.parameters == 13 * 123_910_400 + 2 * 32_000 * 3200 + 3200
+    assert job.subject.non_embedding_parameters == 13 * 123_910_400 + 3200
+    assert job.flops_per_token == pytest.approx(10.79e9, rel=1e-3)
+    hours = {card.name: job.seconds(card) / 3600 for card in CARDS}
+    assert (round(hours["a6000"]), round(hours["a100-80gb"])) == (310, 154)
+    # Eight hours on an A6000: 19 to 20 times its peak.
+    assert 19 < within(job, find_cards("a6000")[0], 8).mfu < 20
+    disk = disk_of(job)
+    assert disk.data == 2 * 10**9
+    assert disk.state == 2 * 12 * job.subject.parameters and disk.checkpoints == 4 * job.subject.parameters
+
+
+@pytest.mark.parametrize("card", [card.name for card in CARDS])
+def test_largest_micro_batch_fits_and_one_more_does_not(job, card):
+    each = on_card(job, find_cards(card)[0])
+    room = each.card.memory * 0.94
+    assert each.job.memory(each.micro_batch_size).total <= room < each.job.memory(each.micro_batch_size + 1).total
+
+
+def test_what_fits_into_a_time_is_found_by_trying(job):
+    card = find_cards("h100")[0]
+    wish = within(job, card, 20)
+    seconds = [replace(job, subject=subject_of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
+    assert wish.n_layer == sum(each <= 20 * 3600 for each in seconds)
+    assert replace(job, tokens=wish.tokens).seconds(card) == pytest.approx(20 * 3600)
+
+
+def test_a_checkpoint_folder_is_counted_as_torch_does(tmp_path, tokenizer_dir):
+    checkpoint = tmp_path / "three"
+    make_checkpoint(checkpoint, tokenizer_dir, n_layer=3)
+    subject = subject_of_checkpoint(checkpoint)
+    assert subject.parameters == sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
+    make_checkpoint(tmp_path / "one", tokenizer_dir, n_layer=1)
+    assert subject.at(1).parameters == subject_of_checkpoint(tmp_path / "one").parameters
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_planned(recipe, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = ["plan", "--recipe", str(recipe), "--tokens", "8B", "--gpu", "a6000", "--price_per_hour", "0.8"]
+    swept = "sweep" in recipe.stem
+    named = ["--ref", "smollm2-135m", "--n", "15"] if "smollm2" in recipe.stem else []
+    assert main(args + named + ["--n", "13"] * swept) == 0
+    assert "a6000" in capsys.readouterr().out
+    if swept:
+        assert main(args) == 2
+        assert "give one, such as --n 13" in capsys.readouterr().err
+
+
+def test_measured_on_this_machine(tmp_path, tokenizer_dir, capsys):
+    checkpoint = tmp_path / "start"
+    make_checkpoint(checkpoint, tokenizer_dir)
+    args = ["plan", "--ref", str(checkpoint), "--tokens", "1M", "--max_seq_length", "16", "--precision", "32-true"]
+    assert main([*args, "--measure"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("measured here (") and " tokens/s" in line
+
+
+def test_numbers_of_tokens():
+    assert [parse_count(text) for text in ("8B", "1.5b", "300M", "1e9", "1_000", "2,048")] == [
+        8 * 10**9,
+        15 * 10**8,
+        3 * 10**8,
+        10**9,
+        1000,
+        2048,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "nothing to plan; give --recipe, or --ref"),
+        ("--ref openllama-3b --n 13", "no budget; give --tokens, such as 8B"),
+        ("--ref openllama-3b --n 27 --tokens 8B", "--n 27 is more than the reference's 26 layers"),
+        ("--ref openllama-3c --n 2 --tokens 8B", "did you mean openllama-3b"),
+        ("--ref openllama-3b --n 13 --tokens lots", "--tokens lots is no number of tokens"),
+        ("--ref openllama-3b --n 13 --tokens 5", "makes no step of 131,072 tokens"),
+        ("--ref openllama-3b --n 13 --tokens 8B --gpu a1000", "--gpu a1000 is not known; give one of"),
+        ("--ref openllama-3b --n 13 --tokens 8B --mfu 1.5", "--mfu is 1.5; give a share"),
+        ("--ref openllama-3b --n 13 --tokens 8B --max_hours -1", "--max_hours is -1.0; give a number above 0"),
+        ("--ref openllama-3b --n 13 --tokens 8B --max_seq_length 9999", "attends to at most 2048 tokens"),
+        ("--recipe no.yaml", "no recipe at no.yaml"),
+        ("--recipe {root}/pyproject.toml", "is no recipe of `inheritune pretrain`"),
+        ("--recipe {root}/recipes/paper-openllama-3b-13l-1b.yaml", "which is not there; give --tokens"),
+        ("--recipe {root}/recipes/paper-openllama-3b-13l-1b.yaml --n 5 --tokens 1B", "--n 5 needs --ref"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *arguments.format(root=ROOT).split()]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and len(error.splitlines()) == 1
