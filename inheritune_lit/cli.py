@@ -9,12 +9,13 @@ from inheritune_lit.arguments import spell_out
 from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
-from inheritune_lit.commands.planning import plan
+from inheritune_lit.commands.planning import init, plan
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
 from inheritune_lit.commands.training import pretrain
 from inheritune_lit.errors import UserError
 
 COMMANDS = {
+    "init": init,
     "references": list_references,
     "plan": plan,
     "slice": slice_reference,

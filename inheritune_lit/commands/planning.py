@@ -1,4 +1,4 @@
-"""``inheritune plan``."""
+"""``inheritune plan`` and ``init``."""
 
 from pathlib import Path
 from typing import Literal
@@ -64,3 +64,26 @@ def plan(
             measure=measure,
         )
     )
+
+
+def init(
+    out_file: Path | None = None,
+    ref: str | None = None,
+    n: int | None = None,
+    tokens: str | None = None,
+    gpu: str | None = None,
+    data: Path | None = None,
+) -> None:
+    """Write a recipe for a reference, a card and a budget, and say which commands to run. Asks what is not given.
+
+    Args:
+        out_file: the recipe; recipes/<name>.yaml when not given.
+        ref: the reference, as in ``inheritune slice``.
+        n: its first n layers; half of them when not given.
+        tokens: to train on, such as 8B or 300M.
+        gpu: the card, as in ``inheritune plan``.
+        data: packed data that is there already; the paper's sample of RedPajama when not given.
+    """
+    from inheritune_lit.planning.recipe import init_recipe
+
+    init_recipe(out_file, ref, n, tokens, gpu, data)

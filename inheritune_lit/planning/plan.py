@@ -16,7 +16,8 @@ from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.sweep import at_depth
 
-_LONGEST_BLOCK = 2048
+LONGEST_BLOCK = 2048
+"""Tokens a sample where none were named, as in the paper."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -70,7 +71,7 @@ def plan(
     train: TrainArgs = settings.get("train", TrainArgs())
     speed: SpeedArgs = settings.get("speed", SpeedArgs())
     adam: OptimizerArgs = settings.get("optimizer", OptimizerArgs())
-    block = max_seq_length or train.max_seq_length or min(subject.config.block_size, _LONGEST_BLOCK)
+    block = max_seq_length or train.max_seq_length or min(subject.config.block_size, LONGEST_BLOCK)
     if block > subject.config.block_size:
         raise UserError(f"--max_seq_length is {block}; the model attends to at most {subject.config.block_size} tokens")
     budget, unique = _tokens(tokens, train, settings.get("data"), block)
