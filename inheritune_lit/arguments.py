@@ -9,6 +9,7 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
     """Rewrite ``--flag`` to ``--flag=true`` and ``--many A B`` to ``--many+=A --many+=B``.
 
     Only parameters of the named command that are annotated ``bool``, ``list[...]`` or ``list[...] | None`` are touched.
+    Words right behind a command whose first parameter is a list belong to that one: ``report A B``.
 
     Args:
         args: command line without the program's name.
@@ -19,6 +20,10 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
         return args
     hints = get_type_hints(commands[command])
     kinds = {f"--{name}": hints[name] for name in inspect.signature(commands[command]).parameters}
+    first = next(iter(kinds), None)
+    behind = args.index(command) + 1
+    if behind < len(args) and not args[behind].startswith("-") and _is_list(kinds.get(first)):
+        args = [*args[:behind], first, *args[behind:]]
     spelled: list[str] = []
     position = 0
     while position < len(args):
@@ -31,13 +36,13 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
         kind = kinds.get(arg)
         if kind is bool and not values:
             spelled.append(f"{arg}=true")
-        elif (
-            any(get_origin(part) is list for part in (kind, *get_args(kind)))
-            and values
-            and not values[0].startswith("[")
-        ):
+        elif _is_list(kind) and values and not values[0].startswith("["):
             spelled += [f"{arg}+={value}" for value in values]
             position = values_end
         else:
             spelled.append(arg)
     return spelled
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) is list for part in (kind, *get_args(kind)))

@@ -10,6 +10,7 @@ from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
 from inheritune_lit.commands.planning import init, plan
+from inheritune_lit.commands.reporting import report
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
 from inheritune_lit.commands.training import pretrain
 from inheritune_lit.errors import UserError
@@ -23,6 +24,7 @@ COMMANDS = {
     "prepare": prepare,
     "pretrain": pretrain,
     "eval": evaluate,
+    "report": report,
     "demo": demo,
 }
 

@@ -61,6 +61,16 @@ def test_everyday_spellings():
     ]
     assert spell_out(["--config", "f.yaml"], commands) == ["--config", "f.yaml"]
 
+    def tell(runs: list[str], loud: bool = False) -> None: ...
+
+    for words in (["a", "b"], ["--runs", "a", "b"]):
+        assert spell_out(["tell", *words, "--loud"], {"tell": tell}) == [
+            "tell",
+            "--runs+=a",
+            "--runs+=b",
+            "--loud=true",
+        ]
+
 
 def test_module_and_script_are_the_same_command():
     shown = subprocess.run([sys.executable, "-m", "inheritune_lit", "--version"], capture_output=True, text=True)

@@ -1,0 +1,16 @@
+"""``inheritune report``."""
+
+from pathlib import Path
+
+
+def report(runs: list[Path], out_dir: Path = Path("report"), watch: int | None = None) -> None:
+    """Make one page of runs, evaluations and analyses: what was inherited, curves, scores, and how to do it again.
+
+    Args:
+        runs: folders of runs, evaluations, analyses or growths, or folders that hold such.
+        out_dir: report.html, all in one file, report.md, and the figures as PNG; an earlier report is replaced.
+        watch: write it again every so many seconds while a run goes on; the page then reloads itself.
+    """
+    from inheritune_lit.report.report import make_report
+
+    print(f"wrote {make_report(runs, out_dir, watch)}")

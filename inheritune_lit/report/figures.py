@@ -1,0 +1,90 @@
+"""Figures of a report: loss curves, and the map of inherited layers."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from inheritune_lit.report.runs import Run
+
+_DPI = 130
+
+
+def loss_curves(runs: list[Run], path: Path) -> None:
+    """Held-out loss against tokens, FLOPs and hours of training, with standard errors."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), sharey=True, constrained_layout=True)
+    for run in runs:
+        rows = run.validations
+        losses = [row["val_loss"] for row in rows]
+        stderrs = [row.get("val_stderr", 0.0) for row in rows]
+        tokens = [row["tokens"] for row in rows]
+        scales = {
+            "tokens": tokens,
+            "FLOPs": [count * run.flops_per_token for count in tokens] if run.flops_per_token else None,
+            "hours": [row.get("seconds", 0.0) / 3600 for row in rows],
+        }
+        for axes, values in zip(panels, scales.values(), strict=True):
+            # Empty curves take their turn in the colours, so that a run has the same in all panels.
+            known = values is not None
+            axes.errorbar(
+                values if known else [],
+                losses if known else [],
+                yerr=stderrs if known else [],
+                marker="o",
+                markersize=3,
+                capsize=2,
+                label=run.name,
+            )
+    for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
+        axes.set(xlabel=unit)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panels[0].set_ylabel("held-out loss (nats a token)")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def layer_map(manifest: dict[str, Any], path: Path) -> None:
+    """Which layer of the reference each layer of a slice comes from.
+
+    Args:
+        manifest: of the slice.
+        path: of the PNG.
+    """
+    depth, layers = manifest["reference"]["n_layer"], manifest["layers"]
+    count = manifest["n_layer"]
+    figure, axes = plt.subplots(figsize=(min(13, 2 + 0.3 * max(depth, count)), 2.6), constrained_layout=True)
+    taken = set(layers or [])
+    inherited = {part: manifest.get(part, False) for part in ("embeddings", "final_norm", "head")}
+    _row(axes, 1.0, [str(layer) for layer in range(depth)], [layer in taken for layer in range(depth)], inherited)
+    _row(axes, 0.0, [str(layer) for layer in range(count)], [layers is not None] * count, inherited)
+    for number, layer in enumerate(layers or []):
+        axes.annotate(
+            "", (number, 0.28), (layer, 0.72), arrowprops={"arrowstyle": "-|>", "color": "tab:blue", "alpha": 0.6}
+        )
+    axes.set_yticks([0, 1], ["slice", "reference"])
+    axes.set_xticks([])
+    axes.set(xlim=(-2.2, max(depth, count) + 1.6), ylim=(-0.4, 1.4))
+    for side in axes.spines.values():
+        side.set_visible(False)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def _row(axes: Axes, height: float, names: list[str], taken: list[bool], inherited: dict[str, bool]) -> None:
+    """A model as boxes from its embeddings to its head; what is inherited is blue."""
+    boxes = [(-1.4, "emb", inherited["embeddings"])]
+    boxes += [(float(number), name, is_taken) for number, (name, is_taken) in enumerate(zip(names, taken, strict=True))]
+    end = len(names)
+    boxes += [(end + 0.1, "norm", inherited["final_norm"]), (end + 1.1, "head", inherited["head"])]
+    for centre, name, is_taken in boxes:
+        wide = 0.5 if name == "emb" else 0.42
+        colour = "tab:blue" if is_taken else "lightgray"
+        axes.add_patch(plt.Rectangle((centre - wide, height - 0.22), 2 * wide, 0.44, color=colour, alpha=0.75))
+        axes.text(centre, height, name, ha="center", va="center", fontsize=7, color="white" if is_taken else "black")

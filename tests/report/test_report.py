@@ -1,0 +1,159 @@
+"""A report: its figures are those of the files, its commands give the same run again, and it needs nothing else."""
+
+import base64
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from tiny import make_checkpoint, make_packed
+
+from inheritune_lit.cli import main
+from inheritune_lit.report.report import make_report
+
+
+def sh(command: str) -> None:
+    assert main(shlex.split(command)) == 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tokenizer_dir) -> Path:
+    """Two runs, one out of some layers of a reference, and scores of both."""
+    folder = tmp_path_factory.mktemp("report")
+    make_checkpoint(folder / "reference", tokenizer_dir, n_layer=4)
+    packed = make_packed(folder / "data", tokenizer_dir)
+    sh(f"slice --ref {folder}/reference --layers 0,2 --parts attn,mlp --seed 3 --out_dir {folder}/inherited")
+    sh(f"slice --ref {folder}/reference --n 2 --init random --out_dir {folder}/fresh")
+    for name, initial in (("one", "inherited"), ("two", "fresh")):
+        sh(
+            f"pretrain --initial_checkpoint_dir {folder}/{initial} --data {packed} --out_dir {folder}/runs/{name} "
+            "--train.max_steps 8 --train.global_batch_size 2 --train.micro_batch_size 2 --train.max_seq_length 16 "
+            "--train.lr_warmup_steps 2 --train.log_interval 2 --eval.interval 4 --eval.max_iters 3 "
+            "--optimizer.lr 1e-3 --precision 32-true --seed 7"
+        )
+    checkpoints = f"{folder}/runs/one/final {folder}/runs/two/final"
+    sh(f"eval --checkpoint_dir {checkpoints} --val_data {packed} --val_blocks 4 --out_dir {folder}/runs/scores")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs) -> Path:
+    sh(f"report {runs}/runs --out_dir {runs}/report")
+    return runs / "report"
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attributes if name in ("src", "href") and value]
+
+
+def test_the_page_needs_nothing_else(report):
+    page = (report / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert len(links.found) == 2  # curves, and the layers of the run that inherited
+    for link in links.found:
+        kind, _, data = link.partition(",")
+        assert kind == "data:image/png;base64"
+        pixels = matplotlib.image.imread(BytesIO(base64.b64decode(data)), format="png")
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
+    assert "http" not in re.sub(r'content="[^"]*"|http-equiv', "", page)
+    text = (report / "report.md").read_text()
+    for name in re.findall(r"\]\(([^)]+\.png)\)", text):
+        assert (report / name).is_file()
+
+
+def test_figures_are_those_of_the_files(runs, report):
+    text = (report / "report.md").read_text()
+    for name in ("one", "two"):
+        with (runs / "runs" / name / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        final = json.loads((runs / "runs" / name / "final" / "inheritune.json").read_text())
+        assert cells[3] == f"{final['tokens']:,}"
+        assert cells[4] == f"{float(rows[-1]['val_loss']):.3f} ± {float(rows[-1]['val_stderr']):.3f}"
+        assert cells[5] == f"{float(rows[0]['val_loss']):.3f} ± {float(rows[0]['val_stderr']):.3f}"
+    assert "Layers 0, 2 of the 4 of tiny (attn, mlp), and its embeddings, final norm, head" in text
+    assert "## Evaluation: scores" in text and "held-out loss" in text
+
+
+def test_its_commands_give_the_same_run(runs, report, tmp_path):
+    text = (report / "report.md").read_text()
+    block = text.partition("### one")[2].partition("```bash\n")[2].partition("```")[0]
+    commands = [command.removeprefix("inheritune ") for command in block.splitlines()]
+    assert [command.split()[0] for command in commands] == ["slice", "pretrain"]
+    sh(commands[0].replace(f"{runs}/inherited", f"{tmp_path}/inherited"))
+    again = commands[1].replace(f"{runs}/inherited", f"{tmp_path}/inherited")
+    sh(again.replace(f"{runs}/runs/one", f"{tmp_path}/one"))
+    for file in ("lit_model.pth",):
+        assert (tmp_path / "one/final" / file).read_bytes() == (runs / "runs/one/final" / file).read_bytes()
+
+
+def test_a_browser_shows_it(report, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = (report / "report.html").resolve().as_uri()
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    shot = [*command, f"--screenshot={tmp_path}/page.png", "--window-size=1200,1600", page]
+    subprocess.run(shot, check=True, capture_output=True, timeout=120)
+    pixels = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
+    ink = (pixels < 0.9).any(axis=2)
+    assert ink[:400].any() and ink[400:800].any()  # the table, then the curves
+    blue = (np.abs(pixels - np.array([31, 119, 180]) / 255) < 0.02).all(axis=2)
+    assert blue.sum() > 500  # the first run's curve, and what is inherited
+    printed = [*command, "--print-to-pdf-no-header", f"--print-to-pdf={tmp_path}/page.pdf", page]
+    subprocess.run(printed, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_watching_ends_with_the_run(runs, tmp_path):
+    shutil.copytree(runs / "runs" / "one", tmp_path / "live")
+    (tmp_path / "live/final").rename(tmp_path / "later")
+    seen = []
+
+    def finish():
+        while not (tmp_path / "out/report.html").is_file():
+            time.sleep(0.05)
+        seen.append((tmp_path / "out/report.html").read_text())
+        (tmp_path / "later").rename(tmp_path / "live/final")
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    make_report([tmp_path / "live"], tmp_path / "out", watch=1)
+    thread.join()
+    assert 'http-equiv="refresh" content="1"' in seen[0] and "live (goes on)" in seen[0]
+    done = (tmp_path / "out/report.html").read_text()
+    assert "http-equiv" not in done and "goes on" not in done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("{runs}/nowhere", "no folder at"),
+        ("{runs}/data", "holds no run, evaluation or analysis"),
+        ("{runs}/runs --out_dir {runs}/data", "holds something else than a report"),
+        ("{runs}/runs --watch 0", "--watch is 0; give seconds"),
+    ],
+)
+def test_bad_input_is_one_line(runs, arguments, complaint, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments.format(runs=runs).split()]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
