@@ -1,8 +1,66 @@
-"""Inheritune on litgpt: small base language models out of large pretrained ones (arXiv 2404.08634)."""
+"""Inheritune on litgpt: small base language models out of large pretrained ones (arXiv 2404.08634).
 
+Each command is a function: ``from inheritune_lit import slice_reference, pretrain``. They are imported when first asked
+for, so that ``import inheritune_lit`` costs nothing.
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inheritune_lit.checkpoint.export import export
+    from inheritune_lit.data.prepare import prepare
+    from inheritune_lit.errors import UserError
+    from inheritune_lit.evaluation.harness import evaluate
+    from inheritune_lit.inherit.slice import slice_reference
+    from inheritune_lit.model.load import load_model
+    from inheritune_lit.planning.plan import plan
+    from inheritune_lit.report.report import make_report
+    from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+    from inheritune_lit.train.pretrain import pretrain
 
 try:
     __version__ = version("inheritune-lit")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
+
+_MODULES = {
+    "EvalArgs": "train.args",
+    "MixtureArgs": "train.args",
+    "OptimizerArgs": "train.args",
+    "SpeedArgs": "train.args",
+    "TrainArgs": "train.args",
+    "UserError": "errors",
+    "evaluate": "evaluation.harness",
+    "export": "checkpoint.export",
+    "load_model": "model.load",
+    "make_report": "report.report",
+    "plan": "planning.plan",
+    "prepare": "data.prepare",
+    "pretrain": "train.pretrain",
+    "slice_reference": "inherit.slice",
+}
+
+__all__ = [
+    "EvalArgs",
+    "MixtureArgs",
+    "OptimizerArgs",
+    "SpeedArgs",
+    "TrainArgs",
+    "UserError",
+    "evaluate",
+    "export",
+    "load_model",
+    "make_report",
+    "plan",
+    "prepare",
+    "pretrain",
+    "slice_reference",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

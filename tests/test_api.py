@@ -1,0 +1,83 @@
+"""The functions behind the commands, as a library."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_checkpoint, make_packed
+
+import inheritune_lit
+from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs
+
+
+def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
+    make_checkpoint(tmp_path / "reference", tokenizer_dir)
+    data = make_packed(tmp_path / "data", tokenizer_dir)
+    small = inheritune_lit.slice_reference(str(tmp_path / "reference"), n=1, out_dir=tmp_path / "small")
+    done = inheritune_lit.pretrain(
+        small,
+        data,
+        tmp_path / "run",
+        train=TrainArgs(global_batch_size=4, max_seq_length=16, max_steps=4, lr_warmup_steps=1),
+        eval=EvalArgs(max_iters=2),
+        optimizer=OptimizerArgs(lr=1e-3),
+    )
+    results = inheritune_lit.evaluate([done.final], val_data=data, val_blocks=8, max_seq_length=16)
+    # The same 8 validation samples: 2 micro-batches of 4.
+    assert results["checkpoints"][0]["held_out"]["loss"] == pytest.approx(done.val_loss, rel=1e-5)
+    folder = inheritune_lit.export(done.final, tmp_path / "hf")
+    assert (folder / "model.safetensors").is_file()
+    with pytest.raises(inheritune_lit.UserError, match="no folder at"):
+        inheritune_lit.make_report([tmp_path / "nowhere"], tmp_path / "report")
+
+
+def test_every_name_is_there_and_documented():
+    for name in inheritune_lit.__all__:
+        assert getattr(inheritune_lit, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        inheritune_lit.nothing  # noqa: B018
+
+
+def test_importing_it_costs_nothing():
+    code = "import sys, inheritune_lit; print([name for name in ('torch', 'litgpt', 'numpy') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+PROGRAM = """
+from pathlib import Path
+from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
+from inheritune_lit import slice_reference
+
+folder: Path = slice_reference("openllama-3b", n=13)
+prepare("text", folder, Path("data"), val_fraction=0.01)
+result = pretrain(folder, Path("data"), Path("run"), train=TrainArgs(), eval=EvalArgs(), optimizer=OptimizerArgs())
+if result is not None and result.final is not None:
+    scores: dict[str, object] = evaluate([result.final], suite="quick")
+    hf: Path = export(result.final, Path("hf"))
+text: str = plan(ref="openllama-3b", n=13, tokens="8B")
+"""
+
+
+@pytest.mark.slow
+def test_a_typed_program_passes_mypy(tmp_path):
+    if shutil.which("mypy", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("mypy is not installed")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    options = [
+        "--strict",
+        "--follow-imports=silent",
+        "--ignore-missing-imports",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
+    # Where the package is: mypy does not follow what an editable installation puts on the path.
+    environment = {**os.environ, "MYPYPATH": str(Path(inheritune_lit.__file__).parents[1])}
+    for text, passes in ((PROGRAM, True), (PROGRAM.replace("n=13)\nprepare", 'n="13")\nprepare'), False)):
+        (tmp_path / "program.py").write_text(text)
+        command = [sys.executable, "-m", "mypy", *options, "program.py"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert (done.returncode == 0) is passes, done.stdout
