@@ -1,0 +1,75 @@
+"""Every command that README and docs show is one that the program takes, and every link leads somewhere."""
+
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from jsonargparse import CLI, set_parsing_settings
+
+from inheritune_lit.arguments import spell_out
+from inheritune_lit.cli import COMMANDS, _Parser
+from inheritune_lit.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def commands_in(text: str) -> list[str]:
+    """Calls of ``inheritune`` in code, in lines of their own or within a sentence."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    lines += [line.lstrip("# ") for line in text.splitlines() if line.startswith("#   inheritune")]
+    found = [re.search(r"(?:\binheritune|-m inheritune_lit) ([a-z]+ .*)", line.partition(" # ")[0]) for line in lines]
+    return [match[1] for match in found if match and "..." not in match[1] and "DIR" not in match[1]]
+
+
+def parse(command: str) -> str | None:
+    """Which function a command line would call, without calling it; None where it has no flags to check."""
+    called = []
+
+    def recorded(name: str, function):
+        @functools.wraps(function)
+        def record(*given, **named):
+            called.append(name)
+
+        return record
+
+    words = shlex.split(command, comments=True)
+    if words[0] not in COMMANDS:
+        raise UserError(f"no command {words[0]}")
+    functions = {name: recorded(name, function) for name, function in COMMANDS.items()}
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    CLI(functions, args=spell_out(words, COMMANDS), as_positional=False, parser_class=_Parser, prog="inheritune")
+    return called[0]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda path: path.name)
+def test_commands_are_what_the_program_takes(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where recipes are found
+    for command in commands_in(page.read_text(encoding="utf-8")):
+        assert parse(command) == command.split()[0], command
+
+
+def test_a_wrong_command_is_noticed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = "`inheritune slice --ref a --lairs 3`\n```bash\ninheritune pretrain --config recipes/none.yaml\n```\n"
+    assert len(commands_in(text)) == 2
+    for command in commands_in(text):
+        with pytest.raises(UserError):
+            parse(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"inheritune {name}" not in text and name != "demo"] == []
