@@ -10,6 +10,7 @@ from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
+from inheritune_lit.commands.teaching import teach
 from inheritune_lit.commands.training import pretrain
 from inheritune_lit.errors import UserError
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "slice": slice_reference,
     "export": export,
     "prepare": prepare,
+    "teach": teach,
     "pretrain": pretrain,
     "eval": evaluate,
     "demo": demo,

@@ -75,9 +75,7 @@ class DistillationModel(torch.nn.Module):
             soft = divergence_N(logits_NV, chunk)[targets_N[chunk] != PADDING].sum()
             return distill.alpha * plain + (1 - distill.alpha) * soft
 
-        loss = _ChunkedHead.apply(
-            self.gpt, chunk_loss, hidden_NC, *self.gpt.lm_head.parameters()
-        )
+        loss = _ChunkedHead.apply(self.gpt, chunk_loss, hidden_NC, *self.gpt.lm_head.parameters())
         if distill.kind == "distilbert":
             apart_N = 1 - F.cosine_similarity(hidden_NC.float(), teacher_NC.float(), dim=-1)
             loss = loss + distill.cosine * apart_N[targets_N != PADDING].sum()

@@ -77,9 +77,10 @@ def teach(
     }
     positions = len(dataset) * max_seq_length
     size = positions * top_k * (id_dtype(vocabulary).itemsize + np.dtype(dtype).itemsize)
+    flops = positions * model.flops(max_seq_length)
     print(
-        f"teach    {model.name}: top {top_k} of {vocabulary:,} tokens for {positions:,} positions of {len(dataset):,} "
-        f"blocks\n         {size / 1e9:.2f} GB on disk, {positions * model.flops(max_seq_length):.2e} FLOPs on {device}",
+        f"teach {model.name}: top {top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} blocks\n"
+        f"      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
         file=sys.stderr,
         flush=True,
     )
@@ -89,9 +90,9 @@ def teach(
     done = _begin(folder, settings, size)
     with explain_full_disk(out_dir):
         _write(folder, settings, model.gpt.to(device), dataset, done, batch_size)
-        (folder / _DONE).unlink()
         write_manifest(folder, KIND, {"settings": settings})
         os.replace(folder, out_dir)
+        (out_dir / _DONE).unlink()
     print(f"wrote {out_dir}", file=sys.stderr)
 
 
