@@ -12,6 +12,7 @@ from inheritune_lit.commands.evaluation import evaluate
 from inheritune_lit.commands.planning import init, plan
 from inheritune_lit.commands.reporting import report
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
+from inheritune_lit.commands.teaching import teach
 from inheritune_lit.commands.training import pretrain
 from inheritune_lit.errors import UserError
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "slice": slice_reference,
     "export": export,
     "prepare": prepare,
+    "teach": teach,
     "pretrain": pretrain,
     "eval": evaluate,
     "report": report,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
 def pretrain(
@@ -20,6 +20,7 @@ def pretrain(
     num_nodes: int = 1,
     strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto",
     mixture: MixtureArgs = MixtureArgs(),
+    distill: DistillArgs = DistillArgs(),
     documents: Literal["packed", "separate"] = "packed",
     allow_data_change: bool = False,
     seed: int = 1337,
@@ -42,6 +43,7 @@ def pretrain(
         num_nodes: nodes, each started with this command by torchrun or SLURM.
         strategy: ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only.
         mixture: how often each domain is drawn.
+        distill: a teacher to learn from.
         documents: "packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample
             within one document and pads what is left.
         allow_data_change: continue a run although its data, mixture or ``documents`` is another than when it was
@@ -61,6 +63,7 @@ def pretrain(
         optimizer=optimizer,
         speed=speed,
         mixture=mixture,
+        distill=distill,
         documents=documents,
         allow_data_change=allow_data_change,
         precision=precision,

@@ -26,11 +26,21 @@ def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str |
             disagree.
     """
     reference = open_reference(folder, org="local")
-    weights = attach_weights(reference, open_weights(folder))
+    return build_whole(reference, attach_weights(reference, open_weights(folder)), dtype, device)
+
+
+def build_whole(
+    reference: ReferenceModel, weights: Weights, dtype: torch.dtype | None, device: str | torch.device
+) -> GPT:
+    """The whole model of an opened reference, whatever its format; arguments as in ``load_reference``.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
     if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
         raise UserError(
-            f"{folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} tensors are "
-            f"missing, such as {missing[0]}; get the checkpoint again"
+            f"{reference.folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
+            f"tensors are missing, such as {missing[0]}; get the checkpoint again"
         )
     with torch.device("meta"):
         model = build_model(reference.config)

@@ -1,7 +1,11 @@
 """Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from inheritune_lit.errors import UserError
 
 
 @dataclass
@@ -108,3 +112,47 @@ class SpeedArgs:
     """Recompute activations in the backward pass: a third more computing, far less memory"""
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
+
+
+@dataclass
+class DistillArgs:
+    """A teacher, and how much of it goes into the loss (paper, Appendix C.1)."""
+
+    teacher: str | None = None
+    """The model to learn from, of the same tokenizer: a folder, or what --ref of `inheritune slice` takes"""
+    teacher_logits: Path | None = None
+    """Its predictions on this data, written by `inheritune teach`, in the place of teacher"""
+    alpha: float = 0.6
+    """Weight of the plain loss; that of the teacher's predictions is 1 - alpha, and 1 is plain training"""
+    temperature: float = 1.0
+    """Both distributions are softened by it, and their divergence is multiplied by its square"""
+    kind: Literal["logits", "distilbert"] = "logits"
+    """logits: plain loss and divergence; distilbert: also the cosine of the last hidden states"""
+    cosine: float = 0.14
+    """Weight of 1 - cosine for distilbert, whose own weights for divergence, plain loss and cosine are 5, 2 and 1"""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a teacher, of either kind."""
+        return self.teacher is not None or self.teacher_logits is not None
+
+    def check(self) -> None:
+        """Look at the values for themselves.
+
+        Raises:
+            UserError: a value out of its range, or two that contradict each other.
+        """
+        if self.teacher is not None and self.teacher_logits is not None:
+            raise UserError(
+                f"--distill.teacher {self.teacher} and --distill.teacher_logits {self.teacher_logits}: give one"
+            )
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
+        for name in ("temperature", "cosine"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--distill.{name} is {getattr(self, name)}; give a number above 0")
+        if self.kind == "distilbert" and self.teacher_logits is not None:
+            raise UserError(
+                "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
+                "--distill.teacher"
+            )

@@ -23,7 +23,7 @@ class Kernels:
     """Choices for one device.
 
     Attributes:
-        loss: "plain", "chunked" or "liger".
+        loss: "plain", "chunked", "liger" or "distilled".
         compiled: model and loss go through torch.compile.
     """
 
@@ -31,11 +31,14 @@ class Kernels:
     compiled: bool
 
 
-def choose_kernels(config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float) -> Kernels:
+def choose_kernels(
+    config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float, distilled: bool = False
+) -> Kernels:
     """What the settings mean on a device.
 
     Args:
         flops: of the whole run.
+        distilled: there is a teacher, and so a loss of its own, which is not compiled.
 
     Raises:
         UserError: the settings contradict each other, or need a compiler that is not there.
@@ -45,6 +48,8 @@ def choose_kernels(config: Config, speed: SpeedArgs, device: torch.device, z_los
         compiled = device.type == "cuda" or (flops >= _WORTH_COMPILING and _has_compiler())
     elif compiled and device.type == "cpu" and not _has_compiler():
         raise UserError("--speed.compile true on CPU needs a C++ compiler and Python.h; install them, or leave it out")
+    if distilled:
+        return Kernels("distilled", compiled)
     if compiled and speed.loss_kernel == "chunked":
         raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
     return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss, compiled), compiled)

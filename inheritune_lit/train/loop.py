@@ -24,6 +24,7 @@ from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.schedule import learning_rate
+from inheritune_lit.train.teacher_logits import TeacherLogits
 from inheritune_lit.validation import Ranks, ValidationResult, validate
 
 
@@ -51,6 +52,7 @@ class Trainer:
         val_data: what is held out.
         saver: writes states and checkpoints.
         log: takes the metrics; only the first rank's is written.
+        teacher_logits: goes into the loss with the samples.
 
     Attributes:
         step: optimizer steps done.
@@ -70,10 +72,11 @@ class Trainer:
         val_data: PackedDataset,
         saver: Saver,
         log: MetricsLog | NoLog,
+        teacher_logits: TeacherLogits | None = None,
     ) -> None:
         self.fabric, self.trainee, self.saver, self.log = fabric, trainee, saver, log
         self.plan, self.train, self.eval, self.optimizer_args = plan, train, eval, optimizer_args
-        self.data, self.sampler, self.val_data = data, sampler, val_data
+        self.data, self.sampler, self.val_data, self.teacher_logits = data, sampler, val_data, teacher_logits
         self.guard = LossGuard(train.max_loss_jump)
         self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
 
@@ -224,17 +227,21 @@ class Trainer:
         )
 
     def _loss(self, samples: range) -> torch.Tensor:
-        """Next-token cross-entropy of some samples, summed over their targets, in fp32.
+        """Loss of some samples, summed over their targets, in fp32.
 
         Samples are read when it is their turn: from the page cache four of 2,049 tokens take 0.03 ms, so there is
         nothing for a background thread to hide.
         """
-        tokens_BT1 = torch.from_numpy(self.data.batch(self.sampler.blocks(samples)))
-        if self.fabric.device.type == "cuda":
-            tokens_BT1 = tokens_BT1.pin_memory()  # so that the copy does not wait for the device
-        tokens_BT1 = tokens_BT1.to(self.fabric.device, non_blocking=True)
+        blocks = self.sampler.blocks(samples)
+        tokens_BT1 = self._on_device(torch.from_numpy(self.data.batch(blocks)))
+        teacher = self.teacher_logits.batch(blocks) if self.teacher_logits else ()
         # Padding follows the last target, so causal attention never sees the token that stands in for it.
-        return self.trainee.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:])
+        return self.trainee.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:], *map(self._on_device, teacher))
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.fabric.device.type == "cuda":
+            tensor = tensor.pin_memory()  # so that the copy does not wait for the device
+        return tensor.to(self.fabric.device, non_blocking=True)
 
     def _validate(self) -> ValidationResult:
         with self.fabric.autocast():

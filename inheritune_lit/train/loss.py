@@ -45,7 +45,7 @@ class TrainingModel(torch.nn.Module):
         """
         targets_N = targets_BT.flatten()
         if self.kernel == "chunked":
-            return _chunked_loss(self._hidden(inputs_BT).flatten(0, 1), self.gpt.lm_head.weight, targets_N)
+            return _chunked_loss(hidden_states(self.gpt, inputs_BT).flatten(0, 1), self.gpt.lm_head.weight, targets_N)
         logits_NV = self.gpt(inputs_BT).flatten(0, 1)
         if self._fused is not None:
             return self._fused(logits_NV, targets_N).float()
@@ -56,13 +56,19 @@ class TrainingModel(torch.nn.Module):
             loss = loss + self.z_loss * normaliser_N.square()[targets_N != PADDING].sum()
         return loss
 
-    def _hidden(self, inputs_BT: torch.Tensor) -> torch.Tensor:
-        """What goes into the head, (B, T, n_embd): the model with a head that does nothing."""
-        self.gpt.lm_head.forward = lambda x: x
-        try:
-            return self.gpt(inputs_BT)
-        finally:
-            del self.gpt.lm_head.forward
+
+def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: torch.nn.Module | None = None) -> torch.Tensor:
+    """What goes into the head, (B, T, n_embd): the model with a head that does nothing, and no soft cap behind it.
+
+    Args:
+        compiled: the model as torch.compile gave it, to run in its place.
+    """
+    head, cap = gpt.lm_head, gpt.config.final_logit_softcapping
+    gpt.lm_head, gpt.config.final_logit_softcapping = torch.nn.Identity(), None
+    try:
+        return (compiled or gpt)(inputs_BT)
+    finally:
+        gpt.lm_head, gpt.config.final_logit_softcapping = head, cap
 
 
 def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float, compiled: bool) -> str:

@@ -21,6 +21,7 @@ class StepMemory:
         casts: bf16 copies of fp32 weights that the backward pass needs.
         activations: what the forward pass of one micro-batch keeps for the backward pass.
         loss: logits and their gradients.
+        teacher: a teacher and its forward pass.
     """
 
     weights: int
@@ -29,11 +30,13 @@ class StepMemory:
     casts: int
     activations: int
     loss: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
         """All of them at once, as when a step's second micro-batch turns around."""
-        return self.weights + self.gradients + self.optimizer + self.casts + self.activations + self.loss
+        model = self.weights + self.gradients + self.optimizer
+        return model + self.casts + self.activations + self.loss + self.teacher
 
 
 def step_memory(
@@ -89,6 +92,14 @@ def _loss_bytes(config: Config, tokens: int, kernel: str, precision: Precision) 
         # A chunk's logits in both types and their gradient, and the finished gradients of head and hidden states.
         chunk = min(tokens, CHUNK_TOKENS)
         return chunk * vocabulary * (8 + half) + vocabulary * config.n_embd * 4 + tokens * config.n_embd * half
+    if kernel == "distilled":
+        # Student and teacher: logits, softened logits, log-probabilities, and what autograd adds.
+        chunk = min(tokens, CHUNK_TOKENS)
+        return (
+            chunk * vocabulary * (32 + 2 * half)
+            + 2 * vocabulary * config.n_embd * 4
+            + tokens * config.n_embd * 2 * half
+        )
     if kernel == "liger":
         return tokens * vocabulary * half  # the gradient takes the logits' place
     return tokens * vocabulary * (8 + half)

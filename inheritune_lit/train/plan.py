@@ -24,7 +24,7 @@ class RunPlan:
         tokens_per_step: inputs a step, padding included.
         val_blocks: samples a validation.
         parameters: parameters of the model, a tied head counted once.
-        flops_per_token: forward and backward.
+        flops_per_token: forward and backward, and a teacher's forward.
         peak_flops: of one device in bf16, FLOP/s; None where it is not known.
     """
 
@@ -65,6 +65,7 @@ def plan_run(
     parameters: int,
     devices: int = 1,
     peak_flops: float | None = None,
+    teacher_flops: float = 0.0,
 ) -> RunPlan:
     """Work out a run's numbers.
 
@@ -75,6 +76,7 @@ def plan_run(
         parameters: parameters of the model, a tied head counted once.
         devices: over all nodes.
         peak_flops: of one device.
+        teacher_flops: a token, for a teacher that runs along.
 
     Raises:
         UserError: the arguments contradict each other or make no run.
@@ -108,7 +110,7 @@ def plan_run(
         tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
         parameters=parameters,
-        flops_per_token=flops_per_token(config, block_size),
+        flops_per_token=flops_per_token(config, block_size) + teacher_flops,
         peak_flops=peak_flops,
     )
 

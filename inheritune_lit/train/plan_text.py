@@ -16,6 +16,7 @@ def plan_text(
     changes: list[dict[str, Any]],
     device: str,
     memory: StepMemory,
+    learns_from: str | None = None,
 ) -> str:
     """Lines that tell a run.
 
@@ -24,6 +25,7 @@ def plan_text(
         changes: of the run's data, the last one is told.
         device: what it runs on, and in which precision.
         memory: predicted for a step.
+        learns_from: the teacher, None without one.
     """
     samples = plan.total_steps * train.global_batch_size
     positions = plan.total_steps * plan.tokens_per_step
@@ -49,6 +51,8 @@ def plan_text(
         f"{plan.val_blocks:,} samples a validation",
         f"{positions * plan.flops_per_token:.2e} FLOPs on {device}",
     ]
+    if learns_from:
+        lines.insert(1, f"learns from {learns_from}, its forward pass counted below")
     if changes:
         lines.append(f"data changed at sample {changes[-1]['sample']:,}, before: {'; '.join(changes[-1]['different'])}")
     return "\n      ".join(lines)
@@ -57,8 +61,9 @@ def plan_text(
 def memory_text(memory: StepMemory) -> str:
     """A step's memory in words."""
     model = memory.weights + memory.gradients + memory.optimizer
-    batch = memory.total - model
-    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {_size(batch)} a micro-batch)"
+    batch = memory.total - model - memory.teacher
+    teacher = f"{_size(memory.teacher)} teacher, " if memory.teacher else ""
+    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {teacher}{_size(batch)} a micro-batch)"
 
 
 def _size(count: int) -> str:

@@ -15,9 +15,10 @@ from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import load_config
-from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
 from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision
+from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
@@ -55,6 +56,7 @@ def pretrain(
     optimizer: OptimizerArgs,
     speed: SpeedArgs = SpeedArgs(),
     mixture: MixtureArgs = MixtureArgs(),
+    distill: DistillArgs = DistillArgs(),
     documents: Literal["packed", "separate"] = "packed",
     allow_data_change: bool = False,
     precision: Precision | None = None,
@@ -74,7 +76,7 @@ def pretrain(
         initial_checkpoint_dir: litgpt checkpoint to start from.
         data: packed data made with that checkpoint's tokenizer.
         out_dir: run folder.
-        train, eval, optimizer, speed, mixture: settings.
+        train, eval, optimizer, speed, mixture, distill: settings.
         documents: "packed" cuts text into samples wherever they end; "separate" keeps each sample within one document.
         allow_data_change: continue a run although its data, mixture or ``documents`` is another than before.
         precision: "32-true"; "bf16-mixed", fp32 weights computed with in bf16; or "bf16-true", bf16 weights with fp32
@@ -99,6 +101,7 @@ def pretrain(
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
     precision = precision or default_precision()
+    distillation = prepare_distillation(distill, train, speed, data, train_data, documents, config, precision)
     fabric = build_fabric(devices, num_nodes, strategy, precision)
     gpt = prepare_model(initial_checkpoint_dir, precision, speed, block_size)
     parameters = sum(parameter.numel() for parameter in gpt.parameters())
@@ -113,16 +116,23 @@ def pretrain(
         parameters,
         devices=fabric.world_size,
         peak_flops=peak,
+        teacher_flops=distillation.flops_per_token if distillation else 0.0,
     )
-    kernels = choose_kernels(config, speed, fabric.device, train.z_loss, plan.tokens * plan.flops_per_token)
+    kernels = choose_kernels(
+        config, speed, fabric.device, train.z_loss, plan.tokens * plan.flops_per_token, distillation is not None
+    )
     sharded = strategy in ("fsdp", "hybrid")
     shards = fabric.world_size if sharded else 1
-    room = Room.of(config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards)
+    teacher = distillation.memory(train.micro_batch_size) if distillation else 0
+    room = Room.of(
+        config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards, teacher
+    )
     settings = {
         **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
         "precision": precision,
         "device": fabric.device.type,
         "seed": seed,
+        **({"distill": distillation.settings} if distillation else {}),
         **data_settings(data, documents, domains),
     }
     finished = find_run(out_dir, settings)
@@ -130,7 +140,10 @@ def pretrain(
     if fabric.global_rank == 0:
         name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
         machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
-        text = plan_text(plan, config.name, train, domains, changes, f"{machine}, {precision}", room.memory)
+        learns_from = distillation and distillation.name
+        text = plan_text(
+            plan, config.name, train, domains, changes, f"{machine}, {precision}", room.memory, learns_from
+        )
         print(text, file=sys.stderr, flush=True)
     if dry_run:
         return None
@@ -145,12 +158,13 @@ def pretrain(
         room.warn()
         begin_run(out_dir, settings, changes)
     fabric.barrier()
-    trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss)
+    trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss, distillation)
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
     names = [name for name, size in val_data.domains.items() if size.blocks]
     log = MetricsLog(out_dir, logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
-    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log)
+    stored = distillation and distillation.logits
+    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log, stored)
     with stop_requests() as stop:
         try:
             validation = trainer.fit(stop)

@@ -44,8 +44,9 @@ class Room:
         kernels: Kernels,
         device: torch.device,
         shards: int,
+        teacher: int = 0,
     ) -> "Room":
-        """Predict a run's needs; ``shards`` devices share the parameters."""
+        """Predict a run's needs; ``shards`` devices share the parameters, and each holds the ``teacher``'s bytes."""
 
         def predict(speed: SpeedArgs) -> StepMemory:
             batch = (train.micro_batch_size, block_size)
@@ -57,6 +58,7 @@ class Room:
                 weights=memory.weights // shards,
                 gradients=memory.gradients // shards,
                 optimizer=memory.optimizer // shards,
+                teacher=teacher,
             )
 
         return cls(predict(speed), predict(replace(speed, activation_checkpointing=True)), train, device)

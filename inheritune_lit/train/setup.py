@@ -12,6 +12,7 @@ from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.kernels import Kernels, apply_kernels
 from inheritune_lit.train.loop import Trainee
 from inheritune_lit.train.loss import TrainingModel
@@ -39,6 +40,7 @@ def set_up(
     precision: Precision,
     kernels: Kernels,
     z_loss: float,
+    distillation: Distillation | None = None,
 ) -> Trainee:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
@@ -50,9 +52,14 @@ def set_up(
     told = apply_kernels(gpt, kernels, speed, precision, fabric.device)
     if fabric.global_rank == 0:
         print(f"      {told}", file=sys.stderr, flush=True)
-    model: torch.nn.Module = TrainingModel(gpt, kernels.loss, z_loss)
-    if kernels.compiled:
-        model = torch.compile(model, dynamic=False)
+    if distillation:
+        if distillation.teacher:
+            apply_kernels(distillation.teacher.gpt, kernels, speed, precision, fabric.device)
+        model: torch.nn.Module = distillation.model(gpt, kernels.compiled, fabric.device)
+    else:
+        model = TrainingModel(gpt, kernels.loss, z_loss)
+        if kernels.compiled:
+            model = torch.compile(model, dynamic=False)
     return Trainee(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_checkpoint
 from train_command import pretrain_command
 
 from inheritune_lit.cli import main
@@ -53,6 +54,17 @@ def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
         "metrics.csv",
         "step-00000010",
     ]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
+    make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
+    args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__kind": "distilbert"}
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
+    done = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **args, devices=2, strategy=strategy))
+    assert done.returncode == 0, done.stderr
+    for expected, found in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_bad_input_ends_every_rank(checkpoint, packed, tmp_path):

@@ -1,0 +1,155 @@
+"""The loss of a student that learns from a teacher's predictions as well as from the text.
+
+Paper, Appendix C.1: alpha * cross-entropy + (1 - alpha) * distillation loss. The latter is Hinton, Vinyals and Dean's
+("Distilling the Knowledge in a Neural Network", 2015): temperature^2 times the divergence of the student's softened
+distribution from the teacher's. DistilBERT (Sanh et al., 2019, Section 3) adds 1 - cosine of the last hidden states.
+"""
+
+from collections.abc import Callable
+
+import torch
+from litgpt.model import GPT
+from torch.nn import functional as F
+
+from inheritune_lit.data.packed import PADDING
+from inheritune_lit.train.args import DistillArgs
+from inheritune_lit.train.loss import CHUNK_TOKENS, hidden_states
+
+ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+
+
+class DistillationModel(torch.nn.Module):
+    """A student and its loss as one module.
+
+    Args:
+        gpt: the student.
+        distill: weights of the parts.
+        teacher: frozen, on the student's device; None where its predictions come with the data.
+        compiled: all but heads and loss go through torch.compile, which cannot see through the loss's chunks.
+    """
+
+    def __init__(self, gpt: GPT, distill: DistillArgs, teacher: GPT | None, compiled: bool = False) -> None:
+        super().__init__()
+        self.gpt, self.distill = gpt, distill
+        # In a tuple, out of torch's sight: what copies, shards or saves the trained module has no business with the
+        # teacher, and the compiled student is the student again.
+        self._others = (
+            teacher,
+            *(torch.compile(model, dynamic=False) if compiled and model else None for model in (gpt, teacher)),
+        )
+
+    def forward(
+        self,
+        inputs_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        top_ids_BTK: torch.Tensor | None = None,
+        top_logprobs_BTK: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Summed loss in nats, fp32, over the targets that count.
+
+        Args:
+            inputs_BT: token ids.
+            targets_BT: the ids one position later; ``PADDING`` where none counts.
+            top_ids_BTK, top_logprobs_BTK: the teacher's likeliest tokens and their log-probabilities at the loss's
+                temperature, where there is no teacher.
+        """
+        (teacher, compiled_gpt, compiled_teacher), distill = self._others, self.distill
+        targets_N = targets_BT.flatten()
+        hidden_NC = hidden_states(self.gpt, inputs_BT, compiled_gpt).flatten(0, 1)
+        if teacher is None:
+            ids_NK, logprobs_NK = top_ids_BTK.flatten(0, 1), top_logprobs_BTK.flatten(0, 1)
+
+            def divergence_N(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
+                return top_divergence(logits_NV, ids_NK[chunk], logprobs_NK[chunk], distill.temperature)
+        else:
+            with torch.no_grad():
+                teacher_NC = hidden_states(teacher, inputs_BT, compiled_teacher).flatten(0, 1)
+
+            def divergence_N(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
+                with torch.no_grad():
+                    teacher_NV = head_logits(teacher, teacher_NC[chunk])
+                return divergence(logits_NV, teacher_NV, distill.temperature)
+
+        def chunk_loss(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
+            plain = F.cross_entropy(logits_NV, targets_N[chunk], ignore_index=PADDING, reduction="sum")
+            soft = divergence_N(logits_NV, chunk)[targets_N[chunk] != PADDING].sum()
+            return distill.alpha * plain + (1 - distill.alpha) * soft
+
+        loss = _ChunkedHead.apply(self.gpt, chunk_loss, hidden_NC, *self.gpt.lm_head.parameters())
+        if distill.kind == "distilbert":
+            apart_N = 1 - F.cosine_similarity(hidden_NC.float(), teacher_NC.float(), dim=-1)
+            loss = loss + distill.cosine * apart_N[targets_N != PADDING].sum()
+        return loss
+
+
+def head_logits(gpt: GPT, hidden_NC: torch.Tensor) -> torch.Tensor:
+    """Logits (N, V) in fp32 of what ``hidden_states`` gave."""
+    logits_NV = gpt.lm_head(hidden_NC).float()
+    cap = gpt.config.final_logit_softcapping
+    return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
+
+
+def divergence(logits_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """temperature^2 * KL(teacher || student) in nats, shape (N,), both softened by the temperature."""
+    logprobs_NV = F.log_softmax(logits_NV / temperature, dim=-1)
+    teacher_logprobs_NV = F.log_softmax(teacher_NV / temperature, dim=-1)
+    return temperature**2 * (teacher_logprobs_NV.exp() * (teacher_logprobs_NV - logprobs_NV)).sum(dim=-1)
+
+
+def top_divergence(
+    logits_NV: torch.Tensor, ids_NK: torch.Tensor, teacher_NK: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """As ``divergence``, with what the teacher thinks of its K likeliest tokens; all others count as one.
+
+    That is the divergence itself for K = V, and at most it for fewer: unlike a teacher renormalised over K tokens, it
+    asks for no more of them than the teacher gave.
+
+    Args:
+        logits_NV: the student's.
+        ids_NK: tokens, each once.
+        teacher_NK: the teacher's log-probabilities of them at the temperature.
+    """
+    logits_NV = logits_NV / temperature
+    chosen_NK = logits_NV.gather(1, ids_NK)
+    logprobs_NK = chosen_NK - logits_NV.logsumexp(dim=-1, keepdim=True)
+    probs_NK = teacher_NK.exp()
+    loss_N = (probs_NK * (teacher_NK - logprobs_NK)).sum(dim=-1)
+    if ids_NK.shape[1] < logits_NV.shape[1]:
+        # The student's logarithm of the rest from the rest's own logits: 1 minus a sum near 1 has no digits left.
+        others_NV = logits_NV.scatter(1, ids_NK, -torch.inf)
+        log_rest_N = others_NV.logsumexp(dim=-1) - logits_NV.logsumexp(dim=-1)
+        rest_N = (1 - probs_NK.sum(dim=-1)).clamp(min=0)
+        loss_N = loss_N + torch.special.xlogy(rest_N, rest_N) - rest_N * log_rest_N
+    return temperature**2 * loss_N
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Head and loss, 1024 tokens of logits at a time; gradients are formed in the forward pass, with the logits."""
+
+    @staticmethod
+    def forward(ctx, gpt: GPT, chunk_loss: ChunkLoss, hidden_NC: torch.Tensor, *head: torch.Tensor) -> torch.Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
+        grad_hidden_NC = torch.empty_like(hidden_NC)
+        # Sums over thousands of tokens: bf16 would round most of them away.
+        grad_head = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in head]
+        for start in range(0, len(hidden_NC), CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
+            with torch.set_grad_enabled(needs_gradient):
+                hidden = hidden_NC[chunk].detach().requires_grad_(needs_gradient)
+                part = chunk_loss(head_logits(gpt, hidden), chunk)
+            loss += part.detach()
+            if needs_gradient:
+                grad_hidden_NC[chunk], *of_head = torch.autograd.grad(part, (hidden, *head))
+                for total, grad in zip(grad_head, of_head, strict=True):
+                    total += grad
+        ctx.save_for_backward(grad_hidden_NC, *grad_head)
+        ctx.head_dtypes = [parameter.dtype for parameter in head]
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden_NC, *grad_head = ctx.saved_tensors
+        # In place: these are this loss's own.
+        of_head = (total.mul_(grad).to(dtype) for total, dtype in zip(grad_head, ctx.head_dtypes, strict=True))
+        return None, None, grad_hidden_NC.mul_(grad), *of_head

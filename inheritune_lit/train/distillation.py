@@ -1,0 +1,102 @@
+"""What a run learns from beside its text: a teacher, or a teacher's stored predictions."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.model import GPT
+
+from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.errors import UserError
+from inheritune_lit.train.args import DistillArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.distill_loss import DistillationModel
+from inheritune_lit.train.teacher import Teacher, check_student, open_teacher
+from inheritune_lit.train.teacher_logits import TeacherLogits
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher and the weights of the loss; either ``teacher`` or ``logits`` is there."""
+
+    args: DistillArgs
+    block_size: int
+    teacher: Teacher | None
+    logits: TeacherLogits | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the outcome, JSON types only: the teacher by what it holds, not by where it lies."""
+        numbers = {name: value for name, value in asdict(self.args).items() if not name.startswith("teacher")}
+        if self.teacher:
+            return {**numbers, "teacher": self.teacher.identity}
+        return {**numbers, "teacher_logits": self.logits.settings}
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs that the teacher adds to a token of training."""
+        return self.teacher.flops(self.block_size) if self.teacher else 0.0
+
+    @property
+    def name(self) -> str:
+        """The teacher, in words."""
+        if self.teacher:
+            return f"{self.teacher.name}, {self.teacher.parameters:,} parameters"
+        return f"{self.args.teacher_logits}, top {self.logits.settings['top_k']} of each position"
+
+    def memory(self, micro_batch_size: int) -> int:
+        """Bytes that the teacher takes on each device: its weights, and the widest layer of a forward pass."""
+        if self.teacher is None:
+            return 12 * micro_batch_size * self.block_size * self.logits.settings["top_k"]
+        config, each = self.teacher.gpt.config, next(self.teacher.gpt.parameters()).element_size()
+        wide = 3 * config.n_embd + 2 * config.intermediate_size
+        return each * (self.teacher.parameters + micro_batch_size * self.block_size * wide)
+
+    def model(self, student: GPT, compiled: bool, device: torch.device) -> DistillationModel:
+        """The student with its loss; the teacher moves to the device."""
+        return DistillationModel(student, self.args, self.teacher and self.teacher.gpt.to(device), compiled)
+
+
+def prepare_distillation(
+    distill: DistillArgs,
+    train: TrainArgs,
+    speed: SpeedArgs,
+    data: Path,
+    dataset: PackedDataset,
+    documents: str,
+    config: Config,
+    precision: Precision,
+) -> Distillation | None:
+    """Open what the student learns from; None where only the text counts.
+
+    Args:
+        data, dataset, documents: the training data.
+        config: the student's.
+
+    Raises:
+        UserError: arguments out of range, or a teacher that does not fit student and data.
+    """
+    distill.check()
+    if not distill.active or (distill.alpha == 1 and distill.kind == "logits"):
+        return None
+    if train.z_loss:
+        raise UserError(f"--train.z_loss {train.z_loss} is no part of the distillation's loss; leave one of them out")
+    if speed.loss_kernel not in ("auto", "chunked"):
+        raise UserError(f"--speed.loss_kernel {speed.loss_kernel}: distillation has a loss of its own; leave it out")
+    if distill.teacher_logits is not None:
+        expected = {
+            "data_sha256": content_sha256(data),
+            "documents": documents,
+            "blocks": len(dataset),
+            "block_size": dataset.block_size,
+            "vocabulary": config.padded_vocab_size,
+            "temperature": distill.temperature,
+        }
+        return Distillation(distill, dataset.block_size, None, TeacherLogits(distill.teacher_logits, expected))
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    tokenizer = load_packed_manifest(data)["tokenizer"]["sha256"]
+    teacher = open_teacher(distill.teacher, tokenizer, dataset.block_size, dtype)
+    check_student(teacher.gpt.config, config, distill.kind)
+    return Distillation(distill, dataset.block_size, teacher, None)
