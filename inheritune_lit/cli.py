@@ -10,6 +10,7 @@ from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
 from inheritune_lit.commands.planning import init, plan
+from inheritune_lit.commands.replicating import reproduce
 from inheritune_lit.commands.reporting import report
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
 from inheritune_lit.commands.teaching import teach
@@ -26,6 +27,7 @@ COMMANDS = {
     "teach": teach,
     "pretrain": pretrain,
     "eval": evaluate,
+    "reproduce": reproduce,
     "report": report,
     "demo": demo,
 }

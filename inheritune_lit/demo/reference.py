@@ -1,7 +1,10 @@
 """The shape and the tokenizer of the demo's reference: a LLaMA of a few million parameters."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+from inheritune_lit.tokenizer_training import train_tokenizer
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -40,31 +43,10 @@ def write_shape(folder: Path, corpus: Path) -> None:
         "unk_token": "<unk>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config) + "\n", encoding="utf-8")
-    _train_tokenizer(folder / "tokenizer.model", corpus)
+    train_tokenizer(folder / "tokenizer.model", _lines(corpus), SHAPE["vocab_size"])
 
 
-def _train_tokenizer(path: Path, corpus: Path) -> None:
-    import sentencepiece
-
-    lines = (
-        line
-        for file in sorted(corpus.glob("*.jsonl"))
-        for row in file.read_text(encoding="utf-8").splitlines()
-        for line in json.loads(row)["text"].split("\n")
-        if line.strip()
-    )
-    with path.open("wb") as model:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=SHAPE["vocab_size"],
-            byte_fallback=True,  # LLaMA's own choices: nothing is unknown, digits and spaces stay what they are
-            split_digits=True,
-            remove_extra_whitespaces=False,
-            normalization_rule_name="identity",
-            allow_whitespace_only_pieces=True,
-            input_sentence_size=40_000,
-            shuffle_input_sentence=True,
-            minloglevel=2,
-        )
+def _lines(corpus: Path) -> Iterator[str]:
+    for file in sorted(corpus.glob("*.jsonl")):
+        for row in file.read_text(encoding="utf-8").splitlines():
+            yield from filter(str.strip, json.loads(row)["text"].split("\n"))
