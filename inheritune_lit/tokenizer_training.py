@@ -1,7 +1,10 @@
 """A SentencePiece tokenizer made from text, for models that are trained from nothing."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
+
+from inheritune_lit.errors import UserError
 
 _MOST_LINES = 40_000
 
@@ -13,10 +16,14 @@ def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
         path: the new file.
         lines: text; up to 40,000 of them are used.
         vocab_size: number of pieces.
+
+    Raises:
+        UserError: too little text for so many.
     """
     import sentencepiece
 
-    with path.open("wb") as model:
+    model = io.BytesIO()
+    try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
@@ -31,3 +38,8 @@ def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
             shuffle_input_sentence=True,
             minloglevel=2,
         )
+    except RuntimeError as error:
+        raise UserError(
+            f"the text makes no tokenizer of {vocab_size:,} pieces, give more text ({' '.join(str(error).split())})"
+        ) from error
+    path.write_bytes(model.getvalue())

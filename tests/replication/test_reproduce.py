@@ -1,0 +1,112 @@
+"""The paper's comparisons at toy size: what begins with what, tables from the runs' own files, and going on."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from random_text import make_documents
+from tiny import write_jsonl
+
+from inheritune_lit.cli import main
+from inheritune_lit.model.load import load_state
+from inheritune_lit.replication.grid import SCALES, TABLE_1, experiments
+from inheritune_lit.replication.results import paired_difference, summarise
+from inheritune_lit.replication.run import reproduce
+
+ONLY = ["scratch", "stacking", "hybrid", "mlp", "kd"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, Path, list]:
+    folder = tmp_path_factory.mktemp("replication")
+    for seed, name in enumerate(("letters", "notes")):
+        write_jsonl(folder / name / "all.jsonl", [{"text": text} for text in make_documents(300, seed)])
+    out = folder / "out"
+    write_jsonl(folder / "short" / "all.jsonl", [{"text": "a short text"}])
+    results = reproduce([folder / "letters", folder / "notes"], out, "tiny", seeds=2, only=[*ONLY, "inheritune"])
+    return folder, out, results
+
+
+def test_models_begin_with_what_the_grid_says(done):
+    _, out, _ = done
+
+    def state(name: str):
+        return load_state(out / "runs" / name)
+
+    reference, ours = state("reference-s1/final"), state("inheritune-start-s1")
+    for name, tensor in ours.items():
+        assert tensor.equal(reference[name]), name
+    shallow, stacked = state("shallow-s1/final"), state("stacking-start-s1")
+    hybrid = state("hybrid-start-s1")
+    for name, tensor in stacked.items():
+        first = re.sub(r"\.h\.\d+\.", ".h.0.", name)
+        assert tensor.equal(shallow[first]), name
+        assert hybrid[name].equal(reference[first]), name
+    mlp = state("mlp-start-s1")
+    for name, tensor in mlp.items():
+        taken = ".mlp." in name or "norm" in name or ".h." not in name
+        assert tensor.equal(reference[name]) is taken or tensor.eq(1).all(), name
+    assert not state("scratch-start-s1")["lm_head.weight"].equal(state("scratch-start-s2")["lm_head.weight"])
+
+
+def test_the_table_is_that_of_the_runs(done):
+    _, out, results = done
+    text = (out / "replication.md").read_text()
+    losses = {}
+    for seed in (1, 2):
+        for name in ("inheritune", "scratch"):
+            final = json.loads((out / "runs" / f"{name}-s{seed}" / "final" / "inheritune.json").read_text())
+            losses[name, seed] = final["val_loss"]
+    table = text.partition("## Table 1")[2].partition("##")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| from scratch |"))
+    scratch = [losses["scratch", seed] for seed in (1, 2)]
+    gaps = [losses["scratch", seed] - losses["inheritune", seed] for seed in (1, 2)]
+    assert f"{statistics.mean(scratch):.3f} ± {statistics.stdev(scratch):.3f}" in row
+    assert f"{statistics.mean(gaps):+.3f} ± {statistics.stdev(gaps):.3f}" in row
+    by_title = {each.title: each for each in summarise(results, TABLE_1)}
+    assert paired_difference(by_title["from scratch"], by_title["Inheritune"])[2] == 2
+    for figure in re.findall(r"\]\(([^)]+)\)", text):
+        assert (out / figure).stat().st_size > 10_000
+
+
+def test_the_same_command_keeps_what_is_done(done, capsys):
+    folder, out, results = done
+    weights = {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")}
+    (out / "replication.md").unlink()
+    again = reproduce([folder / "letters", folder / "notes"], out, "tiny", seeds=2, only=[*ONLY, "inheritune"])
+    assert again == results
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")} == weights
+    assert (out / "replication.md").is_file()
+
+
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_the_grid_is_trained_in_an_order_that_works(scale):
+    seen: set[str] = set()
+    for one in experiments(SCALES[scale]):
+        assert one.start.model is None or one.start.model in seen
+        assert one.distill is None or "reference" in seen
+        seen.add(one.name)
+    assert len(seen) == len(experiments(SCALES[scale]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("{folder}/nowhere", "no text at"),
+        ("{folder}/letters --only inherit", "--only inherit is no model of the grid; give some of reference"),
+        ("{folder}/letters --seeds 1 --baseline_seeds 2", "--seeds 1 --baseline_seeds 2"),
+        ("{folder}/short --scale small --out_dir {folder}/other", "makes no tokenizer of 2,048 pieces, give more text"),
+        ("{folder}/letters --scale small", "was begun at another scale"),
+        ("{folder}/letters --out_dir {folder}/letters", "holds something else than a replication"),
+    ],
+)
+def test_bad_input_is_one_line(done, arguments, complaint, capsys):
+    folder, out, _ = done
+    words = arguments.format(folder=folder).split()
+    if "--out_dir" not in words:
+        words += ["--out_dir", str(out)]
+    assert main(["reproduce", *words]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert complaint in error[-1] and all(line.startswith("reproduce:") for line in error[:-1])
