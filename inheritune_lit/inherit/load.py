@@ -26,10 +26,27 @@ def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str |
             disagree.
     """
     reference = open_reference(folder, org="local")
-    weights = attach_weights(reference, open_weights(folder))
+    return build_reference(reference, attach_weights(reference, open_weights(folder)), dtype, device)
+
+
+def build_reference(
+    reference: ReferenceModel,
+    weights: Weights,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> GPT:
+    """``load_reference`` of a reference that is open already.
+
+    Args:
+        reference: the opened reference.
+        weights: all of its weights.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
     if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
         raise UserError(
-            f"{folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} tensors are "
+            f"{reference.folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} tensors are "
             f"missing, such as {missing[0]}; get the checkpoint again"
         )
     with torch.device("meta"):
