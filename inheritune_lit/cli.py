@@ -9,6 +9,7 @@ from inheritune_lit.arguments import spell_out
 from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
+from inheritune_lit.commands.growing import grow
 from inheritune_lit.commands.slicing import export, list_references, slice_reference
 from inheritune_lit.commands.training import pretrain
 from inheritune_lit.errors import UserError
@@ -19,6 +20,7 @@ COMMANDS = {
     "export": export,
     "prepare": prepare,
     "pretrain": pretrain,
+    "grow": grow,
     "eval": evaluate,
     "demo": demo,
 }
