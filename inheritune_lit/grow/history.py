@@ -88,8 +88,8 @@ class History:
         """The rounds as a Markdown table; losses in nats a token, ± one standard error."""
         ref = self.reference
         lines = [
-            "| round | layers | parameters | tokens in all | FLOPs in all | held-out loss | above the reference (paired) "
-            "| verdict |",
+            "| round | layers | parameters | tokens in all | FLOPs in all | held-out loss "
+            "| above the reference (paired) | verdict |",
             "|---|--:|--:|--:|--:|--:|--:|---|",
             f"| reference | {ref['n_layer']} | {ref['parameters']:,} | {_count(ref['tokens'])} | "
             f"| {ref['loss']:.4f} ± {ref['stderr']:.4f} | | |",
@@ -123,12 +123,8 @@ class History:
         figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True, sharey=True)
         ref = self.reference
         for axes, unit in zip(panels, ("tokens", "FLOPs"), strict=True):
-            axes.axhline(
-                ref["loss"],
-                color="gray",
-                linestyle="--",
-                label=f"reference, {ref['n_layer']} layers ({ref['loss']:.3f})",
-            )
+            label = f"reference, {ref['n_layer']} layers ({ref['loss']:.3f})"
+            axes.axhline(ref["loss"], color="gray", linestyle="--", label=label)
             for row in self.rounds:
                 # Padding costs FLOPs and is no token, so each axis has a scale of its own.
                 scale = 1.0 if unit == "tokens" else row["flops"] / row["tokens"]

@@ -80,9 +80,8 @@ def within_budget(plans: list[RoundPlan], max_flops: float | None) -> list[Round
     """
     if max_flops is None:
         return plans
-    kept = [
-        plan for plan, spent in zip(plans, accumulate(plan.flops for plan in plans), strict=True) if spent <= max_flops
-    ]
+    spent = accumulate(plan.flops for plan in plans)
+    kept = [plan for plan, flops in zip(plans, spent, strict=True) if flops <= max_flops]
     if not kept:
         raise UserError(
             f"--max_flops is {max_flops:g}; the first round alone takes {plans[0].flops:.2e}: give more, or a smaller "

@@ -43,7 +43,7 @@ class Comparison:
         decision = {
             "met": f"not worse than the reference: {high:+.4f} <= {self.margin:g}",
             "worse": f"worse than the reference: {low:+.4f} > {self.margin:g}",
-            "undecided": f"undecided, {low:+.4f} to {high:+.4f} holds {self.margin:g}: more validation samples would tell",
+            "undecided": f"undecided: {low:+.4f} to {high:+.4f} holds {self.margin:g}, more samples would tell",
         }[self.verdict]
         return (
             f"held-out loss {self.loss:.4f}, reference {self.reference:.4f}: difference {self.difference:+.4f} ± "

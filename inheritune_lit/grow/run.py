@@ -1,43 +1,30 @@
 """``inheritune grow``: Algorithm 1 of the paper, round by round."""
 
 import shutil
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.fabric import Fabric
-
-from inheritune_lit.budget import peak_flops
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.checkpoint.output import new_folder
 from inheritune_lit.checkpoint.weights import Weights
-from inheritune_lit.data.fits import check_fits_model
-from inheritune_lit.data.mixture import make_mixture
-from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.grow.checkpoint import write_grown
 from inheritune_lit.grow.history import History
-from inheritune_lit.grow.layers import GrowOptions, Round, plan_layers
+from inheritune_lit.grow.layers import GrowOptions, Round
 from inheritune_lit.grow.measure import Judge, reference_identity
-from inheritune_lit.grow.plan import RoundPlan, parameters_of, plan_rounds, plan_text, within_budget
+from inheritune_lit.grow.plan import RoundPlan, parameters_of
 from inheritune_lit.grow.rule import check_margin, compare
-from inheritune_lit.grow.start import attn_scale_of, check_start, layers_of
+from inheritune_lit.grow.setup import Setup, prepare
 from inheritune_lit.grow.training import Training
 from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.locate import Located, locate
+from inheritune_lit.inherit.locate import locate
 from inheritune_lit.inherit.options import SliceOptions
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.model.load import load_model
-from inheritune_lit.train.data_change import data_settings
-from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.optimizer_file import OPTIMIZER
-from inheritune_lit.train.plan import block_size_of
 from inheritune_lit.train.pretrain import pretrain
 from inheritune_lit.train.run_folder import FINAL, check_folder
 from inheritune_lit.validation import BlockLosses, mean_loss
@@ -85,80 +72,16 @@ def grow(
     check_margin(margin)
     if optimizer_state == "keep" and training.strategy in ("fsdp", "hybrid"):
         raise UserError(
-            f"--optimizer_state keep with --strategy {training.strategy} is not supported; use ddp or reset"
+            f"--optimizer_state keep with --strategy {training.strategy} is not possible; use ddp, or reset"
         )
     with locate(ref) as located:
         whole = SliceOptions(n=located.reference.config.n_layer)
         weights = located.weights(whole, dry_run)
-        setup = _prepare(located, out_dir, options, training, initial_checkpoint_dir)
+        setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
         setup.say(setup.plan_text(margin))
         if dry_run:
             return None
         return _Growing(setup, ref, weights, training, initial_checkpoint_dir, margin, optimizer_state).run()
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What is known before anything is spent.
-
-    Attributes:
-        plans: the rounds there can be.
-        limit: what ends growing after them: "max_layers" or "max_flops".
-        settings: everything that changes the outcome, the reference's identity aside.
-    """
-
-    located: Located
-    out_dir: Path
-    options: GrowOptions
-    plans: list[RoundPlan]
-    limit: str
-    attn_scale: str
-    settings: dict[str, Any]
-    val_data: PackedDataset
-    fabric: Fabric
-    peak: float | None
-
-    def plan_text(self, margin: float) -> str:
-        name = torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else "CPU"
-        machine = f"{self.fabric.world_size} x {name}" if self.fabric.world_size > 1 else name
-        kind, devices = self.options.new_layers, self.fabric.world_size
-        return plan_text(self.located.reference, self.plans, kind, margin, machine, devices)
-
-    def say(self, text: str) -> None:
-        if self.fabric.global_rank == 0:
-            print(text, file=sys.stderr, flush=True)
-
-
-def _prepare(located: Located, out_dir: Path, options: GrowOptions, training: Training, initial: Path | None) -> _Setup:
-    """Check everything that can be checked without computing."""
-    reference = located.reference
-    attn_scale = attn_scale_of(initial)
-    start = layers_of(initial) if initial else None
-    if initial and start:
-        check_start(initial, start, reference, reference.tied, attn_scale)
-    rounds = plan_layers(options, reference.config.n_layer, start)
-    check_fits_model(training.data, reference.folder, reference.config.padded_vocab_size)
-    block_size = block_size_of(training.train, reference.config)
-    data = {split: PackedDataset(training.data, split, block_size, training.documents) for split in ("train", "val")}
-    mixture = make_mixture(data["train"].domains, training.mixture.weights)
-    if not 0 <= training.seed <= 2**64 - len(rounds):
-        raise UserError(f"--seed is {training.seed}; give a number from 0 to {2**64 - len(rounds)}")
-    fabric = build_fabric(training.devices, training.num_nodes, training.strategy, training.precision)
-    peak = peak_flops(torch.cuda.get_device_name(fabric.device)) if fabric.device.type == "cuda" else None
-    cost = (training, mixture, len(data["val"]), fabric.world_size, peak)
-    every = plan_rounds(reference, rounds, attn_scale, *cost)
-    plans = within_budget(every, options.max_flops)
-    settings = {
-        "grow_by": options.grow_by,
-        "new_layers": options.new_layers,
-        "start_layers": list(rounds[0].layers),
-        "start_sha256": sha256_file(initial / WEIGHTS) if initial else None,
-        "device": fabric.device.type,
-        **training.settings(),
-        **data_settings(training.data, training.documents, mixture),
-    }
-    limit = "max_layers" if len(plans) == len(every) else "max_flops"
-    return _Setup(located, out_dir, options, plans, limit, attn_scale, settings, data["val"], fabric, peak)
 
 
 class _Growing:
@@ -166,7 +89,7 @@ class _Growing:
 
     def __init__(
         self,
-        setup: _Setup,
+        setup: Setup,
         ref: str,
         weights: Weights | None,
         training: Training,
@@ -196,6 +119,7 @@ class _Growing:
         for plan in self.setup.plans:
             if len(history.rounds) < plan.round.number and not self._round(plan, losses, history):
                 return history
+            self._drop_optimizers(plan.round.number)
             if history.rounds[plan.round.number - 1]["verdict"] == "met":
                 return self._end(history, "met")
         return self._end(history, self.setup.limit)
@@ -240,8 +164,6 @@ class _Growing:
         if self.first:
             history.save()
             print(f"round {one.number}, {len(one.layers)} layers: {comparison.words()}", flush=True)
-            if last_optimizer:
-                last_optimizer.unlink(missing_ok=True)  # twice the size of the model, and nobody needs it any more
         return True
 
     def _start(self, one: Round, before: Round | None) -> Path:
@@ -258,6 +180,12 @@ class _Growing:
                 write_grown(start, self.reference, self.weights, trained, one, own, self.setup.attn_scale)
         self.fabric.barrier()
         return start
+
+    def _drop_optimizers(self, number: int) -> None:
+        """Remove optimizer states from before a round that is done: twice the size of a model each."""
+        if self.first:
+            for plan in self.setup.plans[: number - 1]:
+                (self.out_dir / plan.round.name / OPTIMIZER).unlink(missing_ok=True)
 
     def _seconds_left(self) -> float | None:
         """Of ``train.max_time``, which is for the whole call."""
@@ -281,8 +209,6 @@ class _Growing:
         history.outcome = outcome
         if self.first:
             history.save()
-            paths: Sequence[Path] = [self.out_dir / history.rounds[-1]["folder"] / FINAL]
-            print(
-                f"\n{history.table()}\n{history.conclusion()}wrote {paths[0]} and {self.out_dir}/grow.md, .json, .png"
-            )
+            final = self.out_dir / history.rounds[-1]["folder"] / FINAL
+            print(f"\n{history.table()}\n{history.conclusion()}wrote {final} and {self.out_dir}/grow.md, .json, .png")
         return history

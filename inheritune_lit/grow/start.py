@@ -62,8 +62,8 @@ def check_start(
     for field in (*_MOST_TELLING, *sorted(theirs)):
         if ours.get(field) != theirs[field]:
             raise UserError(
-                f"{checkpoint_dir} has {field} {ours.get(field)}, the reference {reference.name} {theirs[field]}; start "
-                "from a checkpoint that was sliced from this reference"
+                f"{checkpoint_dir} has {field} {ours.get(field)}, the reference {reference.name} {theirs[field]}; "
+                "start from a checkpoint that was sliced from this reference"
             )
     if is_tied(load_state(checkpoint_dir)) != tied:
         words = ("ties", "does not") if not tied else ("does not tie", "does")

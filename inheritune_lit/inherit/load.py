@@ -46,8 +46,8 @@ def build_reference(
     """
     if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
         raise UserError(
-            f"{reference.folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} tensors are "
-            f"missing, such as {missing[0]}; get the checkpoint again"
+            f"{reference.folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
+            f"tensors are missing, such as {missing[0]}; get the checkpoint again"
         )
     with torch.device("meta"):
         model = build_model(reference.config)
