@@ -1,34 +1,16 @@
 """A reference of four layers that has learnt its data, and a small growing of it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from random_models import make_gpt2
 from tiny import make_checkpoint, make_packed
 
-from inheritune_lit.grow.layers import GrowOptions
-from inheritune_lit.grow.run import grow
-from inheritune_lit.grow.training import Training
-from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.cli import main
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
-TRAIN = TrainArgs(
-    global_batch_size=8,
-    micro_batch_size=8,
-    max_seq_length=16,
-    max_steps=12,
-    lr_warmup_steps=2,
-    min_lr=1e-4,
-    log_interval=4,
-    save_interval=4,
-)
-TRAINING = {
-    "train": TRAIN,
-    "eval": EvalArgs(interval=6, max_iters=4),
-    "optimizer": OptimizerArgs(lr=3e-3),
-    "precision": "32-true",
-    "seed": 5,
-}
+__all__ = ["make_gpt2"]
 
 
 @pytest.fixture(scope="session")
@@ -38,31 +20,59 @@ def packed(tmp_path_factory, tokenizer_dir):
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory, tokenizer_dir, packed) -> Path:
-    """A litgpt checkpoint, trained for as long as four rounds of growing."""
+    """A litgpt checkpoint, trained for so long that a few steps on fewer layers do not reach it."""
     folder = tmp_path_factory.mktemp("grow-reference")
     make_checkpoint(folder / "start", tokenizer_dir, n_layer=4)
-    train = replace(TRAIN, max_steps=48)
-    return pretrain(folder / "start", packed, folder / "run", **{**TRAINING, "train": train}).final
+    train = TrainArgs(
+        global_batch_size=8,
+        micro_batch_size=8,
+        max_seq_length=16,
+        max_steps=150,
+        lr_warmup_steps=10,
+        min_lr=1e-4,
+        save_interval=None,
+    )
+    settings = {"train": train, "eval": EvalArgs(interval=150), "optimizer": OptimizerArgs(lr=1e-2)}
+    return pretrain(folder / "start", packed, folder / "run", **settings, precision="32-true").final
 
 
 @pytest.fixture
-def growing(reference, packed, tmp_path):
-    """Calls ``grow`` with small settings; keyword arguments replace those of growing, ``training`` those of training."""
+def command(reference, packed, tmp_path):
+    """Arguments of a growing from 2 to 4 layers; ``train__max_steps=7`` changes one, None leaves it out."""
 
-    def call(out_dir=tmp_path / "grown", options=GrowOptions(n=2, grow_by=1), training=None, **changes):
-        given = {
+    def make(out_dir: Path = tmp_path / "grown", **changes: object) -> list[str]:
+        flags: dict[str, object] = {
+            "ref": reference,
             "data": packed,
-            "speed": SpeedArgs(),
-            "mixture": MixtureArgs(),
-            "documents": "packed",
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-            "logger_name": "csv",
-            **TRAINING,
-            **(training or {}),
+            "out_dir": out_dir,
+            "n": 2,
+            "grow_by": 1,
+            "train.global_batch_size": 8,
+            "train.micro_batch_size": 8,
+            "train.max_seq_length": 16,
+            "train.max_steps": 6,
+            "train.lr_warmup_steps": 1,
+            "train.min_lr": 1e-5,
+            "train.log_interval": 2,
+            "train.save_interval": 2,
+            "eval.interval": 3,
+            "eval.max_iters": 4,
+            "optimizer.lr": 1e-4,
+            "precision": "32-true",
+            "seed": 5,
         }
-        ref = changes.pop("ref", reference)
-        return grow(str(ref), out_dir, options, Training(**given), **changes)
+        flags |= {name.replace("__", "."): value for name, value in changes.items()}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return ["grow", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
 
-    return call
+    return make
+
+
+@pytest.fixture
+def grow(command):
+    """Runs such a command in this process."""
+
+    def run(*more: str, **changes: object) -> None:
+        assert main([*command(**changes), *more]) == 0
+
+    return run
