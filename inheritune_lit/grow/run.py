@@ -146,6 +146,7 @@ class _Growing:
         start = self._start(one, before)
         left = self._seconds_left()
         if left is not None and left <= 0:
+            self.setup.say(f"--train.max_time is over before round {one.number}; the same command continues")
             return False
         run_dir, keeps = self.out_dir / one.name, self.optimizer_state == "keep"
         last_optimizer = self.out_dir / before.name / OPTIMIZER if before and keeps else None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from random_models import make_gpt2
 from tiny import make_checkpoint, make_packed
 
@@ -11,6 +12,15 @@ from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
 __all__ = ["make_gpt2"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models of this size are slower on several threads, on a busy machine by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +46,11 @@ def reference(tmp_path_factory, tokenizer_dir, packed) -> Path:
     return pretrain(folder / "start", packed, folder / "run", **settings, precision="32-true").final
 
 
-@pytest.fixture
-def command(reference, packed, tmp_path):
+@pytest.fixture(scope="session")
+def command(reference, packed):
     """Arguments of a growing from 2 to 4 layers; ``train__max_steps=7`` changes one, None leaves it out."""
 
-    def make(out_dir: Path = tmp_path / "grown", **changes: object) -> list[str]:
+    def make(out_dir: Path, **changes: object) -> list[str]:
         flags: dict[str, object] = {
             "ref": reference,
             "data": packed,
@@ -68,11 +78,19 @@ def command(reference, packed, tmp_path):
     return make
 
 
-@pytest.fixture
-def grow(command):
-    """Runs such a command in this process."""
+@pytest.fixture(scope="session")
+def undisturbed(command, tmp_path_factory) -> Path:
+    """A growing with no margin that nothing disturbed; not to be changed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "grown"
+    assert main(command(folder, margin=0)) == 0
+    return folder
 
-    def run(*more: str, **changes: object) -> None:
-        assert main([*command(**changes), *more]) == 0
+
+@pytest.fixture
+def grow(command, tmp_path):
+    """Runs such a command in this process, into ``grown`` where no other folder is given."""
+
+    def run(*more: str, out_dir: Path = tmp_path / "grown", **changes: object) -> None:
+        assert main([*command(out_dir, **changes), *more]) == 0
 
     return run
