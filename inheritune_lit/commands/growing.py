@@ -14,6 +14,7 @@ def grow(
     initial_checkpoint_dir: Path | None = None,
     grow_by: int = 2,
     new_layers: str = "next",
+    old_layers: Literal["trained", "inherited"] = "trained",
     max_layers: int | None = None,
     max_flops: float | None = None,
     margin: float = 0.01,
@@ -45,6 +46,8 @@ def grow(
         grow_by: layers that a round adds.
         new_layers: "next", the reference's at the next positions; "own", copies of the model's own last ones; or which
             layers of the reference to take in turn, such as its lazy ones: last:8, or 16-23.
+        old_layers: "trained" goes on with the model of the round before (Algorithm 1); "inherited" begins every round
+            with the reference's layers again ("repeat steps 1-2" in the paper's text).
         max_layers: depth at which growing ends; the reference's when not given.
         max_flops: FLOPs of training in all rounds; no limit when not given.
         margin: nats a token by which the loss may be above the reference's, tested with 95% confidence on the
@@ -89,7 +92,7 @@ def grow(
     run(
         ref,
         out_dir,
-        GrowOptions(n, grow_by, new_layers, max_layers, max_flops),
+        GrowOptions(n, grow_by, new_layers, old_layers, max_layers, max_flops),
         training,
         initial_checkpoint_dir=initial_checkpoint_dir,
         margin=margin,

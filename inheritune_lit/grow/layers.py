@@ -15,6 +15,8 @@ class GrowOptions:
         grow_by: layers a round.
         new_layers: "next" takes the reference's at the next positions, "own" copies the model's own last ones; a layer
             selection (see ``parse_layers``) names those of the reference that are taken in turn.
+        old_layers: "trained" goes on with what the model has learnt; "inherited" begins every round with the
+            reference's layers as they are.
         max_layers: depth at which growing ends; the reference's when None.
         max_flops: of training in all rounds; unlimited when None.
     """
@@ -22,6 +24,7 @@ class GrowOptions:
     n: int | None = None
     grow_by: int = 2
     new_layers: str = "next"
+    old_layers: str = "trained"
     max_layers: int | None = None
     max_flops: float | None = None
 
@@ -59,6 +62,11 @@ def plan_layers(options: GrowOptions, depth: int, start: tuple[int, ...] | None 
     """
     if options.grow_by < 1:
         raise UserError(f"--grow_by is {options.grow_by}; give the number of layers that a round adds, 1 or more")
+    if options.old_layers == "inherited" and (start is not None or options.new_layers == "own"):
+        other = "--initial_checkpoint_dir" if start is not None else "--new_layers own"
+        raise UserError(
+            f"--old_layers inherited takes every layer from the reference, {other} does not; give one of them"
+        )
     if start is None:
         n = max(1, depth // 2) if options.n is None else options.n
         if not 1 <= n <= depth:

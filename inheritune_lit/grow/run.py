@@ -74,6 +74,8 @@ def grow(
         raise UserError(
             f"--optimizer_state keep with --strategy {training.strategy} is not possible; use ddp, or reset"
         )
+    if optimizer_state == "keep" and options.old_layers == "inherited":
+        raise UserError("--optimizer_state keep is for layers that go on; with --old_layers inherited use reset")
     with locate(ref) as located:
         whole = SliceOptions(n=located.reference.config.n_layer)
         weights = located.weights(whole, dry_run)
@@ -173,8 +175,8 @@ class _Growing:
             return self.initial
         start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
         if self.first and not start.exists():
-            if before is None:
-                slice_reference(self.ref, n=len(one.layers), out_dir=start)
+            if before is None or self.setup.options.old_layers == "inherited":
+                slice_reference(self.ref, layers=",".join(map(str, one.layers)), out_dir=start)
             else:
                 own = self.setup.options.new_layers == "own"
                 trained = self.out_dir / before.name / FINAL

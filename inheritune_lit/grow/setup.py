@@ -79,6 +79,7 @@ def prepare(located: Located, out_dir: Path, options: GrowOptions, training: Tra
     settings = {
         "grow_by": options.grow_by,
         "new_layers": options.new_layers,
+        "old_layers": options.old_layers,
         "start_layers": list(rounds[0].layers),
         "start_sha256": sha256_file(initial / WEIGHTS) if initial else None,
         "device": fabric.device.type,

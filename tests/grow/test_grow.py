@@ -73,6 +73,14 @@ def test_new_layers_are_the_references_and_old_ones_go_on(undisturbed, reference
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in first.items())
 
 
+def test_rounds_may_begin_with_the_reference_again(grow, reference, tmp_path):
+    grow(margin=0, old_layers="inherited")
+    theirs = load_state(reference)
+    for name in ("start-01-2l", "start-02-3l", "start-03-4l"):
+        begun = load_state(tmp_path / "grown" / name)
+        assert all(torch.equal(tensor, theirs[layer]) for layer, tensor in begun.items()), name
+
+
 def test_growing_stops_when_the_loss_is_met(grow, tmp_path):
     # Two layers cost less than 3 nats: the margin lets the first round pass.
     grow(margin=3)

@@ -55,6 +55,10 @@ def test_no_growing_on_request():
         ({"n": 8}, "grows past the reference's 8 layers"),
         ({"n": 1, "new_layers": "own"}, "grows past its own layers"),
         ({"new_layers": "last"}, "grows past --new_layers last, which are 1"),
+        (
+            {"new_layers": "own", "old_layers": "inherited"},
+            "--old_layers inherited takes every layer from the reference",
+        ),
         ({"new_layers": "lazy"}, "--new_layers lazy: lazy is not understood"),
         ({"new_layers": "last:9"}, "--new_layers last:9 asks for 9 layers; the reference has 8"),
         ({"new_layers": "6-8"}, "--new_layers 6-8 names layer 8; the reference has layers 0 to 7"),
