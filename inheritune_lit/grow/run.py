@@ -191,9 +191,9 @@ class _Growing:
                 (self.out_dir / plan.round.name / OPTIMIZER).unlink(missing_ok=True)
 
     def _seconds_left(self) -> float | None:
-        """Of ``train.max_time``, which is for the whole call."""
+        """Of ``train.max_time``, which is for the whole call; the same on every rank, so that all of them stop."""
         limit = self.training.train.max_time
-        return None if limit is None else limit - (time.monotonic() - self.began)
+        return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.began))
 
     def _about_reference(self, scored: BlockLosses) -> dict[str, Any]:
         loss, stderr, _, _ = mean_loss(scored.losses, scored.targets)
