@@ -11,7 +11,8 @@ import pytest
 @pytest.mark.slow
 def test_two_ranks_grow_what_one_does(command, undisturbed, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = command(tmp_path / "two", margin=0, devices=2, train__micro_batch_size=4, eval__max_iters=8)
+    # Without --n, which torchrun takes for an option of its own; half of the layers are two.
+    arguments = command(tmp_path / "two", n=None, margin=0, devices=2, train__micro_batch_size=4, eval__max_iters=8)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, "-m", "inheritune_lit", *arguments], capture_output=True, text=True, timeout=300, env=environment
