@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from inheritune_lit.validation import BlockLosses, mean_loss
 
 OptimizerState = Literal["reset", "keep"]
 _KIND = "growth"
+_FREE = ("data",)  # its folder may have moved: the hash is what counts
 _REFERENCE_LOSSES, _LOSSES = "reference.json", "val_losses.json"
 
 
@@ -78,11 +80,16 @@ def grow(
         raise UserError("--optimizer_state keep is for layers that go on; with --old_layers inherited use reset")
     with locate(ref) as located:
         whole = SliceOptions(n=located.reference.config.n_layer)
-        weights = located.weights(whole, dry_run)
+        # Nothing is downloaded before everything else is known to be right.
+        weights = located.weights(whole, dry_run=True)
         setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
+        rule = {"margin": margin, "optimizer_state": optimizer_state}
+        setup = replace(setup, settings={**setup.settings, **rule})
+        check_folder(out_dir, _KIND, setup.settings, ("reference", *_FREE))
         setup.say(setup.plan_text(margin))
         if dry_run:
             return None
+        weights = weights or located.weights(whole, dry_run=False)
         return _Growing(setup, ref, weights, training, initial_checkpoint_dir, margin, optimizer_state).run()
 
 
@@ -93,13 +100,12 @@ class _Growing:
         self,
         setup: Setup,
         ref: str,
-        weights: Weights | None,
+        weights: Weights,
         training: Training,
         initial: Path | None,
         margin: float,
         optimizer_state: OptimizerState,
     ) -> None:
-        assert weights is not None  # only a dry run does without
         self.setup, self.ref, self.weights, self.training, self.initial = setup, ref, weights, training, initial
         self.margin, self.optimizer_state = margin, optimizer_state
         self.reference, self.fabric, self.out_dir = setup.located.reference, setup.fabric, setup.out_dir
@@ -128,10 +134,8 @@ class _Growing:
 
     def _open_folder(self, identity: dict[str, Any]) -> None:
         """Begin or go on in ``out_dir``, clean of what a kill has left."""
-        rule = {"margin": self.margin, "optimizer_state": self.optimizer_state}
-        settings = {"reference": identity, **self.setup.settings, **rule}
-        # The data may have moved; its hash is what counts.
-        found = check_folder(self.out_dir, _KIND, settings, ("data",))
+        settings = {"reference": identity, **self.setup.settings}
+        found = check_folder(self.out_dir, _KIND, settings, _FREE)
         self.fabric.barrier()
         if self.first and found is None:
             with new_folder(self.out_dir) as staging:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from grow_killed import run_or_die
 
+from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train.loop import Trainer
@@ -79,6 +80,33 @@ def test_rounds_may_begin_with_the_reference_again(grow, reference, tmp_path):
     for name in ("start-01-2l", "start-02-3l", "start-03-4l"):
         begun = load_state(tmp_path / "grown" / name)
         assert all(torch.equal(tensor, theirs[layer]) for layer, tensor in begun.items()), name
+
+
+def test_a_hugging_face_folder_is_the_same_reference(grow, undisturbed, reference, tmp_path):
+    export(reference, tmp_path / "hf")
+    grow(margin=0, ref=tmp_path / "hf")
+    assert record(tmp_path / "grown")["rounds"] == record(undisturbed)["rounds"]
+    for name in ("round-01-2l", "round-03-4l"):
+        ours, theirs = (load_state(folder / name / "final") for folder in (tmp_path / "grown", undisturbed))
+        assert all(torch.equal(tensor, theirs[layer]) for layer, tensor in ours.items())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_models_are_measured_as_they_are_trained(grow, tmp_path, precision):
+    grow(margin=0, precision=precision, documents="separate", optimizer_state="keep")
+    for row in record(tmp_path / "grown")["rounds"]:
+        in_training = float(read_metrics(tmp_path / "grown" / row["folder"] / "metrics.csv")[-1]["val_loss"])
+        assert row["loss"] == pytest.approx(in_training, abs=1e-4)
+
+
+def test_growing_goes_on_from_a_trained_checkpoint(grow, undisturbed, tmp_path):
+    start = undisturbed / "round-01-2l" / "final"
+    grow(margin=0, n=None, initial_checkpoint_dir=start, max_layers=3)
+    rounds = record(tmp_path / "grown")["rounds"]
+    assert [row["layers"] for row in rounds] == [[0, 1], [0, 1, 2]]
+    # It starts where the run before ended, and not at the reference's layers.
+    begun = float(read_metrics(tmp_path / "grown" / "round-01-2l" / "metrics.csv")[0]["val_loss"])
+    assert begun == pytest.approx(record(undisturbed)["rounds"][0]["loss"], abs=1e-6)
 
 
 def test_growing_stops_when_the_loss_is_met(grow, tmp_path):
