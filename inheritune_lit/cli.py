@@ -9,6 +9,7 @@ from inheritune_lit.arguments import spell_out
 from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
+from inheritune_lit.commands.growing import grow
 from inheritune_lit.commands.planning import init, plan
 from inheritune_lit.commands.replicating import reproduce
 from inheritune_lit.commands.reporting import report
@@ -26,6 +27,7 @@ COMMANDS = {
     "prepare": prepare,
     "teach": teach,
     "pretrain": pretrain,
+    "grow": grow,
     "eval": evaluate,
     "reproduce": reproduce,
     "report": report,

@@ -55,7 +55,21 @@ class Ranks:
     add_up: Callable[[torch.Tensor], torch.Tensor]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class BlockLosses:
+    """Losses of the single blocks, in the order in which every model gets them: what a paired comparison needs.
+
+    Attributes:
+        losses: nats, summed over a block's targets.
+        targets: how many these are.
+        domains: where the blocks come from.
+    """
+
+    losses: list[float]
+    targets: list[int]
+    domains: list[str]
+
+
 def validate(
     model: torch.nn.Module,
     dataset: PackedDataset,
@@ -65,7 +79,31 @@ def validate(
     label: str | None = None,
     ranks: Ranks | None = None,
 ) -> ValidationResult:
-    """Mean next-token cross-entropy over the same blocks of a data set every time.
+    """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
+    scored = block_losses(model, dataset, batch_size, max_blocks, device, label, ranks)
+    by_domain: dict[str, list[int]] = {}
+    for number, domain in enumerate(scored.domains):
+        by_domain.setdefault(domain, []).append(number)
+    domains = {
+        domain: DomainLoss(
+            *mean_loss([scored.losses[number] for number in numbers], [scored.targets[number] for number in numbers])
+        )
+        for domain, numbers in by_domain.items()
+    }
+    return ValidationResult(*mean_loss(scored.losses, scored.targets), domains)
+
+
+@torch.no_grad()
+def block_losses(
+    model: torch.nn.Module,
+    dataset: PackedDataset,
+    batch_size: int,
+    max_blocks: int | None = None,
+    device: torch.device | str = "cpu",
+    label: str | None = None,
+    ranks: Ranks | None = None,
+) -> BlockLosses:
+    """Next-token cross-entropy of each of the same blocks of a data set every time.
 
     Args:
         model: maps token ids (B, T) to logits (B, T, V).
@@ -99,18 +137,10 @@ def validate(
     if progress:
         progress.close()
     losses = (ranks.add_up(losses_N) if ranks else losses_N).tolist()
-    targets = dataset.targets(blocks).tolist()
-    by_domain: dict[str, list[int]] = {}
-    for number, domain in enumerate(dataset.domains_of(blocks)):
-        by_domain.setdefault(domain, []).append(number)
-    domains = {
-        domain: DomainLoss(*_mean([losses[number] for number in numbers], [targets[number] for number in numbers]))
-        for domain, numbers in by_domain.items()
-    }
-    return ValidationResult(*_mean(losses, targets), domains)
+    return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
 
 
-def _mean(losses: list[float], targets: list[int]) -> tuple[float, float, int, int]:
+def mean_loss(losses: list[float], targets: list[int]) -> tuple[float, float, int, int]:
     """Mean over targets, its standard error, blocks and targets, from the blocks' summed losses."""
     blocks, tokens = len(losses), sum(targets)
     mean = math.fsum(losses) / tokens

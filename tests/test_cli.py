@@ -35,11 +35,12 @@ def test_unknown_config_key_is_refused(tmp_path, capsys):
     assert "micro_batch" in capsys.readouterr().err
 
 
-def test_help_needs_no_heavy_import():
+@pytest.mark.parametrize("command", ["pretrain", "grow"])
+def test_help_needs_no_heavy_import(command):
     code = (
         "import sys\n"
         "from inheritune_lit.cli import main\n"
-        "try:\n    main(['pretrain', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"try:\n    main(['{command}', '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "heavy = {'torch', 'litgpt', 'transformers', 'lm_eval', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -14,11 +14,25 @@ def check_fits(folder: Path, checkpoint_dir: Path) -> None:
     Raises:
         UserError: it was not, or does not.
     """
-    manifest, config = load_packed_manifest(folder), load_config(checkpoint_dir)
-    if manifest["max_token_id"] >= config.padded_vocab_size:
+    check_fits_model(folder, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
+
+
+def check_fits_model(folder: Path, checkpoint_dir: Path, padded_vocab_size: int) -> None:
+    """``check_fits`` for any format of model.
+
+    Args:
+        folder: packed data.
+        checkpoint_dir: folder of the tokenizer.
+        padded_vocab_size: embeddings of the model.
+
+    Raises:
+        UserError: the data does not fit.
+    """
+    manifest = load_packed_manifest(folder)
+    if manifest["max_token_id"] >= padded_vocab_size:
         raise UserError(
             f"vocabulary too large for the model: {folder} holds token id {manifest['max_token_id']}, {checkpoint_dir} "
-            f"has {config.padded_vocab_size} embeddings; prepare the data with the model's own tokenizer"
+            f"has {padded_vocab_size} embeddings; prepare the data with the model's own tokenizer"
         )
     tokenizer = Tokenizer(checkpoint_dir)
     made_with = manifest["tokenizer"]["sha256"]

@@ -26,13 +26,20 @@ def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str |
             disagree.
     """
     reference = open_reference(folder, org="local")
-    return build_whole(reference, attach_weights(reference, open_weights(folder)), dtype, device)
+    return build_reference(reference, attach_weights(reference, open_weights(folder)), dtype, device)
 
 
-def build_whole(
-    reference: ReferenceModel, weights: Weights, dtype: torch.dtype | None, device: str | torch.device
+def build_reference(
+    reference: ReferenceModel,
+    weights: Weights,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
 ) -> GPT:
-    """The whole model of an opened reference, whatever its format; arguments as in ``load_reference``.
+    """``load_reference`` of a reference that is open already.
+
+    Args:
+        reference: the opened reference.
+        weights: all of its weights.
 
     Raises:
         UserError: a tensor is missing.

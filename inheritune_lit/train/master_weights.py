@@ -44,6 +44,10 @@ class MasterWeights(torch.optim.Optimizer):
                 parameter.copy_(master)
                 master.grad = None
 
+    def buckets(self) -> Iterator[tuple[list[torch.Tensor], torch.optim.Optimizer]]:
+        """The low-precision parameters of each bucket, and the optimizer over their copies, in the same order."""
+        return ((parameters, inner) for _, parameters, inner in self._buckets)
+
     def state_dict(self) -> dict[str, Any]:
         """State and copies of every bucket."""
         return {

@@ -22,6 +22,7 @@ from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
+from inheritune_lit.train.optimizer_file import OPTIMIZER, load_optimizer, save_optimizer
 from inheritune_lit.train.plan import block_size_of, plan_run
 from inheritune_lit.train.plan_text import plan_text
 from inheritune_lit.train.room import Room
@@ -65,6 +66,8 @@ def pretrain(
     strategy: StrategyName = "auto",
     seed: int = 1337,
     logger_name: LoggerName = "csv",
+    initial_optimizer: Path | None = None,
+    keep_optimizer: bool = False,
     dry_run: bool = False,
 ) -> RunResult | None:
     """Train a litgpt checkpoint on packed data; the same call continues a run that was stopped or killed.
@@ -84,6 +87,8 @@ def pretrain(
         devices, num_nodes, strategy: see ``build_fabric``.
         seed: seed of the data order.
         logger_name: a logger beside the CSV file.
+        initial_optimizer: state that parameters of the same names begin with; fresh when None.
+        keep_optimizer: leave the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
         dry_run: print the plan and stop.
 
     Returns:
@@ -128,13 +133,17 @@ def pretrain(
         config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards, teacher
     )
     settings = {
-        **_settings(initial_checkpoint_dir, train, eval, optimizer, speed),
+        "initial_checkpoint_dir": str(initial_checkpoint_dir),
+        "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
+        **training_settings(train, eval, optimizer, speed),
         "precision": precision,
         "device": fabric.device.type,
         "seed": seed,
         **({"distill": distillation.settings} if distillation else {}),
         **data_settings(data, documents, domains),
     }
+    if initial_optimizer:
+        settings["initial_optimizer_sha256"] = sha256_file(initial_optimizer)
     finished = find_run(out_dir, settings)
     changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, allow_data_change)
     if fabric.global_rank == 0:
@@ -159,6 +168,8 @@ def pretrain(
         begin_run(out_dir, settings, changes)
     fabric.barrier()
     trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss, distillation)
+    if initial_optimizer:
+        load_optimizer(initial_optimizer, gpt, trainee.optimizer)
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
     names = [name for name, size in val_data.domains.items() if size.blocks]
@@ -181,6 +192,8 @@ def pretrain(
             "val_domains": {name: asdict(held_out) for name, held_out in validation.domains.items()},
             "run": read_manifest(out_dir),
         }
+        if keep_optimizer and fabric.global_rank == 0:
+            save_optimizer(out_dir / OPTIMIZER, gpt, trainee.optimizer)
         saver.save_final(out_dir / FINAL, record)
         if fabric.global_rank == 0:
             drop_state(out_dir)
@@ -191,17 +204,9 @@ def pretrain(
     return RunResult(out_dir / FINAL, trainer.step, trainer.tokens, validation.loss, validation.stderr)
 
 
-def _settings(
-    initial_checkpoint_dir: Path,
-    train: TrainArgs,
-    eval: EvalArgs,
-    optimizer: OptimizerArgs,
-    speed: SpeedArgs,
-) -> dict[str, Any]:
-    """All that changes the outcome, data aside: a run is continued only where every value is the same."""
+def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:
+    """All arguments that change the outcome: a run is continued only where every value is the same."""
     return {
-        "initial_checkpoint_dir": str(initial_checkpoint_dir),
-        "initial_weights_sha256": sha256_file(initial_checkpoint_dir / WEIGHTS),
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
         "eval": {"interval": eval.interval, "samples": eval.max_iters and eval.max_iters * train.micro_batch_size},
         "optimizer": asdict(optimizer),

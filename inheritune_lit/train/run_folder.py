@@ -43,22 +43,41 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     Raises:
         UserError: the folder holds something else, or a run with other settings.
     """
-    manifest = read_manifest(run_dir) if run_dir.is_dir() else None
-    if manifest is None:
-        check_vacant(run_dir)
+    if check_folder(run_dir, "run", settings, DATA_SETTINGS) is None:
         return None
-    if manifest.get("kind") != "run":
-        raise UserError(f"{run_dir} holds a {manifest.get('kind')}, not a run; give another --out_dir")
-    for name, old, new in _differences(manifest.get("settings", {}), settings):
-        if name.split(".")[0] in DATA_SETTINGS:
-            continue
-        raise UserError(
-            f"{run_dir} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
-        )
     final = read_manifest(run_dir / FINAL) if (run_dir / FINAL).is_dir() else None
     if final is None:
         return None
     return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+
+
+def check_folder(
+    folder: Path, kind: str, settings: dict[str, Any], free: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
+    """The manifest of a folder that was started with the same settings, None where nothing was started.
+
+    Args:
+        folder: the folder.
+        kind: what its manifest has to be.
+        settings: everything that changes the outcome, JSON types only.
+        free: names of settings that are not compared here.
+
+    Raises:
+        UserError: the folder holds something else, or was started with other settings.
+    """
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        check_vacant(folder)
+        return None
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}; give another --out_dir")
+    for name, old, new in _differences(manifest.get("settings", {}), settings):
+        if name.split(".")[0] in free:
+            continue
+        raise UserError(
+            f"{folder} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
+        )
+    return manifest
 
 
 def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from inheritune_lit.budget import flops_per_token
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.load import build_whole
+from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.locate import locate
 from inheritune_lit.inherit.options import SliceOptions
 from inheritune_lit.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
         _check(reference.folder, reference.config, tokenizer_sha256, block_size)
         whole = SliceOptions(n=reference.config.n_layer)
         weights = located.weights(whole, dry_run=False)
-        gpt = build_whole(reference, weights, dtype, "cpu").eval().requires_grad_(False)
+        gpt = build_reference(reference, weights, dtype, "cpu").eval().requires_grad_(False)
         if located.repository:
             identity = {"source": located.source, "revision": located.repository.revision}
         else:
