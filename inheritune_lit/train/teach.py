@@ -79,8 +79,8 @@ def teach(
     size = positions * top_k * (id_dtype(vocabulary).itemsize + np.dtype(dtype).itemsize)
     flops = positions * model.flops(max_seq_length)
     print(
-        f"teach {model.name}: top {top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} blocks\n"
-        f"      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
+        f"teach {model.name}: top {top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
+        f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
         file=sys.stderr,
         flush=True,
     )
