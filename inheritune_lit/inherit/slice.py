@@ -36,6 +36,7 @@ def slice_reference(
     head: bool = True,
     attn_scale: str = "position",
     hash_sources: bool = True,
+    tokenizer_dir: Path | None = None,
 ) -> Path:
     """Build a small model out of a pretrained one's layers.
 
@@ -44,6 +45,7 @@ def slice_reference(
             GGUF file.
         out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
         dry_run: print the plan and stop.
+        tokenizer_dir: GPT-2's tokenizer, for a shape that has no weights.
 
     The other options are those of ``SliceOptions``.
 
@@ -54,7 +56,7 @@ def slice_reference(
         UserError: bad input; nothing is left behind.
     """
     options = SliceOptions(n, layers, init, parts, embeddings, final_norm, head, attn_scale, hash_sources, seed)
-    with locate(ref) as located:
+    with locate(ref, tokenizer_dir) as located:
         return _slice(located, options, out_dir, dry_run)
 
 
