@@ -14,6 +14,7 @@ def slice_reference(
     embeddings: bool = True,
     final_norm: bool = True,
     head: bool = True,
+    positions: bool = True,
     attn_scale: Literal["position", "keep"] = "position",
     hash_sources: bool = True,
     tokenizer_dir: Path | None = None,
@@ -34,6 +35,7 @@ def slice_reference(
         embeddings: inherit the token embeddings.
         final_norm: inherit the norm before the head.
         head: inherit the prediction head.
+        positions: inherit the learned positions of a GPT-2 model.
         attn_scale: for GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new
             number, as the paper's code does, "keep" the one in the reference.
         hash_sources: record the SHA-256 of the reference's files; local files are read whole for it.
@@ -55,6 +57,7 @@ def slice_reference(
         embeddings=embeddings,
         final_norm=final_norm,
         head=head,
+        positions=positions,
         attn_scale=attn_scale,
         hash_sources=hash_sources,
         tokenizer_dir=tokenizer_dir,
