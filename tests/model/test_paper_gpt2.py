@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import transformers
+from tiny import make_checkpoint
 from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.export import export
@@ -135,6 +136,18 @@ def test_slices_of_a_trained_one(paper, tmp_path):
     first = load_model(slice_reference(str(paper), n=2, out_dir=tmp_path / "first"))
     expected = written_out(whole, TOKENS_BT, heads=4, layers=2)
     torch.testing.assert_close(first(TOKENS_BT), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_as_the_code_inherits(paper, tokenizer_dir, tmp_path):
+    """Blocks and the tied embedding, but neither positions nor the final norm."""
+    whole = load_state(paper)
+    out = slice_reference(str(paper), n=2, positions=False, final_norm=False, out_dir=tmp_path / "code")
+    for name, tensor in load_state(out).items():
+        fresh = name in ("transformer.wpe.weight", "transformer.ln_f.weight")
+        assert torch.equal(tensor, whole[name]) != fresh, name
+    make_checkpoint(tmp_path / "llama", tokenizer_dir)
+    with pytest.raises(UserError, match="no learned positions"):
+        slice_reference(str(tmp_path / "llama"), n=2, positions=False, out_dir=tmp_path / "out")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
