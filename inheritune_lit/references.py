@@ -78,8 +78,43 @@ REFERENCES = (
 )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A model to train from scratch, whose weights nobody has published; its tokenizer is GPT-2's.
+
+    Attributes:
+        name: what users type.
+        layers, width, heads: its shape.
+    """
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+
+    @property
+    def parameters(self) -> int:
+        """Matrices and two norms a layer, token embedding (the head is tied), 1,024 positions, and the last norm."""
+        return self.layers * (12 * self.width**2 + 2 * self.width) + (50304 + 1024 + 1) * self.width
+
+
+# The reference models of the paper's Table 10; its half-width ones are made of these by --init half-width.
+SHAPES = (
+    Shape("paper-gpt2-medium", 24, 1024, 16),
+    Shape("paper-gpt2-large", 36, 1280, 20),
+    Shape("paper-gpt2-large-32l", 32, 1280, 20),
+    Shape("paper-gpt2-xlarge", 48, 1600, 25),
+)
+TOKENIZER_OF_SHAPES = "openai-community/gpt2"
+
+
+def find_shape(name: str) -> Shape | None:
+    """The named shape, or None."""
+    return next((shape for shape in SHAPES if shape.name == name.lower()), None)
+
+
 def reference_table() -> str:
-    """The named references as aligned text, one a line; no network is used."""
+    """The named references and shapes as aligned text, one a line; no network is used."""
     rows = [("name", "layers", "width", "parameters", "size", "licence", "repository")]
     rows += [
         (
@@ -92,6 +127,10 @@ def reference_table() -> str:
             reference.repository,
         )
         for reference in REFERENCES
+    ]
+    rows += [
+        (shape.name, str(shape.layers), str(shape.width), f"{shape.parameters:,}", "", "", "none: --init random")
+        for shape in SHAPES
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = (1, 2, 3, 4)
@@ -112,7 +151,7 @@ def find_reference(name: str) -> Reference | None:
 
 def unknown_reference(name: str) -> UserError:
     """The error for a name that is no reference, no folder and no hub repository, with near names."""
-    known = [reference.name for reference in REFERENCES]
+    known = [reference.name for reference in (*REFERENCES, *SHAPES)]
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known)}"
     return UserError(f"unknown reference {name!r}: no such folder, known name or hub repository (org/name); {hint}")

@@ -7,7 +7,7 @@ from litgpt.config import configs
 from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.model.gpt2 import build_model
-from inheritune_lit.references import REFERENCES, find_reference, reference_table, unknown_reference
+from inheritune_lit.references import REFERENCES, SHAPES, find_reference, reference_table, unknown_reference
 
 TIED = ("smollm2", "llama3.2", "gpt2")
 GPT2_HEADS = {"gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25}
@@ -41,7 +41,7 @@ def test_parameters_follow_from_the_shapes(reference):
 
 def test_table_and_look_up():
     lines = reference_table().splitlines()
-    assert len(lines) == len(REFERENCES) + 1
+    assert len(lines) == len(REFERENCES) + len(SHAPES) + 1
     assert len({reference.name for reference in REFERENCES}) == len(REFERENCES)
     assert "6,738,415,616" in next(line for line in lines if line.startswith("llama2-7b"))
     assert find_reference("GPT2-Medium").repository == "openai-community/gpt2-medium"

@@ -14,8 +14,10 @@ def slice_reference(
     embeddings: bool = True,
     final_norm: bool = True,
     head: bool = True,
+    positions: bool = True,
     attn_scale: Literal["position", "keep"] = "position",
     hash_sources: bool = True,
+    tokenizer_dir: Path | None = None,
     seed: int = 1337,
     dry_run: bool = False,
 ) -> None:
@@ -33,9 +35,12 @@ def slice_reference(
         embeddings: inherit the token embeddings.
         final_norm: inherit the norm before the head.
         head: inherit the prediction head.
+        positions: inherit the learned positions of a GPT-2 model.
         attn_scale: for GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new
             number, as the paper's code does, "keep" the one in the reference.
         hash_sources: record the SHA-256 of the reference's files; local files are read whole for it.
+        tokenizer_dir: folder of GPT-2's tokenizer, for a paper-gpt2 model, which has no weights; from the hub when
+            not given.
         seed: seed of random weights.
         dry_run: print the plan and stop.
     """
@@ -52,8 +57,10 @@ def slice_reference(
         embeddings=embeddings,
         final_norm=final_norm,
         head=head,
+        positions=positions,
         attn_scale=attn_scale,
         hash_sources=hash_sources,
+        tokenizer_dir=tokenizer_dir,
         seed=seed,
         dry_run=dry_run,
     )

@@ -14,7 +14,9 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.options import SliceOptions
 from inheritune_lit.inherit.plan import inherited_names
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
-from inheritune_lit.references import find_reference, unknown_reference
+from inheritune_lit.inherit.scratch import describe_shape
+from inheritune_lit.references import TOKENIZER_OF_SHAPES, find_reference, find_shape, unknown_reference
+from inheritune_lit.tokenizer import Tokenizer
 
 
 @dataclass
@@ -26,17 +28,24 @@ class Located:
         source: its folder, file or repository (with the revision that was asked for), for the manifest.
         repository: its hub repository, if it is from the hub.
         gguf: its GGUF file, if it is one.
+        scratch: it has a shape only.
     """
 
     reference: ReferenceModel
     source: str
     repository: Repository | None = None
     gguf: Path | None = None
+    scratch: bool = False
 
     def weights(self, options: SliceOptions, dry_run: bool) -> Weights | None:
         """The weights a slice needs; None where a plan needs none: random weights, or a dry run on the hub."""
         if options.init == "random" or (dry_run and self.repository):
             return None
+        if self.scratch:
+            raise UserError(
+                f"nobody has published weights of {self.source}: give --init random and train it, then slice the "
+                "folder of the trained one"
+            )
         if self.repository is None:
             weights = attach_weights(self.reference, open_weights(self.reference.folder))
         else:
@@ -49,18 +58,27 @@ class Located:
 
 
 @contextmanager
-def locate(ref: str) -> Iterator[Located]:
+def locate(ref: str, tokenizer_dir: Path | None = None) -> Iterator[Located]:
     """Open a reference for the length of the block.
+
+    Args:
+        tokenizer_dir: GPT-2's tokenizer, for a shape without weights; fetched from the hub when None.
 
     Raises:
         UserError: there is no such reference, or it is damaged.
     """
     path = Path(ref).expanduser()
+    if tokenizer_dir is not None and (path.is_dir() or not find_shape(ref)):
+        raise UserError(f"--tokenizer_dir {tokenizer_dir}: --ref {ref} brings its own tokenizer; leave it out")
     if gguf := find_gguf(path):
         with as_huggingface(gguf) as folder:
             yield Located(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
     elif path.is_dir():
         yield Located(open_reference(path, "local"), str(path))
+    elif shape := find_shape(ref):
+        folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES, None, gated=False).folder
+        Tokenizer(folder)  # or the new model would have none
+        yield Located(describe_shape(shape, folder), shape.name, scratch=True)
     else:
         name, at, revision = ref.partition("@")
         if at and not revision:

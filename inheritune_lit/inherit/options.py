@@ -19,6 +19,7 @@ class SliceOptions:
         init: one of ``INITS``.
         parts: sub-modules of a block that are inherited (the paper's Table 3); the others are initialised afresh.
         embeddings, final_norm, head: whether these are inherited.
+        positions: whether learned positions are inherited, of a model that has them.
         attn_scale: where GPT-2's attention logits are divided by the layer number: "position" takes the student's own
             (the paper's code), "keep" the number that the layer had in the reference.
         hash_sources: record the SHA-256 of the local files that feed the student, which reads them whole.
@@ -34,6 +35,7 @@ class SliceOptions:
     head: bool = True
     attn_scale: str = "position"
     hash_sources: bool = True
+    positions: bool = True
     seed: int = 1337
 
 

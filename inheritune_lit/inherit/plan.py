@@ -106,6 +106,8 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
     layers = layer_map(options, config.n_layer)
     if reference.tied and options.embeddings != options.head:
         raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
+    if not options.positions and not isinstance(config, GPT2Config):
+        raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
     per_layer = {
         field: [value[layer] for layer in layers]
         for field in ("sliding_window_indices", "rope_indices")
@@ -200,6 +202,7 @@ def _teacher_name(name: str, layers: list[int], options: SliceOptions) -> str | 
         wanted = {
             "lm_head": options.head,
             "transformer.ln_f": options.final_norm,
+            "transformer.wpe": options.positions,
         }.get(module, options.embeddings)
         return name if wanted else None
     child = module.partition(".")[0]

@@ -34,8 +34,10 @@ def slice_reference(
     embeddings: bool = True,
     final_norm: bool = True,
     head: bool = True,
+    positions: bool = True,
     attn_scale: str = "position",
     hash_sources: bool = True,
+    tokenizer_dir: Path | None = None,
 ) -> Path:
     """Build a small model out of a pretrained one's layers.
 
@@ -44,6 +46,7 @@ def slice_reference(
             GGUF file.
         out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
         dry_run: print the plan and stop.
+        tokenizer_dir: GPT-2's tokenizer, for a shape that has no weights.
 
     The other options are those of ``SliceOptions``.
 
@@ -53,8 +56,10 @@ def slice_reference(
     Raises:
         UserError: bad input; nothing is left behind.
     """
-    options = SliceOptions(n, layers, init, parts, embeddings, final_norm, head, attn_scale, hash_sources, seed)
-    with locate(ref) as located:
+    options = SliceOptions(
+        n, layers, init, parts, embeddings, final_norm, head, attn_scale, hash_sources, positions, seed
+    )
+    with locate(ref, tokenizer_dir) as located:
         return _slice(located, options, out_dir, dry_run)
 
 
@@ -111,6 +116,7 @@ def _write(located: Located, weights: Weights | None, plan: Plan, options: Slice
         "embeddings": options.embeddings,
         "final_norm": options.final_norm,
         "head": options.head,
+        "positions": options.positions,
         "attn_scale": options.attn_scale if isinstance(plan.config, GPT2Config) else None,
         "seed": options.seed,
         "n_layer": plan.config.n_layer,

@@ -35,7 +35,10 @@ class DistillationModel(torch.nn.Module):
         # teacher, and the compiled student is the student again.
         self._others = (
             teacher,
-            *(torch.compile(model, dynamic=False) if compiled and model else None for model in (gpt, teacher)),
+            *(
+                torch.compile(model, dynamic=False) if compiled and model is not None else None
+                for model in (gpt, teacher)
+            ),
         )
 
     def forward(

@@ -31,7 +31,8 @@ class Distillation:
         """What changes the outcome, JSON types only: the teacher by what it holds, not by where it lies."""
         numbers = {name: value for name, value in asdict(self.args).items() if not name.startswith("teacher")}
         if self.teacher:
-            return {**numbers, "teacher": self.teacher.identity}
+            identity = self.teacher.identity
+            return {**numbers, "teacher": identity.get("sha256") or identity}
         return {**numbers, "teacher_logits": self.logits.settings}
 
     @property

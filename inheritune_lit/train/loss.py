@@ -66,7 +66,7 @@ def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: torch.nn.Module |
     head, cap = gpt.lm_head, gpt.config.final_logit_softcapping
     gpt.lm_head, gpt.config.final_logit_softcapping = torch.nn.Identity(), None
     try:
-        return (compiled or gpt)(inputs_BT)
+        return (gpt if compiled is None else compiled)(inputs_BT)
     finally:
         gpt.lm_head, gpt.config.final_logit_softcapping = head, cap
 

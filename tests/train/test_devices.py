@@ -56,7 +56,7 @@ def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
     ]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
     make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
     args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__kind": "distilbert"}
