@@ -14,11 +14,25 @@ def check_fits(folder: Path, checkpoint_dir: Path) -> None:
     Raises:
         UserError: it was not, or does not.
     """
-    manifest, config = load_packed_manifest(folder), load_config(checkpoint_dir)
-    if manifest["max_token_id"] >= config.padded_vocab_size:
+    check_vocabulary(folder, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
+
+
+def check_vocabulary(folder: Path, checkpoint_dir: Path, embeddings: int) -> None:
+    """The same for a model in any format.
+
+    Args:
+        folder: packed data.
+        checkpoint_dir: where the model's tokenizer is.
+        embeddings: how many tokens the model knows.
+
+    Raises:
+        UserError: the data was made with another tokenizer, or does not fit the vocabulary.
+    """
+    manifest = load_packed_manifest(folder)
+    if manifest["max_token_id"] >= embeddings:
         raise UserError(
             f"vocabulary too large for the model: {folder} holds token id {manifest['max_token_id']}, {checkpoint_dir} "
-            f"has {config.padded_vocab_size} embeddings; prepare the data with the model's own tokenizer"
+            f"has {embeddings} embeddings; prepare the data with the model's own tokenizer"
         )
     tokenizer = Tokenizer(checkpoint_dir)
     made_with = manifest["tokenizer"]["sha256"]
