@@ -50,3 +50,9 @@ def anonymous_bytes(process: int) -> int:
         return 0
     own = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
     return own + sum(anonymous_bytes(int(child)) for child in children)
+
+
+def own_anonymous_bytes() -> int:
+    """Anonymous resident memory of this process without its children, such as a compiler (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

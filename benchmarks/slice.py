@@ -87,7 +87,10 @@ def build_reference(folder: Path, shape: dict) -> None:
 
 
 def random_chunks(name: str, size: tuple[int, ...], noise: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor's values, cut from ``noise`` at a place that depends on the name."""
+    """A tensor's values, cut from ``noise`` at a place that depends on the name; ones for norms."""
+    if "norm" in name:
+        yield torch.ones(size, dtype=noise.dtype)
+        return
     left, start = torch.Size(size).numel(), sum(name.encode()) * 997 % 100_000
     while left:
         chunk = noise[start : start + left]

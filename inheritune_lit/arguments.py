@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> list[str]:
     """Rewrite ``--flag`` to ``--flag=true`` and ``--many A B`` to ``--many+=A --many+=B``.
 
-    Only parameters of the named command that are annotated ``bool`` or ``list[...]`` are touched.
+    Only parameters of the named command that are annotated ``bool``, ``list[...]`` or ``list[...] | None`` are touched.
 
     Args:
         args: command line without the program's name.
@@ -31,9 +31,17 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
         kind = kinds.get(arg)
         if kind is bool and not values:
             spelled.append(f"{arg}=true")
-        elif get_origin(kind) is list and values and not values[0].startswith("["):
+        elif (
+            any(get_origin(part) is list for part in (kind, *get_args(kind)))
+            and values
+            and not values[0].startswith("[")
+        ):
             spelled += [f"{arg}+={value}" for value in values]
             position = values_end
         else:
             spelled.append(arg)
     return spelled
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) is list for part in (kind, *get_args(kind)))

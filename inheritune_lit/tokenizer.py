@@ -50,7 +50,8 @@ class Tokenizer:
         self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
         self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
         self._encode = lambda texts, num_threads: processor.encode(list(texts), num_threads=num_threads)
-        self._decode = processor.decode
+        # SentencePiece's control tokens have no text anyway.
+        self._decode = lambda ids, skip: processor.decode(ids)
 
     def _load_huggingface(self, folder: Path, parse_special_tokens: bool) -> None:
         from tokenizers import Tokenizer as FastTokenizer
@@ -74,7 +75,7 @@ class Tokenizer:
             return [encoding.ids for encoding in encodings]
 
         self._encode = encode
-        self._decode = lambda ids: processor.decode(ids, skip_special_tokens=False)
+        self._decode = lambda ids, skip: processor.decode(ids, skip_special_tokens=skip)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
         """Token ids of each text.
@@ -90,9 +91,9 @@ class Tokenizer:
         """Token ids of one text."""
         return self._encode([text], 1)[0]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
-        return self._decode([int(i) for i in ids])
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of token ids; special tokens of a ``tokenizer.json`` are spelled out unless skipped."""
+        return self._decode([int(i) for i in ids], skip_special_tokens)
 
     def sha256(self) -> str:
         """SHA-256 of the file that defines the tokenizer: equal hashes mean equal ids."""

@@ -83,3 +83,9 @@ def make_packed(folder: Path, tokenizer_dir: Path) -> Path:
     source.write_text("".join(rows))
     prepare(source, tokenizer_dir, folder, val_fraction=0.2)
     return folder
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    """Write rows, a line each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

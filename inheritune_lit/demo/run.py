@@ -61,8 +61,8 @@ def run_demo(out_dir: Path) -> None:
     task_file = str(task / f"{TASK}.yaml")
     _stage(
         "score every model on held-out text",
-        scores,
-        lambda: evaluate(checkpoints, tasks=task_file, val_data=data, batch_size=32, out_dir=scores),
+        scores / "results.json",
+        lambda: evaluate(checkpoints, tasks=task_file, val_data=data, out_dir=scores),
     )
     results = json.loads((scores / "results.json").read_text(encoding="utf-8"))
     rows = dict(zip(_SCORED, map(_row, _SCORED, results["checkpoints"]), strict=True))

@@ -1,40 +1,35 @@
-"""``inheritune eval``: lm-eval tasks and held-out loss for litgpt checkpoints."""
+"""``inheritune eval``: suites, lm-eval tasks and held-out loss for one or several checkpoints."""
 
-import io
-import json
 import logging
-import math
 import os
 import sys
 import tempfile
-import time
-from contextlib import redirect_stderr
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.evaluator import simple_evaluate
 
-from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file, write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, new_folder
+from inheritune_lit.checkpoint.folder import is_litgpt_folder
+from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.data.fits import check_fits
-from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.lit_lm import LitLM
-from inheritune_lit.evaluation.tables import mmlu_macro, results_table
-from inheritune_lit.evaluation.tasks import ResolvedTasks, TaskResolver
-from inheritune_lit.model.load import load_config, load_model
-from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.validation import validate
-
-_LONGEST_HELD_OUT_BLOCK = 2048
+from inheritune_lit.evaluation.cells import cells_of
+from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
+from inheritune_lit.evaluation.held_out import HeldOut
+from inheritune_lit.evaluation.loading import LoadedTask, load_tasks
+from inheritune_lit.evaluation.result_folder import ResultFolder
+from inheritune_lit.evaluation.scorer import ModelOptions, Scorer
+from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
+from inheritune_lit.evaluation.tables import ModelRow, results_csv, results_markdown
+from inheritune_lit.evaluation.tasks import TaskResolver
+from inheritune_lit.model.load import load_config
 
 
 def evaluate(
     checkpoint_dirs: list[Path],
     *,
+    suite: str | None = None,
     tasks: str | None = None,
     val_data: Path | None = None,
     val_blocks: int | None = None,
@@ -42,105 +37,136 @@ def evaluate(
     data_dir: Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    batch_size: int = 16,
     dtype: str = "float32",
+    quantize: str | None = None,
+    bos: str = "none",
+    max_batch_tokens: int | None = None,
+    log_samples: bool = False,
+    cache_dir: Path | None = None,
     out_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Score checkpoints and print them side by side.
 
     Args:
-        checkpoint_dirs: litgpt checkpoints.
-        tasks: lm-eval task names or task YAML files, separated by commas; "mmlu" is its 57 subjects.
+        checkpoint_dirs: checkpoint folders; the first is the one the others are compared with.
+        suite: name of a suite, or its YAML file.
+        tasks: instead, lm-eval task names or task YAML files, separated by commas; "mmlu" is its 57 subjects.
         val_data: packed data whose validation split is scored.
         val_blocks: blocks of it; all when None.
-        max_seq_length: tokens a block; the model's block size, at most 2048, when None.
+        max_seq_length: tokens a block; the model's context, at most 2048, when None.
         data_dir: folder of local task rows; the hub's when None.
         limit: rows a task.
-        num_fewshot: examples in the prompt; None for the task's own number, 5 for MMLU.
-        batch_size: sequences a forward pass.
+        num_fewshot: examples in the prompt; None for the suite's or the task's own number, 5 for MMLU.
         dtype: "float32" or "bfloat16", of the weights.
-        out_dir: folder for ``results.json`` and ``results.md``; only printed when None.
+        quantize: bitsandbytes type of the weights; None for none.
+        bos: "none" puts nothing before a prompt, "model" what the model's tokenizer does.
+        max_batch_tokens: tokens a forward pass; what fits into memory when None.
+        log_samples: keep lm-eval's samples, prompts and answers of each row, in ``out_dir``.
+        cache_dir: folder of the scores of single requests, so that a task killed in its middle goes on there, and
+            other tasks with equal requests don't compute them again.
+        out_dir: folder of results, a file a model and task as it finishes; the same call continues there. Only printed
+            when None.
 
     Returns:
-        ``{"settings": ..., "checkpoints": [{"name", "path", "n_layer", "parameters", "held_out", "tasks":
-        {task: {metric: {"value", "stderr", "n"}}}, "mmlu_macro", "truncated", ...}]}``
+        What ``results.json`` holds: ``{"settings": ..., "checkpoints": [{"name", "path", "n_layer", "parameters",
+        "held_out", "tasks": {task: {metric: {"value", "stderr", "n", ...}}}, "cells", "truncated", ...}]}``
 
     Raises:
         UserError: bad input; nothing is written.
     """
-    _check_arguments(checkpoint_dirs, tasks, val_data, limit, batch_size)
-    if out_dir is not None:
-        check_vacant(out_dir)
+    _check_arguments(checkpoint_dirs, suite, tasks, val_data, log_samples, out_dir)
+    _check_numbers(limit=limit, max_batch_tokens=max_batch_tokens, val_blocks=val_blocks, max_seq_length=max_seq_length)
     for checkpoint_dir in checkpoint_dirs:  # before the first hour is spent on the first of them
-        load_config(checkpoint_dir)
+        if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
+            load_config(checkpoint_dir)
         if val_data is not None:
             check_fits(val_data, checkpoint_dir)
+    chosen = load_suite(suite) if suite else suite_of_tasks(tasks) if tasks else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results: dict[str, Any] = {
-        "settings": {
-            "limit": limit,
-            "num_fewshot": num_fewshot,
-            "dtype": dtype,
-            "softmax_dtype": "float32",
-            "bos": "none",
-            "empty_context_prefix": "eos",
-            "device": device,
-            "val_data": str(val_data) if val_data else None,
-        },
-        "checkpoints": [],
+    options = ModelOptions(dtype, quantize, bos, max_batch_tokens, device)
+    held_out = HeldOut(val_data, val_blocks, max_seq_length) if val_data is not None else None
+    names = _names(checkpoint_dirs)
+    settings = {
+        "suite": chosen.name if chosen else None,
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        **{key: value for key, value in asdict(options).items() if key != "max_batch_tokens"},
+        **(held_out.describe() if held_out else {}),
+        "checkpoints": names,
+        "columns": [column.task for column in chosen.columns] if chosen else [],
     }
+    folder = ResultFolder(out_dir, settings) if out_dir is not None else None
     with tempfile.TemporaryDirectory(prefix="inheritune-eval-") as scratch:
-        resolved = _resolve(tasks, data_dir, num_fewshot, Path(scratch))
-        print(
-            f"evaluate {len(checkpoint_dirs)} checkpoints on {len(resolved.names)} tasks"
-            f"{f', at most {limit} rows each' if limit else ''}"
-            f"{' and held-out text' if val_data else ''} ({dtype} on {device})",
-            file=sys.stderr,
-        )
-        for name, checkpoint_dir in zip(_names(checkpoint_dirs), checkpoint_dirs, strict=True):
-            start = time.monotonic()
-            model = load_model(checkpoint_dir, dtype=getattr(torch, dtype), device=device)
-            record = _describe(name, checkpoint_dir, model)
-            record["held_out"] = None
-            if val_data is not None:
-                block_size = max_seq_length or min(model.max_seq_length, _LONGEST_HELD_OUT_BLOCK)
-                held_out = PackedDataset(val_data, "val", block_size)
-                label = f"{name}: held-out text"
-                record["held_out"] = asdict(validate(model, held_out, batch_size, val_blocks, device, label=label))
-                record["held_out"]["max_seq_length"] = block_size
-            record |= _score_tasks(LitLM(model, Tokenizer(checkpoint_dir), batch_size), resolved, limit)
-            record["seconds"] = round(time.monotonic() - start, 1)
-            results["checkpoints"].append(record)
-    table = results_table(results)
-    print(table)
-    if truncated := {r["name"]: r["truncated"] for r in results["checkpoints"] if r["truncated"]}:
-        print(f"prompts cut to the model's context: {truncated}", file=sys.stderr)
-    if out_dir is not None:
-        with new_folder(out_dir) as staging:
-            (staging / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            (staging / "results.md").write_text(table, encoding="utf-8")
-            write_manifest(staging, "evaluation", {"settings": results["settings"]})
+        loaded, leaves = _load(chosen, data_dir, num_fewshot, limit, Path(scratch))
+        scorer = Scorer(loaded, held_out, options, limit, folder, log_samples, cache_dir)
+        for name, checkpoint_dir in zip(names, checkpoint_dirs, strict=True):
+            scorer.check(name, checkpoint_dir)
+        done = [scorer.score(name, path) for name, path in zip(names, checkpoint_dirs, strict=True)]
+    rows, described = [], []
+    for number, (name, path) in enumerate(zip(names, checkpoint_dirs, strict=True)):
+        cells = []
+        if chosen is not None:
+            by_task = [{asked: [records[leaf] for leaf in leaves[asked]] for asked in leaves} for records in done]
+            cells = cells_of(chosen, by_task[number], by_task[0] if number else None)
+        described.append(_describe(name, path, done[number]) | {"cells": [asdict(cell) for cell in cells]})
+        rows.append(_row(described[-1], cells))
+    results = {"settings": settings, "checkpoints": described}
+    markdown = results_markdown(chosen, rows, limit)
+    print(markdown)
+    if folder is not None:
+        folder.write_summary(results, markdown, results_csv(chosen, rows))
     return results
 
 
 def _check_arguments(
-    checkpoint_dirs: list[Path], tasks: str | None, val_data: Path | None, limit: int | None, batch_size: int
+    checkpoint_dirs: list[Path],
+    suite: str | None,
+    tasks: str | None,
+    val_data: Path | None,
+    log_samples: bool,
+    out_dir: Path | None,
 ) -> None:
     if not checkpoint_dirs:
         raise UserError("no checkpoint; give --checkpoint_dir one or more folders")
-    if not tasks and val_data is None:
-        raise UserError("nothing to score; give --tasks, such as piqa,mmlu, or --val_data")
-    for name, value in (("limit", limit), ("batch_size", batch_size)):
+    absolute = [path.resolve() for path in checkpoint_dirs]
+    for path in checkpoint_dirs:
+        if absolute.count(path.resolve()) > 1:
+            raise UserError(f"{path} is given twice; name each checkpoint once")
+    if suite and tasks:
+        raise UserError(f"both --suite {suite} and --tasks {tasks}; give one of them")
+    if not suite and not tasks and val_data is None:
+        raise UserError("nothing to score; give --suite, such as quick, --tasks, such as piqa,mmlu, or --val_data")
+    if log_samples and out_dir is None:
+        raise UserError("--log_samples has nowhere to write; give --out_dir")
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; give 1 or more")
 
 
-def _resolve(tasks: str | None, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> ResolvedTasks:
-    if not tasks:
-        return ResolvedTasks([], [], None)
+def _load(
+    suite: Suite | None, data_dir: Path | None, num_fewshot: int | None, limit: int | None, scratch: Path
+) -> tuple[list[LoadedTask], dict[str, list[str]]]:
+    """The suite's tasks with their rows, and lm-eval's names by what the suite calls them."""
+    if suite is None:
+        return [], {}
     _quieten()
-    asked = [name.strip() for name in tasks.split(",") if name.strip()]
-    return TaskResolver(data_dir, num_fewshot, scratch).resolve(asked)
+    shots = {column.task: column.num_fewshot for column in suite.columns}
+    resolved = TaskResolver(data_dir, num_fewshot, scratch).resolve(list(shots), shots)
+    print(f"reading the rows of {len(resolved.names)} tasks", file=sys.stderr)
+    loaded = load_tasks(resolved, limit)
+    _check_metrics(suite, loaded, resolved.leaves)
+    return loaded, resolved.leaves
+
+
+def _check_metrics(suite: Suite, loaded: list[LoadedTask], leaves: dict[str, list[str]]) -> None:
+    known = {task.name: list(task.task.aggregation()) for task in loaded}
+    for column in suite.columns:
+        metrics = known[leaves[column.task][0]]
+        if column.metric and column.metric not in metrics:
+            raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {', '.join(metrics)}")
 
 
 def _names(checkpoint_dirs: list[Path]) -> list[str]:
@@ -149,52 +175,33 @@ def _names(checkpoint_dirs: list[Path]) -> list[str]:
     return [str(path) if short.count(name) > 1 else name for name, path in zip(short, checkpoint_dirs, strict=True)]
 
 
-def _describe(name: str, checkpoint_dir: Path, model: torch.nn.Module) -> dict[str, Any]:
+def _describe(name: str, checkpoint_dir: Path, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A checkpoint's part of ``results.json``."""
+    same = next(iter(records.values()))["identity"]
+    tasks = {task: record for task, record in records.items() if task != HELD_OUT}
     return {
         "name": name,
         "path": str(checkpoint_dir),
-        "weights_sha256": sha256_file(checkpoint_dir / WEIGHTS),
-        "tokenizer_sha256": Tokenizer(checkpoint_dir).sha256(),
-        "n_layer": model.config.n_layer,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_sha256": same["weights_sha256"],
+        "tokenizer_sha256": same["tokenizer_sha256"],
+        "n_layer": same["n_layer"],
+        "parameters": same["parameters"],
         "manifest": read_manifest(checkpoint_dir),
+        "held_out": records.get(HELD_OUT),
+        "tasks": {task: record["scores"] for task, record in tasks.items()},
+        "truncated": sum(record["truncated"] for record in tasks.values()),
+        "seconds": round(sum(record["seconds"] for record in tasks.values()), 1),
     }
 
 
-def _score_tasks(lm: LitLM, resolved: ResolvedTasks, limit: int | None) -> dict[str, Any]:
-    """Scores of one checkpoint on all tasks."""
-    tasks: dict[str, Any] = {}
-    if resolved.names:
-        # lm-eval draws bars even where nobody sees them move; ours goes to the real stderr.
-        with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
-            outcome = simple_evaluate(
-                model=lm,
-                tasks=resolved.specs,
-                task_manager=resolved.manager,
-                limit=limit,
-                log_samples=False,
-                bootstrap_iters=1000,
-            )
-        for name in resolved.names:
-            tasks[name] = _metrics(outcome["results"][name], outcome["n-samples"][name]["effective"])
-    return {"tasks": tasks, "mmlu_macro": mmlu_macro(tasks), "truncated": lm.truncated}
-
-
-def _metrics(raw: dict[str, Any], n: int) -> dict[str, Any]:
-    """lm-eval's "acc,none" and "acc_stderr,none" as one entry a metric."""
-    values = {key.split(",")[0]: value for key, value in raw.items() if "," in key}
-    metrics = {}
-    for metric, value in values.items():
-        if metric.endswith("_stderr"):
-            continue
-        stderr = values.get(f"{metric}_stderr")
-        known = isinstance(stderr, int | float) and not math.isnan(stderr)
-        metrics[metric] = {"value": value, "stderr": stderr if known else None, "n": n}
-    return metrics
+def _row(described: dict[str, Any], cells: list[Any]) -> ModelRow:
+    loss = described["held_out"]
+    held_out = (loss["loss"], loss["stderr"]) if loss else None
+    return ModelRow(described["name"], described["n_layer"], cells, held_out, described["truncated"])
 
 
 def _quieten() -> None:
-    """lm-eval and datasets announce every step; ours are announced once, by ``Progress``."""
+    """lm-eval and datasets announce every step; ours are announced once."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -4,140 +4,181 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-import torch
-from litgpt.model import GPT, do_softcapping
+from litgpt.model import GPT
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.attention import install_plans
+from inheritune_lit.evaluation.encoding import Encoder, eos_id
+from inheritune_lit.evaluation.generation import GenerationSettings
+from inheritune_lit.evaluation.prefix_tree import to_key
+from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.scoring import Job, Scorer
+from inheritune_lit.evaluation.sharing import Sharing
+from inheritune_lit.evaluation.texts import TextMaker
 from inheritune_lit.progress import Progress
-from inheritune_lit.tokenizer import Tokenizer
+from inheritune_lit.validation import Ranks
 
-# Rows of the head's product held at once: bounds its memory, whatever the vocabulary.
-_HEAD_CHUNK = 1024
+_ENCODED_TOGETHER = 2048
+"""Requests whose texts are in memory as ids at once."""
 
 
 class LitLM(TemplateLM):
-    """Scores continuations with a litgpt model, as the paper did: no BOS, EOS as the prefix of an empty context.
+    """Scores and continues texts with a litgpt model.
 
-    Equal inputs are computed once (the four one-token answers of an MMLU question share one), the head is applied only
-    where a continuation is scored, and its log-softmax is fp32.
+    Beginnings that requests share are computed once (``prefix_tree``), the head is applied only where a continuation is
+    scored, and its log-softmax is fp32.
 
     Args:
-        model: on its device; its head is detached, so the caller must not use it any more.
-        tokenizer: the checkpoint's.
-        batch_size: sequences a forward pass.
+        model: on its device; its attention is changed by ``install_plans``.
+        encoder: texts into ids.
+        max_batch_tokens: tokens a forward pass.
+        identity: what ``provenance`` says.
+        cache: results of earlier processes.
+        ranks: processes that share the work; each has the model, gets all requests and all results.
         stream: where progress is shown.
 
     Attributes:
+        model: the model; its plain forward passes give what they gave before.
         truncated: requests whose beginning did not fit the model's context and was cut off.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, batch_size: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        encoder: Encoder,
+        *,
+        max_batch_tokens: int,
+        identity: dict[str, Any],
+        cache: ScoreCache,
+        ranks: Ranks | None = None,
+        stream: TextIO = sys.stderr,
+    ) -> None:
         super().__init__()
-        self._stream = stream
-        self._model = model.eval()
-        self._head = model.lm_head
-        self._softcap = model.config.final_logit_softcapping
-        # Without its head the model returns the final hidden states.
-        model.lm_head, model.config.final_logit_softcapping = torch.nn.Identity(), None
-        self._device = self._head.weight.device
-        self._tokenizer, self._batch_size = tokenizer, batch_size
+        install_plans(model)
+        self.model = model.eval().requires_grad_(False)
         self.truncated = 0
+        self._encoder, self._identity, self._stream = encoder, identity, stream
+        sharing = Sharing(ranks, model.transformer.wte.weight.device)
+        self._is_shown = sharing.rank == 0
+        self._scorer = Scorer(model, max_batch_tokens, cache, sharing, stream)
+        self._texts = TextMaker(model, encoder.tokenizer, max_batch_tokens, cache, sharing)
 
     @property
     def eot_token_id(self) -> int:
-        if self._tokenizer.eos_id is None:
-            raise UserError(f"{self._tokenizer.path} defines no EOS token, which stands before an empty context")
-        return self._tokenizer.eos_id
+        return eos_id(self._encoder.tokenizer)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is: EOS, as in the paper, or BOS where texts get one."""
+        return self._encoder.empty_context
 
     @property
     def max_length(self) -> int:
         """Tokens the model can attend to."""
-        return self._model.max_seq_length
+        return self.model.max_seq_length
+
+    @property
+    def requests_scored(self) -> int:
+        """Requests computed, which excludes repeated and cached ones."""
+        return self._scorer.requests_scored
+
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that went through the network to score requests, of all processes."""
+        return self._scorer.tokens_computed
+
+    @property
+    def tokens_minimum(self) -> int:
+        """The fewest tokens that could have gone through: nodes of the requests' prefix tree."""
+        return self._scorer.tokens_minimum
+
+    def provenance(self) -> dict[str, Any]:
+        """What changes a score: hashes of weights and tokenizer, layers, dtypes, BOS, adapter version and so on."""
+        return dict(self._identity)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text; special tokens are never added."""
-        return self._tokenizer.encode(string)
+        """Ids of a text, behind BOS where that was asked for and ``add_special_tokens`` is not False."""
+        return self._encoder.encode(string, add_special_tokens is not False)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation given its context, and whether it is the greedy choice."""
+        jobs = []
+        for start in range(0, len(requests), _ENCODED_TOGETHER):
+            pairs = [request.args for request in requests[start : start + _ENCODED_TOGETHER]]
+            self._encoder.announce(text for pair in pairs for text in ("".join(pair), pair[0].rstrip()))
+            jobs += [self._job(*self._split(*pair)) for pair in pairs]
+        return self._scorer.score(jobs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, cut into windows of the context's length; each token is scored once."""
+        """Log-likelihood of whole texts, cut into windows of the context's length; each token is scored once.
+
+        Where texts get a BOS, it is the first window's context; unlike in lm-eval's own model it is not scored itself.
+        """
         windows, owners = [], []
         for number, request in enumerate(requests):
             rolled = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
             for context, continuation in map(utils.make_disjoint_window, rolled):
-                windows.append((None, context, continuation))
+                windows.append(self._job(context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for number, (loglikelihood, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+        for number, (loglikelihood, _) in zip(owners, self._scorer.score(windows), strict=True):
             totals[number] += loglikelihood
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Not offered: the paper's tasks only compare likelihoods."""
-        raise UserError("this task needs generated text, which `inheritune eval` does not offer; choose another task")
+        """The model's continuation of each context, up to a stop string, EOS or the task's limit.
 
-    @torch.inference_mode()
+        Raises:
+            UserError: a task asks for more tokens than the context has, or for a setting that is not offered.
+        """
+        texts = [""] * len(requests)
+        groups: dict[GenerationSettings, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
+        hidden = not self._is_shown
+        with Progress("generate", len(requests), "text", stream=self._stream, hidden=hidden) as progress:
+            for settings, numbers in groups.items():
+                prompts = [self._prompt(requests[number].args[0], settings) for number in numbers]
+                for number, text in zip(numbers, self._texts.make(prompts, settings, progress), strict=True):
+                    texts[number] = text
+        return texts
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation given its context, and whether it is the greedy choice."""
-        scored_by_input: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            self.truncated += len(context) + len(continuation) - 1 > self.max_length
-            kept = tuple([*context, *continuation][-(self.max_length + 1) : -1])
-            scored_by_input.setdefault(kept, []).append(number)
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        # Longest first: a batch that is too large for memory fails at once, and padding is short.
-        inputs = sorted(scored_by_input, key=len, reverse=True)
-        with Progress("score", len(inputs), "input", stream=self._stream) as progress:
-            for first in range(0, len(inputs), self._batch_size):
-                batch = inputs[first : first + self._batch_size]
-                self._score_batch(batch, scored_by_input, requests, results)
-                progress.update(len(batch))
-        return results
+        return self._scorer.score([self._job(context, continuation) for _, context, continuation in requests])
 
-    def _score_batch(
-        self,
-        batch: list[tuple[int, ...]],
-        scored_by_input: dict[tuple[int, ...], list[int]],
-        requests: list[tuple[Any, list[int], list[int]]],
-        results: list[tuple[float, bool]],
-    ) -> None:
-        longest = max(map(len, batch))
-        # Padding stands behind the text, where causal attention cannot see it.
-        tokens_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in batch], device=self._device)
-        hidden_BTD = self._model(tokens_BT)
-        jobs = [(row, number) for row, ids in enumerate(batch) for number in scored_by_input[ids]]
-        rows, positions, targets = [], [], []
-        for row, number in jobs:
-            continuation = requests[number][2]
-            end = len(batch[row])
-            rows += [row] * len(continuation)
-            positions += range(end - len(continuation), end)
-            targets += continuation
-        hidden_ND = hidden_BTD[torch.tensor(rows, device=self._device), torch.tensor(positions, device=self._device)]
-        logprobs, greedy = self._score_positions(hidden_ND, torch.tensor(targets, device=self._device))
-        start = 0
-        for _, number in jobs:
-            end = start + len(requests[number][2])
-            results[number] = (sum(logprobs[start:end]), all(greedy[start:end]))
-            start = end
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of context and continuation, as lm-eval splits them."""
+        if context:
+            return self._encode_pair(context, continuation)
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        prefix = self.prefix_token_id
+        return (ids[:1], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids)
 
-    def _score_positions(self, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> tuple[list[float], list[bool]]:
-        """Log-probability of each target, and whether it has the highest logit."""
-        logprobs: list[float] = []
-        greedy: list[bool] = []
-        for hidden_CD, targets_C in zip(hidden_ND.split(_HEAD_CHUNK), targets_N.split(_HEAD_CHUNK), strict=True):
-            logits_CV = self._head(hidden_CD).float()
-            if self._softcap is not None:
-                logits_CV = do_softcapping(logits_CV, self._softcap)
-            chosen_C = logits_CV.gather(1, targets_C[:, None])[:, 0] - logits_CV.logsumexp(dim=1)
-            logprobs += chosen_C.tolist()
-            greedy += (logits_CV.argmax(dim=1) == targets_C).tolist()
-        return logprobs, greedy
+    def _job(self, context: Sequence[int], continuation: Sequence[int]) -> Job:
+        if not 0 < len(continuation) <= self.max_length:
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is "
+                f"{self.max_length}; leave its task out"
+            )
+        self.truncated += len(context) + len(continuation) - 1 > self.max_length
+        return to_key([*context, *continuation][-(self.max_length + 1) : -1]), to_key(continuation)
+
+    def _prompt(self, context: str, settings: GenerationSettings) -> list[int]:
+        room = self.max_length - settings.max_new
+        if room < 1:
+            raise UserError(
+                f"a task asks for {settings.max_new} new tokens, the model's whole context is {self.max_length}; "
+                "leave the task out"
+            )
+        prompt = self.tok_encode(context) or [self.prefix_token_id]
+        self.truncated += len(prompt) > room
+        return prompt[-room:]

@@ -1,8 +1,8 @@
 """Task names into lm-eval tasks, on the hub's rows or on local ones."""
 
 import difflib
-import json
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,37 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from inheritune_lit.errors import UserError
-
-MMLU, MMLU_PREFIX, MMLU_FEWSHOT = "mmlu", "mmlu_", 5
+from inheritune_lit.evaluation import logiqa, mmlu
+from inheritune_lit.evaluation.rows import LocalRows, find_rows, read_rows, write_rows
 
 
 @dataclass(frozen=True)
 class ResolvedTasks:
-    """Tasks for ``lm_eval.simple_evaluate``.
+    """Tasks for lm-eval.
 
     Attributes:
         names: of the tasks, as they stand in lm-eval's results.
-        specs: what to pass as ``tasks``.
-        manager: what to pass as ``task_manager``; making another takes seconds.
+        specs: what to pass as ``tasks``: one inline group of registered tasks, because their changes merge only in one,
+            and tasks from files, because those load only outside of one.
+        manager: what to pass as ``task_manager``.
+        leaves: names by what was asked for: a file's path becomes its task, "mmlu" its subjects.
+        rows: files of the tasks that have local rows.
     """
 
     names: list[str]
     specs: list[dict[str, Any]]
-    manager: TaskManager | None
+    manager: TaskManager
+    leaves: dict[str, list[str]]
+    rows: dict[str, LocalRows] = field(default_factory=dict)
+
+    def each(self) -> dict[str, dict[str, Any]]:
+        """What to pass for one task alone, by its name."""
+        alone = {}
+        for spec in self.specs:
+            inner = spec["task"] if "group" in spec else [spec]
+            for task in inner:
+                alone[task["task"]] = {"group": "inheritune", "task": [task]} if "group" in spec else task
+        return alone
 
 
 class TaskResolver:
@@ -35,8 +49,8 @@ class TaskResolver:
     Prompts, metrics and few-shot selection stay the registered task's; only the source of the rows changes.
 
     Args:
-        data_dir: folder of local rows, ``<task>/<split>.jsonl`` with the columns of the task's hub data set (MMLU's
-            subjects together in ``mmlu/``, told apart by the column ``subject``); None for the hub.
+        data_dir: folder of local rows, see ``rows.find_rows`` (MMLU's subjects together in ``mmlu/``, told apart by the
+            column ``subject``); None for the hub.
         num_fewshot: examples in the prompt; None for the task's own number, 5 for MMLU.
         scratch: an existing folder for rows that have to be rewritten and for the data library's cache.
     """
@@ -45,110 +59,133 @@ class TaskResolver:
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(f"no folder of task rows at {data_dir}; give --data_dir a folder of <task>/<split>.jsonl")
         self._data_dir, self._num_fewshot, self._scratch = data_dir, num_fewshot, scratch
-        self._mmlu_splits: dict[str, dict[str, list[str]]] = {}
-        self.manager = TaskManager()
+        self._mmlu: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._rows: dict[str, LocalRows] = {}
+        self.manager = task_manager()
 
-    def resolve(self, asked: list[str]) -> "ResolvedTasks":
+    def resolve(self, asked: list[str], shots: dict[str, int | None] | None = None) -> ResolvedTasks:
         """Descriptions of the tasks asked for; "mmlu" becomes its subjects.
+
+        Args:
+            asked: names, or YAML files of tasks.
+            shots: examples in the prompt for some of them; the resolver's own number goes before.
 
         Raises:
             UserError: an unknown task, or a task whose local rows are missing.
         """
-        registered, own = [], []
+        registered, own, leaves = {}, {}, {}
         for name in asked:
+            number = self._num_fewshot if self._num_fewshot is not None else (shots or {}).get(name)
             if name.endswith((".yaml", ".yml")):
-                own.append(self._from_file(Path(name)))
-            elif name == MMLU:
-                registered += [self._registered(subject) for subject in self._mmlu_subjects()]
-            else:
-                registered.append(self._registered(name))
-        # Changes of registered tasks merge only inside a group, and new tasks load only outside of one.
-        group = [{"group": "inheritune", "task": registered}] if registered else []
-        return ResolvedTasks([task["task"] for task in (*registered, *own)], group + own, self.manager)
+                task = self._from_file(Path(name), number)
+                own[task["task"]] = task
+                leaves[name] = [task["task"]]
+                continue
+            leaves[name] = self._subjects() if name == mmlu.MMLU else [name]
+            for leaf in leaves[name]:
+                registered[leaf] = self._registered(leaf, number)
+        group = [{"group": "inheritune", "task": list(registered.values())}] if registered else []
+        return ResolvedTasks([*registered, *own], [*group, *own.values()], self.manager, leaves, dict(self._rows))
 
-    def _registered(self, name: str) -> dict[str, Any]:
-        entry = self.manager.task_index.get(name)
-        if entry is None:
-            near = difflib.get_close_matches(name, self.manager.all_subtasks, n=3)
-            meant = f"; did you mean {', '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
-            raise UserError(f"unknown task {name!r}{meant}")
-        if name not in self.manager.all_subtasks:
-            raise UserError(f"{name!r} is a group of tasks; name its tasks instead")
-        is_mmlu = name.startswith(MMLU_PREFIX) and entry.cfg["dataset_path"] == "cais/mmlu"
+    def _registered(self, name: str, num_fewshot: int | None) -> dict[str, Any]:
+        config = registered_config(self.manager, name)
+        is_mmlu = mmlu.is_subject(name, config)
         task: dict[str, Any] = {"task": name}
-        if self._num_fewshot is not None or is_mmlu:
-            task["num_fewshot"] = MMLU_FEWSHOT if self._num_fewshot is None else self._num_fewshot
+        if num_fewshot is not None or is_mmlu:
+            task["num_fewshot"] = mmlu.FEWSHOT if num_fewshot is None else num_fewshot
         if self._data_dir is not None:
-            folder = self._mmlu_rows(entry.cfg["dataset_name"]) if is_mmlu else self._data_dir / name
-            task |= self._local_rows(name, folder, entry.cfg)
+            rows = self._subject_rows(config["dataset_name"]) if is_mmlu else self._rows_of(name, config)
+            self._rows[name] = rows
+            task |= self._local(name, rows, config, task.get("num_fewshot", config.get("num_fewshot")))
         return task
 
-    def _local_rows(self, name: str, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-        """What makes the registered task read the jsonl files of a folder."""
-        if not folder.is_dir():
-            raise UserError(f"no local rows of task {name!r}: {folder} is missing; put <split>.jsonl files there")
-        files = {path.stem: str(path.resolve()) for path in sorted(folder.glob("*.jsonl"))}
-        splits = {kind: config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
-        splits = {kind: split if split in files else None for kind, split in splits.items()}
+    def _local(self, name: str, rows: LocalRows, config: dict[str, Any], num_fewshot: int | None) -> dict[str, Any]:
+        """What makes the registered task read local files."""
+        wanted = {kind: config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
+        splits = {kind: split if split in rows.splits else None for kind, split in wanted.items()}
         if splits["test"] is None and splits["validation"] is None:
-            wanted = [config.get(f"{kind}_split") for kind in ("test", "validation")]
-            raise UserError(
-                f"no local rows of task {name!r}: {folder} has none of "
-                f"{', '.join(f'{split}.jsonl' for split in wanted if split)}; add one"
-            )
+            suffix = "jsonl" if rows.builder == "json" else rows.builder
+            named = [f"{split}.{suffix}" for split in (wanted["test"], wanted["validation"]) if split]
+            raise UserError(f"no local rows of task {name!r}: {rows.folder} has none of {', '.join(named)}; add one")
+        if num_fewshot and splits["fewshot"] is None and splits["training"] is None:
+            split = wanted["fewshot"] or wanted["training"]
+            raise UserError(f"task {name!r} takes {num_fewshot} examples from split {split}: {rows.folder} has none")
+        files = {split: [str(path.resolve()) for path in rows.splits[split]] for split in filter(None, splits.values())}
         return {
-            "dataset_path": "json",
+            "dataset_path": rows.builder,
             "dataset_name": None,
             "dataset_kwargs": {"data_files": files, "cache_dir": str(self._scratch / "cache")},
             **{f"{kind}_split": split for kind, split in splits.items()},
         }
 
-    def _mmlu_subjects(self) -> list[str]:
-        """Names of MMLU's 57 tasks, or of those that have local rows."""
-        registered = {
-            entry.cfg["dataset_name"]: name
-            for name, entry in self.manager.task_index.items()
-            if name.startswith(MMLU_PREFIX)
-            and entry.yaml_path is not None
-            and entry.yaml_path.parent.name == "default"
-            and "dataset_name" in entry.cfg
+    def _rows_of(self, name: str, config: dict[str, Any]) -> LocalRows:
+        if name != "logiqa":
+            return find_rows(self._data_dir, name, config.get("dataset_path"), config.get("dataset_name"))
+        original = {
+            split: self._data_dir / name / file
+            for split, file in logiqa.SPLITS.items()
+            if (self._data_dir / name / file).is_file()
         }
-        if self._data_dir is None:
-            return sorted(registered.values())
-        return sorted(registered[subject] for subject in self._mmlu_split("test") if subject in registered)
+        if original:
+            splits = {split: logiqa.parse(path) for split, path in original.items()}
+        else:
+            found = find_rows(self._data_dir, name, config["dataset_path"], config["dataset_name"])
+            splits = {
+                split: logiqa.normalise([row for _, row in read_rows(paths)]) for split, paths in found.splits.items()
+            }
+        return self._write(name, splits)
 
-    def _mmlu_split(self, split: str) -> dict[str, list[str]]:
-        """Local rows of MMLU by subject, as lines."""
-        if split in self._mmlu_splits:
-            return self._mmlu_splits[split]
-        path = self._data_dir / MMLU / f"{split}.jsonl"
-        if not path.is_file():
-            raise UserError(f"no local rows of task 'mmlu': {path} is missing; put MMLU's rows there")
-        subjects: dict[str, list[str]] = {}
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    subjects.setdefault(json.loads(line)["subject"], []).append(line)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}:{number} is no MMLU row with a subject ({error!r}); mend it") from error
-        self._mmlu_splits[split] = subjects
+    def _write(self, name: str, splits: dict[str, list[dict[str, Any]]]) -> LocalRows:
+        folder = self._scratch / name
+        files = {split: [folder / f"{split}.jsonl"] for split in splits}
+        for split, rows in splits.items():
+            write_rows(files[split][0], rows)
+        return LocalRows(folder, "json", files)
+
+    def _subjects(self) -> list[str]:
+        """Names of MMLU's 57 tasks, or of those that have local rows."""
+        known = mmlu.subjects(self.manager)
+        if self._data_dir is None:
+            return sorted(known.values())
+        present = set(self._mmlu_split("test")) | {s for s in known if self._subject_folder(s) is not None}
+        if not present & set(known):
+            raise UserError(f"no local rows of task 'mmlu': no row of {self._data_dir} is of a subject of MMLU")
+        return sorted(known[subject] for subject in present & set(known))
+
+    def _subject_folder(self, subject: str) -> Path | None:
+        """The subject's own folder, as the hub has them."""
+        folders = [self._data_dir / name / subject for name in (mmlu.MMLU, "cais/mmlu")]
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def _mmlu_split(self, split: str) -> dict[str, list[dict[str, Any]]]:
+        """Local rows of MMLU by subject, where they stand together."""
+        if split in self._mmlu:
+            return self._mmlu[split]
+        subjects: dict[str, list[dict[str, Any]]] = {}
+        if not any(self._subject_folder(subject) for subject in mmlu.subjects(self.manager)):
+            found = find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", "all")
+            if split not in found.splits:
+                raise UserError(f"no local rows of task 'mmlu': {found.folder} has no {split}.jsonl or .parquet file")
+            for place, row in read_rows(found.splits[split]):
+                if not isinstance(row.get("subject"), str):
+                    raise UserError(f"{place} is no MMLU row: it has no subject; mend or remove it")
+                subjects.setdefault(row["subject"], []).append(row)
+        self._mmlu[split] = subjects
         return subjects
 
-    def _mmlu_rows(self, subject: str) -> Path:
-        """A folder with one subject's rows."""
-        folder = self._scratch / MMLU / subject
-        if not folder.exists():
-            rows = {split: self._mmlu_split(split).get(subject) for split in ("test", "dev")}
-            for split, lines in rows.items():
-                if lines is None:
-                    path = self._data_dir / MMLU / f"{split}.jsonl"
-                    raise UserError(f"{path} has no row of subject {subject!r}; add its rows or leave the subject out")
-            folder.mkdir(parents=True)
-            for split, lines in rows.items():
-                (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-        return folder
+    def _subject_rows(self, subject: str) -> LocalRows:
+        if self._subject_folder(subject) is not None:
+            return find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", subject)
+        splits = {split: self._mmlu_split(split).get(subject) for split in ("test", "dev")}
+        for split, rows in splits.items():
+            if rows is None:
+                raise UserError(
+                    f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}; add its rows or "
+                    "leave the subject out"
+                )
+        return self._write(f"{mmlu.MMLU}/{subject}", splits)
 
-    def _from_file(self, path: Path) -> dict[str, Any]:
+    def _from_file(self, path: Path, num_fewshot: int | None) -> dict[str, Any]:
         """A task described by a YAML file; relative data files are looked for beside it."""
         try:
             task = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -165,6 +202,29 @@ class TaskResolver:
                 raise UserError(f"{path} names {file} for split {split}, which is not beside it")
             files[split] = str((path.parent / file).resolve())
         kwargs["cache_dir"] = str(self._scratch / "cache")
-        if self._num_fewshot is not None:
-            task["num_fewshot"] = self._num_fewshot
+        if num_fewshot is not None:
+            task["num_fewshot"] = num_fewshot
+        self._rows[task["task"]] = LocalRows(path.parent, "json", {s: [Path(file)] for s, file in files.items()})
         return task
+
+
+@functools.cache
+def task_manager() -> TaskManager:
+    """lm-eval's registered tasks; reading their thousands of files takes seconds."""
+    return TaskManager()
+
+
+def registered_config(manager: TaskManager, name: str) -> dict[str, Any]:
+    """A registered task's description.
+
+    Raises:
+        UserError: there is none of this name, or it is a group.
+    """
+    entry = manager.task_index.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, manager.all_subtasks, n=3)
+        meant = f"; did you mean {', '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
+        raise UserError(f"unknown task {name!r}{meant}")
+    if name not in manager.all_subtasks:
+        raise UserError(f"{name!r} is a group of tasks; name its tasks instead")
+    return entry.cfg

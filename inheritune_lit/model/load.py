@@ -61,11 +61,26 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: s
     with torch.device("meta"):
         model = build_model(config)
     _check_state(checkpoint_dir, model, state)
-    model.load_state_dict(state, strict=True, assign=True)
+    return with_weights(model, state, is_tied(state), dtype, device)
+
+
+def with_weights(
+    model: GPT, state: dict[str, torch.Tensor], tied: bool, dtype: torch.dtype | None, device: str | torch.device
+) -> GPT:
+    """Give a model of the meta device its weights; arguments as in ``load_model``.
+
+    Args:
+        model: built on the meta device.
+        state: every parameter; a tied head may be left out.
+        tied: whether the head is the embedding.
+        dtype: floating-point type of the parameters.
+        device: where they go.
+    """
+    model.load_state_dict(state if HEAD in state else {**state, HEAD: state[EMBEDDING]}, strict=True, assign=True)
     # RoPE tables are buffers: the meta model's hold nothing, and a cast would round their angles.
     model.cos = model.sin = None
     model.to(device=device, dtype=dtype)
-    if is_tied(state):
+    if tied:
         model.lm_head.weight = model.transformer.wte.weight
     model.cos, model.sin = model.rope_cache(device=torch.device(device))
     return model

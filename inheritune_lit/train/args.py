@@ -101,7 +101,7 @@ class SpeedArgs:
     """Choices of speed and memory that leave the mathematics as it is."""
 
     compile: bool | None = None
-    """torch.compile of model and loss; on CUDA when not given"""
+    """torch.compile of model and loss; on CUDA, and for runs of 1e14 FLOPs and more on CPU, when not given"""
     loss_kernel: Literal["auto", "plain", "chunked", "liger"] = "auto"
     """How the loss is computed: whole logits, 1024 tokens of logits at a time, or Liger-Kernel's fused loss"""
     activation_checkpointing: bool = False

@@ -1,15 +1,21 @@
 """Which kernels a run uses on its device."""
 
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.train.args import SpeedArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.loss import choose_kernel
+
+_WORTH_COMPILING = 1e14
+"""FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,35 @@ class Kernels:
     compiled: bool
 
 
-def choose_kernels(config: Config, speed: SpeedArgs, device: torch.device, z_loss: float) -> Kernels:
-    """What the settings mean on a device."""
-    compiled = device.type == "cuda" if speed.compile is None else speed.compile
-    return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss), compiled)
+def choose_kernels(config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float) -> Kernels:
+    """What the settings mean on a device.
+
+    Args:
+        flops: of the whole run.
+
+    Raises:
+        UserError: the settings contradict each other, or need a compiler that is not there.
+    """
+    compiled = speed.compile
+    if compiled is None:
+        compiled = device.type == "cuda" or (flops >= _WORTH_COMPILING and _has_compiler())
+    elif compiled and device.type == "cpu" and not _has_compiler():
+        raise UserError("--speed.compile true on CPU needs a C++ compiler and Python.h; install them, or leave it out")
+    if compiled and speed.loss_kernel == "chunked":
+        raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
+    return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss, compiled), compiled)
+
+
+def _has_compiler() -> bool:
+    """Whether torch can compile for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        return False
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:

@@ -123,7 +123,7 @@ class Trainer:
     def _advance(self, progress: Progress) -> ValidationResult | None:
         """Do one optimizer step and whatever is due after it; returns the validation, if there was one."""
         start = time.perf_counter()
-        loss, grad_norm, lr = self._step()
+        loss, grad_norm, lr = self.train_step()
         self.step += 1
         self._seconds += time.perf_counter() - start
         last = self.step == self.plan.total_steps
@@ -147,7 +147,7 @@ class Trainer:
         progress.update(1, note)
         return validation
 
-    def _step(self) -> tuple[float, float, float]:
+    def train_step(self) -> tuple[float, float, float]:
         """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate.
 
         Raises:

@@ -65,10 +65,10 @@ class TrainingModel(torch.nn.Module):
             del self.gpt.lm_head.forward
 
 
-def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float) -> str:
+def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float, compiled: bool) -> str:
     """The kernel that "auto" means: the fused one on CUDA where Liger-Kernel is installed, chunks on CPU.
 
-    On CPU chunks are as fast as whole logits and take less memory: see ``benchmarks/results/train-cpu.json``.
+    Chunks are as fast as whole logits and bound their memory, but the compiler cannot see through them.
     """
     if asked != "auto":
         return asked
@@ -80,7 +80,7 @@ def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_los
         except UserError:
             return "plain"
         return "liger"
-    return "chunked"
+    return "plain" if compiled else "chunked"
 
 
 def _liger_kernel() -> torch.nn.Module:

@@ -114,7 +114,7 @@ def pretrain(
         devices=fabric.world_size,
         peak_flops=peak,
     )
-    kernels = choose_kernels(config, speed, fabric.device, train.z_loss)
+    kernels = choose_kernels(config, speed, fabric.device, train.z_loss, plan.tokens * plan.flops_per_token)
     sharded = strategy in ("fsdp", "hybrid")
     shards = fabric.world_size if sharded else 1
     room = Room.of(config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards)

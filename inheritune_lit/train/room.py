@@ -9,13 +9,11 @@ import torch
 
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
+from inheritune_lit.model.free_memory import USABLE, free_memory
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.kernels import Kernels
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
-
-_USABLE = 0.94
-"""Part of a device's memory that tensors can have: the rest is context, fragments and workspace."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Room:
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
-        available = _available(self.device)
+        available = free_memory(self.device)
         if available is not None and self.memory.total > available:
             print(
                 f"inheritune: warning: a step needs about {self.memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB "
@@ -78,7 +76,7 @@ class Room:
         """What to do after a GPU ran out of memory."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         # What was tried did not fit, whatever was predicted.
-        fits = min(int(total * _USABLE), self.memory.total - 1)
+        fits = min(int(total * USABLE), self.memory.total - 1)
         return UserError(
             f"out of memory: a step was predicted to need {self.memory.total / 1e9:.1f} GB of {total / 1e9:.1f}; "
             f"{self._advice(fits)}: give it and run the same command again"
@@ -114,14 +112,3 @@ class Room:
             f"the model and its optimizer alone take {model / 1e9:.1f} GB: try --optimizer.name adamw8bit, --strategy "
             "fsdp over several GPUs, or fewer layers"
         )
-
-
-def _available(device: torch.device) -> int | None:
-    """Bytes that are free on a device, None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _USABLE)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -88,7 +88,7 @@ def test_killed_while_saving(command, tmp_path, uninterrupted, capsys):
     [(signal.SIGTERM, 0, "step"), (signal.SIGINT, 130, "step"), (signal.SIGTERM, 0, "validation")],
 )
 def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch, capsys, number, code, where):
-    original = loop.Trainer._step if where == "step" else loop.validate
+    original = loop.Trainer.train_step if where == "step" else loop.validate
     before = signal.getsignal(signal.SIGINT)
     calls = []
 
@@ -101,7 +101,7 @@ def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch
 
     args = command(train__save_interval=1000)  # only the signal saves
     with monkeypatch.context() as patch:
-        patch.setattr(*((loop.Trainer, "_step") if where == "step" else (loop, "validate")), signalled)
+        patch.setattr(*((loop.Trainer, "train_step") if where == "step" else (loop, "validate")), signalled)
         assert main(args) == code
     done = 8 if where == "step" else 10
     assert f"stopped after step {done}, saved" in capsys.readouterr().out

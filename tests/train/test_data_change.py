@@ -17,7 +17,7 @@ from inheritune_lit.train import loop
 
 
 def stop_after_8_steps(args: list[str]) -> None:
-    original = loop.Trainer._step
+    original = loop.Trainer.train_step
 
     def step(self):
         if self.step == 7:
@@ -25,7 +25,7 @@ def stop_after_8_steps(args: list[str]) -> None:
         return original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", step)
+        patch.setattr(loop.Trainer, "train_step", step)
         assert main(args) == 0
 
 

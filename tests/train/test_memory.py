@@ -121,7 +121,7 @@ def test_a_smaller_micro_batch_continues_the_same_run(checkpoint, packed, tmp_pa
 
 
 def test_too_little_memory_is_said_before_the_start(checkpoint, packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(room, "_available", lambda device: 900_000)
+    monkeypatch.setattr(room, "free_memory", lambda device: 900_000)
     assert main(pretrain_command(checkpoint, packed, tmp_path / "run", train__micro_batch_size=4)) == 0
     assert "warning: a step needs about" in (told := capsys.readouterr().err)
     assert "--train.micro_batch_size" in told
@@ -136,7 +136,7 @@ def test_too_little_memory_is_said_before_the_start(checkpoint, packed, tmp_path
     ],
 )
 def test_advice(available, advice, capsys, monkeypatch):
-    monkeypatch.setattr(room, "_available", lambda device: int(available))
+    monkeypatch.setattr(room, "free_memory", lambda device: int(available))
     kernels, cpu = Kernels("liger", True), torch.device("cpu")
     args = (TrainArgs(micro_batch_size=8), SpeedArgs(), OptimizerArgs(), kernels, cpu, 1)
     needs = room.Room.of(OPENLLAMA_13, 1_815_638_400, 2048, "bf16-mixed", *args)

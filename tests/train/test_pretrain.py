@@ -114,13 +114,13 @@ import sys, time
 from pathlib import Path
 import inheritune_lit.train.loop as loop
 from inheritune_lit.cli import main
-step = loop.Trainer._step
+step = loop.Trainer.train_step
 def slow(self):
     if self.step >= int(sys.argv[1]):
         print("reached", flush=True)
         time.sleep(3)
     return step(self)
-loop.Trainer._step = slow
+loop.Trainer.train_step = slow
 sys.exit(main(sys.argv[2:]))
 """
 

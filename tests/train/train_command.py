@@ -14,12 +14,12 @@ _KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
 from inheritune_lit.train import loop
-step = loop.Trainer._step
+step = loop.Trainer.train_step
 def step_or_die(self):
     if self.step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self)
-loop.Trainer._step = step_or_die
+loop.Trainer.train_step = step_or_die
 from inheritune_lit.cli import main
 main(sys.argv[2:])
 """

@@ -1,0 +1,88 @@
+"""``inheritune prepare``."""
+
+from pathlib import Path
+from typing import Literal
+
+from inheritune_lit.errors import UserError
+
+
+def prepare(
+    source: str | None = None,
+    tokenizer_dir: Path | None = None,
+    out_dir: Path | None = None,
+    val_fraction: float = 0.01,
+    end_of_document: bool = True,
+    text_field: str = "text",
+    txt_documents: Literal["file", "line"] = "file",
+    domain: str | None = None,
+    domain_field: str | None = None,
+    parse_special_tokens: bool = False,
+    drop_duplicates: bool = False,
+    max_document_bytes: int = 1 << 27,
+    max_tokens: int | None = None,
+    mixture: dict[str, float] | None = None,
+    seed: int = 1337,
+    num_workers: int | None = None,
+    node_rank: int | None = None,
+    num_nodes: int | None = None,
+    verify: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Turn text into packed tokens. The same command again continues a stopped run, and adds files that are new.
+
+    Args:
+        source: folder or file of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt, a domain each folder or file name;
+            or a data set of the hub, hf://datasets/org/name[@revision][/folder].
+        tokenizer_dir: folder with the reference's tokenizer, such as a slice.
+        out_dir: folder of the packed data.
+        val_fraction: share of the documents kept for validation, chosen by their hash.
+        end_of_document: write the tokenizer's EOS token after each document.
+        text_field: name of the text in a row; dots lead into nested fields.
+        txt_documents: whether a document is a .txt file or a line of it.
+        domain: one domain's name for all files.
+        domain_field: field of a row that names its domain, such as meta.redpajama_set_name.
+        parse_special_tokens: give a text that spells a special token, such as <|endoftext|>, that token.
+        drop_duplicates: keep one of the documents with the same token ids; 40 bytes of memory a document.
+        max_document_bytes: longer rows are left out and counted; so is text over 8 MB that cannot be encoded in parts:
+            all such with a tokenizer.json, with a tokenizer.model only what has no spaces.
+        max_tokens: take a random subset of the documents with this many tokens; all when not given.
+        mixture: parts of the subset by domain, such as '{"cc": 67, "c4": 15}', where cc stands for cc_2019-30 too; in
+            proportion to the corpus when not given.
+        seed: seed of the subset.
+        num_workers: processes; the cores of this machine when not given.
+        node_rank: which share of the work to do, counted from 0; as srun or torchrun say when not given.
+        num_nodes: number of shares. The same command with --num_nodes 1 then checks and joins them.
+        verify: check this packed folder against its manifest and do nothing else.
+        dry_run: print the plan and stop.
+    """
+    if verify is not None:
+        from inheritune_lit.data.verify import verify as check
+
+        check(verify)
+        return
+    for name, value in (("source", source), ("tokenizer_dir", tokenizer_dir), ("out_dir", out_dir)):
+        if value is None:
+            raise UserError(f"--{name} is required; see `inheritune prepare --help`")
+    from inheritune_lit.data.prepare import prepare as run
+
+    run(
+        source,
+        tokenizer_dir,
+        out_dir,
+        val_fraction=val_fraction,
+        end_of_document=end_of_document,
+        text_field=text_field,
+        txt_documents=txt_documents,
+        domain=domain,
+        domain_field=domain_field,
+        parse_special_tokens=parse_special_tokens,
+        drop_duplicates=drop_duplicates,
+        max_document_bytes=max_document_bytes,
+        max_tokens=max_tokens,
+        mixture=mixture,
+        seed=seed,
+        num_workers=num_workers,
+        node_rank=node_rank,
+        num_nodes=num_nodes,
+        dry_run=dry_run,
+    )

@@ -1,0 +1,148 @@
+"""Suites: which tasks make a table, and what the paper's table says, read from YAML."""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from inheritune_lit.errors import UserError
+
+FloorKind = Literal["auto", "constant", "chance", "none"]
+Role = Literal["reference", "baseline", "ours"]
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        title: as the table prints it.
+        task: an lm-eval task; "mmlu" is its 57 subjects.
+        metric: of that task; "" for all the task has, each a column of its own.
+        num_fewshot: examples in the prompt; None for the task's own number.
+        floor: what a model that has learnt nothing scores: "constant" is the best single answer to all rows, "chance"
+            one over the number of choices, "auto" the first where rows have different answers, else the second.
+        random_init: what random weights score where that is known, ``{"value", "source"}``, in the table's unit.
+    """
+
+    title: str
+    task: str
+    metric: str = ""
+    num_fewshot: int | None = None
+    floor: FloorKind = "auto"
+    random_init: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's table: figures by column title, accuracies in percent."""
+
+    model: str
+    role: Role
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Columns, and the paper's rows for them.
+
+    Attributes:
+        source: where the paper's figures stand.
+        bold_rule: whether the paper's rule for bold figures applies.
+        average: whether the table has the mean of its columns.
+    """
+
+    name: str
+    title: str
+    columns: list[Column]
+    source: str = ""
+    bold_rule: bool = False
+    average: bool = False
+    paper: list[PaperRow] = field(default_factory=list)
+
+
+def suites_dir() -> Path:
+    """The folder of the suites: ``eval/`` in the repository, ``inheritune_lit/suites`` where installed."""
+    installed = _PACKAGE / "suites"
+    return installed if installed.is_dir() else _PACKAGE.parent / "eval"
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by its name or its YAML file.
+
+    Raises:
+        UserError: no such suite, or a file that does not describe one.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else suites_dir() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in suites_dir().glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}, or a YAML file"
+        raise UserError(f"unknown suite {name!r}; {meant}")
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a suite: {' '.join(str(error).split())}") from error
+    if not isinstance(text, dict):
+        raise UserError(f"{path} is not a suite: it holds no fields; see {suites_dir() / 'quick.yaml'}")
+    columns = [_checked(Column, column, path, "column") for column in _rows(text, "columns", path)]
+    paper = [_checked(PaperRow, row, path, "paper row") for row in _rows(text, "paper", path)]
+    suite = _checked(Suite, {"name": path.stem, "title": path.stem, **text, "columns": columns, "paper": paper}, path)
+    _check(suite, path)
+    return suite
+
+
+def suite_of_tasks(tasks: str) -> Suite:
+    """A suite of tasks named on the command line, separated by commas."""
+    names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    columns = [Column(title=Path(name).stem if name.endswith((".yaml", ".yml")) else name, task=name) for name in names]
+    return Suite(name="tasks", title="Tasks", columns=columns)
+
+
+def _rows(text: dict[str, Any], key: str, path: Path) -> list[Any]:
+    rows = text.get(key) or []
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not a suite: {key} is a {type(rows).__name__}; give a list")
+    return rows
+
+
+def _checked(kind: type, values: Any, path: Path, what: str = "suite") -> Any:
+    names = [entry.name for entry in fields(kind)]
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a {what} is {values!r}; give its fields, {', '.join(names)}")
+    if unknown := [str(key) for key in values if key not in names]:
+        raise UserError(f"{path}: a {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"{path}: a {what} is incomplete ({str(error).split('__init__() ')[-1]})") from error
+
+
+def _check(suite: Suite, path: Path) -> None:
+    if not suite.columns:
+        raise UserError(f"{path} is not a suite: it has no columns; see {suites_dir() / 'quick.yaml'}")
+    titles = [column.title for column in suite.columns]
+    for column in suite.columns:
+        where = f"{path}: column {column.title!r}"
+        if titles.count(column.title) > 1:
+            raise UserError(f"{where} is there twice; give each a title of its own")
+        if not isinstance(column.task, str) or not isinstance(column.metric, str):
+            raise UserError(f"{where} has task {column.task!r} and metric {column.metric!r}; give names")
+        if column.floor not in get_args(FloorKind):
+            raise UserError(f"{where} has floor {column.floor!r}; give one of {', '.join(get_args(FloorKind))}")
+        if column.num_fewshot is not None and (not isinstance(column.num_fewshot, int) or column.num_fewshot < 0):
+            raise UserError(f"{where} has num_fewshot {column.num_fewshot!r}; give 0 or more")
+        if column.random_init is not None and set(column.random_init) != {"value", "source"}:
+            raise UserError(f"{where} has random_init {column.random_init!r}; give value and source")
+    shots: dict[str, int | None] = {}
+    for column in suite.columns:
+        if shots.setdefault(column.task, column.num_fewshot) != column.num_fewshot:
+            raise UserError(f"{path}: task {column.task!r} is there with different num_fewshot; give it one")
+    for row in suite.paper:
+        if row.role not in get_args(Role):
+            raise UserError(f"{path}: {row.model} has role {row.role!r}; give one of {', '.join(get_args(Role))}")
+        if unknown := [title for title in row.scores if title not in titles]:
+            raise UserError(f"{path}: {row.model} has a score for {unknown[0]!r}, which is no column")

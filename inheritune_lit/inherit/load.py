@@ -1,0 +1,52 @@
+"""Any reference as a litgpt model, without writing a converted copy."""
+
+from pathlib import Path
+
+import torch
+from litgpt.model import GPT
+
+from inheritune_lit.checkpoint.pieces import read_piece
+from inheritune_lit.checkpoint.weights import Weights, open_weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
+from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.load import with_weights
+
+
+def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
+    """Build the model of a Hugging Face folder; a tied head stays tied.
+
+    Args:
+        folder: safetensors or ``pytorch_model.bin`` files beside a ``config.json``.
+        dtype: floating-point type of the parameters; as stored when None. RoPE tables stay fp32.
+        device: where the parameters go.
+
+    Raises:
+        UserError: the folder is no checkpoint, its architecture is not supported, or its weights and its configuration
+            disagree.
+    """
+    reference = open_reference(folder, org="local")
+    weights = attach_weights(reference, open_weights(folder))
+    if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
+        raise UserError(
+            f"{folder} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} tensors are "
+            f"missing, such as {missing[0]}; get the checkpoint again"
+        )
+    with torch.device("meta"):
+        model = build_model(reference.config)
+    state = {name: _read(reference, weights, name) for name in reference.shapes}
+    return with_weights(model, state, reference.tied, dtype, device)
+
+
+def _read(reference: ReferenceModel, weights: Weights, name: str) -> torch.Tensor:
+    """A litgpt tensor as stored: zeros for a bias that the checkpoint does not have."""
+    shape, pieces = reference.shapes[name], reference.pieces(name)
+    if pieces is None:
+        return torch.zeros(shape)
+    tensor = torch.empty(shape, dtype=weights.specs[pieces[0].name].dtype)
+    row = 0
+    for piece in pieces:
+        for chunk in read_piece(weights.tensor(piece.name), piece):
+            tensor[row : row + len(chunk)] = chunk
+            row += len(chunk)
+    return tensor

@@ -1,0 +1,73 @@
+"""8- and 4-bit weights by bitsandbytes."""
+
+from typing import Literal, get_args
+
+import torch
+from litgpt.model import GPT
+
+from inheritune_lit.errors import UserError
+
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
+
+
+def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device) -> None:
+    """Replace the weights of every linear layer but the head's, and move the model.
+
+    Args:
+        model: on the CPU; activations keep its dtype.
+        mode: 4-bit NormalFloat or float, "-dq" with quantised scales (Dettmers et al., "QLoRA", 2023), or 8-bit
+            (Dettmers et al., "LLM.int8()", 2022).
+        device: where the model goes.
+
+    Raises:
+        UserError: an unknown mode, bitsandbytes is missing, or it has no such layer for this device.
+    """
+    if mode not in get_args(Quantization):
+        raise UserError(f"--quantize is {mode!r}; choose one of {', '.join(get_args(Quantization))}")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--quantize {mode} needs bitsandbytes; install it, or leave the option out") from error
+    try:
+        _replace(model.transformer.h, mode)
+        model.to(device)
+        _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"bitsandbytes cannot do {mode} on {torch.device(device).type} ({reason}); choose another --quantize"
+        ) from error
+
+
+def _replace(parent: torch.nn.Module, mode: Quantization) -> None:
+    for name, child in parent.named_children():
+        if type(child) is torch.nn.Linear:
+            setattr(parent, name, _quantized(child, mode))
+        else:
+            _replace(child, mode)
+
+
+def _quantized(linear: torch.nn.Linear, mode: Quantization) -> torch.nn.Module:
+    """An empty layer of bitsandbytes with this layer's weights, which it quantises when it is moved."""
+    import bitsandbytes
+
+    kind = mode.removeprefix("bnb.")
+    sizes = linear.in_features, linear.out_features
+    with torch.device("meta"):
+        if kind == "int8":
+            layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+            layer.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        else:
+            options = {"quant_type": kind.removesuffix("-dq"), "compress_statistics": kind.endswith("-dq")}
+            layer = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, **options)
+            layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, **options)
+    layer.bias = linear.bias
+    return layer
+
+
+def _try_each(block: torch.nn.Module, device: str | torch.device, dtype: torch.dtype) -> None:
+    """One token through each layer of a block: some kernels are found missing only when they are called."""
+    with torch.inference_mode():
+        for layer in block.modules():
+            if type(layer).__module__.startswith("bitsandbytes"):
+                layer(torch.zeros(1, layer.in_features, device=device, dtype=dtype))
