@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from inheritune_lit.analysis.layer_table import title
 from inheritune_lit.analysis.result import Analysis
@@ -61,22 +61,24 @@ def depth_figure(analyses: Sequence[Analysis]) -> Figure | None:
         # The lens has one value more: after none, one, ... of the layers.
         lens = name == "logit_lens_loss"
         _layer_axis(axes, len(axes.lines[0].get_xdata()), "layers kept, from the first" if lens else "layer")
+        if len(analyses) == 1 and not lens:
+            _shade(axes, analyses[0])
         if name in _ON_A_LOG_SCALE and all((line.get_ydata() > 0).all() for line in axes.lines):
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in panels[len(names) :]:
         axes.set_axis_off()
-    for analysis in analyses[:1] if len(analyses) == 1 else []:
-        for axes, name in zip(panels, names, strict=False):
-            if name != "logit_lens_loss":
-                _shade(axes, analysis)
-    panels[0].legend(fontsize="small")
+    if len(analyses) > 1:
+        panels[0].legend(fontsize="small")
     figure.suptitle(" and ".join(_name(analysis) for analysis in analyses))
     return figure
 
 
 def _name(analysis: Analysis) -> str:
     lazy = len(analysis.lazy["layers"])
-    return f"{analysis.model['name']}: {analysis.model['n_layer']} layers, {lazy} lazy ({analysis.settings['protocol']})"
+    return (
+        f"{analysis.model['name']}: {analysis.model['n_layer']} layers, {lazy} lazy ({analysis.settings['protocol']})"
+    )
 
 
 def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, colour: str, label: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from inheritune_lit.analysis.layer_table import title
 from inheritune_lit.analysis.result import Analysis
@@ -26,13 +26,15 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
     shown = [analysis for analysis in analyses if analysis.maps.get("attention")]
     columns = max(len(row) for grid in grids for row in grid)
     heights = [len(grid) for grid in grids]
-    figure = Figure(figsize=(max(5.5, 1.9 * columns + 0.6), 2.0 * sum(heights) + 0.7 * len(grids)), layout="constrained")
+    figure = Figure(
+        figsize=(max(5.5, 1.9 * columns + 0.6), 2.0 * sum(heights) + 0.7 * len(grids)), layout="constrained"
+    )
     parts = figure.subfigures(len(grids), 1, height_ratios=heights, squeeze=False).ravel()
     for part, grid, analysis in zip(parts, grids, shown, strict=True):
         maps = analysis.maps
         part.suptitle(
             f"{analysis.model['name']}: {maps['kind']} attention, mean of {maps['strings']} strings "
-            f"of {maps['tokens']} tokens",
+            f"of {maps['tokens']} tokens (square root)",
             fontsize="medium",
         )
         panels = part.subplots(len(grid), columns, squeeze=False)
@@ -105,7 +107,10 @@ def _image(axes: Axes, values: np.ndarray, log: bool, first_row: int = 0) -> Non
     image = axes.imshow(values, aspect="auto", norm=norm, extent=edges, interpolation="nearest", cmap="viridis")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.figure.colorbar(image, ax=axes, pad=0.02)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
+    if norm is not None:
+        bar.ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        bar.ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _with_unit(analysis: Analysis, name: str) -> str:
