@@ -81,8 +81,8 @@ def table_text(analysis: Analysis) -> str:
             "",
             "## Rank correlations over the layers",
             "",
-            "Spearman's, of the columns above and the layer's number: two measures that only follow the depth correlate "
-            "too.",
+            "Spearman's, of the columns above and the layer's number: two measures that only follow the depth "
+            "correlate too.",
             "",
             *markdown(["", *names], correlations),
         ]
@@ -107,7 +107,7 @@ def markdown(header: list[str], rows: list[list[str]], text: bool = False) -> li
 def number(value: float) -> str:
     """Four digits, and a dash for what is not a number."""
     if not math.isfinite(value):
-        return "–"
+        return "-"
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.4g}"
     return f"{value:.2e}"
@@ -115,7 +115,7 @@ def number(value: float) -> str:
 
 def _correlation(first: list[float], second: list[float]) -> str:
     value = spearman(first, second)
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _cell(text: str) -> str:
