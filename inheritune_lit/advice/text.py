@@ -21,9 +21,8 @@ def advice_text(advice: Advice) -> str:
             f"Hours: for {training.max_tokens:,} tokens on one {training.gpu} at {training.mfu:.0%} of its peak.",
             "",
             "The loss after healing is not in this table and cannot be told from it: a slice that starts worse may "
-            "heal better, and how much a layer, lazy or not, is worth after training shows only when slices of several n "
-            "are trained. "
-            "`inheritune analyze --criteria` trains slices, `inheritune grow` looks for the smallest n that is enough.",
+            "heal better, and how much a layer, lazy or not, is worth after training shows only when slices of "
+            "several n are trained: `inheritune grow` does that.",
         ]
     )
 

@@ -115,8 +115,5 @@ def _print_plan(chosen: dict[Criterion, list[int] | None], n: int, analysis: Ana
     print(f"criteria: {n} of {analysis.model['n_layer']} layers of {analysis.model['name']}", file=sys.stderr)
     for criterion, layers in chosen.items():
         print(f"  {criterion:<{width}}  {'fresh weights' if layers is None else layers_text(layers)}", file=sys.stderr)
-    print(
-        f"  {len(different)} different slices x {len(healing.seeds)} seeds = {len(different) * len(healing.seeds)} runs",
-        file=sys.stderr,
-        flush=True,
-    )
+    seeds = len(healing.seeds)
+    print(f"  {len(different)} different x {seeds} seeds = {len(different) * seeds} runs", file=sys.stderr, flush=True)
