@@ -129,7 +129,7 @@ def test_other_settings_are_refused(inputs, tmp_path):
     ref, data = inputs
     short = replace(HEALING, criteria=["first"], seeds=[1])
     compare_criteria(str(ref), of_depth_4(), data, tmp_path / "out", short)
-    with pytest.raises(UserError, match="was started with optimizer.lr 0.003, not 0.001"):
+    with pytest.raises(UserError, match=r"was started with optimizer\.lr 0\.003, not 0\.001"):
         compare_criteria(
             str(ref), of_depth_4(), data, tmp_path / "out", replace(short, optimizer=OptimizerArgs(lr=1e-3))
         )
