@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
-from typing import Literal
 
 import torch
 from litgpt.model import CausalSelfAttention, do_softcapping
@@ -67,21 +66,3 @@ def _plain_attention(receive: Receiver) -> Callable[..., torch.Tensor]:
         return heads_BHTD.to(q_BHTD.dtype).transpose(1, 2)
 
     return attend
-
-
-def attention_map(logits_BHTT: torch.Tensor, attention_BHTT: torch.Tensor, tokens: int, kind: str) -> torch.Tensor:
-    """Attention among the first tokens, averaged over the sequences, (H, tokens, tokens) (paper, Figure 2).
-
-    Args:
-        logits_BHTT: without a mask.
-        attention_BHTT: as the model computes it.
-        tokens: how many.
-        kind: "causal" as the model computes it; "full" lets tokens see those after them, as the paper's figure does,
-            though the model never does.
-    """
-    if kind == "causal":
-        return attention_BHTT[..., :tokens, :tokens].mean(dim=0)
-    return logits_BHTT[..., :tokens, :tokens].softmax(dim=-1).mean(dim=0)
-
-
-MapKind = Literal["full", "causal"]

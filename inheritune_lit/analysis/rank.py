@@ -39,8 +39,9 @@ def attention_rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
     """Approximate rank k* of each matrix, (N,), int64, on the CPU.
 
     The least k such that the k largest squared singular values hold a share ``tau`` of them all (paper, Section 2,
-    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. Most matrices need but the largest few: bounds
-    from a subspace decide, and where they don't, all eigenvalues in fp64 do. The integers are those of a full SVD.
+    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. Most matrices need but the largest few:
+    bounds from a subspace decide, and where they don't, all eigenvalues in fp64 do. The integers are those of a full
+    SVD.
 
     Args:
         attention_NTT: fp32.

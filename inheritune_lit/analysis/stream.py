@@ -16,6 +16,8 @@ from inheritune_lit.model.gpt2 import build_model
 RunBlock = Callable[[torch.Tensor], torch.Tensor]
 _LOGITS = 1 << 25
 """Most logits held at once."""
+_TOKENS = 1 << 11
+"""Tokens that a layer is run on at a time."""
 
 
 class LayerStream:
@@ -37,6 +39,11 @@ class LayerStream:
         cos, sin = self._model.rope_cache(device=device)
         self._rope = cos[:seq_length].unsqueeze(0), sin[:seq_length].unsqueeze(0)
         self._has_head = False
+
+    @property
+    def query_and_key_sizes(self) -> tuple[int, int]:
+        """Outputs of the joint projection that are queries and keys; values come after them."""
+        return self.config.n_head * self.config.head_size, self.config.n_query_groups * self.config.head_size
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """What goes into the first layer, (B, T, C)."""
@@ -84,12 +91,25 @@ class LayerStream:
             losses.append(loss_bT.double().mean(dim=1))
         return torch.cat(losses)
 
+    def chunks(self, sequences: int) -> list[slice]:
+        """Rows of states that a layer is run on at a time."""
+        step = max(1, _TOKENS // self._model.max_seq_length)
+        return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
+
+    def in_chunks(self, run: RunBlock, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Run a layer on states, which are overwritten."""
+        for rows in self.chunks(len(x_BTC)):
+            x_BTC[rows] = run(x_BTC[rows])
+        return x_BTC
+
     def loss_gradient(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Gradient of each sequence's loss with respect to what comes out of the last layer, (B, T, C)."""
         gradients = []
         for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
             x_1TC = x_1TC.detach().requires_grad_()
-            gradients += torch.autograd.grad(self.losses(x_1TC, targets_1T).sum(), x_1TC)
+            with torch.enable_grad():
+                loss = self.losses(x_1TC, targets_1T).sum()
+            gradients += torch.autograd.grad(loss, x_1TC)
         return torch.cat(gradients)
 
     def _load_head(self) -> None:
