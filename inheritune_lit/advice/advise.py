@@ -1,12 +1,12 @@
 """Advice on n: what is known about each depth before anything is trained."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from inheritune_lit.advice.args import AdviceArgs
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.budget import DENSE_BF16_FLOPS, flops_per_token, peak_flops
+from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.shapes import tensor_shapes
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.options import SliceOptions
@@ -57,10 +57,6 @@ class Advice:
     block_size: int
     training: AdviceArgs
 
-    def record(self) -> dict[str, Any]:
-        """The same as JSON types."""
-        return asdict(self)
-
 
 def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) -> Advice:
     """Work out what is known about each n.
@@ -71,9 +67,14 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
         training: the healing whose cost is told.
 
     Raises:
-        UserError: arguments out of range, or the analysis is of a model of another depth or lacks the loss.
+        UserError: arguments out of range, or the analysis is of a model of another depth.
     """
-    block_size, peak = _check(analysis, reference, training)
+    block_size, peak = check_training(training, reference.config)
+    if analysis.model["n_layer"] != reference.config.n_layer:
+        raise UserError(
+            f"the analysis is of {analysis.model['n_layer']} layers, {reference.folder} has "
+            f"{reference.config.n_layer}; analyze it again"
+        )
     lens = analysis.layers["logit_lens_loss"]
     depth, sequences = reference.config.n_layer, analysis.settings["num_sequences"]
     lazy = sorted(analysis.lazy["layers"])
@@ -112,8 +113,12 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     return Advice(depths, sequences, analysis.settings["seq_length"], block_size, training)
 
 
-def _check(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) -> tuple[int, float]:
-    """Tokens a sample and the GPU's peak."""
+def check_training(training: AdviceArgs, config: Config) -> tuple[int, float]:
+    """Tokens a sample, and the GPU's peak in FLOP/s.
+
+    Raises:
+        UserError: arguments out of range.
+    """
     for name, value in (("max_tokens", training.max_tokens), ("micro_batch_size", training.micro_batch_size)):
         if value < 1:
             raise UserError(f"--advice.{name} is {value}; give 1 or more")
@@ -121,15 +126,9 @@ def _check(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
         raise UserError(f"--advice.mfu is {training.mfu}; give a share above 0, at most 1")
     if (peak := peak_flops(training.gpu)) is None:
         raise UserError(f"--advice.gpu {training.gpu} is not known; give one of {', '.join(DENSE_BF16_FLOPS)}")
-    longest = reference.config.block_size
-    block_size = min(longest, _LONGEST) if training.max_seq_length is None else training.max_seq_length
-    if not 1 <= block_size <= longest:
-        raise UserError(f"--advice.max_seq_length is {block_size}; give 1 to {longest}, what the model attends to")
-    if "logit_lens_loss" not in analysis.layers:
-        raise UserError("--advise needs the logit-lens loss, which this analysis lacks; analyze the model again")
-    if analysis.model["n_layer"] != reference.config.n_layer:
+    block_size = min(config.block_size, _LONGEST) if training.max_seq_length is None else training.max_seq_length
+    if not 1 <= block_size <= config.block_size:
         raise UserError(
-            f"the analysis is of {analysis.model['n_layer']} layers, {reference.folder} has "
-            f"{reference.config.n_layer}; analyze it again"
+            f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
         )
     return block_size, peak

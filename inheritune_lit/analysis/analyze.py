@@ -78,20 +78,8 @@ def analyze(ref: str, data: Path, out_dir: Path, options: AnalyzeOptions, dry_ru
             analysis = _measure(located, weights, tokens_BT1, data, options, maps, cost, staging)
             analysis.save(staging / RESULT)
             write_manifest(staging, "analysis", {"model": analysis.model, "settings": analysis.settings})
-    print(sentence(analysis))
     print(f"wrote {out_dir}", file=sys.stderr)
     return analysis
-
-
-def sentence(analysis: Analysis) -> str:
-    """How many layers are lazy, where they begin, and by which rule."""
-    settings, lazy = analysis.settings, analysis.lazy
-    rule = f"T={settings['seq_length']}, tau={settings['tau']}, protocol {settings['protocol']}"
-    count, depth = len(lazy["layers"]), analysis.model["n_layer"]
-    if not count:
-        return f"{analysis.model['name']}: none of {depth} layers is lazy ({rule})"
-    which = ", ".join(map(str, lazy["layers"]))
-    return f"{analysis.model['name']}: {count} of {depth} layers lazy, from layer {lazy['first']} on: {which} ({rule})"
 
 
 def _open_all(located: Located) -> Weights:

@@ -26,8 +26,9 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
     shown = [analysis for analysis in analyses if analysis.maps.get("attention")]
     columns = max(len(row) for grid in grids for row in grid)
     heights = [len(grid) for grid in grids]
+    side = float(np.clip(20 / columns, 0.7, 1.9))
     figure = Figure(
-        figsize=(max(5.5, 1.9 * columns + 0.6), 2.0 * sum(heights) + 0.7 * len(grids)), layout="constrained"
+        figsize=(max(6, side * columns + 0.3), (side + 0.2) * sum(heights) + 0.6 * len(grids)), layout="constrained"
     )
     parts = figure.subfigures(len(grids), 1, height_ratios=heights, squeeze=False).ravel()
     for part, grid, analysis in zip(parts, grids, shown, strict=True):
@@ -44,7 +45,7 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
             for one, axes in zip(row, row_panels, strict=False):
                 # The square root shows the weak weights beside a sink.
                 axes.imshow(np.sqrt(one["weights"]), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-                axes.set_title(f"layer {one['layer']}, head {one['head']}", fontsize="small", pad=3)
+                axes.set_title(f"L{one['layer']} H{one['head']}", fontsize="small", pad=3)
                 axes.set_axis_on()
                 axes.set(xticks=[], yticks=[])
     return figure

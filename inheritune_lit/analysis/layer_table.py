@@ -5,6 +5,7 @@ from statistics import fmean
 
 from inheritune_lit.analysis.correlation import spearman
 from inheritune_lit.analysis.result import Analysis
+from inheritune_lit.inherit.layers import layers_text
 
 
 def by_layer(analysis: Analysis) -> dict[str, list[float]]:
@@ -50,8 +51,11 @@ def sentence(analysis: Analysis) -> str:
     if not lazy:
         return f"{model['name']}: none of {depth} layers is lazy ({measured})."
     count = f"{len(lazy)} of {depth} layers {'is' if len(lazy) == 1 else 'are'} lazy"
-    runs = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _runs(lazy))
-    return f"{model['name']}: {count}, {runs} counted from 0; the first is layer {lazy[0]} ({measured})."
+    groups = ", ".join(layers_text(list(range(first, last + 1))) for first, last in analysis.lazy["groups"])
+    return (
+        f"{model['name']}: {count}, {layers_text(lazy)} counted from 0; the first is layer {lazy[0]}"
+        f"{f'; lazy groups {groups}' if settings['protocol'] == 'v4' and groups else ''} ({measured})."
+    )
 
 
 def table_text(analysis: Analysis) -> str:
@@ -120,14 +124,3 @@ def _correlation(first: list[float], second: list[float]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
-
-
-def _runs(layers: list[int]) -> list[tuple[int, int]]:
-    """Consecutive layers as (first, last)."""
-    runs: list[tuple[int, int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1] = (runs[-1][0], layer)
-        else:
-            runs.append((layer, layer))
-    return runs

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from inheritune_lit.advice.args import AdviceArgs
+from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.errors import UserError
 
 
@@ -22,13 +24,19 @@ def analyze(
     drop_length: int = 1,
     drop_sequences: int = 20,
     seed: int = 1337,
+    compare: Path | None = None,
+    advise: bool = False,
+    advice: AdviceArgs = AdviceArgs(),
+    criteria: bool = False,
+    healing: HealingArgs = HealingArgs(),
     dry_run: bool = False,
 ) -> None:
     """Measure what a model's layers and heads do: attention rank and mass, sinks, influence, loss without them.
 
     Args:
         data: packed data from ``inheritune prepare`` (its validation part), or a file or folder of text.
-        out_dir: folder of the result, analysis.json.
+        out_dir: folder of the result: analysis.json, the page analysis.md, and figures. The same analysis that it holds
+            already is not measured again, only drawn.
         checkpoint_dir: the model: a litgpt or Hugging Face folder.
         ref: instead, any reference that ``inheritune slice`` reads.
         num_sequences: random sequences.
@@ -44,6 +52,12 @@ def analyze(
             with the number of spans times the number of layers.
         drop_sequences: sequences for that.
         seed: chooses the sequences.
+        compare: out_dir of another analysis, to draw the two models side by side.
+        advise: tell for each n what is known before training: loss of the untrained slice, lazy layers left,
+            parameters, memory, hours.
+        advice: the training that --advise tells the cost of.
+        criteria: compare ways of choosing layers: train a slice by each, with several seeds; the same command continues.
+        healing: the training of --criteria.
         dry_run: print the cost and stop.
     """
     if (checkpoint_dir is None) == (ref is None):
@@ -51,8 +65,14 @@ def analyze(
         raise UserError(f"{given} of --checkpoint_dir and --ref given; give one of them: the model to analyse")
     if checkpoint_dir is not None and not checkpoint_dir.is_dir():
         raise UserError(f"no folder at {checkpoint_dir}; give a checkpoint folder, or --ref for other references")
-    from inheritune_lit.analysis.analyze import analyze as run
+    for switch, on, name, changed in (
+        ("--advise", advise, "advice", advice != AdviceArgs()),
+        ("--criteria", criteria, "healing", healing != HealingArgs()),
+    ):
+        if changed and not on:
+            raise UserError(f"--{name} settings are given without {switch}, which reads them; add {switch}")
     from inheritune_lit.analysis.options import AnalyzeOptions
+    from inheritune_lit.study import study
 
     options = AnalyzeOptions(
         num_sequences=num_sequences,
@@ -67,4 +87,13 @@ def analyze(
         drop_length=drop_length,
         drop_sequences=drop_sequences,
     )
-    run(str(checkpoint_dir or ref), data, out_dir, options, dry_run)
+    study(
+        str(checkpoint_dir or ref),
+        data,
+        out_dir,
+        options,
+        compare=compare,
+        advice=advice if advise else None,
+        healing=healing if criteria else None,
+        dry_run=dry_run,
+    )

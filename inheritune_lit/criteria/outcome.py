@@ -12,7 +12,7 @@ from inheritune_lit.analysis.layer_table import markdown
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.checkpoint.manifest import installed_versions
 from inheritune_lit.criteria.args import Criterion, HealingArgs
-from inheritune_lit.criteria.selection import layers_text
+from inheritune_lit.inherit.layers import layers_text
 
 
 @dataclass(frozen=True)

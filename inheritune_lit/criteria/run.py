@@ -8,8 +8,9 @@ from pathlib import Path
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.criteria.args import Criterion, HealingArgs
 from inheritune_lit.criteria.outcome import Healed, write_outcome
-from inheritune_lit.criteria.selection import layers_text, select_layers
+from inheritune_lit.criteria.selection import select_layers
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.layers import layers_text
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.pretrain import pretrain
@@ -50,7 +51,7 @@ def compare_criteria(ref: str, analysis: Analysis, data: Path, out_dir: Path, he
         UserError: bad input, or ``out_dir`` holds runs of other settings.
         SystemExit: stopped by SIGTERM, after saving.
     """
-    n = _check(analysis, healing)
+    n = layers_to_keep(analysis.model["n_layer"], healing)
     chosen = {criterion: select_layers(criterion, n, analysis) for criterion in healing.criteria}
     _print_plan(chosen, n, analysis, healing)
     healed: dict[tuple[str, int], Healed] = {}
@@ -97,9 +98,12 @@ def _heal(
     )
 
 
-def _check(analysis: Analysis, healing: HealingArgs) -> int:
-    """The number of layers to keep."""
-    depth = analysis.model["n_layer"]
+def layers_to_keep(depth: int, healing: HealingArgs) -> int:
+    """The n of all slices.
+
+    Raises:
+        UserError: arguments out of range.
+    """
     n = max(1, depth // 2) if healing.n is None else healing.n
     if not 1 <= n <= depth:
         raise UserError(f"--healing.n is {n}; give 1 to {depth}, the reference's layers")

@@ -36,17 +36,6 @@ def select_layers(criterion: Criterion, n: int, analysis: Analysis) -> list[int]
     return parse_layers(f"{criterion}:{n}", depth)
 
 
-def layers_text(layers: list[int]) -> str:
-    """Layers as ``--layers`` takes them: 0-3,7."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][-1] == layer - 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-
-
 def _highest(values: list[float], n: int) -> list[int]:
     """Where the n highest values are; of equal ones the first."""
     return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])

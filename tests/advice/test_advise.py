@@ -101,7 +101,3 @@ def test_an_analysis_of_another_model_is_refused(make_llama):
     _, folder = make_llama()
     with pytest.raises(UserError, match="is of 4 layers"):
         advise(make_analysis(4), open_reference(folder, "local"), AdviceArgs())
-    analysis = make_analysis(5)
-    del analysis.layers["logit_lens_loss"]
-    with pytest.raises(UserError, match="needs the logit-lens loss"):
-        advise(analysis, open_reference(folder, "local"), AdviceArgs())

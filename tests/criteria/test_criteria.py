@@ -18,9 +18,9 @@ from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.criteria.outcome import Healed, spreads
 from inheritune_lit.criteria.run import compare_criteria
-from inheritune_lit.criteria.selection import layers_text, select_layers
+from inheritune_lit.criteria.selection import select_layers
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.layers import parse_layers
+from inheritune_lit.inherit.layers import layers_text, parse_layers
 from inheritune_lit.train import loop
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 
