@@ -34,11 +34,11 @@ def _row(depth: Depth) -> list[str]:
         f"{depth.loss:.3f} ± {depth.stderr:.3f}",
         str(depth.lazy),
         f"{depth.parameters:,}",
-        f"{depth.memory / 1e9:.2f} GB",
-        _hours(depth.hours),
+        f"{_digits(depth.memory / 1e9)} GB",
+        _digits(depth.hours),
     ]
     return [*(f"**{cell}**" if marks else cell for cell in cells), marks]
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from inheritune_lit.analysis.layer_table import title
 from inheritune_lit.analysis.result import Analysis
 
 COLOURS = ("tab:blue", "tab:orange")
 _LAZY = "0.88"
-_ON_A_LOG_SCALE = ("output_variance", "grad_norm_q", "grad_norm_k")
+_FAR = 50
 
 
 def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
@@ -63,15 +63,21 @@ def depth_figure(analyses: Sequence[Analysis]) -> Figure | None:
         _layer_axis(axes, len(axes.lines[0].get_xdata()), "layers kept, from the first" if lens else "layer")
         if len(analyses) == 1 and not lens:
             _shade(axes, analyses[0])
-        if name in _ON_A_LOG_SCALE and all((line.get_ydata() > 0).all() for line in axes.lines):
+        if _spans_decades(axes):
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     if len(analyses) > 1:
         panels[0].legend(fontsize="small")
     figure.suptitle(" and ".join(_name(analysis) for analysis in analyses))
     return figure
+
+
+def _spans_decades(axes: Axes) -> bool:
+    """Whether the curves are positive and their largest value is far above their smallest."""
+    values = np.concatenate([line.get_ydata() for line in axes.lines])
+    values = values[np.isfinite(values)]
+    return values.size > 0 and values.min() > 0 and values.max() > _FAR * values.min()
 
 
 def _name(analysis: Analysis) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from inheritune_lit.analysis.layer_table import title
 from inheritune_lit.analysis.result import Analysis
@@ -73,8 +73,8 @@ def heads_figure(analysis: Analysis) -> Figure | None:
 
 
 def spans_figure(analysis: Analysis) -> Figure | None:
-    """Measures of spans as images: length of the span against its first layer. None where there are no spans."""
-    names = [name for name, lengths in analysis.spans.items() if lengths]
+    """Measures of spans as images: length of the span against its first layer. None where all are single layers."""
+    names = [name for name, lengths in analysis.spans.items() if len(lengths) > 1]
     if not names:
         return None
     depth = analysis.model["n_layer"]
@@ -110,10 +110,11 @@ def _image(axes: Axes, values: np.ndarray, log: bool, first_row: int = 0) -> Non
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
     if norm is not None:
-        bar.ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        bar.ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _with_unit(analysis: Analysis, name: str) -> str:
     unit = analysis.measures.get(name, {}).get("unit", "")
-    return f"{title(name)} ({unit})" if unit else title(name)
+    return f"{title(name)} ({unit})" if unit and unit not in name else title(name)

@@ -56,7 +56,7 @@ def analyze(
         advise: tell for each n what is known before training: loss of the untrained slice, lazy layers left,
             parameters, memory, hours.
         advice: the training that --advise tells the cost of.
-        criteria: compare ways of choosing layers: train a slice by each, with several seeds; the same command continues.
+        criteria: compare ways of choosing layers: train a slice by each, with several seeds. The same command goes on.
         healing: the training of --criteria.
         dry_run: print the cost and stop.
     """

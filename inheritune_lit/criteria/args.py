@@ -28,14 +28,14 @@ class HealingArgs:
         default_factory=lambda: TrainArgs(
             global_batch_size=16,
             micro_batch_size=16,
-            max_tokens=300_000,
+            max_tokens=200_000,
             lr_warmup_steps=10,
             min_lr=1e-4,
             save_interval=50,
         )
     )
     """Budget, batches and schedule of each run"""
-    eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=25))
+    eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=25, max_iters=8))
     """Validation of each run"""
     optimizer: OptimizerArgs = field(default_factory=lambda: OptimizerArgs(lr=1e-3))
     """Optimizer of each run"""

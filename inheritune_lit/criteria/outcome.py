@@ -3,99 +3,18 @@
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from inheritune_lit.analysis.layer_table import markdown
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.checkpoint.manifest import installed_versions
-from inheritune_lit.criteria.args import Criterion, HealingArgs
+from inheritune_lit.criteria.args import HealingArgs
+from inheritune_lit.criteria.healed import Healed, Spread, spreads
+from inheritune_lit.criteria.plot import outcome_png
 from inheritune_lit.inherit.layers import layers_text
-
-
-@dataclass(frozen=True)
-class Healed:
-    """One run.
-
-    Attributes:
-        criterion: what its layers were chosen by.
-        layers: of the reference, None for fresh weights.
-        seed: of the data order.
-        untrained: held-out loss before training in nats a token, NaN where it was not measured.
-        loss, stderr: held-out loss after training, and its standard error over the held-out blocks.
-        tokens: trained on.
-        curve: held-out loss by tokens.
-    """
-
-    criterion: Criterion
-    layers: list[int] | None
-    seed: int
-    untrained: float
-    loss: float
-    stderr: float
-    tokens: int
-    curve: list[tuple[int, float]]
-
-    def by(self, criterion: Criterion) -> "Healed":
-        """The same run for another criterion that chose the same layers."""
-        return replace(self, criterion=criterion)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A criterion over all seeds: nats a token.
-
-    Attributes:
-        untrained, loss: means over the seeds.
-        std: standard deviation of the healed loss over the seeds, NaN for one.
-        low, high: the lowest and highest healed loss.
-        difference, difference_std: to the criterion listed first, seed by seed: mean and standard deviation.
-        lower_in: seeds in which the loss is lower than that one's.
-        same_as: a criterion before it that chose the same layers.
-    """
-
-    criterion: Criterion
-    layers: list[int] | None
-    untrained: float
-    loss: float
-    std: float
-    low: float
-    high: float
-    difference: float
-    difference_std: float
-    lower_in: int
-    same_as: Criterion | None
-
-
-def spreads(outcomes: list[Healed]) -> list[Spread]:
-    """Put the seeds of each criterion together, in the order of the criteria."""
-    by_criterion: dict[Criterion, dict[int, Healed]] = {}
-    for one in outcomes:
-        by_criterion.setdefault(one.criterion, {})[one.seed] = one
-    first = next(iter(by_criterion.values()))
-    found: list[Spread] = []
-    for criterion, runs in by_criterion.items():
-        losses = [run.loss for run in runs.values()]
-        differences = [run.loss - first[seed].loss for seed, run in runs.items()]
-        layers = next(iter(runs.values())).layers
-        found.append(
-            Spread(
-                criterion=criterion,
-                layers=layers,
-                untrained=fmean(run.untrained for run in runs.values()),
-                loss=fmean(losses),
-                std=_std(losses),
-                low=min(losses),
-                high=max(losses),
-                difference=fmean(differences),
-                difference_std=_std(differences),
-                lower_in=sum(difference < 0 for difference in differences),
-                same_as=next((one.criterion for one in found if layers is not None and one.layers == layers), None),
-            )
-        )
-    return found
 
 
 def write_outcome(outcomes: list[Healed], out_dir: Path, analysis: Analysis, n: int, healing: HealingArgs) -> None:
@@ -112,7 +31,7 @@ def write_outcome(outcomes: list[Healed], out_dir: Path, analysis: Analysis, n: 
     }
     _put(out_dir / "criteria.json", json.dumps(_without_nan(record), indent=1, allow_nan=False).encode() + b"\n")
     _put(out_dir / "criteria.md", text.encode())
-    _plot(out_dir / "criteria.png", found, outcomes)
+    _put(out_dir / "criteria.png", outcome_png(found, outcomes))
     print(f"\n{text}\nwrote {out_dir}/criteria.json, .md and .png")
 
 
@@ -162,10 +81,6 @@ def _loss(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _std(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else math.nan
-
-
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
@@ -178,29 +93,3 @@ def _put(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_bytes(content)
     os.replace(aside, path)
-
-
-def _plot(path: Path, found: list[Spread], outcomes: list[Healed]) -> None:
-    """Healed loss of every seed by criterion, and held-out loss against tokens."""
-    import io
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for number, one in enumerate(found):
-        colour = f"C{number}"
-        runs = [run for run in outcomes if run.criterion == one.criterion]
-        left.scatter([number] * len(runs), [run.loss for run in runs], color=colour, s=18, alpha=0.6)
-        left.errorbar(number, one.loss, yerr=None if math.isnan(one.std) else one.std, color=colour, marker="_", ms=18)
-        points = list(zip(*(run.curve for run in runs), strict=True))
-        tokens, means = [point[0][0] for point in points], [fmean(run[1] for run in point) for point in points]
-        right.plot(tokens, means, marker="o", ms=3, lw=1.2, color=colour, label=one.criterion)
-    left.set_xticks(range(len(found)), [one.criterion for one in found], rotation=25, ha="right")
-    left.set(ylabel="held-out loss (nats a token)", title="Healed: every seed, mean ± std")
-    left.grid(axis="y", color="0.9", lw=0.6)
-    right.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While healing")
-    right.legend(fontsize="small")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    _put(path, stream.getvalue())

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.criteria.args import Criterion, HealingArgs
-from inheritune_lit.criteria.outcome import Healed, write_outcome
+from inheritune_lit.criteria.healed import Healed
+from inheritune_lit.criteria.outcome import write_outcome
 from inheritune_lit.criteria.selection import select_layers
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.layers import layers_text

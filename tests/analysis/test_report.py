@@ -98,7 +98,7 @@ def test_every_column_has_a_number_a_layer():
 def test_sentence_counts():
     analysis = make_analysis(9)
     analysis.lazy["layers"][:] = [2, 3, 7]
-    assert "3 of 9 layers are lazy, 2-3, 7 counted from 0; the first is layer 2" in sentence(analysis)
+    assert "3 of 9 layers are lazy, 2-3,7 counted from 0; the first is layer 2; lazy groups 6-8 (" in sentence(analysis)
     analysis.lazy["layers"][:] = [8]
     assert "1 of 9 layers is lazy, 8 counted" in sentence(analysis)
     analysis.lazy["layers"].clear()
