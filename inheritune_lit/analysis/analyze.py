@@ -1,5 +1,6 @@
 """``inheritune analyze``: what the layers of a model do."""
 
+import math
 import shutil
 import sys
 from dataclasses import asdict
@@ -144,6 +145,7 @@ def _assemble(
     if dropped:
         spans["drop_loss"] = {str(length): losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
     loss_B = forward.layers["logit_lens_loss"][:, -1]
+    stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
     return Analysis(
         model=_model(located.reference, located.source),
         settings=settings,
@@ -153,7 +155,7 @@ def _assemble(
         protocols=protocols,
         lazy=lazy_layers(protocols, settings["protocol"]),
         maps=maps.result(),
-        loss={"mean": loss_B.mean().item(), "stderr": loss_B.std().item() / len(loss_B) ** 0.5},
+        loss={"mean": loss_B.mean().item(), "stderr": stderr},
         measures=MEASURES,
     )
 

@@ -30,7 +30,7 @@ class Analysis:
         lazy: layers, groups ([first, last], both counted), first (None where there is none).
         maps: kind ("causal" or "full"), tokens, strings, and attention: a list of layer, head and weights
             [tokens][tokens]; empty where none were asked for.
-        loss: of the whole model on these sequences, nats a token: mean and its standard error.
+        loss: of the whole model on these sequences, nats a token: mean and its standard error (NaN of one sequence).
         measures: formula, source and unit of each measure above, by name.
     """
 
@@ -75,7 +75,9 @@ def load_analysis(path: Path) -> Analysis:
     wanted = {field.name for field in fields(Analysis)}
     if not isinstance(content, dict) or content.keys() != wanted:
         raise UserError(f"{path} isn't the result of an analysis; give what `inheritune analyze` wrote")
-    measured = {part: _replace(content[part], _is_none, math.nan) for part in ("heads", "layers", "spans", "protocols")}
+    measured = {
+        part: _replace(content[part], _is_none, math.nan) for part in ("heads", "layers", "spans", "protocols", "loss")
+    }
     return Analysis(**{**content, **measured})
 
 
