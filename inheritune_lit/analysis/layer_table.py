@@ -44,8 +44,8 @@ def sentence(analysis: Analysis) -> str:
     """How many layers are lazy, where they begin, and under which settings that was measured."""
     model, settings, lazy = analysis.model, analysis.settings, analysis.lazy["layers"]
     measured = (
-        f"{settings['num_sequences']} sequences of T = {settings['seq_length']} tokens, "
-        f"tau = {settings['tau']:g}, protocol {settings['protocol']}"
+        f"{settings['num_sequences']} sequences, T={settings['seq_length']}, tau={settings['tau']:g}, "
+        f"protocol {settings['protocol']}"
     )
     depth = model["n_layer"]
     if not lazy:

@@ -74,7 +74,7 @@ def test_page_says_what_the_numbers_say(tmp_path):
     write_report(analysis, tmp_path, advice="## Advice on n\n\nTake two.")
     page = (tmp_path / "analysis.md").read_text()
     assert "2 of 6 layers are lazy, 4-5 counted from 0; the first is layer 4" in page
-    assert "100 sequences of T = 100 tokens, tau = 0.9, protocol v4" in page
+    assert "100 sequences, T=100, tau=0.9, protocol v4" in page
     assert "Take two." in page
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
     header = [cell.strip() for cell in rows[0]]
@@ -102,4 +102,4 @@ def test_sentence_counts():
     analysis.lazy["layers"][:] = [8]
     assert "1 of 9 layers is lazy, 8 counted" in sentence(analysis)
     analysis.lazy["layers"].clear()
-    assert sentence(analysis).startswith("made-up: none of 9 layers is lazy (100 sequences")
+    assert sentence(analysis).startswith("made-up: none of 9 layers is lazy (100 sequences, T=100")
