@@ -49,12 +49,14 @@ class Advice:
     Attributes:
         sequences, seq_length: how many sequences of how many tokens the loss was measured on.
         block_size: tokens a sample of the training.
+        vocabulary: tokens that the model chooses from.
     """
 
     depths: list[Depth]
     sequences: int
     seq_length: int
     block_size: int
+    vocabulary: int
     training: AdviceArgs
 
 
@@ -110,7 +112,7 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
                 marks=tuple(mark for mark, holds in marks.items() if holds),
             )
         )
-    return Advice(depths, sequences, analysis.settings["seq_length"], block_size, training)
+    return Advice(depths, sequences, analysis.settings["seq_length"], block_size, reference.config.vocab_size, training)
 
 
 def check_training(training: AdviceArgs, config: Config) -> tuple[int, float]:

@@ -1,5 +1,7 @@
 """Advice on n in words."""
 
+import math
+
 from inheritune_lit.advice.advise import Advice, Depth
 from inheritune_lit.analysis.layer_table import markdown
 
@@ -16,7 +18,8 @@ def advice_text(advice: Advice) -> str:
             *markdown(header, rows),
             "",
             f"Step-0 loss: of the first n layers before any training, in nats a token, on {advice.sequences} sequences "
-            f"of {advice.seq_length} tokens; longer ones score lower. Memory: of a training step with "
+            f"of {advice.seq_length} tokens; longer ones score lower, and guessing scores ln {advice.vocabulary:,} = "
+            f"{math.log(advice.vocabulary):.3f}. Memory: of a training step with "
             f"{training.micro_batch_size} x {advice.block_size} tokens a micro-batch, bf16-mixed, AdamW, compiled. "
             f"Hours: for {training.max_tokens:,} tokens on one {training.gpu} at {training.mfu:.0%} of its peak.",
             "",

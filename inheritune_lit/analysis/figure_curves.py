@@ -36,8 +36,7 @@ def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
             _layer_axis(axes, len(layers))
             if row == 0:
                 axes.set_title(_name(analysis))
-            if row == 0 and column == 0:
-                axes.legend(fontsize="small")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     return figure
 
 

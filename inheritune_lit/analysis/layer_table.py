@@ -51,11 +51,11 @@ def sentence(analysis: Analysis) -> str:
     if not lazy:
         return f"{model['name']}: none of {depth} layers is lazy ({measured})."
     count = f"{len(lazy)} of {depth} layers {'is' if len(lazy) == 1 else 'are'} lazy"
-    groups = ", ".join(layers_text(list(range(first, last + 1))) for first, last in analysis.lazy["groups"])
-    return (
-        f"{model['name']}: {count}, {layers_text(lazy)} counted from 0; the first is layer {lazy[0]}"
-        f"{f'; lazy groups {groups}' if settings['protocol'] == 'v4' and groups else ''} ({measured})."
-    )
+    text = f"{model['name']}: {count}, {layers_text(lazy)} counted from 0; the first is layer {lazy[0]}"
+    if settings["protocol"] == "v4" and analysis.lazy["groups"]:
+        groups = (layers_text(list(range(first, last + 1))) for first, last in analysis.lazy["groups"])
+        text += f"; lazy groups {', '.join(groups)}"
+    return f"{text} ({measured})."
 
 
 def table_text(analysis: Analysis) -> str:

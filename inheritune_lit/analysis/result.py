@@ -48,7 +48,7 @@ class Analysis:
     def save(self, path: Path) -> None:
         """Write the result whole or not at all. What is not a number is written as null."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        text = json.dumps(_replace(asdict(self), _is_nan, None), indent=1, allow_nan=False)
+        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False)
         try:
             temporary.write_text(text + "\n", encoding="utf-8")
             os.replace(temporary, path)
@@ -79,6 +79,11 @@ def load_analysis(path: Path) -> Analysis:
         part: _replace(content[part], _is_none, math.nan) for part in ("heads", "layers", "spans", "protocols", "loss")
     }
     return Analysis(**{**content, **measured})
+
+
+def without_nan(value: Any) -> Any:
+    """Lists and dictionaries with None for what is not a finite number, as JSON has it."""
+    return _replace(value, _is_nan, None)
 
 
 def _is_nan(value: object) -> bool:

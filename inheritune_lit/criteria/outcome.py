@@ -6,10 +6,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from inheritune_lit.analysis.layer_table import markdown
-from inheritune_lit.analysis.result import Analysis
+from inheritune_lit.analysis.result import Analysis, without_nan
 from inheritune_lit.checkpoint.manifest import installed_versions
 from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.criteria.healed import Healed, Spread, spreads
@@ -29,7 +28,7 @@ def write_outcome(outcomes: list[Healed], out_dir: Path, analysis: Analysis, n: 
         "runs": [asdict(one) for one in outcomes],
         "versions": installed_versions(),
     }
-    _put(out_dir / "criteria.json", json.dumps(_without_nan(record), indent=1, allow_nan=False).encode() + b"\n")
+    _put(out_dir / "criteria.json", json.dumps(without_nan(record), indent=1, allow_nan=False).encode() + b"\n")
     _put(out_dir / "criteria.md", text.encode())
     _put(out_dir / "criteria.png", outcome_png(found, outcomes))
     print(f"\n{text}\nwrote {out_dir}/criteria.json, .md and .png")
@@ -79,14 +78,6 @@ def _verdict(best: Spread, first: Spread, seeds: int) -> str:
 
 def _loss(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -79,6 +79,7 @@ def test_text_marks_rows_and_says_what_it_cannot_know(make_llama):
     text = advice_text(advise(make_analysis(5), open_reference(folder, "local"), AdviceArgs(gpu="H100")))
     assert "| **2** |" in text and "paper's choice, k/2" in text
     assert "The loss after healing is not in this table" in text
+    assert "guessing scores ln 97 = 4.575" in text
     assert "hours on H100" in text and "for 1,000,000,000 tokens" in text
 
 
