@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,19 @@ def _measure(
     targets_BT = tokens_BT1[:, 1:]
     gradients: dict[str, torch.Tensor] = {}
     dropped: Spans = {}
-    with Progress(f"analyze {reference.name}", cost.layer_runs, "layer pass") as progress:
+    with Progress(f"analyze {reference.name}", cost.gflop, "GFLOP") as progress:
         wanted = kept if options.gradients or options.dropping else None
-        forward = measure_forward(stream, tokens_BT1, options.tau, maps, wanted, progress.update)
+        forward = measure_forward(stream, tokens_BT1, options.tau, maps, wanted, partial(progress.update, cost.forward))
         if options.gradients:
-            norms = gradient_norms(stream, kept, forward.output_BTC, targets_BT, progress.update)
+            norms = gradient_norms(
+                stream, kept, forward.output_BTC, targets_BT, partial(progress.update, cost.backward)
+            )
             gradients = dict(zip(("grad_norm_q", "grad_norm_k"), norms, strict=True))
         if options.dropping:
             scratch, some_BT = StateStore(states / "dropped"), targets_BT[: options.dropping]
-            dropped = drop_losses(stream, kept, scratch, some_BT, options.drop_length, progress.update)
+            dropped = drop_losses(
+                stream, kept, scratch, some_BT, options.drop_length, partial(progress.update, cost.dropped)
+            )
     shutil.rmtree(states)
     settings = {**asdict(options), "data": str(data)}
     return _assemble(located, settings, forward, gradients, dropped, maps)
