@@ -156,12 +156,16 @@ def _assemble(
 ) -> Analysis:
     rank_BLH, mass_BLH = forward.heads["attention_rank"], forward.heads["attention_mass"]
     protocols = {"v2": protocol_v2(rank_BLH, mass_BLH), "v4": protocol_v4(rank_BLH, mass_BLH)}
-    layers = forward.layers | gradients | ({"drop_loss": dropped[1]} if dropped else {})
+    loss_B = forward.layers["logit_lens_loss"][:, -1]
+    layers = forward.layers | gradients
+    if dropped:
+        # Of the same sequences: these are fewer than all.
+        whole_D1 = loss_B[: len(dropped[1]), None]
+        layers |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
     distances = angular_distances(forward.last_LBC)
     spans = {"angular_distance": {str(length): values for length, values in distances.items()}}
     if dropped:
         spans["drop_loss"] = {str(length): losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
-    loss_B = forward.layers["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
     return Analysis(
         model=_model(located.reference, located.source),
