@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,19 @@ def _measure(
     targets_BT = tokens_BT1[:, 1:]
     gradients: dict[str, torch.Tensor] = {}
     dropped: Spans = {}
-    with Progress(f"analyze {reference.name}", cost.layer_runs, "layer pass") as progress:
+    with Progress(f"analyze {reference.name}", cost.gflop, "GFLOP") as progress:
         wanted = kept if options.gradients or options.dropping else None
-        forward = measure_forward(stream, tokens_BT1, options.tau, maps, wanted, progress.update)
+        forward = measure_forward(stream, tokens_BT1, options.tau, maps, wanted, partial(progress.update, cost.forward))
         if options.gradients:
-            norms = gradient_norms(stream, kept, forward.output_BTC, targets_BT, progress.update)
+            norms = gradient_norms(
+                stream, kept, forward.output_BTC, targets_BT, partial(progress.update, cost.backward)
+            )
             gradients = dict(zip(("grad_norm_q", "grad_norm_k"), norms, strict=True))
         if options.dropping:
             scratch, some_BT = StateStore(states / "dropped"), targets_BT[: options.dropping]
-            dropped = drop_losses(stream, kept, scratch, some_BT, options.drop_length, progress.update)
+            dropped = drop_losses(
+                stream, kept, scratch, some_BT, options.drop_length, partial(progress.update, cost.dropped)
+            )
     shutil.rmtree(states)
     settings = {**asdict(options), "data": str(data)}
     return _assemble(located, settings, forward, gradients, dropped, maps)
@@ -139,12 +144,16 @@ def _assemble(
 ) -> Analysis:
     rank_BLH, mass_BLH = forward.heads["attention_rank"], forward.heads["attention_mass"]
     protocols = {"v2": protocol_v2(rank_BLH, mass_BLH), "v4": protocol_v4(rank_BLH, mass_BLH)}
-    layers = forward.layers | gradients | ({"drop_loss": dropped[1]} if dropped else {})
+    loss_B = forward.layers["logit_lens_loss"][:, -1]
+    layers = forward.layers | gradients
+    if dropped:
+        # Of the same sequences: these are fewer than all.
+        whole_D1 = loss_B[: len(dropped[1]), None]
+        layers |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
     distances = angular_distances(forward.last_LBC)
     spans = {"angular_distance": {str(length): values for length, values in distances.items()}}
     if dropped:
         spans["drop_loss"] = {str(length): losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
-    loss_B = forward.layers["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
     return Analysis(
         model=_model(located.reference, located.source),

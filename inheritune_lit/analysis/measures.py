@@ -55,6 +55,12 @@ MEASURES: dict[str, dict[str, str]] = {
             "nats a token",
         ),
         (
+            "drop_increase",
+            "drop_loss - the loss of the whole model on the same sequences",
+            "Veit et al. 2016, arXiv 1605.06431, Section 4.1",
+            "nats a token",
+        ),
+        (
             "grad_norm_q",
             "|dloss/dW_Q|_F, a sequence at a time",
             "Noci et al. 2022, arXiv 2206.03126; arXiv 2404.08634v2, Section 2",

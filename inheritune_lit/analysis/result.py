@@ -22,8 +22,9 @@ class Analysis:
         heads: mean and std over sequences, [L][H] each, by measure: attention_rank, attention_mass, entropy,
             entropy_without_sink, sink_mass, head_output_norm.
         layers: mean and std over sequences, [L] each, by measure: block_influence, output_variance, grad_norm_q,
-            grad_norm_k, drop_loss; logit_lens_loss has L + 1 entries, of the first 0..L layers. Measures that were not
-            asked for are absent.
+            grad_norm_k, drop_loss, drop_increase (drop_loss less the loss of the whole model on the same
+            ``drop_sequences`` sequences, where ``loss`` is of all); logit_lens_loss has L + 1 entries, of the first
+            0..L layers. Measures that were not asked for are absent.
         spans: by measure (angular_distance, drop_loss), by length as a string: means over sequences, by first layer.
         protocols: "v2": max_rank and max_mass with mean and std, [L] each; "v4": max_rank, max_mass, avg_rank,
             avg_mass, [L] each.

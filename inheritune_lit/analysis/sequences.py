@@ -1,7 +1,6 @@
 """The tokens that a model is analysed on."""
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.hub import is_hub_source
 from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.records import check_broken
 from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError
 from inheritune_lit.tokenizer import Tokenizer
@@ -100,10 +100,11 @@ def _read_texts(data: Path) -> Iterator[str]:
     sources = find_sources(str(data), options)
     for source in sources:
         left = _CHARACTERS // len(sources)
-        reader = format_of(source.name, options).read
-        for text, _ in islice(reader(Path(source.path), 0, None, options, ReadReport()), left):
+        read, report = format_of(source.name, options).read, ReadReport()
+        for text, _ in read(Path(source.path), 0, None, options, report):
             if text.strip():
                 yield text
             left -= len(text)
             if left <= 0:
                 break
+        check_broken(source, report)

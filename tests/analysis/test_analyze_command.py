@@ -66,7 +66,7 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(checkpoint, text, tmp_path
     args = ["--ref", str(checkpoint), "--data", str(text), "--out_dir", str(tmp_path / "out"), *QUICK, "--dry_run"]
     assert main(["analyze", *args]) == 0
     # Forward, backward, and layer 1 without layer 0.
-    assert "5 layer passes" in capsys.readouterr().out
+    assert "5 layer runs" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -98,6 +98,22 @@ def test_text_gives_a_sequence_of_each_document_first(checkpoint, text):
     assert set(sources(more)) == set(range(10)) and len(set(map(tuple, more.tolist()))) == 25
 
 
+def test_sequences_of_real_text_are_parts_of_its_documents(inheritune_data):
+    tokenizer_dir = inheritune_data / "tokenizers" / "llama2"
+    tokens_BT1 = draw_sequences(inheritune_data / "redpajama-sample", tokenizer_dir, 32000, 20, 100, seed=0)
+    assert tokens_BT1.shape == (20, 101)
+    documents = [
+        json.loads(line)["text"]
+        for path in (inheritune_data / "redpajama-sample").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    tokenizer = Tokenizer(tokenizer_dir)
+    for row in tokens_BT1.tolist():
+        # The ends may be bytes of a character.
+        middle = tokenizer.decode(row[4:-4]).strip("\ufffd ")
+        assert any(middle in document for document in documents)
+
+
 def test_bad_input_is_one_clear_line(checkpoint, text, tmp_path, capsys):
     out = tmp_path / "out"
     base = ["--checkpoint_dir", str(checkpoint), "--out_dir", str(out)]
@@ -106,6 +122,8 @@ def test_bad_input_is_one_clear_line(checkpoint, text, tmp_path, capsys):
     short.write_text("a cat sees")
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "a cat"}\nno json\n')
     cases = [
         (["--out_dir", str(out), *data], "neither of --checkpoint_dir and --ref"),
         ([*base, *data, "--ref", "gpt2"], "both of --checkpoint_dir and --ref"),
@@ -118,6 +136,7 @@ def test_bad_input_is_one_clear_line(checkpoint, text, tmp_path, capsys):
         ([*base, *data, "--num_sequences", "0"], "--num_sequences is 0"),
         ([*base, "--data", str(short), *QUICK], "sequences shorter than --seq_length 16"),
         ([*base, "--data", str(empty), *QUICK], "holds no text"),
+        ([*base, "--data", str(broken), *QUICK], "1 of 2 rows"),
         ([*base, "--data", "nothing", *QUICK], "no corpus at nothing"),
         ([*base, *data, "--num_sequences", "5000", "--seq_length", "16"], "too little text"),
         ([*base, *data, *QUICK, "--map_layers", "2"], "names layer 2"),

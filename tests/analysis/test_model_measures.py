@@ -144,6 +144,8 @@ def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, token
     _, folder = model_and_folder
     result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
     some_BT1 = tokens_BT1[:4]
+    with torch.no_grad():
+        whole_B = losses_of(load_reference(folder)(some_BT1[:, :-1]), some_BT1)
     assert {length: len(values) for length, values in result.spans["drop_loss"].items()} == {"1": 4, "2": 3, "3": 2}
     for length in (1, 2, 3):
         for start in range(4 - length + 1):
@@ -156,6 +158,11 @@ def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, token
             if length == 1:
                 assert result.layers["drop_loss"]["mean"][start] == pytest.approx(expected, rel=1e-5)
                 assert result.layers["drop_loss"]["std"][start] == pytest.approx(losses_B.std().item(), rel=1e-3)
+                increase_B = losses_B - whole_B
+                assert result.layers["drop_increase"]["mean"][start] == pytest.approx(
+                    increase_B.mean().item(), abs=1e-5
+                )
+                assert result.layers["drop_increase"]["std"][start] == pytest.approx(increase_B.std().item(), rel=1e-3)
 
 
 def test_gradient_norms_are_those_of_autograd(model_and_folder, tokens_BT1, tmp_path):
