@@ -33,6 +33,7 @@ def outcome_png(found: list[Spread], outcomes: list[Healed]) -> bytes:
     # Some criteria may be behind by nats where others differ by hundredths.
     difference.set_yscale("symlog", linthresh=0.01)
     difference.yaxis.set_major_formatter("{x:g}")
+    difference.margins(y=0.1)
     difference.axhline(0, color="0.4", lw=0.8)
     difference.set(ylabel="nats a token, linear below 0.01", title=f"Difference to {found[0].criterion}, seed by seed")
     curves.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While healing")
