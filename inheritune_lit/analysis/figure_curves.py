@@ -98,5 +98,5 @@ def _shade(axes: Axes, analysis: Analysis) -> None:
 
 def _layer_axis(axes: Axes, count: int, label: str = "layer") -> None:
     axes.set(xlabel=label, xlim=(-0.6, count - 0.4))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="0.9", lw=0.6)

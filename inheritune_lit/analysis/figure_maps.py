@@ -13,12 +13,14 @@ from inheritune_lit.analysis.result import Analysis
 
 # Between a rank of 1 and one of 2 lies more than between 50 and 51.
 _ON_A_LOG_SCALE = ("attention_rank", "attention_mass", "head_output_norm")
+_MOST_IN_A_ROW = 16
 
 
 def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
     """Attention matrices of chosen layers and heads, darker where more is attended: Figure 2 of the paper.
 
-    A row a layer, a column a head; the second model stands below the first. None where no maps were asked for.
+    A layer's heads stand in one row, or several where they are many; the second model stands below the first. None where
+    no maps were asked for.
     """
     grids = [_grid(analysis) for analysis in analyses if analysis.maps.get("attention")]
     if not grids:
@@ -93,11 +95,15 @@ def spans_figure(analysis: Analysis) -> Figure | None:
 
 
 def _grid(analysis: Analysis) -> list[list[dict]]:
-    """The maps by layer, in the order they have."""
+    """The maps by layer, in the order they have; those of many heads take several rows of about the same length."""
     rows: dict[int, list[dict]] = {}
     for one in analysis.maps["attention"]:
         rows.setdefault(one["layer"], []).append(one)
-    return list(rows.values())
+    grid = []
+    for row in rows.values():
+        length = -(-len(row) // -(-len(row) // _MOST_IN_A_ROW))
+        grid += [row[start : start + length] for start in range(0, len(row), length)]
+    return grid
 
 
 def _image(axes: Axes, values: np.ndarray, log: bool, first_row: int = 0) -> None:
@@ -106,8 +112,8 @@ def _image(axes: Axes, values: np.ndarray, log: bool, first_row: int = 0) -> Non
     rows, columns = values.shape
     edges = (-0.5, columns - 0.5, first_row + rows - 0.5, first_row - 0.5)
     image = axes.imshow(values, aspect="auto", norm=norm, extent=edges, interpolation="nearest", cmap="viridis")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
     if norm is not None:
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

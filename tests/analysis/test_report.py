@@ -26,7 +26,7 @@ def sizes(folder):
 
 @pytest.mark.parametrize(("n_layer", "n_head"), [(4, 1), (24, 16), (48, 25)])
 def test_every_figure_is_a_png_of_a_size_to_look_at(n_layer, n_head, tmp_path):
-    names = draw_figures(make_analysis(n_layer, n_head), tmp_path)
+    names = draw_figures(make_analysis(n_layer, n_head, maps=n_head), tmp_path)
     found = sizes(tmp_path)
     assert set(names) == set(found) == ALL
     for name, (width, height) in found.items():
