@@ -19,8 +19,8 @@ _MOST_IN_A_ROW = 16
 def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
     """Attention matrices of chosen layers and heads, darker where more is attended: Figure 2 of the paper.
 
-    A layer's heads stand in one row, or several where they are many; the second model stands below the first. None where
-    no maps were asked for.
+    A layer's heads stand in one row, or several where they are many; the second model stands below the first. None
+    where no maps were asked for.
     """
     grids = [_grid(analysis) for analysis in analyses if analysis.maps.get("attention")]
     if not grids:

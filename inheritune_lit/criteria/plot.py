@@ -5,6 +5,7 @@ import math
 from statistics import fmean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from inheritune_lit.criteria.healed import Healed, Spread
 
@@ -36,6 +37,7 @@ def outcome_png(found: list[Spread], outcomes: list[Healed]) -> bytes:
     difference.margins(y=0.1)
     difference.axhline(0, color="0.4", lw=0.8)
     difference.set(ylabel="nats a token, linear below 0.01", title=f"Difference to {found[0].criterion}, seed by seed")
+    curves.xaxis.set_major_formatter(EngFormatter(sep=""))
     curves.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While healing")
     figure.legend(*curves.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     stream = io.BytesIO()
