@@ -16,7 +16,7 @@ from inheritune_lit.model.gpt2 import build_model
 RunBlock = Callable[[torch.Tensor], torch.Tensor]
 _LOGITS = 1 << 25
 """Most logits held at once."""
-_TOKENS = 1 << 11
+_TOKENS = 1 << 10
 """Tokens that a layer is run on at a time."""
 
 
