@@ -24,7 +24,7 @@ def sizes(folder):
     return found
 
 
-@pytest.mark.parametrize(("n_layer", "n_head"), [(4, 1), (24, 16), (48, 25)])
+@pytest.mark.parametrize(("n_layer", "n_head"), [(4, 1), (48, 25)])
 def test_every_figure_is_a_png_of_a_size_to_look_at(n_layer, n_head, tmp_path):
     names = draw_figures(make_analysis(n_layer, n_head, maps=n_head), tmp_path)
     found = sizes(tmp_path)
@@ -34,9 +34,9 @@ def test_every_figure_is_a_png_of_a_size_to_look_at(n_layer, n_head, tmp_path):
 
 
 def test_two_models_stand_side_by_side(tmp_path):
-    draw_figures(make_analysis(12), tmp_path)
+    draw_figures(make_analysis(6, 2), tmp_path)
     alone = sizes(tmp_path)
-    names = draw_figures(make_analysis(12), tmp_path, make_analysis(6, name="other"))
+    names = draw_figures(make_analysis(6, 2), tmp_path, make_analysis(4, 2, name="other"))
     together = sizes(tmp_path)
     assert set(names) == ALL | {"heads_compared.png"}
     assert together["rank_and_mass.png"][0] == 2 * alone["rank_and_mass.png"][0]
@@ -70,7 +70,7 @@ def test_single_absent_measures_and_values(tmp_path):
 
 
 def test_page_says_what_the_numbers_say(tmp_path):
-    analysis = make_analysis(6)
+    analysis = make_analysis(6, maps=0)
     write_report(analysis, tmp_path, advice="## Advice on n\n\nTake two.")
     page = (tmp_path / "analysis.md").read_text()
     assert "2 of 6 layers are lazy, 4-5 counted from 0; the first is layer 4" in page
