@@ -83,3 +83,14 @@ def test_entropy_and_sink_of_known_matrices():
 def test_tau_outside_its_range_is_refused(tau):
     with pytest.raises(UserError, match=r"--tau is .* above 0 and at most 1"):
         AnalyzeOptions(tau=tau)
+
+
+def test_threads_share_the_work_and_leave_torch_as_it_was():
+    attention_NTT = random_attention(200, 40, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert attention_rank(attention_NTT, 0.9).tolist() == brute_force(attention_NTT, 0.9)[0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
