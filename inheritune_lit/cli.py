@@ -6,6 +6,7 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
+from inheritune_lit.commands.analysis import analyze
 from inheritune_lit.commands.data import prepare
 from inheritune_lit.commands.demo import demo
 from inheritune_lit.commands.evaluation import evaluate
@@ -29,6 +30,7 @@ COMMANDS = {
     "pretrain": pretrain,
     "grow": grow,
     "eval": evaluate,
+    "analyze": analyze,
     "reproduce": reproduce,
     "report": report,
     "demo": demo,

@@ -37,7 +37,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
-    """Write ``folder/inheritune.json``; ``kind`` is "slice", "packed_data", "run" or "evaluation"."""
+    """Write ``folder/inheritune.json``; ``kind`` is "slice", "packed_data", "run", "evaluation" or "analysis"."""
     manifest = {
         "kind": kind,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

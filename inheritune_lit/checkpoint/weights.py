@@ -4,7 +4,7 @@ import json
 import mmap
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -83,6 +83,15 @@ class Weights:
             {rename(name): tensor for name, tensor in self._mapped.items()},
             {rename(name): entry for name, entry in self._entries.items()},
         )
+
+    def remapped(self) -> "Weights":
+        """The same tensors over new mappings: pages read through the old ones leave memory together with them.
+
+        ``torch.save`` files of Hugging Face folders keep their mapping: their tensors may have been renamed since.
+        """
+        if self.format == "litgpt":
+            return _open_litgpt(self.files[0])
+        return replace(self, _maps={})
 
 
 def open_weights(folder: Path) -> Weights:

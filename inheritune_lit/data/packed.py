@@ -95,7 +95,7 @@ class PackedDataset:
             total = sum(map(len, self._tokens))
             raise UserError(
                 f"{folder / split} holds {total} tokens, too few for one block of {block_size}; "
-                "give more text or a smaller --train.max_seq_length"
+                "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
             )
 
     def _open(self, domain: str, recorded: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,17 @@ def parse_layers(text: str, depth: int) -> list[int]:
     return layers
 
 
+def layers_text(layers: list[int]) -> str:
+    """Layers as ``--layers`` takes them, such as 0-3,7."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][-1] == layer - 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
 def _parse_term(term: str, text: str, depth: int) -> list[int]:
     if match := re.fullmatch(r"(first|last|middle):(\d+)", term):
         count = int(match[2])

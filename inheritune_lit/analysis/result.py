@@ -1,0 +1,103 @@
+"""What an analysis says, as ``analysis.json`` holds it."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.errors import UserError
+
+RESULT = "analysis.json"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Measures of a model's layers and heads. L layers and H heads a layer; lists are indexed by them.
+
+    Attributes:
+        model: name, source (where it was read), n_layer, n_head, n_embd, parameters.
+        settings: tau, num_sequences, seq_length (tokens), seed, data, protocol (that ``lazy`` follows).
+        heads: mean and std over sequences, [L][H] each, by measure: attention_rank, attention_mass, entropy,
+            entropy_without_sink, sink_mass, head_output_norm.
+        layers: mean and std over sequences, [L] each, by measure: block_influence, output_variance, grad_norm_q,
+            grad_norm_k, drop_loss, drop_increase (drop_loss less the loss of the whole model on the same
+            ``drop_sequences`` sequences, where ``loss`` is of all); logit_lens_loss has L + 1 entries, of the first
+            0..L layers. Measures that were not asked for are absent.
+        spans: by measure (angular_distance, drop_loss), by length as a string: means over sequences, by first layer.
+        protocols: "v2": max_rank and max_mass with mean and std, [L] each; "v4": max_rank, max_mass, avg_rank,
+            avg_mass, [L] each.
+        lazy: layers, groups ([first, last], both counted), first (None where there is none).
+        maps: kind ("causal" or "full"), tokens, strings, and attention: a list of layer, head and weights
+            [tokens][tokens]; empty where none were asked for.
+        loss: of the whole model on these sequences, nats a token: mean and its standard error (NaN of one sequence).
+        measures: formula, source and unit of each measure above, by name.
+    """
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    heads: dict[str, dict[str, list[list[float]]]]
+    layers: dict[str, dict[str, list[float]]]
+    spans: dict[str, dict[str, list[float]]]
+    protocols: dict[str, dict[str, Any]]
+    lazy: dict[str, Any]
+    maps: dict[str, Any]
+    loss: dict[str, float]
+    measures: dict[str, dict[str, str]]
+
+    def save(self, path: Path) -> None:
+        """Write the result whole or not at all. What is not a number is written as null."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False)
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def load_analysis(path: Path) -> Analysis:
+    """Read a result that ``Analysis.save`` wrote.
+
+    Args:
+        path: the file, or the folder it is in.
+
+    Raises:
+        UserError: it isn't there, or isn't one.
+    """
+    path = path / RESULT if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read as the result of an analysis ({error}); give the --out_dir of one"
+        ) from error
+    wanted = {field.name for field in fields(Analysis)}
+    if not isinstance(content, dict) or content.keys() != wanted:
+        raise UserError(f"{path} isn't the result of an analysis; give what `inheritune analyze` wrote")
+    measured = {
+        part: _replace(content[part], _is_none, math.nan) for part in ("heads", "layers", "spans", "protocols", "loss")
+    }
+    return Analysis(**{**content, **measured})
+
+
+def without_nan(value: Any) -> Any:
+    """Lists and dictionaries with None for what is not a finite number, as JSON has it."""
+    return _replace(value, _is_nan, None)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _replace(value: Any, wanted: Any, new: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(item, wanted, new) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(item, wanted, new) for item in value]
+    return new if wanted(value) else value

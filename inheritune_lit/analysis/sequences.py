@@ -1,0 +1,110 @@
+"""The tokens that a model is analysed on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inheritune_lit.checkpoint.manifest import read_manifest
+from inheritune_lit.data.fits import check_fits_model
+from inheritune_lit.data.formats.report import ReadReport
+from inheritune_lit.data.formats.table import format_of
+from inheritune_lit.data.hub import is_hub_source
+from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.records import check_broken
+from inheritune_lit.data.sources import find_sources
+from inheritune_lit.errors import UserError
+from inheritune_lit.tokenizer import Tokenizer
+
+_CHARACTERS = 1 << 26
+"""Most text read, equal parts of each file."""
+_LONGEST = 1 << 20
+"""Characters of a document that are looked at."""
+
+
+def draw_sequences(
+    data: Path, tokenizer_dir: Path, vocabulary: int, count: int, length: int, seed: int
+) -> torch.Tensor:
+    """Random sequences with the token that follows each, int64, (count, length + 1).
+
+    Args:
+        data: packed data, of which the validation part is used, or a file or folder of text that ``inheritune prepare``
+            reads, of which no sequence spans two documents.
+        tokenizer_dir: where the model's tokenizer is.
+        vocabulary: token ids that the model knows.
+        count: how many sequences.
+        length: tokens of each.
+        seed: chooses them.
+
+    Raises:
+        UserError: no such data, too little of it, or made for another model.
+    """
+    random = np.random.default_rng(seed)
+    manifest = read_manifest(data) if data.is_dir() else None
+    if manifest is not None and manifest.get("kind") == "packed_data":
+        check_fits_model(data, tokenizer_dir, vocabulary)
+        dataset = PackedDataset(data, "val", length)
+        # The last block of a domain may be shorter.
+        whole = np.flatnonzero(dataset.targets(np.arange(len(dataset))) == length)
+        _check_enough(len(whole), count, length, data / "val")
+        return torch.from_numpy(dataset.batch(random.choice(whole, count, replace=False)))
+    sequences = _from_texts(data, Tokenizer(tokenizer_dir, parse_special_tokens=False), count, length, random)
+    if (largest := int(sequences.max())) >= vocabulary:
+        raise UserError(
+            f"vocabulary too large for the model: {tokenizer_dir} gives token id {largest}, the model has "
+            f"{vocabulary} embeddings; copy the tokenizer again from the reference"
+        )
+    return sequences
+
+
+def _from_texts(data: Path, tokenizer: Tokenizer, count: int, length: int, random: np.random.Generator) -> torch.Tensor:
+    """One sequence of each document as far as they go, more of them after that."""
+    texts = list(_read_texts(data))
+    if not texts:
+        raise UserError(f"{data} holds no text; give other --data")
+    first, further, longest = [], [], 0
+    for index in random.permutation(len(texts)):
+        ids = tokenizer.encode(texts[index][:_LONGEST])
+        longest = max(longest, len(ids))
+        starts = random.permutation(range(0, len(ids) - length, length + 1))
+        windows = [ids[start : start + length + 1] for start in starts]
+        first += windows[:1]
+        further += windows[1:count]
+        if len(first) == count:
+            break
+    if longest < length + 1:
+        raise UserError(
+            f"sequences shorter than --seq_length {length}: the longest document of {data} has {longest} tokens, "
+            f"{length + 1} are needed; give longer documents or a smaller --seq_length"
+        )
+    _check_enough(len(first) + len(further), count, length, data)
+    if left := count - len(first):
+        first += [further[index] for index in random.choice(len(further), left, replace=False)]
+    return torch.tensor(first, dtype=torch.int64)
+
+
+def _check_enough(found: int, count: int, length: int, place: Path) -> None:
+    if found < count:
+        raise UserError(
+            f"too little text: {place} holds {found} sequences of {length} tokens, --num_sequences asks for {count}; "
+            "give more text, or smaller --num_sequences or --seq_length"
+        )
+
+
+def _read_texts(data: Path) -> Iterator[str]:
+    if is_hub_source(str(data)) and not data.exists():
+        raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
+    options = PrepareOptions()
+    sources = find_sources(str(data), options)
+    for source in sources:
+        left = _CHARACTERS // len(sources)
+        read, report = format_of(source.name, options).read, ReadReport()
+        for text, _ in read(Path(source.path), 0, None, options, report):
+            if text.strip():
+                yield text
+            left -= len(text)
+            if left <= 0:
+                break
+        check_broken(source, report)

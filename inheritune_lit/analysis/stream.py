@@ -1,0 +1,145 @@
+"""A model whose layers are read from disk one at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from litgpt.model import Block, do_softcapping
+from torch.nn import functional as F
+
+from inheritune_lit.checkpoint.pieces import read_piece
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
+from inheritune_lit.checkpoint.weights import Weights
+from inheritune_lit.inherit.reference import ReferenceModel
+from inheritune_lit.model.gpt2 import build_model
+
+RunBlock = Callable[[torch.Tensor], torch.Tensor]
+_LOGITS = 1 << 25
+"""Most logits held at once."""
+_TOKENS = 1 << 10
+"""Tokens that a layer is run on at a time."""
+
+
+class LayerStream:
+    """litgpt's model of a checkpoint in fp32, of which embeddings, one layer, or the head are in memory.
+
+    Args:
+        reference: the checkpoint, in any format that ``inheritune slice`` reads.
+        weights: all of its tensors, mapped.
+        seq_length: tokens a sequence.
+        device: where it computes.
+    """
+
+    def __init__(self, reference: ReferenceModel, weights: Weights, seq_length: int, device: torch.device) -> None:
+        self.config, self.device = reference.config, device
+        self._reference, self._weights = reference, weights
+        with torch.device("meta"):
+            self._model = build_model(self.config).requires_grad_(False)
+        self._model.max_seq_length = seq_length
+        cos, sin = self._model.rope_cache(device=device)
+        self._rope = cos[:seq_length].unsqueeze(0), sin[:seq_length].unsqueeze(0)
+        self._has_head = False
+
+    @property
+    def query_and_key_sizes(self) -> tuple[int, int]:
+        """Outputs of the joint projection that are queries and keys; values come after them."""
+        return self.config.n_head * self.config.head_size, self.config.n_query_groups * self.config.head_size
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """What goes into the first layer, (B, T, C)."""
+        x_BTC = self._read(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
+        if self.config.scale_embeddings:
+            x_BTC = x_BTC * self.config.n_embd**0.5
+        if "wpe" in self._model.transformer:
+            positions_TC = self._read("transformer.wpe.weight")[: tokens_BT.shape[1]]
+            x_BTC = x_BTC + positions_TC.to(self.device, torch.float32)
+        return x_BTC
+
+    @contextmanager
+    def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
+        """One layer with its weights, and the function (B, T, C) -> (B, T, C) that it is; gone after the block."""
+        # Otherwise the pages of the layers before would count as this process's memory.
+        self._weights = self._weights.remapped()
+        block = self._model.transformer.h[number]
+        self._load(block, f"transformer.h.{number}.")
+        cos, sin = self._rope
+        if (indices := self.config.rope_indices) is not None:
+            cos, sin = cos[..., indices[number]], sin[..., indices[number]]
+        try:
+            yield block, lambda x_BTC: block(x_BTC, cos, sin)
+        finally:
+            block.to(device="meta")
+
+    def losses(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of each sequence in nats a token, (B,), fp64, of a model that ends here: norm and head.
+
+        This is the loss of ``inheritune slice --n`` before training, where ``x_BTC`` comes out of layer n - 1.
+
+        Args:
+            x_BTC: what comes out of a layer.
+            targets_BT: the tokens that follow.
+        """
+        self._load_head()
+        T, vocabulary = targets_BT.shape[1], self.config.padded_vocab_size
+        rows = max(1, _LOGITS // (T * vocabulary))
+        losses = []
+        for x_bTC, targets_bT in zip(x_BTC.split(rows), targets_BT.split(rows), strict=True):
+            logits_bTV = self._model.lm_head(self._model.transformer.ln_f(x_bTC))
+            if self.config.final_logit_softcapping is not None:
+                logits_bTV = do_softcapping(logits_bTV, self.config.final_logit_softcapping)
+            # Flat: the layout that (b, V, T) asks for is several times slower.
+            loss_N = F.cross_entropy(logits_bTV.flatten(0, 1), targets_bT.flatten().to(self.device), reduction="none")
+            losses.append(loss_N.view(targets_bT.shape).double().mean(dim=1))
+        return torch.cat(losses)
+
+    def chunks(self, sequences: int) -> list[slice]:
+        """Rows of states that a layer is run on at a time."""
+        step = max(1, _TOKENS // self._model.max_seq_length)
+        return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
+
+    def in_chunks(self, run: RunBlock, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Run a layer on states, which are overwritten."""
+        for rows in self.chunks(len(x_BTC)):
+            x_BTC[rows] = run(x_BTC[rows])
+        return x_BTC
+
+    def loss_gradient(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Gradient of each sequence's loss with respect to what comes out of the last layer, (B, T, C)."""
+        gradients = []
+        for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
+            x_1TC = x_1TC.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = self.losses(x_1TC, targets_1T).sum()
+            gradients += torch.autograd.grad(loss, x_1TC)
+        return torch.cat(gradients)
+
+    def _load_head(self) -> None:
+        if self._has_head:
+            return
+        self._load(self._model.transformer.ln_f, "transformer.ln_f.")
+        head = {"weight": self._read(HEAD if HEAD in self._reference.shapes else EMBEDDING)}
+        if self.config.lm_head_bias:
+            head["bias"] = self._read("lm_head.bias")
+        self._assign(self._model.lm_head, head)
+        self._has_head = True
+
+    def _load(self, module: torch.nn.Module, prefix: str) -> None:
+        names = [name for name in self._reference.shapes if name.startswith(prefix)]
+        self._assign(module, {name.removeprefix(prefix): self._read(name) for name in names})
+
+    def _assign(self, module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+        on_device = {name: tensor.to(self.device, torch.float32) for name, tensor in state.items()}
+        module.load_state_dict(on_device, strict=True, assign=True)
+
+    def _read(self, name: str) -> torch.Tensor:
+        """A litgpt tensor on the CPU as stored: zeros for a bias that the checkpoint does not have."""
+        shape, pieces = self._reference.shapes[name], self._reference.pieces(name)
+        if pieces is None:
+            return torch.zeros(shape)
+        tensor = torch.empty(shape, dtype=self._weights.specs[pieces[0].name].dtype)
+        row = 0
+        for piece in pieces:
+            for chunk in read_piece(self._weights.tensor(piece.name), piece):
+                tensor[row : row + len(chunk)] = chunk
+                row += len(chunk)
+        return tensor
