@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inheritune_lit.analysis.options import AnalyzeOptions
     from inheritune_lit.checkpoint.export import export
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.errors import UserError
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from inheritune_lit.model.load import load_model
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+    from inheritune_lit.study import study
+    from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.pretrain import pretrain
+    from inheritune_lit.train.teach import teach
 
 try:
     __version__ = version("inheritune-lit")
@@ -26,6 +29,8 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _MODULES = {
+    "AnalyzeOptions": "analysis.options",
+    "DistillArgs": "train.args",
     "EvalArgs": "train.args",
     "MixtureArgs": "train.args",
     "OptimizerArgs": "train.args",
@@ -40,9 +45,13 @@ _MODULES = {
     "prepare": "data.prepare",
     "pretrain": "train.pretrain",
     "slice_reference": "inherit.slice",
+    "study": "study",
+    "teach": "train.teach",
 }
 
 __all__ = [
+    "AnalyzeOptions",
+    "DistillArgs",
     "EvalArgs",
     "MixtureArgs",
     "OptimizerArgs",
@@ -57,6 +66,8 @@ __all__ = [
     "prepare",
     "pretrain",
     "slice_reference",
+    "study",
+    "teach",
 ]
 
 

@@ -6,34 +6,34 @@ from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
 from inheritune_lit import __version__
 from inheritune_lit.arguments import spell_out
-from inheritune_lit.commands.analysis import analyze
-from inheritune_lit.commands.data import prepare
-from inheritune_lit.commands.demo import demo
-from inheritune_lit.commands.evaluation import evaluate
-from inheritune_lit.commands.growing import grow
-from inheritune_lit.commands.planning import init, plan
-from inheritune_lit.commands.replicating import reproduce
-from inheritune_lit.commands.reporting import report
-from inheritune_lit.commands.slicing import export, list_references, slice_reference
-from inheritune_lit.commands.teaching import teach
-from inheritune_lit.commands.training import pretrain
+from inheritune_lit.commands.analysis import analyze_command
+from inheritune_lit.commands.data import prepare_command
+from inheritune_lit.commands.demo import demo_command
+from inheritune_lit.commands.evaluation import evaluate_command
+from inheritune_lit.commands.growing import grow_command
+from inheritune_lit.commands.planning import init_command, plan_command
+from inheritune_lit.commands.replicating import reproduce_command
+from inheritune_lit.commands.reporting import report_command
+from inheritune_lit.commands.slicing import export_command, list_references_command, slice_command
+from inheritune_lit.commands.teaching import teach_command
+from inheritune_lit.commands.training import pretrain_command
 from inheritune_lit.errors import UserError
 
 COMMANDS = {
-    "init": init,
-    "references": list_references,
-    "plan": plan,
-    "slice": slice_reference,
-    "export": export,
-    "prepare": prepare,
-    "teach": teach,
-    "pretrain": pretrain,
-    "grow": grow,
-    "eval": evaluate,
-    "analyze": analyze,
-    "reproduce": reproduce,
-    "report": report,
-    "demo": demo,
+    "init": init_command,
+    "references": list_references_command,
+    "plan": plan_command,
+    "slice": slice_command,
+    "export": export_command,
+    "prepare": prepare_command,
+    "teach": teach_command,
+    "pretrain": pretrain_command,
+    "grow": grow_command,
+    "eval": evaluate_command,
+    "analyze": analyze_command,
+    "reproduce": reproduce_command,
+    "report": report_command,
+    "demo": demo_command,
 }
 
 

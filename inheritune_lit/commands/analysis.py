@@ -8,7 +8,7 @@ from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.errors import UserError
 
 
-def analyze(
+def analyze_command(
     data: Path,
     out_dir: Path,
     checkpoint_dir: Path | None = None,

@@ -6,7 +6,7 @@ from typing import Literal
 from inheritune_lit.errors import UserError
 
 
-def prepare(
+def prepare_command(
     source: str | None = None,
     tokenizer_dir: Path | None = None,
     out_dir: Path | None = None,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def demo(out_dir: Path = Path("runs/demo")) -> None:
+def demo_command(out_dir: Path = Path("runs/demo")) -> None:
     """Run the whole recipe in miniature, offline, on text every Python installation carries.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Literal
 from inheritune_lit.errors import UserError
 
 
-def evaluate(
+def evaluate_command(
     checkpoint_dir: list[Path] | None = None,
     suite: str | None = None,
     tasks: str | None = None,

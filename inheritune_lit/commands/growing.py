@@ -6,7 +6,7 @@ from typing import Literal
 from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
-def grow(
+def grow_command(
     ref: str,
     data: Path,
     out_dir: Path,

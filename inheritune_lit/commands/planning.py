@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def plan(
+def plan_command(
     recipe: Path | None = None,
     ref: str | None = None,
     n: int | None = None,
@@ -66,7 +66,7 @@ def plan(
     )
 
 
-def init(
+def init_command(
     out_file: Path | None = None,
     ref: str | None = None,
     n: int | None = None,

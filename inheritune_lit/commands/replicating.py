@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def reproduce(
+def reproduce_command(
     source: list[Path],
     out_dir: Path = Path("runs/replication"),
     scale: Literal["small", "tiny"] = "small",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def report(runs: list[Path], out_dir: Path = Path("report"), watch: int | None = None) -> None:
+def report_command(runs: list[Path], out_dir: Path = Path("report"), watch: int | None = None) -> None:
     """Make one page of runs, evaluations and analyses: what was inherited, curves, scores, and how to do it again.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def slice_reference(
+def slice_command(
     ref: str,
     n: int | None = None,
     layers: str | None = None,
@@ -66,14 +66,14 @@ def slice_reference(
     )
 
 
-def list_references() -> None:
+def list_references_command() -> None:
     """List the named references: layers, width, parameters, size on disk, licence."""
     from inheritune_lit.references import reference_table
 
     print(reference_table())
 
 
-def export(
+def export_command(
     checkpoint_dir: Path, out_dir: Path, max_shard_bytes: int = 5_000_000_000, licence: str | None = None
 ) -> None:
     """Write a checkpoint as a Hugging Face folder.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 
-def teach(
+def teach_command(
     teacher: str,
     data: Path,
     out_dir: Path,

@@ -6,7 +6,7 @@ from typing import Literal
 from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
 
-def pretrain(
+def pretrain_command(
     initial_checkpoint_dir: Path,
     data: Path,
     out_dir: Path,

@@ -106,12 +106,12 @@ def _check(**numbers: float | None) -> None:
 
 def _read_recipe(recipe: Path) -> dict:
     """A recipe's settings, checked as ``inheritune pretrain`` does."""
-    from inheritune_lit.commands.training import pretrain
+    from inheritune_lit.commands.training import pretrain_command
 
     if not recipe.is_file():
         raise UserError(f"no recipe at {recipe}; give a YAML file such as those in recipes/")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(pretrain)
+    parser.add_function_arguments(pretrain_command)
     try:
         parsed = parser.instantiate_classes(parser.parse_path(str(recipe)))
     except Exception as error:  # jsonargparse has several
