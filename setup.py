@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["inheritune_lit*"]), "inheritune_lit.suites"],
     package_dir={"inheritune_lit.suites": "eval"},
-    package_data={"inheritune_lit.suites": ["*.yaml"], "inheritune_lit": ["py.typed"]},
+    package_data={"inheritune_lit.suites": ["*.yaml", "paper/*.csv"], "inheritune_lit": ["py.typed"]},
 )

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from inheritune_lit.report.paper_curves import Curve
 from inheritune_lit.report.runs import Run
 
 _DPI = 130
@@ -46,6 +47,28 @@ def loss_curves(runs: list[Run], path: Path) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_ylabel("held-out loss (nats a token)")
     panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def beside_paper(runs: list[Run], official: dict[str, Curve], path: Path) -> None:
+    """Held-out loss against optimizer steps, with the official runs' dashed."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), constrained_layout=True)
+    for name, curve in official.items():
+        steps, losses = zip(*curve, strict=True)
+        axes.plot(steps, losses, linestyle="--", linewidth=1, label=f"{name} (official log, not re-run)")
+    for run in runs:
+        axes.plot(
+            [row["step"] for row in run.validations],
+            [row["val_loss"] for row in run.validations],
+            marker="o",
+            markersize=3,
+            label=run.name,
+        )
+    axes.set(xlabel="optimizer steps", ylabel="validation loss (nats a token)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 

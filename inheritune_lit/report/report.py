@@ -7,19 +7,24 @@ from pathlib import Path
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.report.page import html_page
+from inheritune_lit.report.paper_curves import Curve
+from inheritune_lit.report.paper_curves import paper_curves as read_curves
 from inheritune_lit.report.runs import Material, collect
 from inheritune_lit.report.text import is_running, report_markdown
 
 PAGE, TEXT = "report.html", "report.md"
 
 
-def make_report(folders: list[Path], out_dir: Path, watch: int | None = None) -> Path:
+def make_report(
+    folders: list[Path], out_dir: Path, watch: int | None = None, paper_curves: list[str] | None = None
+) -> Path:
     """Write ``report.html`` (all in one file), ``report.md`` and the figures as PNG.
 
     Args:
         folders: of runs, evaluations, analyses and growths, or folders that hold such.
         out_dir: where to write; an earlier report is replaced.
         watch: seconds between reports while a run goes on; None writes one.
+        paper_curves: official runs to draw beside these, see ``paper_curves.paper_curves``.
 
     Returns:
         The page.
@@ -29,13 +34,14 @@ def make_report(folders: list[Path], out_dir: Path, watch: int | None = None) ->
     """
     if watch is not None and watch < 1:
         raise UserError(f"--watch is {watch}; give seconds, 1 or more")
+    official = read_curves(paper_curves or [])
     material = collect(folders)
     if out_dir.exists() and not (out_dir / TEXT).is_file() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} holds something else than a report; give another --out_dir")
     out_dir.mkdir(parents=True, exist_ok=True)
     while True:
         goes_on = watch is not None and any(map(is_running, material.runs))
-        _write(material, out_dir, watch if goes_on else None)
+        _write(material, official, out_dir, watch if goes_on else None)
         if not goes_on:
             return out_dir / PAGE
         print(f"{out_dir / PAGE}: {_state(material)}", file=sys.stderr, flush=True)
@@ -48,13 +54,16 @@ def _state(material: Material) -> str:
     return ", ".join(f"{name} at step {step:,}" for name, step in steps.items())
 
 
-def _write(material: Material, out_dir: Path, refresh_s: int | None) -> None:
-    from inheritune_lit.report.figures import layer_map, loss_curves
+def _write(material: Material, official: dict[str, Curve], out_dir: Path, refresh_s: int | None) -> None:
+    from inheritune_lit.report.figures import beside_paper, layer_map, loss_curves
 
     figures: dict[str, Path] = {}
     if any(run.validations for run in material.runs):
         figures["curves"] = out_dir / "loss.png"
         loss_curves([run for run in material.runs if run.validations], figures["curves"])
+    if official:
+        figures["paper"] = out_dir / "paper.png"
+        beside_paper(material.runs, official, figures["paper"])
     for number, run in enumerate(material.runs):
         if run.slice is not None and run.slice["layers"] is not None:
             name = f"layers of {run.name}"

@@ -13,7 +13,7 @@ def report_markdown(material: Material, figures: dict[str, Path], base: Path) ->
     """The whole report; figures are named by paths relative to ``base``.
 
     Args:
-        figures: by their names: "curves", and "layers of <run>" for maps of inherited layers.
+        figures: by their names: "curves", "paper", and "layers of <run>" for maps of inherited layers.
         base: folder that the Markdown file is in.
     """
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -22,6 +22,9 @@ def report_markdown(material: Material, figures: dict[str, Path], base: Path) ->
         parts += ["## Runs", _run_table(material.runs)]
         if "curves" in figures:
             parts.append(_image("Held-out loss against tokens, FLOPs and hours", figures["curves"], base))
+        if "paper" in figures:
+            title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
+            parts.append(_image(title, figures["paper"], base))
         parts += _inherited(material.runs, figures, base)
     for title, pages in (
         ("Growing", material.growths),

@@ -19,6 +19,7 @@ import pytest
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
+from inheritune_lit.report.paper_curves import paper_curves
 from inheritune_lit.report.report import make_report
 
 
@@ -142,12 +143,23 @@ def test_watching_ends_with_the_run(runs, tmp_path):
     assert "http-equiv" not in done and "goes on" not in done
 
 
+def test_official_curves_are_those_of_the_papers_logs(runs, tmp_path):
+    # Table 1 prints 2.81 for both: GPT-2 medium, 24 layers, and its first 16 after the third round.
+    curves = paper_curves(["medium_log", "medium-init_ly"])
+    assert curves["medium_log"][-1] == (100_000, 2.8187)
+    assert curves["medium-init_ly"][-1] == (100_000, 2.8108)
+    sh(f"report {runs}/runs --out_dir {tmp_path}/out --paper_curves medium_log medium-init_ly")
+    assert (tmp_path / "out" / "paper.png").stat().st_size > 10_000
+    assert "](paper.png)" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ("{runs}/nowhere", "no folder at"),
         ("{runs}/data", "holds no run, evaluation or analysis"),
         ("{runs}/runs --out_dir {runs}/data", "holds something else than a report"),
+        ("{runs}/runs --paper_curves medium_lag", "is no official run; give one of medium_log"),
         ("{runs}/runs --watch 0", "--watch is 0; give seconds"),
     ],
 )
