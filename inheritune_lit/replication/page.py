@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from inheritune_lit.replication.attention import rank_section
 from inheritune_lit.replication.grid import FIGURE_1, FIGURE_3, TABLE_1, TABLE_2, TABLE_3, Scale
 from inheritune_lit.replication.results import Summary, Trained, paired_difference, summarise
 
@@ -24,7 +25,7 @@ _CURVES = {  # the paper's figure of each comparison's curves
 
 
 def write_page(out_dir: Path, name: str, scale: Scale, results: list[Trained]) -> None:
-    """Write ``replication.md`` and a figure a comparison.
+    """Write ``replication.md`` and a figure a comparison; both models of Figure 9 are analysed for it.
 
     Args:
         name: of the scale.
@@ -48,6 +49,7 @@ def write_page(out_dir: Path, name: str, scale: Scale, results: list[Trained]) -
         file, title = _CURVES[group]
         _plot(out_dir / file, summaries)
         parts += [f"## {group}", _table(summaries), f"![{title}]({file})"]
+    parts += rank_section(out_dir, scale)
     aside = out_dir / f".{PAGE}.partial"
     aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     os.replace(aside, out_dir / PAGE)

@@ -67,6 +67,8 @@ def test_the_table_is_that_of_the_runs(done):
     assert f"{statistics.mean(gaps):+.3f} ± {statistics.stdev(gaps):.3f}" in row
     by_title = {each.title: each for each in summarise(results, TABLE_1)}
     assert paired_difference(by_title["from scratch"], by_title["Inheritune"])[2] == 2
+    rank = json.loads((out / "analysis" / "reference" / "analysis.json").read_text())
+    assert rank["model"]["n_layer"] == 3 and "reference: " in text.partition("## Figure 9")[2]
     for figure in re.findall(r"\]\(([^)]+)\)", text):
         assert (out / figure).stat().st_size > 10_000
 
