@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inheritune_lit.model.load import load_model
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.study import study
+    from inheritune_lit.study import study as analyze
     from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.teach import teach
@@ -37,6 +37,7 @@ _MODULES = {
     "SpeedArgs": "train.args",
     "TrainArgs": "train.args",
     "UserError": "errors",
+    "analyze": "study:study",
     "evaluate": "evaluation.harness",
     "export": "checkpoint.export",
     "load_model": "model.load",
@@ -45,7 +46,6 @@ _MODULES = {
     "prepare": "data.prepare",
     "pretrain": "train.pretrain",
     "slice_reference": "inherit.slice",
-    "study": "study",
     "teach": "train.teach",
 }
 
@@ -58,6 +58,7 @@ __all__ = [
     "SpeedArgs",
     "TrainArgs",
     "UserError",
+    "analyze",
     "evaluate",
     "export",
     "load_model",
@@ -66,7 +67,6 @@ __all__ = [
     "prepare",
     "pretrain",
     "slice_reference",
-    "study",
     "teach",
 ]
 
@@ -74,4 +74,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module, _, attribute = _MODULES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute or name)
