@@ -1,5 +1,6 @@
 """The command line: errors are one line and exit code 2, help is instant, everyday spellings work."""
 
+import shutil
 import subprocess
 import sys
 
@@ -77,3 +78,19 @@ def test_module_and_script_are_the_same_command():
     shown = subprocess.run([sys.executable, "-m", "inheritune_lit", "--version"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert shown.stdout.startswith("inheritune ")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes_commands_flags_and_values(tmp_path):
+    program = [sys.executable, "-m", "inheritune_lit", "--print_shtab=bash"]
+    (tmp_path / "complete.sh").write_text(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    found = []
+    for words in (["sl"], ["slice", "--ini"], ["slice", "--init", "ha"]):
+        before = words[-2] if len(words) > 1 else "inheritune"
+        script = (
+            f"source {tmp_path}/complete.sh; COMP_WORDS=(inheritune {' '.join(words)}); COMP_CWORD={len(words)}; "
+            f"_shtab_inheritune inheritune {words[-1]} {before}; echo ${{COMPREPLY[@]}}"
+        )
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
+    assert found == [["slice"], ["--init"], ["half-width"]]
