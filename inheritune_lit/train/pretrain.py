@@ -1,5 +1,6 @@
 """``inheritune pretrain``: continue the training of a checkpoint."""
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -200,7 +201,8 @@ def pretrain(
             print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {out_dir / FINAL}")
             if len(validation.domains) > 1:
                 for name, held_out in validation.domains.items():
-                    print(f"  {name}: {held_out.loss:.4f} ± {held_out.stderr:.4f} over {held_out.tokens:,} tokens")
+                    noise = "(one sample)" if math.isnan(held_out.stderr) else f"± {held_out.stderr:.4f}"
+                    print(f"  {name}: {held_out.loss:.4f} {noise} over {held_out.tokens:,} tokens")
     return RunResult(out_dir / FINAL, trainer.step, trainer.tokens, validation.loss, validation.stderr)
 
 
