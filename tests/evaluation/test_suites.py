@@ -1,10 +1,6 @@
 """Suites: the paper's tables as data, their tasks and floors."""
 
 import json
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -150,25 +146,3 @@ def test_mmlu_subjects_may_have_folders_of_their_own(rows_dir, tmp_path):
     assert resolved.names == ["mmlu_anatomy"]
     task = resolved.manager.load(resolved.specs)["tasks"]["mmlu_anatomy"]
     assert len(task.eval_docs) == 8
-
-
-def test_the_wheel_carries_the_suites(tmp_path):
-    pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
-    for name in ("eval", "inheritune_lit"):
-        shutil.copytree(REPOSITORY / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, tmp_path / "source" / name)
-    build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
-    source = tmp_path / "source"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "installed")
-    code = (
-        "import inheritune_lit.evaluation.suite as suite, sys; "
-        "assert suite.__file__.startswith(sys.argv[1]); print(len(suite.load_suite('paper-table5').columns))"
-    )
-    installed = str(tmp_path / "installed")
-    shown = subprocess.run(
-        [sys.executable, "-c", code, installed], cwd=tmp_path, env={"PYTHONPATH": installed}, capture_output=True
-    )
-    assert shown.stdout.strip() == b"10", shown.stderr
