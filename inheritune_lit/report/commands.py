@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.report.runs import Run
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, TrainArgs
 
 _GROUPS = {"train": TrainArgs, "optimizer": OptimizerArgs}
 
@@ -23,6 +23,12 @@ def commands_of(run: Run) -> list[str]:
     given.append(("out_dir", run.folder))
     for group, kind in _GROUPS.items():
         given += _changed(group, settings.get(group, {}), kind)
+    if distill := settings.get("distill"):
+        given += _changed("distill", distill, DistillArgs)
+        # Only what the teacher is was recorded, not where it lay.
+        kind = "teacher" if "teacher" in distill else "teacher_logits"
+        given = [(name, value) for name, value in given if not name.startswith("distill.teacher")]
+        given.append((f"distill.{kind}", kind.upper()))
     given += _evaluation(settings)
     given += [(name, settings[name]) for name in ("precision", "seed", "documents") if settings.get(name) is not None]
     if isinstance(mixture := settings.get("mixture"), dict):

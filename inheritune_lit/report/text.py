@@ -111,6 +111,9 @@ def _provenance(run: Run) -> str:
     facts = [f"begun {run.manifest.get('created', 'unknown')}", versions]
     facts.append(f"start weights SHA-256 {settings.get('initial_weights_sha256', 'unknown')}")
     facts.append(f"data SHA-256 {settings.get('data_sha256', 'unknown')}")
+    if distill := settings.get("distill"):
+        teacher = distill.get("teacher") or distill.get("teacher_logits")
+        facts.append(f"TEACHER in its command: {teacher}")
     facts += [f"source {file['path']} SHA-256 {file['sha256']}" for file in _source_files(run) if file.get("sha256")]
     told = "\n".join(f"- {fact}" for fact in facts)
     return f"### {run.name}\n\n{told}\n\n```bash\n" + "\n".join(commands_of(run)) + "\n```"

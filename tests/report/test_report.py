@@ -105,6 +105,17 @@ def test_its_commands_give_the_same_run(runs, report, tmp_path):
         assert (tmp_path / "one/final" / file).read_bytes() == (runs / "runs/one/final" / file).read_bytes()
 
 
+def test_a_distilled_run_names_its_teacher(runs, tmp_path):
+    args = f"--initial_checkpoint_dir {runs}/fresh --data {runs}/data --out_dir {tmp_path}/taught --precision 32-true "
+    args += "--train.max_steps 2 --train.lr_warmup_steps 0 --train.global_batch_size 4 --train.max_seq_length 16 "
+    sh(f"pretrain {args} --distill.teacher {runs}/reference --distill.alpha 0.3 --eval.max_iters 2")
+    sh(f"report {tmp_path}/taught --out_dir {tmp_path}/report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "--distill.alpha 0.3 --distill.teacher TEACHER" in text
+    settings = json.loads((tmp_path / "taught" / "inheritune.json").read_text())["settings"]
+    assert f"- TEACHER in its command: {settings['distill']['teacher']}" in text
+
+
 def test_a_browser_shows_it(report, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
