@@ -1,8 +1,12 @@
-"""Everyday spellings of flags, turned into what jsonargparse understands."""
+"""Everyday spellings of flags, turned into what jsonargparse understands, and choices checked before it."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from inheritune_lit.errors import UserError
 
 
 def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> list[str]:
@@ -46,3 +50,40 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
 
 def _is_list(kind: Any) -> bool:
     return any(get_origin(part) is list for part in (kind, *get_args(kind)))
+
+
+def check_choices(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> None:
+    """Check flags that take one of a few words: jsonargparse 4.41 cannot tell its users which.
+
+    Args:
+        args: command line without the program's name.
+        commands: subcommand names and their functions.
+
+    Raises:
+        UserError: another word.
+    """
+    command = next((arg for arg in args if arg in commands), None)
+    if command is None:
+        return
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if not equals:
+            value = args[position + 1] if position + 1 < len(args) else "--"
+        choices = _choices(commands[command], flag)
+        if choices and value not in (*choices, "null") and not value.startswith("--"):
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{flag} is {value!r}; {hint}give one of {', '.join(choices)}")
+
+
+def _choices(function: Callable[..., Any], flag: str) -> tuple[str, ...]:
+    """The words that a flag takes; none where it takes something else."""
+    kind: Any = function
+    for name in flag.removeprefix("--").split("."):
+        if not flag.startswith("--") or not (callable(kind) or is_dataclass(kind)):
+            return ()
+        kind = get_type_hints(kind).get(name)
+    parts = [kind] if get_origin(kind) is Literal else [part for part in get_args(kind) if part is not type(None)]
+    if not parts or any(get_origin(part) is not Literal for part in parts):
+        return ()
+    return tuple(str(word) for part in parts for word in get_args(part))

@@ -5,7 +5,7 @@ import sys
 from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
 from inheritune_lit import __version__
-from inheritune_lit.arguments import spell_out
+from inheritune_lit.arguments import check_choices, spell_out
 from inheritune_lit.commands.analysis import analyze_command
 from inheritune_lit.commands.data import prepare_command
 from inheritune_lit.commands.demo import demo_command
@@ -42,6 +42,8 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         prog = self.prog.replace(" [options]", "")
+        # What jsonargparse 4.41 says of a word that is none of those a value may be.
+        message = message.replace("Cannot take a Union of no types", "Not one of the words it takes")
         raise UserError(f"{' '.join(message.split())}; see `{prog} --help`")
 
 
@@ -57,6 +59,7 @@ def main(args: list[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     args = spell_out(sys.argv[1:] if args is None else args, COMMANDS)
     try:
+        check_choices(args, COMMANDS)
         CLI(COMMANDS, args=args, as_positional=False, parser_class=_Parser, prog="inheritune", version=__version__)
     except UserError as error:
         print(f"inheritune: error: {error}", file=sys.stderr)

@@ -14,6 +14,13 @@ from inheritune_lit.cli import main
     ("args", "told"),
     [
         ([], "subcommand"),
+        (
+            ["slice", "--ref", "x", "--init", "stak"],
+            "--init is 'stak'; did you mean stack? give one of inherit, random",
+        ),
+        (["pretrain", "--train.schedule=linear"], "--train.schedule is 'linear'; give one of cosine, constant, wsd"),
+        (["pretrain", "--strategy", "dpp"], "--strategy is 'dpp'; did you mean ddp?"),
+        (["eval", "--quantize", "int4"], "--quantize is 'int4'; give one of bnb.nf4, bnb.nf4-dq"),
         (["slize"], "slice"),
         (["slice", "--n", "3"], "ref"),
         (["slice", "--ref", "gpt2", "--n", "three"], "three"),
