@@ -70,7 +70,7 @@ def test_interrupted_download_goes_on_where_it_stopped(hub, make_llama, tmp_path
     out = slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out")
     expect_same(out, ref, tmp_path, n=2)
     header = 5000
-    assert kept > 8 * 4096
+    assert kept > 4 * 4096  # readers run at once: how much of twelve reads was whole differs
     assert hub.sent() < inherited_bytes(ref, (0, 1)) - kept + 2 * header
     assert not list((tmp_path / "cache/assets").rglob("*.incomplete"))
 
