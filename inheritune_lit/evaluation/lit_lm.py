@@ -37,7 +37,7 @@ class LitLM(TemplateLM):
         identity: what ``provenance`` says.
         cache: results of earlier processes.
         ranks: processes that share the work; each has the model, gets all requests and all results.
-        stream: where progress is shown.
+        stream: where progress is shown; stderr when None.
 
     Attributes:
         model: the model; its plain forward passes give what they gave before.
@@ -53,16 +53,16 @@ class LitLM(TemplateLM):
         identity: dict[str, Any],
         cache: ScoreCache,
         ranks: Ranks | None = None,
-        stream: TextIO = sys.stderr,
+        stream: TextIO | None = None,
     ) -> None:
         super().__init__()
         install_plans(model)
         self.model = model.eval().requires_grad_(False)
         self.truncated = 0
-        self._encoder, self._identity, self._stream = encoder, identity, stream
+        self._encoder, self._identity, self._stream = encoder, identity, stream or sys.stderr
         sharing = Sharing(ranks, model.transformer.wte.weight.device)
         self._is_shown = sharing.rank == 0
-        self._scorer = Scorer(model, max_batch_tokens, cache, sharing, stream)
+        self._scorer = Scorer(model, max_batch_tokens, cache, sharing, self._stream)
         self._texts = TextMaker(model, encoder.tokenizer, max_batch_tokens, cache, sharing)
 
     @property

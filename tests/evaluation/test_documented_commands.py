@@ -1,15 +1,25 @@
-"""The commands of docs/commands.md run, one after the other, on a tiny model in place of the documented one."""
+"""The commands of docs/commands.md and the README's real job run, on tiny models in place of the documented ones."""
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+from hub_server import running_hub
+from random_models import build_llama
 from random_text import make_documents
 from tiny import make_checkpoint, write_jsonl
 
 from inheritune_lit.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "commands.md"
+SMALLER = {  # what is added to the README's commands so that they end
+    "prepare": "--val_fraction 0.1 --num_workers 1",
+    "pretrain": "--train.max_seq_length 16 --train.global_batch_size 64 --train.micro_batch_size 32 --train.epochs 1 "
+    "--train.lr_warmup_steps 1 --eval.max_iters 1 --precision 32-true",
+    "eval": "--data_dir rows --limit 4",
+}
 
 
 def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
@@ -38,3 +48,38 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
         assert (tmp_path / made / "inheritune.json").is_file()
     for planned in ("runs/grow", "analysis", "data/teacher"):
         assert not (tmp_path / planned).exists()
+
+
+def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
+    with running_hub(tmp_path / "cache", monkeypatch) as hub:
+        remote = tmp_path / "remote"
+        build_llama(vocab_size=400, num_hidden_layers=26, max_position_embeddings=256).save_pretrained(remote)
+        for file in tokenizer_dir.iterdir():
+            shutil.copy(file, remote)
+        hub.repositories["openlm-research/open_llama_3b"] = remote
+        for seed, domain in enumerate(("arxiv", "c4")):
+            rows = [{"text": text} for text in make_documents(40, seed)]
+            write_jsonl(tmp_path / "text" / f"{domain}_sample.jsonl", rows)
+        hub.repositories["togethercomputer/RedPajama-Data-1T-Sample"] = tmp_path / "text"
+        for name, target in (("recipes", ROOT / "recipes"), ("rows", rows_dir)):
+            (tmp_path / name).symlink_to(target)
+        monkeypatch.chdir(tmp_path)
+        job = (
+            (ROOT / "README.md")
+            .read_text()
+            .partition("## The real job")[2]
+            .partition("```bash\n")[2]
+            .partition("```")[0]
+        )
+        lines = [line.partition(" # ")[0] for line in job.splitlines() if line.startswith("inheritune")]
+        assert [line.split()[1] for line in lines] == [
+            *("references", "plan", "slice", "prepare", "pretrain", "eval", "export")
+        ]
+        for line in lines:
+            name = line.split()[1]
+            # Not all of the suite's rows are here.
+            line = line.replace("--suite paper-table5", "--tasks piqa,sciq")
+            command = shlex.split(f"{line} {SMALLER.get(name, '')}")[1:]
+            assert main(command) == 0, (command, capsys.readouterr().err)
+    run = tmp_path / "runs" / "paper-openllama-3b-13l-1b"
+    assert (run / "scores" / "results.md").is_file() and (run / "hf" / "model.safetensors").is_file()
