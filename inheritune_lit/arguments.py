@@ -4,7 +4,8 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from inheritune_lit.errors import UserError
 
@@ -83,7 +84,8 @@ def _choices(function: Callable[..., Any], flag: str) -> tuple[str, ...]:
         if not flag.startswith("--") or not (callable(kind) or is_dataclass(kind)):
             return ()
         kind = get_type_hints(kind).get(name)
-    parts = [kind] if get_origin(kind) is Literal else [part for part in get_args(kind) if part is not type(None)]
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    parts = [part for part in parts if part is not type(None)]
     if not parts or any(get_origin(part) is not Literal for part in parts):
         return ()
     return tuple(str(word) for part in parts for word in get_args(part))

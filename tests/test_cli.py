@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 
-from inheritune_lit.arguments import spell_out
+from inheritune_lit.arguments import check_choices, spell_out
 from inheritune_lit.cli import main
+from inheritune_lit.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,14 @@ def test_everyday_spellings():
             "--runs+=b",
             "--loud=true",
         ]
+
+
+def test_lists_of_words_are_left_to_the_parser():
+    def do(words: list[Literal["a", "b"]] | None = None, one: Literal["a", "b"] | None = None) -> None: ...
+
+    check_choices(["do", "--words", "[a, b]", "--one=b"], {"do": do})
+    with pytest.raises(UserError, match="--one is 'c'; give one of a, b"):
+        check_choices(["do", "--words", "[a, b]", "--one", "c"], {"do": do})
 
 
 def test_module_and_script_are_the_same_command():
