@@ -44,7 +44,8 @@ def loss_curves(runs: list[Run], path: Path) -> None:
     for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
         axes.set(xlabel=unit)
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if unit != "hours of training":  # of which there may be a hundredth
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     panels[0].set_ylabel("held-out loss (nats a token)")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=_DPI)

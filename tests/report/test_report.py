@@ -116,6 +116,22 @@ def test_a_distilled_run_names_its_teacher(runs, tmp_path):
     assert f"- TEACHER in its command: {settings['distill']['teacher']}" in text
 
 
+def test_growths_and_analyses_are_taken_up(runs, report, tmp_path):
+    shutil.copytree(runs / "runs" / "one", tmp_path / "grown" / "round-01-2l")
+    (tmp_path / "grown" / "grow.md").write_text("| round | verdict |\n|---|---|\n| 1 | met |\n")
+    (tmp_path / "seen").mkdir()
+    (tmp_path / "seen" / "analysis.md").write_text("# Analysis of tiny\n\n![depth](depth.png)\n")
+    for picture in ("grown/grow.png", "seen/depth.png"):
+        shutil.copy(report / "loss.png", tmp_path / picture)
+    sh(f"report {tmp_path}/grown {tmp_path}/seen --out_dir {tmp_path}/page")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "## Growing: grown" in text and "| round-01-2l |" in text and "### Analysis of tiny" in text
+    assert "](../grown/grow.png)" in text and "](../seen/depth.png)" in text
+    links = Links()
+    links.feed((tmp_path / "page" / "report.html").read_text())
+    assert len(links.found) == 4 and all(link.startswith("data:image/png") for link in links.found)
+
+
 def test_a_browser_shows_it(report, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
