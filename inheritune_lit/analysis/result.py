@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.errors import UserError
 
 RESULT = "analysis.json"
@@ -48,13 +48,7 @@ class Analysis:
 
     def save(self, path: Path) -> None:
         """Write the result whole or not at all. What is not a number is written as null."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        text = json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False)
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_text(path, json.dumps(without_nan(asdict(self)), indent=1, allow_nan=False) + "\n")
 
 
 def load_analysis(path: Path) -> Analysis:

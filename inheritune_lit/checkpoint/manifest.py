@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit import __version__
+from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.errors import UserError
 
 MANIFEST = "inheritune.json"
@@ -49,9 +49,7 @@ def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
 
 def replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Put another manifest into a folder that has one; a kill leaves the one or the other."""
-    aside = folder / f".{MANIFEST}.partial"
-    aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / MANIFEST)
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

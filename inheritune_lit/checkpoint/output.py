@@ -4,9 +4,10 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit.errors import UserError
 
@@ -68,6 +69,27 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(f"cannot write {out_dir}: {error.strerror}; free space or give another --out_dir") from error
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Put a file in the place of the one that may be there; a kill or a failure leaves the one or the other.
+
+    Args:
+        path: the file.
+        write: writes the path that it is given, beside ``path``.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """``replace_file`` with UTF-8 text."""
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _umask() -> int:

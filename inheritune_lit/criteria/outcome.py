@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +9,7 @@ from statistics import fmean
 from inheritune_lit.analysis.layer_table import markdown
 from inheritune_lit.analysis.result import Analysis, without_nan
 from inheritune_lit.checkpoint.manifest import installed_versions
+from inheritune_lit.checkpoint.output import replace_file, replace_text
 from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.criteria.healed import Healed, Spread, spreads
 from inheritune_lit.criteria.plot import outcome_png
@@ -28,9 +28,10 @@ def write_outcome(outcomes: list[Healed], out_dir: Path, analysis: Analysis, n: 
         "runs": [asdict(one) for one in outcomes],
         "versions": installed_versions(),
     }
-    _put(out_dir / "criteria.json", json.dumps(without_nan(record), indent=1, allow_nan=False).encode() + b"\n")
-    _put(out_dir / "criteria.md", text.encode())
-    _put(out_dir / "criteria.png", outcome_png(found, outcomes))
+    replace_text(out_dir / "criteria.json", json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n")
+    replace_text(out_dir / "criteria.md", text)
+    figure = outcome_png(found, outcomes)
+    replace_file(out_dir / "criteria.png", lambda aside: aside.write_bytes(figure))
     print(f"\n{text}\nwrote {out_dir}/criteria.json, .md and .png")
 
 
@@ -78,9 +79,3 @@ def _verdict(best: Spread, first: Spread, seeds: int) -> str:
 
 def _loss(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
-
-
-def _put(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)

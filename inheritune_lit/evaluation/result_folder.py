@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, new_folder
+from inheritune_lit.checkpoint.output import check_vacant, new_folder, replace_text
 from inheritune_lit.errors import UserError
 
 _GROWS = ("checkpoints", "columns")
@@ -74,15 +74,15 @@ class ResultFolder:
         folder = self._folder(checkpoint)
         folder.mkdir(exist_ok=True)
         if samples is not None:
-            _replace(folder / f"{task}.samples.jsonl", samples)
-        _replace(folder / f"{task}.json", _compact(record))
+            replace_text(folder / f"{task}.samples.jsonl", samples)
+        replace_text(folder / f"{task}.json", _compact(record))
 
     def write_summary(self, results: dict[str, Any], markdown: str, table: str) -> None:
         """Write the three files that sum up."""
         self._open()
-        _replace(self._out_dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        _replace(self._out_dir / "results.csv", table)
-        _replace(self._out_dir / "results.md", markdown)
+        replace_text(self._out_dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        replace_text(self._out_dir / "results.csv", table)
+        replace_text(self._out_dir / "results.md", markdown)
 
     def _open(self) -> None:
         """Make the folder, or note in its manifest what has been added."""
@@ -107,9 +107,3 @@ def _compact(record: dict[str, Any]) -> str:
 def _short(key: str, value: Any) -> str:
     text = f"{value[:12]}..." if isinstance(value, str) and key.endswith("sha256") else repr(value)
     return f"{key} {text}"
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

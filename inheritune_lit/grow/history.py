@@ -1,11 +1,11 @@
 """The rounds that are done: a record, a table, a plot."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.checkpoint.output import replace_file, replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.grow.plan import RoundPlan
 from inheritune_lit.grow.rule import Comparison
@@ -80,9 +80,9 @@ class History:
             "outcome": self.outcome,
             "final": f"{self.rounds[-1]['folder']}/{FINAL}" if self.outcome else None,
         }
-        _replace(self.folder / RECORD, lambda path: path.write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
-        _replace(self.folder / TABLE, lambda path: path.write_text(self.table() + "\n" + self.conclusion(), "utf-8"))
-        _replace(self.folder / PLOT, self._plot)
+        replace_text(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
+        replace_text(self.folder / TABLE, self.table() + "\n" + self.conclusion())
+        replace_file(self.folder / PLOT, self._plot)
 
     def table(self) -> str:
         """The rounds as a Markdown table; losses in nats a token, ± one standard error."""
@@ -155,9 +155,3 @@ def _validations(metrics: Path) -> tuple[list[float], list[float]]:
 
 def _count(tokens: int | None) -> str:
     return "" if tokens is None else f"{tokens:,}"
-
-
-def _replace(path: Path, write: Any) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    write(aside)
-    os.replace(aside, path)

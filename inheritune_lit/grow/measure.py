@@ -1,7 +1,6 @@
 """Held-out losses of single samples, kept in files that say what they are of."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.fabric import Fabric
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.manifest import sha256_file
+from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.data.packed import PackedDataset, content_sha256
 from inheritune_lit.inherit.locate import Located
@@ -63,7 +63,7 @@ class Judge:
                 model, self.data, self.batch_size, self.blocks, self.fabric.device, label if first else None, ranks
             )
         if first:
-            _write(path, {"of": of, **asdict(scored)})
+            replace_text(path, json.dumps({"of": of, **asdict(scored)}) + "\n")
         self.fabric.barrier()
         return scored
 
@@ -103,9 +103,3 @@ def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:
         return BlockLosses(content["losses"], content["targets"], content["domains"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(aside, path)

@@ -1,7 +1,6 @@
 """The tables and curves of a replication as Markdown and PNG."""
 
 import math
-import os
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.replication.attention import rank_section
 from inheritune_lit.replication.grid import FIGURE_1, FIGURE_3, TABLE_1, TABLE_2, TABLE_3, Scale
 from inheritune_lit.replication.results import Summary, Trained, paired_difference, summarise
@@ -50,9 +50,7 @@ def write_page(out_dir: Path, name: str, scale: Scale, results: list[Trained]) -
         _plot(out_dir / file, summaries)
         parts += [f"## {group}", _table(summaries), f"![{title}]({file})"]
     parts += rank_section(out_dir, scale)
-    aside = out_dir / f".{PAGE}.partial"
-    aside.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(aside, out_dir / PAGE)
+    replace_text(out_dir / PAGE, "\n\n".join(parts) + "\n")
 
 
 def _table(summaries: list[Summary]) -> str:

@@ -1,14 +1,13 @@
 """``inheritune reproduce``: the paper's comparisons at a size that runs here."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.output import new_folder
+from inheritune_lit.checkpoint.output import new_folder, replace_text
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
@@ -187,6 +186,4 @@ def _fill(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _write(path: Path, content: Any) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(path, json.dumps(content, indent=2) + "\n")

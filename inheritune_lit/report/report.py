@@ -1,10 +1,10 @@
 """``inheritune report``: one page of runs, evaluations and analyses."""
 
-import os
 import sys
 import time
 from pathlib import Path
 
+from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.report.page import html_page
 from inheritune_lit.report.paper_curves import Curve
@@ -70,11 +70,5 @@ def _write(material: Material, official: dict[str, Curve], out_dir: Path, refres
             figures[name] = out_dir / f"layers-{number}.png"
             layer_map(run.slice, figures[name])
     text = report_markdown(material, figures, out_dir)
-    _replace(out_dir / PAGE, html_page(text, out_dir, refresh_s))
-    _replace(out_dir / TEXT, text)
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(out_dir / PAGE, html_page(text, out_dir, refresh_s))
+    replace_text(out_dir / TEXT, text)

@@ -1,11 +1,11 @@
 """Metrics of a run: always ``metrics.csv``, and one of litgpt's loggers on top when asked for."""
 
 import csv
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from inheritune_lit.checkpoint.output import replace_file
 from inheritune_lit.errors import UserError
 
 METRICS = "metrics.csv"
@@ -53,12 +53,7 @@ class MetricsLog:
         """
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
         # A kill here must not cost the rows that are there.
-        aside = self.path.with_name(f".{METRICS}.partial")
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(aside, self.path)
+        replace_file(self.path, lambda aside: self._write_rows(aside, kept))
         if self.logger_name != "csv":
             try:
                 self._send, self._finish = _LOGGERS[self.logger_name](self.path.parent, self.name, resumed_step)
@@ -78,6 +73,12 @@ class MetricsLog:
         """Flush what the logger holds."""
         if self._finish:
             self._finish()
+
+    def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class NoLog:

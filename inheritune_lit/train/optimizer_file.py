@@ -1,12 +1,12 @@
 """The optimizer's state by parameter name, as one run hands it to the next."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from inheritune_lit.checkpoint.output import replace_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.master_weights import MasterWeights
 
@@ -27,9 +27,7 @@ def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
         content |= {name: dict(states.get(number, {})) for number, name in enumerate(names)}
         for name, master in zip(names, masters, strict=False):
             content[name][_MASTER] = master.detach()
-    aside = path.with_name(f".{path.name}.partial")
-    torch.save(content, aside)
-    os.replace(aside, path)
+    replace_file(path, lambda aside: torch.save(content, aside))
 
 
 def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

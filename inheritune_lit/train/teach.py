@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.manifest import write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk
+from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, replace_text
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
@@ -154,9 +154,7 @@ def _flush(folder: Path, *arrays: np.memmap) -> None:
 
 
 def _note_done(folder: Path, settings: dict[str, Any], blocks: int) -> None:
-    aside = folder / f".{_DONE}.partial"
-    aside.write_text(json.dumps({"settings": settings, "blocks": blocks}))
-    os.replace(aside, folder / _DONE)
+    replace_text(folder / _DONE, json.dumps({"settings": settings, "blocks": blocks}))
 
 
 def _check_numbers(**numbers: float) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from inheritune_lit.checkpoint.output import new_folder
+from inheritune_lit.checkpoint.output import new_folder, replace_file, replace_text
 from inheritune_lit.errors import UserError
 
 
@@ -79,3 +79,26 @@ def test_killed_process_never_shows_the_folder(tmp_path):
     process.wait()
     time.sleep(0.1)
     assert not out.exists()
+
+
+def test_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    replace_text(path, "old")
+    replace_text(path, "né")
+    assert path.read_bytes() == "né".encode()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(aside):
+        aside.write_text("ne")
+        raise error
+
+    with pytest.raises(error):
+        replace_file(path, write)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
