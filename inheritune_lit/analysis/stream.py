@@ -7,9 +7,9 @@ import torch
 from litgpt.model import Block, do_softcapping
 from torch.nn import functional as F
 
-from inheritune_lit.checkpoint.pieces import read_piece
 from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD
 from inheritune_lit.checkpoint.weights import Weights
+from inheritune_lit.inherit.load import read_tensor
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.gpt2 import build_model
 
@@ -47,11 +47,11 @@ class LayerStream:
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """What goes into the first layer, (B, T, C)."""
-        x_BTC = self._read(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
+        x_BTC = self._tensor(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
         if self.config.scale_embeddings:
             x_BTC = x_BTC * self.config.n_embd**0.5
         if "wpe" in self._model.transformer:
-            positions_TC = self._read("transformer.wpe.weight")[: tokens_BT.shape[1]]
+            positions_TC = self._tensor("transformer.wpe.weight")[: tokens_BT.shape[1]]
             x_BTC = x_BTC + positions_TC.to(self.device, torch.float32)
         return x_BTC
 
@@ -117,29 +117,19 @@ class LayerStream:
         if self._has_head:
             return
         self._load(self._model.transformer.ln_f, "transformer.ln_f.")
-        head = {"weight": self._read(HEAD if HEAD in self._reference.shapes else EMBEDDING)}
+        head = {"weight": self._tensor(HEAD if HEAD in self._reference.shapes else EMBEDDING)}
         if self.config.lm_head_bias:
-            head["bias"] = self._read("lm_head.bias")
+            head["bias"] = self._tensor("lm_head.bias")
         self._assign(self._model.lm_head, head)
         self._has_head = True
 
     def _load(self, module: torch.nn.Module, prefix: str) -> None:
         names = [name for name in self._reference.shapes if name.startswith(prefix)]
-        self._assign(module, {name.removeprefix(prefix): self._read(name) for name in names})
+        self._assign(module, {name.removeprefix(prefix): self._tensor(name) for name in names})
 
     def _assign(self, module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
         on_device = {name: tensor.to(self.device, torch.float32) for name, tensor in state.items()}
         module.load_state_dict(on_device, strict=True, assign=True)
 
-    def _read(self, name: str) -> torch.Tensor:
-        """A litgpt tensor on the CPU as stored: zeros for a bias that the checkpoint does not have."""
-        shape, pieces = self._reference.shapes[name], self._reference.pieces(name)
-        if pieces is None:
-            return torch.zeros(shape)
-        tensor = torch.empty(shape, dtype=self._weights.specs[pieces[0].name].dtype)
-        row = 0
-        for piece in pieces:
-            for chunk in read_piece(self._weights.tensor(piece.name), piece):
-                tensor[row : row + len(chunk)] = chunk
-                row += len(chunk)
-        return tensor
+    def _tensor(self, name: str) -> torch.Tensor:
+        return read_tensor(self._reference, self._weights, name)

@@ -51,12 +51,12 @@ def build_reference(
         )
     with torch.device("meta"):
         model = build_model(reference.config)
-    state = {name: _read(reference, weights, name) for name in reference.shapes}
+    state = {name: read_tensor(reference, weights, name) for name in reference.shapes}
     return with_weights(model, state, reference.tied, dtype, device)
 
 
-def _read(reference: ReferenceModel, weights: Weights, name: str) -> torch.Tensor:
-    """A litgpt tensor as stored: zeros for a bias that the checkpoint does not have."""
+def read_tensor(reference: ReferenceModel, weights: Weights, name: str) -> torch.Tensor:
+    """A litgpt tensor of a reference on the CPU as stored: zeros for a bias that the checkpoint does not have."""
     shape, pieces = reference.shapes[name], reference.pieces(name)
     if pieces is None:
         return torch.zeros(shape)
