@@ -6,7 +6,7 @@ from inheritune_lit.analysis.layer_table import sentence
 from inheritune_lit.analysis.options import AnalyzeOptions
 from inheritune_lit.analysis.result import load_analysis
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.replication.grid import Scale
+from inheritune_lit.replication.grid import Scale, folder_of
 from inheritune_lit.study import study
 from inheritune_lit.train.run_folder import FINAL
 
@@ -20,7 +20,7 @@ def rank_section(out_dir: Path, scale: Scale) -> list[str]:
         out_dir: of the replication; analyses that are there are kept.
         scale: sizes.
     """
-    models = {name: out_dir / "runs" / f"{name}-s1" / FINAL for name in ("inheritune", "reference")}
+    models = {name: folder_of(out_dir, name, seed=1) / FINAL for name in ("inheritune", "reference")}
     if not all(path.is_dir() for path in models.values()):
         return []
     tokens = min(_TOKENS, scale.block_size)

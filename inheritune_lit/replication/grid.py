@@ -1,6 +1,7 @@
 """Which models a replication trains, and which table or figure each belongs to."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError
@@ -137,3 +138,8 @@ def find_scale(name: str) -> Scale:
     if name not in SCALES:
         raise UserError(f"--scale {name} is not known; give one of {', '.join(SCALES)}")
     return SCALES[name]
+
+
+def folder_of(out_dir: Path, name: str, seed: int) -> Path:
+    """The run folder of a model in the folder of a replication."""
+    return out_dir / "runs" / f"{name}-s{seed}"

@@ -9,7 +9,7 @@ from inheritune_lit.budget import flops_per_token
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.checkpoint.shapes import HEAD
 from inheritune_lit.model.load import is_tied, load_config, load_state
-from inheritune_lit.replication.grid import Experiment
+from inheritune_lit.replication.grid import Experiment, folder_of
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.run_folder import FINAL
 
@@ -43,7 +43,7 @@ class Trained:
 
 def read_results(out_dir: Path, done: list[tuple[Experiment, int]]) -> list[Trained]:
     """Results of trainings that are finished, from their run folders."""
-    return [_read(out_dir / "runs" / f"{one.name}-s{seed}", one, seed) for one, seed in done]
+    return [_read(folder_of(out_dir, one.name, seed), one, seed) for one, seed in done]
 
 
 def _read(run_dir: Path, one: Experiment, seed: int) -> Trained:

@@ -11,7 +11,7 @@ from inheritune_lit.checkpoint.output import new_folder, replace_text
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.replication.grid import Experiment, Scale, experiments, find_scale
+from inheritune_lit.replication.grid import Experiment, Scale, experiments, find_scale, folder_of
 from inheritune_lit.replication.page import write_page
 from inheritune_lit.replication.results import Trained, read_results
 from inheritune_lit.replication.shape import write_shape
@@ -167,11 +167,6 @@ def _train(one: Experiment, seed: int, scale: Scale, out_dir: Path) -> None:
     )
     if result is None or result.final is None:  # SIGTERM: the same command goes on from there
         raise SystemExit(0)
-
-
-def folder_of(out_dir: Path, name: str, seed: int) -> Path:
-    """The folder of a model."""
-    return out_dir / "runs" / f"{name}-s{seed}"
 
 
 def _stage(done: Path, what: str, work: Callable[[], Any]) -> None:
