@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from lightning.fabric import Fabric
 from torch.nn import functional as F
 
 from inheritune_lit.data.packed import PADDING, PackedDataset
@@ -53,6 +54,17 @@ class Ranks:
     rank: int
     world: int
     add_up: Callable[[torch.Tensor], torch.Tensor]
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> "Ranks":
+        """The processes of a fabric; it sums on its device, where its backend can, and hands back where it took."""
+
+        def add_up(tensor: torch.Tensor) -> torch.Tensor:
+            if fabric.world_size == 1:
+                return tensor
+            return fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum").to(tensor.device)
+
+        return cls(fabric.global_rank, fabric.world_size, add_up)
 
 
 @dataclass(frozen=True)

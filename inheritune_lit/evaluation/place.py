@@ -29,10 +29,4 @@ def find_place(devices: int | Literal["auto"], num_nodes: int) -> Place:
         UserError: there are not as many devices.
     """
     fabric = launch(device_count(devices, num_nodes), num_nodes)
-    if fabric.world_size == 1:
-        return Place(fabric.device, None)
-
-    def add_up(tensor: torch.Tensor) -> torch.Tensor:
-        return fabric.all_reduce(tensor, reduce_op="sum")
-
-    return Place(fabric.device, Ranks(fabric.global_rank, fabric.world_size, add_up))
+    return Place(fabric.device, Ranks.of(fabric) if fabric.world_size > 1 else None)

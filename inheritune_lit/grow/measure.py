@@ -56,7 +56,7 @@ class Judge:
         low = self.precision == "bf16-true"
         model = load(dtype=torch.bfloat16 if low else torch.float32, device=self.fabric.device)
         model.max_seq_length = self.data.block_size
-        ranks = Ranks(self.fabric.global_rank, self.fabric.world_size, self._add_up)
+        ranks = Ranks.of(self.fabric)
         first = self.fabric.global_rank == 0
         with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             scored = block_losses(
@@ -77,11 +77,6 @@ class Judge:
             "precision": self.precision,
             "device": self.fabric.device.type,
         }
-
-    def _add_up(self, values: torch.Tensor) -> torch.Tensor:
-        if self.fabric.world_size == 1:
-            return values
-        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum").to(values.device)
 
 
 def reference_identity(located: Located, weights: Weights) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from inheritune_lit.budget import flops_per_token
-from inheritune_lit.model.free_memory import USABLE
+from inheritune_lit.model.device_memory import USABLE
 from inheritune_lit.planning.cards import ASSUMED_MFU, Card
 from inheritune_lit.planning.subject import Subject
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs

@@ -1,7 +1,5 @@
 """A few real training steps on the machine at hand, in place of assumptions."""
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +8,7 @@ import torch
 
 from inheritune_lit.budget import peak_flops
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
+from inheritune_lit.model.device_memory import peak_memory
 from inheritune_lit.model.gpt2 import build_model
 from inheritune_lit.planning.estimate import Job
 from inheritune_lit.train.clipping import clip_gradients
@@ -50,7 +49,7 @@ def measure(job: Job) -> Measured:
         UserError: a setting that this machine cannot serve.
     """
     fabric = build_fabric(1, 1, "auto", job.precision)
-    before = _memory(fabric.device)
+    before = peak_memory(fabric.device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         gpt = build_model(job.subject.config)
@@ -98,7 +97,7 @@ def measure(job: Job) -> Measured:
         machine,
         rate,
         rate * job.flops_per_token / peak if peak else None,
-        _memory(fabric.device) - before,
+        peak_memory(fabric.device) - before,
         predicted.total,
     )
 
@@ -107,10 +106,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _memory(device: torch.device) -> int:
-    """Most bytes in use so far: a GPU's tensors, or the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

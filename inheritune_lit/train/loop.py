@@ -1,7 +1,6 @@
 """The training loop: optimizer steps, logging, validation, saving, stopping."""
 
 import math
-import resource
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from litgpt.model import GPT
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
+from inheritune_lit.model.device_memory import peak_memory
 from inheritune_lit.progress import Progress
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.clipping import clip_gradients
@@ -77,6 +77,7 @@ class Trainer:
         self.fabric, self.trainee, self.saver, self.log = fabric, trainee, saver, log
         self.plan, self.train, self.eval, self.optimizer_args = plan, train, eval, optimizer_args
         self.data, self.sampler, self.val_data, self.teacher_logits = data, sampler, val_data, teacher_logits
+        self._ranks = Ranks.of(fabric)
         self.guard = LossGuard(train.max_loss_jump)
         self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
 
@@ -135,7 +136,7 @@ class Trainer:
         if self.step % self.train.log_interval == 0 or validates:
             row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr}
             row |= {"grad_norm": grad_norm, **self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
-            row |= {"memory_gb": _peak_memory(self.fabric.device) / 1e9}
+            row |= {"memory_gb": peak_memory(self.fabric.device) / 1e9}
             note = f"loss {loss:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
             if validates:
                 validation = self._validate()
@@ -180,7 +181,7 @@ class Trainer:
             with self.fabric.no_backward_sync(self.trainee.loss, enabled=not last and self.fabric.world_size > 1):
                 self.fabric.backward(scaled)
         norm = clip_gradients(self.trainee.gpt.parameters(), self.train.max_norm)
-        micro_losses_M = self._over_ranks(torch.stack(losses))
+        micro_losses_M = self._ranks.add_up(torch.stack(losses))
         loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
         if fault := self.guard.fault(loss, grad_norm):
             self._bad_step(fault, micro_losses_M)
@@ -251,7 +252,7 @@ class Trainer:
                 self.train.micro_batch_size,
                 self.plan.val_blocks,
                 self.fabric.device,
-                ranks=Ranks(self.fabric.global_rank, self.fabric.world_size, self._over_ranks),
+                ranks=self._ranks,
             )
 
     def _speed(self) -> dict[str, float]:
@@ -279,17 +280,11 @@ class Trainer:
         if signal.SIGINT in stop:
             raise KeyboardInterrupt
 
-    def _over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on all of them."""
-        if self.fabric.world_size == 1:
-            return values
-        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum").to(values.device)
-
     def _any_rank(self, here: bool) -> bool:
         """Whether one rank at least wants to stop: they must agree, or the others would wait for it for ever."""
         if self.fabric.world_size == 1:
             return here
-        return bool(self._over_ranks(torch.tensor(float(here), device=self.fabric.device)).item())
+        return bool(self._ranks.add_up(torch.tensor(float(here), device=self.fabric.device)).item())
 
     def _say(self, line: str, stream: Any = None) -> None:
         if self.fabric.global_rank == 0:
@@ -299,11 +294,3 @@ class Trainer:
 def _columns(validation: ValidationResult) -> dict[str, float]:
     by_domain = {f"val_loss/{name}": domain.loss for name, domain in validation.domains.items()}
     return {"val_loss": validation.loss, "val_stderr": validation.stderr, **by_domain}
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes that were in use so far: a GPU's tensors, or the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux counts KB, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -62,10 +62,11 @@ def step_memory(
     copies = 4 if low and optimizer.master_weights else 0
     each = 2 if low else 4
     tokens = micro_batch_size * block_size
-    fixed, kept = _eager_bytes(config, block_size, precision)
-    inputs = block_size * config.n_embd * each
     if compiled:
         fixed, kept = 0, _compiled_elements(config) * block_size * (4 if precision == "32-true" else 2)
+    else:
+        fixed, kept = _eager_bytes(config, block_size, precision)
+    inputs = block_size * config.n_embd * each
     layers = kept + (config.n_layer - 1) * inputs if speed.activation_checkpointing else config.n_layer * kept
     held = 1 if speed.activation_checkpointing else config.n_layer
     return StepMemory(

@@ -9,7 +9,7 @@ import torch
 
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.free_memory import USABLE, free_memory
+from inheritune_lit.model.device_memory import USABLE, free_memory
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.kernels import Kernels

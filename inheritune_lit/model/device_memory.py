@@ -1,5 +1,7 @@
-"""Memory that is free on a device."""
+"""Memory of a device: what is free, and the most that was in use."""
 
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -17,3 +19,11 @@ def free_memory(device: torch.device) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use so far: a GPU's tensors, or the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
