@@ -20,6 +20,10 @@ DENSE_BF16_FLOPS = {
 """Peak of matrix products in bf16 with fp32 accumulation and without sparsity, FLOP/s, from the makers' data sheets."""
 
 
+LONGEST_BLOCK = 2048
+"""Tokens a sample that is meant where none is given, at most: the paper's."""
+
+
 def flops_per_token(config: Config, block_size: int) -> float:
     """Forward and backward FLOPs a token: 6 a matrix parameter (head included) and 6 * layers * width * T of causal
     attention."""

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 
 from inheritune_lit.advice.args import AdviceArgs
 from inheritune_lit.analysis.result import Analysis
-from inheritune_lit.budget import DENSE_BF16_FLOPS, flops_per_token, peak_flops
+from inheritune_lit.budget import LONGEST_BLOCK, flops_per_token
 from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.shapes import tensor_shapes
+from inheritune_lit.checkpoint.shapes import count_parameters, tensor_shapes
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.options import SliceOptions
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
+from inheritune_lit.planning.cards import find_cards
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.memory import step_memory
-
-_LONGEST = 2048
-"""Tokens a sample that is meant when none is given: the paper's."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     depths = []
     for n in range(1, depth + 1):
         config, _ = student_config(reference, SliceOptions(n=n))
-        parameters = sum(math.prod(shape) for shape in tensor_shapes(config, reference.tied).values())
+        parameters = count_parameters(tensor_shapes(config, reference.tied))
         memory = step_memory(
             config,
             parameters,
@@ -126,11 +124,10 @@ def check_training(training: AdviceArgs, config: Config) -> tuple[int, float]:
             raise UserError(f"--advice.{name} is {value}; give 1 or more")
     if not 0 < training.mfu <= 1:
         raise UserError(f"--advice.mfu is {training.mfu}; give a share above 0, at most 1")
-    if (peak := peak_flops(training.gpu)) is None:
-        raise UserError(f"--advice.gpu {training.gpu} is not known; give one of {', '.join(DENSE_BF16_FLOPS)}")
-    block_size = min(config.block_size, _LONGEST) if training.max_seq_length is None else training.max_seq_length
+    (card,) = find_cards(training.gpu, "--advice.gpu")
+    block_size = min(config.block_size, LONGEST_BLOCK) if training.max_seq_length is None else training.max_seq_length
     if not 1 <= block_size <= config.block_size:
         raise UserError(
             f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
         )
-    return block_size, peak
+    return block_size, card.peak_flops

@@ -9,8 +9,8 @@ class AdviceArgs:
 
     max_tokens: int = 1_000_000_000
     """Tokens it is trained on"""
-    gpu: str = "A100"
-    """GPU, such as A6000, A100, H100, RTX 4090"""
+    gpu: str = "a100-80gb"
+    """GPU, such as a6000, a100-80gb, h100, rtx4090"""
     mfu: float = 0.5
     """Share of the GPU's bf16 peak that training reaches"""
     micro_batch_size: int = 1

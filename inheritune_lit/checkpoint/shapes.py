@@ -3,12 +3,15 @@
 Building the model on the meta device says the same, but needs all of litgpt: see ``checkpoint/litgpt_config.py``.
 """
 
+import math
+
 from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.checkpoint.litgpt_config import Config
 
 Shapes = dict[str, tuple[int, ...]]
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+_EMBEDDINGS = (EMBEDDING, "transformer.wpe.weight", HEAD, "lm_head.bias")
 
 
 def tensor_shapes(config: Config, tied: bool) -> Shapes:
@@ -29,6 +32,11 @@ def tensor_shapes(config: Config, tied: bool) -> Shapes:
     if config.lm_head_bias:
         shapes["lm_head.bias"] = (config.padded_vocab_size,)
     return shapes
+
+
+def count_parameters(shapes: Shapes, embeddings: bool = True) -> int:
+    """How many numbers tensors hold; without token embedding, learned positions and head where these are not wanted."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if embeddings or name not in _EMBEDDINGS)
 
 
 def disagreement(expected: Shapes, found: Shapes) -> str | None:

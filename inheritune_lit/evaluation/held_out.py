@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.budget import LONGEST_BLOCK
 from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.evaluation.lit_lm import LitLM
@@ -13,7 +14,6 @@ from inheritune_lit.validation import validate
 
 NAME = "held_out"
 """The record's name beside those of tasks."""
-_LONGEST_BLOCK = 2048
 _TOKENS_A_BATCH = 8192
 
 
@@ -49,7 +49,7 @@ def score_held_out(lm: LitLM, label: str, held_out: HeldOut, place: Place) -> di
         held_out: what to score.
         place: where the model is, and who shares the work.
     """
-    block_size = held_out.max_seq_length or min(lm.max_length, _LONGEST_BLOCK)
+    block_size = held_out.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
     dataset = PackedDataset(held_out.folder, "val", block_size)
     batch_size = max(1, _TOKENS_A_BATCH // block_size)
     label = f"{label}: held-out text" if place.is_first else None

@@ -10,7 +10,7 @@ from inheritune_lit.checkpoint.hf_config import trim_lists
 from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.pieces import Piece, describe
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
+from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, count_parameters, tensor_shapes
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.half_width import half_width_config, narrow
@@ -72,8 +72,8 @@ class Plan:
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters without token embedding, learned positions and head."""
-        outside = (EMBEDDING, HEAD, "lm_head.bias", "transformer.wpe.weight")
-        return sum(tensor.spec.numel for name, tensor in self.tensors.items() if name not in outside)
+        shapes = {name: tensor.spec.shape for name, tensor in self.tensors.items()}
+        return count_parameters(shapes, embeddings=False)
 
     @property
     def nbytes(self) -> int:

@@ -46,7 +46,7 @@ USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")
 """Shown where no card is named: one or two of each size."""
 
 
-def find_cards(name: str | None) -> list[Card]:
+def find_cards(name: str | None, flag: str = "--gpu") -> list[Card]:
     """The card of a name, the usual ones when None.
 
     Raises:
@@ -58,5 +58,5 @@ def find_cards(name: str | None) -> list[Card]:
     if not chosen:
         known = [card.name for card in CARDS]
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
-        raise UserError(f"--gpu {name} is not known; give one of {', '.join(near)}")
+        raise UserError(f"{flag} {name} is not known; give one of {', '.join(near)}")
     return chosen

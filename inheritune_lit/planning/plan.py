@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from inheritune_lit.budget import LONGEST_BLOCK
 from inheritune_lit.data.packed import load_packed_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.planning.cards import find_cards
@@ -16,8 +17,6 @@ from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.sweep import at_depth
 
-LONGEST_BLOCK = 2048
-"""Tokens a sample where none were named, as in the paper."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 

@@ -4,11 +4,12 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from inheritune_lit.budget import LONGEST_BLOCK
 from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.planning.cards import Card, find_cards
 from inheritune_lit.planning.estimate import Job, OnCard, disk_of, on_card
-from inheritune_lit.planning.plan import LONGEST_BLOCK, parse_count
+from inheritune_lit.planning.plan import parse_count
 from inheritune_lit.planning.subject import Subject, subject_of_reference
 from inheritune_lit.planning.text import plan_text
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs

@@ -7,7 +7,7 @@ from pathlib import Path
 from inheritune_lit.checkpoint.architectures.table import architecture_of_lit
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.checkpoint.litgpt_config import Config, configs
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
+from inheritune_lit.checkpoint.shapes import count_parameters, tensor_shapes
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.locate import locate
 from inheritune_lit.inherit.options import SliceOptions
@@ -35,13 +35,12 @@ class Subject:
     @property
     def parameters(self) -> int:
         """How many, a tied head counted once."""
-        return sum(_sizes(self.config, self.tied).values())
+        return count_parameters(tensor_shapes(self.config, self.tied))
 
     @property
     def non_embedding_parameters(self) -> int:
         """Without token embedding, learned positions and head."""
-        outside = (EMBEDDING, HEAD, "lm_head.bias", "transformer.wpe.weight")
-        return sum(size for name, size in _sizes(self.config, self.tied).items() if name not in outside)
+        return count_parameters(tensor_shapes(self.config, self.tied), embeddings=False)
 
     def at(self, n: int) -> "Subject":
         """The same with its first n layers."""
@@ -51,15 +50,6 @@ class Subject:
             if (value := getattr(self.config, field, None)) is not None
         }
         return replace(self, config=replace(self.config, n_layer=n, **lists))
-
-
-def _sizes(config: Config, tied: bool) -> dict[str, int]:
-    sizes = {}
-    for name, shape in tensor_shapes(config, tied).items():
-        sizes[name] = 1
-        for side in shape:
-            sizes[name] *= side
-    return sizes
 
 
 def subject_of_reference(ref: str, n: int | None) -> Subject:
@@ -115,7 +105,7 @@ def _from_table(known: Reference) -> ReferenceModel | None:
             config = replace(padded, padded_vocab_size=vocabulary)
             for tied in (False, True):
                 shapes = tensor_shapes(config, tied)
-                if sum(_sizes(config, tied).values()) == known.parameters:
+                if count_parameters(shapes) == known.parameters:
                     architecture = architecture_of_lit(config)
                     return ReferenceModel(Path(), org, name, config, {}, architecture, False, tied, shapes)
     return None

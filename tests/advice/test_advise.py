@@ -35,7 +35,7 @@ def test_parameters_are_those_of_slices(family, settings, request, tmp_path):
 def test_hours_are_those_of_the_paper_notes(tmp_path):
     (tmp_path / "config.json").write_text(OPENLLAMA_3B)
     reference = open_reference(tmp_path, "openlm-research")
-    training = AdviceArgs(max_tokens=8_000_000_000, gpu="A100", max_seq_length=2048)
+    training = AdviceArgs(max_tokens=8_000_000_000, gpu="a100-80gb", max_seq_length=2048)
     row = advise(make_analysis(26), reference, training).depths[12]
     assert (row.n, row.parameters) == (13, 1_815_638_400)
     # 10.79 GFLOP a token and a dense bf16 peak of 312 TFLOP/s, half of it reached.
@@ -81,7 +81,7 @@ def test_text_marks_rows_and_says_what_it_cannot_know(make_llama):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"gpu": "Abacus"}, "--advice.gpu Abacus is not known; give one of A6000"),
+        ({"gpu": "Abacus"}, "--advice.gpu Abacus is not known; give one of "),
         ({"mfu": 0}, "--advice.mfu is 0"),
         ({"max_tokens": 0}, "--advice.max_tokens is 0"),
         ({"max_seq_length": 65}, "--advice.max_seq_length is 65; give 1 to 64"),
