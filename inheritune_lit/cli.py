@@ -11,17 +11,19 @@ from inheritune_lit.commands.data import prepare_command
 from inheritune_lit.commands.demo import demo_command
 from inheritune_lit.commands.evaluation import evaluate_command
 from inheritune_lit.commands.growing import grow_command
-from inheritune_lit.commands.planning import init_command, plan_command
+from inheritune_lit.commands.planning import init_command, list_recipes_command, plan_command
 from inheritune_lit.commands.replicating import reproduce_command
 from inheritune_lit.commands.reporting import report_command
 from inheritune_lit.commands.slicing import export_command, list_references_command, slice_command
 from inheritune_lit.commands.teaching import teach_command
 from inheritune_lit.commands.training import pretrain_command
 from inheritune_lit.errors import UserError
+from inheritune_lit.shipped import find_recipes
 
 COMMANDS = {
     "init": init_command,
     "references": list_references_command,
+    "recipes": list_recipes_command,
     "plan": plan_command,
     "slice": slice_command,
     "export": export_command,
@@ -59,6 +61,7 @@ def main(args: list[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     args = spell_out(sys.argv[1:] if args is None else args, COMMANDS)
     try:
+        args = find_recipes(args)
         check_choices(args, COMMANDS)
         CLI(COMMANDS, args=args, as_positional=False, parser_class=_Parser, prog="inheritune", version=__version__)
     except UserError as error:

@@ -1,5 +1,6 @@
 """The wheel, installed in an environment of its own, has everything that the commands need."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ def installed(tmp_path_factory) -> Path:
     """Folder of the scripts of a new environment with the wheel in it; dependencies are those of this one."""
     pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("eval", "inheritune_lit"):
+    for name in ("eval", "inheritune_lit", "recipes"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)
@@ -34,7 +35,9 @@ def installed(tmp_path_factory) -> Path:
 
 
 def run(installed: Path, *command: str) -> str:
-    done = subprocess.run([installed / command[0], *command[1:]], cwd=installed, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [installed / command[0], *command[1:]]
+    done = subprocess.run(words, cwd=installed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,6 +46,13 @@ def test_the_command_is_there(installed):
     assert run(installed, "inheritune", "--version").startswith("inheritune ")
     assert "openllama-3b" in run(installed, "inheritune", "references")
     told = run(installed, "inheritune", "plan", "--ref", "openllama-3b", "--n", "13", "--tokens", "8B")
+    assert "1,815,638,400 parameters" in told
+
+
+def test_recipes_are_in_the_package(installed):
+    listed = {line.split()[0] for line in run(installed, "inheritune", "recipes").splitlines()}
+    assert listed == {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
+    told = run(installed, "inheritune", "plan", "--recipe", "recipes/paper-openllama-3b-13l-50b.yaml")
     assert "1,815,638,400 parameters" in told
 
 

@@ -4,6 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 
+def list_recipes_command() -> None:
+    """List the recipes that come with the program, as --config takes them, with the command each is for."""
+    from inheritune_lit.shipped import recipe_table
+
+    print(recipe_table())
+
+
 def plan_command(
     recipe: Path | None = None,
     ref: str | None = None,

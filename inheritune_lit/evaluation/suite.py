@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 import yaml
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.shipped import suites_dir
 
 FloorKind = Literal["auto", "constant", "chance", "none"]
 Role = Literal["reference", "baseline", "ours"]
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,6 @@ class Suite:
     bold_rule: bool = False
     average: bool = False
     paper: list[PaperRow] = field(default_factory=list)
-
-
-def suites_dir() -> Path:
-    """The folder of the suites: ``eval/`` in the repository, ``inheritune_lit/suites`` where installed."""
-    installed = _PACKAGE / "suites"
-    return installed if installed.is_dir() else _PACKAGE.parent / "eval"
 
 
 def load_suite(name: str) -> Suite:

@@ -4,7 +4,7 @@ import csv
 import difflib
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.suite import suites_dir
+from inheritune_lit.shipped import suites_dir
 
 Curve = list[tuple[int, float]]
 

@@ -10,8 +10,9 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import logiqa
 from inheritune_lit.evaluation.cells import is_bold
 from inheritune_lit.evaluation.floors import floor_of
-from inheritune_lit.evaluation.suite import load_suite, suites_dir
+from inheritune_lit.evaluation.suite import load_suite
 from inheritune_lit.evaluation.tasks import TaskResolver, task_manager
+from inheritune_lit.shipped import suites_dir
 
 NAMES = ["paper-table1", "paper-table4", "paper-table5", "quick"]
 REPOSITORY = Path(__file__).parents[2]

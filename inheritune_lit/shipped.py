@@ -1,0 +1,87 @@
+"""Files that come with the program: suites and recipes, from the repository or from where the wheel puts them."""
+
+import difflib
+import re
+import textwrap
+from pathlib import Path
+
+from inheritune_lit.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+_COMMANDS = {"data": "prepare", "grow": "grow", "analysis": "analyze"}
+"""Which command the recipes of a folder are for; the others are for ``pretrain``."""
+
+
+def suites_dir() -> Path:
+    """The folder of the suites: ``eval/`` in the repository, ``inheritune_lit/suites`` where installed."""
+    return _either("suites", "eval")
+
+
+def recipes_dir() -> Path:
+    """The folder of the recipes: ``recipes/`` in the repository, ``inheritune_lit/recipes`` where installed."""
+    return _either("recipes", "recipes")
+
+
+def find_recipes(args: list[str]) -> list[str]:
+    """Put the program's own recipe where ``--config recipes/NAME.yaml`` names a file that is not there.
+
+    So the documented commands work in any folder, and a file of the user's own always goes first.
+
+    Args:
+        args: command line without the program's name.
+
+    Raises:
+        UserError: neither there is a file of that name.
+    """
+    found = list(args)
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag not in ("--config", "--recipe"):
+            continue
+        if equals:
+            found[position] = f"{flag}={_find(flag, value)}"
+        elif position + 1 < len(args):
+            found[position + 1] = _find(flag, args[position + 1])
+    return found
+
+
+def recipe_table() -> str:
+    """Every recipe: its name as ``--config`` takes it, its command, what it is."""
+    recipes = [path for path in sorted(recipes_dir().rglob("*.yaml")) if path.is_file()]
+    names = [_name(path) for path in recipes]
+    width = max(map(len, names))
+    lines = []
+    for path, name in zip(recipes, names, strict=True):
+        command = _COMMANDS.get(path.parent.name, "pretrain")
+        lines.append(f"{name:<{width}}  {command:<8}  {_title(path)}")
+    return "\n".join(lines)
+
+
+def _either(installed: str, repository: str) -> Path:
+    folder = _PACKAGE / installed
+    return folder if folder.is_dir() else _PACKAGE.parent / repository
+
+
+def _find(flag: str, name: str) -> str:
+    path = Path(name)
+    if path.is_file() or not name.endswith((".yaml", ".yml")):
+        return name
+    if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
+        return str(shipped)
+    near = difflib.get_close_matches(name, [_name(each) for each in recipes_dir().rglob("*.yaml")], n=1)
+    hint = f"did you mean {near[0]}?" if near else "give a YAML file, or one of those that `inheritune recipes` lists"
+    raise UserError(f"{flag} {name}: there is no such file; {hint}")
+
+
+def _name(path: Path) -> str:
+    return str(Path("recipes", path.relative_to(recipes_dir())))
+
+
+def _title(path: Path) -> str:
+    """The first sentence of a recipe's comment."""
+    comment = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
+            break
+        comment.append(line[2:])
+    return textwrap.shorten(re.split(r"[.;] ", " ".join(comment))[0].rstrip(".:"), 100, placeholder=" ...")
