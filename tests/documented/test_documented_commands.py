@@ -1,25 +1,18 @@
-"""The commands of docs/commands.md and the README's real job run, on tiny models in place of the documented ones."""
+"""The commands of docs/commands.md and the README run, on tiny models in place of the documented ones."""
 
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 from hub_server import running_hub
+from page import ROOT, SMALLER, bash_lines
 from random_models import build_llama
 from random_text import make_documents
-from tiny import make_checkpoint, write_jsonl
+from tiny import make_checkpoint, make_packed, write_jsonl
 
 from inheritune_lit.cli import main
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "commands.md"
-SMALLER = {  # what is added to the README's commands so that they end
-    "prepare": "--val_fraction 0.1 --num_workers 1",
-    "pretrain": "--train.max_seq_length 16 --train.global_batch_size 64 --train.micro_batch_size 32 --train.epochs 1 "
-    "--train.lr_warmup_steps 1 --eval.max_iters 1 --precision 32-true",
-    "eval": "--data_dir rows --limit 4",
-}
 
 
 def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
@@ -64,14 +57,8 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
         for name, target in (("recipes", ROOT / "recipes"), ("rows", rows_dir)):
             (tmp_path / name).symlink_to(target)
         monkeypatch.chdir(tmp_path)
-        job = (
-            (ROOT / "README.md")
-            .read_text()
-            .partition("## The real job")[2]
-            .partition("```bash\n")[2]
-            .partition("```")[0]
-        )
-        lines = [line.partition(" # ")[0] for line in job.splitlines() if line.startswith("inheritune")]
+        job = (ROOT / "README.md").read_text().partition("## The real job")[2].partition("\n**")[0]
+        lines = [line for line in bash_lines(job) if line.startswith("inheritune")]
         assert [line.split()[1] for line in lines] == [
             *("references", "plan", "slice", "prepare", "pretrain", "eval", "export")
         ]
@@ -83,3 +70,43 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
             assert main(command) == 0, (command, capsys.readouterr().err)
     run = tmp_path / "runs" / "paper-openllama-3b-13l-1b"
     assert (run / "scores" / "results.md").is_file() and (run / "hf" / "model.safetensors").is_file()
+
+
+def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text().partition("## The real job")[2].partition("\n**")[2]
+    lines = [line for line in bash_lines(text) if line.startswith("inheritune")]
+    lines += re.findall(r"`(inheritune (?:teach|report|plan) [^`]*)`", text)
+    more = {
+        "grow": "--n 2 --grow_by 1 --max_layers 3 --train.max_steps 2 --train.max_seq_length 16 "
+        "--train.global_batch_size 4 --train.lr_warmup_steps 1 --eval.max_iters 1",
+        "analyze": "--num_sequences 3 --seq_length 16",
+        "eval": "--tasks piqa,sciq --data_dir rows --limit 4",
+        "teach": "--max_seq_length 16",
+    }
+    with running_hub(tmp_path / "cache", monkeypatch) as hub:
+        for repository, layers in (("openlm-research/open_llama_3b", 4), ("HuggingFaceTB/SmolLM2-135M", 3)):
+            remote = tmp_path / "remote" / repository
+            build_llama(vocab_size=400, num_hidden_layers=layers, max_position_embeddings=256).save_pretrained(remote)
+            for file in tokenizer_dir.iterdir():
+                shutil.copy(file, remote)
+            hub.repositories[repository] = remote
+        write_jsonl(tmp_path / "text" / "c4.jsonl", [{"text": text} for text in make_documents(60, 1)])
+        (tmp_path / "data").mkdir()
+        make_packed(tmp_path / "data" / "redpajama-1b", tokenizer_dir)
+        (tmp_path / "rows").symlink_to(rows_dir)
+        monkeypatch.chdir(tmp_path)
+        make_checkpoint(tmp_path / "start", tokenizer_dir, block_size=512)
+        for run in ("a", "b"):
+            few = f"--train.max_steps 2 --seed {ord(run)} {SMALLER['pretrain'].replace('--train.epochs 1', '')}"
+            asked = f"pretrain --initial_checkpoint_dir start --data data/redpajama-1b --out_dir runs/{run} {few}"
+            assert main(shlex.split(asked)) == 0, capsys.readouterr().err
+        names = []
+        for line in lines:
+            names.append(line.split()[1])
+            if "--fetch_data" in line or "--watch" in line:
+                continue  # docs/offline.md's test; a watch that does not end
+            command = shlex.split(f"{line.replace('--suite paper-table5', '')} {more.get(names[-1], '')}")[1:]
+            assert main(command) == 0, (command, capsys.readouterr().err)
+    assert sorted(set(names)) == ["analyze", "eval", "grow", "plan", "report", "teach"]
+    for made in ("runs/grow/grow.md", "analysis/analysis.json", "results/results.md", "data/teacher/inheritune.json"):
+        assert (tmp_path / made).is_file()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "tour.ipynb"
 
 
 def test_every_cell_runs(tmp_path):

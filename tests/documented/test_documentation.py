@@ -12,7 +12,7 @@ from inheritune_lit.arguments import spell_out
 from inheritune_lit.cli import COMMANDS, _Parser
 from inheritune_lit.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
