@@ -7,7 +7,7 @@ from typing import Literal
 def reproduce_command(
     source: list[Path],
     out_dir: Path = Path("runs/replication"),
-    scale: Literal["small", "tiny"] = "small",
+    scale: Literal["small", "long", "tiny"] = "small",
     seeds: int = 3,
     baseline_seeds: int = 1,
     only: list[str] | None = None,
@@ -20,7 +20,8 @@ def reproduce_command(
     Args:
         source: text: folders or files that ``inheritune prepare`` reads, each a domain where there are several.
         out_dir: folder for everything.
-        scale: "small" is for hours on a CPU, "tiny" shows that it runs.
+        scale: "small" is for an hour on a CPU; "long" trains models half as wide for 13 times the steps; "tiny" shows
+            that it runs.
         seeds: trainings of each model of the main comparison (Table 1), with other weights and another order.
         baseline_seeds: the same for the other models.
         only: train just these models of the grid, and those that they begin with.

@@ -1,5 +1,6 @@
 """A plan in words."""
 
+from inheritune_lit.model.device_memory import USABLE
 from inheritune_lit.planning.cards import ASSUMED_MFU
 from inheritune_lit.planning.estimate import Disk, Job, OnCard, within
 from inheritune_lit.planning.measure import Measured
@@ -38,6 +39,7 @@ def plan_text(
         *_card_table(job, cards, price_per_hour),
         "",
         _assumption(job),
+        f"of a card's memory {1 - USABLE:.0%} is left to CUDA's context, workspace and fragments",
     ]
     if max_hours is not None:
         lines += ["", f"in {max_hours:g} hours:", *(f"  {_wish(each, max_hours)}" for each in cards)]

@@ -39,7 +39,7 @@ def reproduce(
     Args:
         source: folders or files of text.
         out_dir: folder for everything.
-        scale: "small" or "tiny".
+        scale: "small", "long" or "tiny".
         seeds: of the models of the main comparison.
         baseline_seeds: of the others.
         only: names of models; all when None, those that they begin with always.

@@ -12,7 +12,8 @@ from tiny import make_checkpoint, make_packed, write_jsonl
 
 from inheritune_lit.cli import main
 
-PAGE = ROOT / "docs" / "commands.md"
+PAGE = (ROOT / "docs" / "commands.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
@@ -22,7 +23,7 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
         write_jsonl(tmp_path / "redpajama-sample" / f"{domain}_sample.jsonl", [{"text": text} for text in texts])
     (tmp_path / "rows").symlink_to(rows_dir)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```\n\$ (inheritune .*?[^\\])\n", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\n\$ (inheritune .*?[^\\])\n", PAGE, flags=re.MULTILINE | re.DOTALL)
     commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     assert [command[0] for command in commands] == [
         "slice",
@@ -57,7 +58,7 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
         for name, target in (("recipes", ROOT / "recipes"), ("rows", rows_dir)):
             (tmp_path / name).symlink_to(target)
         monkeypatch.chdir(tmp_path)
-        job = (ROOT / "README.md").read_text().partition("## The real job")[2].partition("\n**")[0]
+        job = README.partition("## The real job")[2].partition("\n**")[0]
         lines = [line for line in bash_lines(job) if line.startswith("inheritune")]
         assert [line.split()[1] for line in lines] == [
             *("references", "plan", "slice", "prepare", "pretrain", "eval", "export")
@@ -73,7 +74,7 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
 
 
 def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
-    text = (ROOT / "README.md").read_text().partition("## The real job")[2].partition("\n**")[2]
+    text = README.partition("## The real job")[2].partition("\n**")[2]
     lines = [line for line in bash_lines(text) if line.startswith("inheritune")]
     lines += re.findall(r"`(inheritune (?:teach|report|plan) [^`]*)`", text)
     more = {
@@ -110,3 +111,10 @@ def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monke
     assert sorted(set(names)) == ["analyze", "eval", "grow", "plan", "report", "teach"]
     for made in ("runs/grow/grow.md", "analysis/analysis.json", "results/results.md", "data/teacher/inheritune.json"):
         assert (tmp_path / made).is_file()
+
+
+def test_the_readmes_plan_is_what_comes_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    command, shown = re.search(r"^```\n\$ (inheritune plan .*)\n((?:.*\n)*?)```", README, flags=re.MULTILINE).groups()
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == shown
