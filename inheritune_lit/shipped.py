@@ -31,7 +31,7 @@ def find_recipes(args: list[str]) -> list[str]:
         args: command line without the program's name.
 
     Raises:
-        UserError: neither there is a file of that name.
+        UserError: neither there is a file of that name, or it is no text.
     """
     found = list(args)
     for position, arg in enumerate(args):
@@ -64,13 +64,24 @@ def _either(installed: str, repository: str) -> Path:
 
 def _find(flag: str, name: str) -> str:
     path = Path(name)
-    if path.is_file() or not name.endswith((".yaml", ".yml")):
+    if path.is_file():
+        _check_text(flag, path)
+        return name
+    if not name.endswith((".yaml", ".yml")):
         return name
     if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
         return str(shipped)
     near = difflib.get_close_matches(name, [_name(each) for each in recipes_dir().rglob("*.yaml")], n=1)
     hint = f"did you mean {near[0]}?" if near else "give a YAML file, or one of those that `inheritune recipes` lists"
     raise UserError(f"{flag} {name}: there is no such file; {hint}")
+
+
+def _check_text(flag: str, path: Path) -> None:
+    # What jsonargparse 4.41 leaves to a traceback.
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path} is no YAML text ({error}); give another file") from error
 
 
 def _name(path: Path) -> str:

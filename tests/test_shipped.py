@@ -40,6 +40,13 @@ def test_missing_recipe_is_one_line(tmp_path, monkeypatch, capsys, name, hint):
     assert capsys.readouterr().err == f"inheritune: error: --config {name}: there is no such file; {hint}\n"
 
 
+def test_a_recipe_that_is_no_text_is_one_line(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    assert main(["pretrain", "--config", str(tmp_path / "recipe.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "is no YAML text" in error and error.count("\n") == 1
+
+
 def test_a_flag_without_a_value_is_the_parsers(tmp_path):
     assert find_recipes(["pretrain", "--config"]) == ["pretrain", "--config"]
 

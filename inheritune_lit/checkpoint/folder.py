@@ -8,6 +8,8 @@ from inheritune_lit.errors import UserError
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
 HF_CONFIG = "config.json"
+FINAL = "final"
+"""The checkpoint in the folder of a finished run."""
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -35,8 +37,14 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
     for name in (MODEL_CONFIG, WEIGHTS):
         if not (checkpoint_dir / name).is_file():
             raise UserError(
-                f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; `inheritune slice` makes one"
+                f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; "
+                + (meant(checkpoint_dir) or "`inheritune slice` makes one")
             )
+
+
+def meant(folder: Path) -> str | None:
+    """Where the checkpoint is when somebody gives a run's folder in its place."""
+    return f"did you mean {folder / FINAL}?" if is_litgpt_folder(folder / FINAL) else None
 
 
 def is_litgpt_folder(folder: Path) -> bool:

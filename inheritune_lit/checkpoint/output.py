@@ -13,16 +13,38 @@ from inheritune_lit.errors import UserError
 
 
 def check_vacant(out_dir: Path) -> None:
-    """Refuse an output folder that already holds something.
+    """Refuse an output folder that already holds something, or that cannot be made.
 
     Raises:
-        UserError: ``out_dir`` is a file or a folder that is not empty.
+        UserError: ``out_dir`` is a file, a folder that is not empty, or below a file or a folder without permission.
     """
     if out_dir.is_dir():
         if any(out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
     elif out_dir.exists() or out_dir.is_symlink():
         raise UserError(f"output folder {out_dir} is a file; give another --out_dir")
+    else:
+        above = next(path for path in out_dir.absolute().parents if os.path.lexists(path))
+        if not above.is_dir():
+            raise UserError(f"cannot write {out_dir}: {above} is no folder; give another --out_dir")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write {out_dir}: no permission to write into {above}; give another --out_dir")
+
+
+def make_folder(folder: Path, out_dir: Path) -> None:
+    """Make a folder with those above it, where it is not there.
+
+    Args:
+        folder: for what is written.
+        out_dir: what the user asked for.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out_dir}: {error.strerror}; give another --out_dir") from error
 
 
 @contextmanager
@@ -36,11 +58,11 @@ def new_folder(out_dir: Path) -> Iterator[Path]:
         UserError: ``out_dir`` already holds something, before or after the work, or cannot be written.
     """
     check_vacant(out_dir)
+    make_folder(out_dir.parent, out_dir)
     try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
     except OSError as error:
-        raise UserError(f"cannot write beside {out_dir}: {error.strerror}; give another --out_dir") from error
+        raise UserError(f"cannot write {out_dir}: {error.strerror}; give another --out_dir") from error
     try:
         staging.chmod(0o777 & ~_umask())
         yield staging

@@ -113,7 +113,8 @@ def open_weights(folder: Path) -> Weights:
     if (folder / BIN).is_file():
         return _open_bin([folder / BIN], None)
     raise UserError(
-        f"{folder} holds no checkpoint: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; check --ref"
+        f"{folder} holds no weights: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; give another "
+        "folder, or get it again"
     )
 
 

@@ -22,6 +22,7 @@ from inheritune_lit.evaluation.scorer import ModelOptions, Scorer
 from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tables import ModelRow, results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
+from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.model.load import load_config
 
 
@@ -81,6 +82,8 @@ def evaluate(
     for checkpoint_dir in checkpoint_dirs:  # before the first hour is spent on the first of them
         if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
             load_config(checkpoint_dir)
+        else:
+            open_reference(checkpoint_dir, org="local")
         if val_data is not None:
             check_fits(val_data, checkpoint_dir)
     chosen = load_suite(suite) if suite else suite_of_tasks(tasks) if tasks else None

@@ -10,7 +10,7 @@ import torch
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
 from inheritune_lit.checkpoint.architectures.naming import litgpt_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, refuse_outside_links
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, meant, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
 from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.checkpoint.litgpt_config import Config
@@ -98,7 +98,10 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     if is_litgpt_folder(folder):
         return _open_litgpt(folder, org, name, hf)
     if hf is None:
-        raise UserError(f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; check --ref")
+        raise UserError(
+            f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; "
+            + (meant(folder) or "give the folder of one")
+        )
     architecture = architecture_of_hf(hf)
     name = name or folder.resolve().name
     vocabulary = require(hf, "vocab_size")

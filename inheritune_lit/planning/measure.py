@@ -15,6 +15,7 @@ from inheritune_lit.train.clipping import clip_gradients
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.memory import step_memory
+from inheritune_lit.train.preflight import check_machine
 from inheritune_lit.train.setup import set_up
 
 _WARM_UP, _TIMED = 2, 3
@@ -49,6 +50,7 @@ def measure(job: Job) -> Measured:
         UserError: a setting that this machine cannot serve.
     """
     fabric = build_fabric(1, 1, "auto", job.precision)
+    check_machine(job.optimizer, job.speed, fabric.device)
     before = peak_memory(fabric.device)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.output import new_folder, replace_text
+from inheritune_lit.checkpoint.output import make_folder, new_folder, replace_text
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
@@ -116,7 +116,7 @@ def _check_same(out_dir: Path, scale: Scale) -> None:
     """Refuse a folder that was begun at another size."""
     path = out_dir / "scale.json"
     if not path.is_file():
-        out_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(out_dir, out_dir)
         if any(out_dir.iterdir()):
             raise UserError(f"{out_dir} holds something else than a replication; give another --out_dir")
         _write(path, asdict(scale))

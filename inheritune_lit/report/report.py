@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from inheritune_lit.checkpoint.output import replace_text
+from inheritune_lit.checkpoint.output import make_folder, replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.report.page import html_page
 from inheritune_lit.report.paper_curves import Curve
@@ -38,7 +38,7 @@ def make_report(
     material = collect(folders)
     if out_dir.exists() and not (out_dir / TEXT).is_file() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir} holds something else than a report; give another --out_dir")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir, out_dir)
     while True:
         goes_on = watch is not None and any(map(is_running, material.runs))
         _write(material, official, out_dir, watch if goes_on else None)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from inheritune_lit.checkpoint.output import replace_file
-from inheritune_lit.errors import UserError
 
 METRICS = "metrics.csv"
 COLUMNS = (
@@ -46,21 +45,12 @@ class MetricsLog:
         self._finish: Callable[[], None] | None = None
 
     def open(self, resumed_step: int) -> None:
-        """Begin, or go on after ``resumed_step``: rows after it are dropped so that none appears twice.
-
-        Raises:
-            UserError: the logger's package is not installed.
-        """
+        """Begin, or go on after ``resumed_step``: rows after it are dropped so that none appears twice."""
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
         # A kill here must not cost the rows that are there.
         replace_file(self.path, lambda aside: self._write_rows(aside, kept))
         if self.logger_name != "csv":
-            try:
-                self._send, self._finish = _LOGGERS[self.logger_name](self.path.parent, self.name, resumed_step)
-            except ModuleNotFoundError as error:
-                raise UserError(
-                    f"--logger_name {self.logger_name} needs the package {error.name}; install it, or use csv"
-                ) from error
+            self._send, self._finish = _LOGGERS[self.logger_name](self.path.parent, self.name, resumed_step)
 
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""

@@ -81,14 +81,7 @@ def plan_run(
     Raises:
         UserError: the arguments contradict each other or make no run.
     """
-    _check_ranges(train, eval, optimizer)
-    together = train.micro_batch_size * devices
-    if train.global_batch_size % together:
-        times = f" times {devices} devices" if devices > 1 else ""
-        raise UserError(
-            f"--train.global_batch_size {train.global_batch_size} is no multiple of --train.micro_batch_size "
-            f"{train.micro_batch_size}{times}; change one of them"
-        )
+    check_settings(train, eval, optimizer, devices)
     block_size = block_size_of(train, config)
     targets_per_step = train.global_batch_size * mixture.tokens_per_sample
     budget = _budget(train, targets_per_step, mixture)
@@ -105,7 +98,7 @@ def plan_run(
         total_steps=total_steps,
         budget=int(budget),
         tokens=int(total_steps * targets_per_step),
-        accumulation=train.global_batch_size // together,
+        accumulation=train.global_batch_size // (train.micro_batch_size * devices),
         block_size=block_size,
         tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
@@ -130,6 +123,21 @@ def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> F
             f"data has {mixture.blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
     return value * Fraction(unit)
+
+
+def check_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, devices: int) -> None:
+    """Refuse numbers that make no run on so many devices over all nodes.
+
+    Raises:
+        UserError: a number out of range, or batches that do not divide.
+    """
+    _check_ranges(train, eval, optimizer)
+    if train.global_batch_size % (train.micro_batch_size * devices):
+        times = f" times {devices} devices" if devices > 1 else ""
+        raise UserError(
+            f"--train.global_batch_size {train.global_batch_size} is no multiple of --train.micro_batch_size "
+            f"{train.micro_batch_size}{times}; change one of them"
+        )
 
 
 def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:

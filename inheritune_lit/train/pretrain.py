@@ -15,6 +15,7 @@ from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
+from inheritune_lit.launch import device_count
 from inheritune_lit.model.load import load_config
 from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
@@ -24,8 +25,9 @@ from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
 from inheritune_lit.train.optimizer_file import OPTIMIZER, load_optimizer, save_optimizer
-from inheritune_lit.train.plan import block_size_of, plan_run
+from inheritune_lit.train.plan import block_size_of, check_settings, plan_run
 from inheritune_lit.train.plan_text import plan_text
+from inheritune_lit.train.preflight import check_machine
 from inheritune_lit.train.room import Room
 from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
 from inheritune_lit.train.saver import Saver
@@ -106,9 +108,12 @@ def pretrain(
     domains = make_mixture(train_data.domains, mixture.weights)
     if not 0 <= seed < 2**64:
         raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
+    # Before processes are started, or each of them would say what is wrong.
+    check_settings(train, eval, optimizer, device_count(devices, num_nodes) * num_nodes)
     precision = precision or default_precision()
     distillation = prepare_distillation(distill, train, speed, data, train_data, documents, config, precision)
     fabric = build_fabric(devices, num_nodes, strategy, precision)
+    check_machine(optimizer, speed, fabric.device, logger_name)
     gpt = prepare_model(initial_checkpoint_dir, precision, speed, block_size)
     parameters = sum(parameter.numel() for parameter in gpt.parameters())
     peak = peak_flops(torch.cuda.get_device_name(fabric.device)) if fabric.device.type == "cuda" else None

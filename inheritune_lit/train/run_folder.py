@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.checkpoint.folder import FINAL
 from inheritune_lit.checkpoint.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.checkpoint.output import check_vacant, new_folder
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.data_change import DATA_SETTINGS
-
-FINAL = "final"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
 
-from inheritune_lit.errors import UserError
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
@@ -44,11 +43,10 @@ def set_up(
 ) -> Trainee:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
-    Raises:
-        UserError: an option that this machine cannot serve.
+    ``check_machine`` says beforehand whether the settings can be served.
     """
     if speed.fp8:
-        _use_fp8(fabric, gpt)
+        _use_fp8(gpt)
     told = apply_kernels(gpt, kernels, speed, precision, fabric.device)
     if fabric.global_rank == 0:
         print(f"      {told}", file=sys.stderr, flush=True)
@@ -63,14 +61,10 @@ def set_up(
     return Trainee(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
 
 
-def _use_fp8(fabric: Fabric, gpt: GPT) -> None:
+def _use_fp8(gpt: GPT) -> None:
     """Swap the blocks' linear layers for torchao's, which multiply in fp8 with a scale a tensor."""
-    if fabric.device.type != "cuda" or torch.cuda.get_device_capability(fabric.device) < (8, 9):
-        raise UserError(f"--speed.fp8 needs a Hopper or Ada GPU, this run is on {fabric.device.type}; leave it out")
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise UserError("--speed.fp8 needs torchao; install inheritune-lit[gpu], or leave it out") from error
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
     # The head stays in bf16: its gradients span too many magnitudes.
     convert_to_float8_training(
         gpt,

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.manifest import write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, replace_text
+from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.progress import Progress
@@ -108,7 +108,7 @@ def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
             raise UserError(f"{folder} holds unfinished work with other settings; remove it or give another --out_dir")
         return int(found["blocks"])
     shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, folder)
     free = shutil.disk_usage(folder.parent).free
     if size > free:
         raise UserError(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from inheritune_lit.checkpoint.output import new_folder, replace_file, replace_text
+from inheritune_lit.checkpoint.output import check_vacant, make_folder, new_folder, replace_file, replace_text
 from inheritune_lit.errors import UserError
 
 
@@ -79,6 +79,26 @@ def test_killed_process_never_shows_the_folder(tmp_path):
     process.wait()
     time.sleep(0.1)
     assert not out.exists()
+
+
+def test_folder_below_a_file_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is no folder; give another --out_dir"):
+        check_vacant(tmp_path / "file" / "a" / "out")
+    check_vacant(tmp_path / "a" / "b" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_refused_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="no permission to write"):
+        check_vacant(tmp_path / "out")
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write out: (Not a directory|File exists)"):
+        make_folder(tmp_path / "file" / "a", "out")
 
 
 def test_file_is_replaced(tmp_path):

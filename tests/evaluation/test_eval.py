@@ -208,6 +208,19 @@ def test_bad_input_is_one_line(two_models, rows_dir, tmp_path, changes, told):
     assert not (tmp_path / "out").exists()
 
 
+def test_checkpoints_are_looked_at_before_rows(two_models, rows_dir, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "final").symlink_to(two_models[0])
+    with pytest.raises(UserError, match="did you mean .*run/final"):
+        evaluate(**_arguments(tmp_path / "run", rows_dir))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        evaluate(**_arguments(tmp_path / "empty", rows_dir))
+    with pytest.raises(UserError, match="is no folder; give another --out_dir"):
+        evaluate(**_arguments(two_models[0], rows_dir), out_dir=two_models[0] / "lit_model.pth" / "out")
+    assert "reading" not in capsys.readouterr().err
+
+
 def test_rows_in_the_wrong_split_are_named(two_models, rows_dir, tmp_path):
     (tmp_path / "piqa").mkdir()
     (tmp_path / "piqa" / "train.jsonl").write_text("{}\n")

@@ -38,6 +38,9 @@ def refused(checkpoint, packed, tmp_path, capsys):
         ({"train__max_seq_length": 0}, "max_seq_length is 0"),
         ({"optimizer__betas": 0.9}, "betas"),
         ({"precision": "fp16"}, "fp16"),
+        ({"optimizer__name": "adm"}, "optimizer.name is 'adm'"),
+        ({"speed__fp8": "true"}, "fp8 needs a Hopper or Ada GPU"),
+        ({"devices": 3}, "no multiple of --train.micro_batch_size 2 times 3 devices"),
     ],
 )
 def test_arguments(refused, changes, told):
@@ -74,6 +77,7 @@ def test_out_dir_is_taken(refused, checkpoint, tmp_path):
     (taken / "thesis.txt").write_text("precious")
     refused("already holds files", "--dry_run", out_dir=taken)
     refused("is a file", out_dir=taken / "thesis.txt")
+    refused("is no folder", out_dir=taken / "thesis.txt" / "run")
     refused("holds a slice, not a run", out_dir=_as_slice(checkpoint))
     assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
 
