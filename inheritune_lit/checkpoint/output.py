@@ -31,12 +31,12 @@ def check_vacant(out_dir: Path) -> None:
             raise UserError(f"cannot write {out_dir}: no permission to write into {above}; give another --out_dir")
 
 
-def make_folder(folder: Path, out_dir: Path) -> None:
+def make_folder(folder: Path, output: Path) -> None:
     """Make a folder with those above it, where it is not there.
 
     Args:
         folder: for what is written.
-        out_dir: what the user asked for.
+        output: what the user asked for.
 
     Raises:
         UserError: it cannot be made.
@@ -44,7 +44,7 @@ def make_folder(folder: Path, out_dir: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {out_dir}: {error.strerror}; give another --out_dir") from error
+        raise UserError(f"cannot write {output}: {error.strerror}; give another path") from error
 
 
 @contextmanager

@@ -163,7 +163,8 @@ def _load(
     shots = {column.task: column.num_fewshot for column in suite.columns}
     resolved = TaskResolver(data_dir, num_fewshot, scratch).resolve(list(shots), shots)
     if place.is_first:
-        print(f"reading the rows of {len(resolved.names)} tasks", file=sys.stderr)
+        count = len(resolved.names)
+        print(f"reading the rows of {count} task{'s' * (count > 1)}", file=sys.stderr)
     loaded = load_tasks(resolved, limit)
     _check_metrics(suite, loaded, resolved.leaves)
     return loaded, resolved.leaves

@@ -76,12 +76,20 @@ def plan(
     budget, unique = _tokens(tokens, train, settings.get("data"), block)
     if budget < train.global_batch_size * block:
         raise UserError(f"--tokens {tokens or budget} makes no step of {train.global_batch_size * block:,} tokens")
+    if optimizer is not None and optimizer not in ("adamw", "adamw8bit") and "." not in optimizer:
+        raise UserError(f"--optimizer is {optimizer!r}; give adamw, adamw8bit or the path of a class")
+    micro = micro_batch_size or train.micro_batch_size
+    if train.global_batch_size % (micro * devices):
+        raise UserError(
+            f"a step's {train.global_batch_size} samples are no multiple of a micro-batch of {micro} times {devices} "
+            "devices; change --micro_batch_size or --devices"
+        )
     job = Job(
         subject,
         budget,
         unique,
         block,
-        replace(train, micro_batch_size=micro_batch_size or train.micro_batch_size),
+        replace(train, micro_batch_size=micro),
         replace(adam, name=optimizer or adam.name),
         replace(speed, activation_checkpointing=speed.activation_checkpointing or activation_checkpointing),
         precision or settings.get("precision") or "bf16-mixed",
@@ -156,6 +164,7 @@ def parse_count(text: str) -> int:
         UserError: none of these.
     """
     match = re.fullmatch(r"(\d[\d_,]*\.?\d*(?:e\d+)?)([kmbt]?)", text.strip().lower())
-    if match is None:
+    count = float(match[1].replace(",", "").replace("_", "")) * _UNITS[match[2]] if match else float("inf")
+    if count == float("inf"):
         raise UserError(f"--tokens {text} is no number of tokens; give one such as 8B, 300M or 1e9")
-    return round(float(match[1].replace(",", "").replace("_", "")) * _UNITS[match[2]])
+    return round(count)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inheritune_lit.budget import LONGEST_BLOCK
-from inheritune_lit.checkpoint.output import replace_text
+from inheritune_lit.checkpoint.output import make_folder, replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.planning.cards import Card, find_cards
 from inheritune_lit.planning.estimate import Job, OnCard, disk_of, on_card
@@ -66,7 +66,7 @@ def init_recipe(
     commands.append(f"inheritune pretrain --config {out_file}")
     commands.append(f"inheritune eval --checkpoint_dir {run / 'final'} --suite paper-table5 --out_dir {run / 'scores'}")
     text = _recipe(each, subject, commands, checkpoint, packed, run)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out_file.parent, out_file)
     replace_text(out_file, text)
     print(plan_text(each.job, disk_of(each.job), [each], None, None, None))
     print(f"\nwrote {out_file}; run, one after the other:\n")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.output import make_folder, new_folder, replace_text
+from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.replication.grid import Experiment, Scale, experiments, find_scale, folder_of
@@ -60,6 +62,7 @@ def reproduce(
     for path in source:
         if not path.exists():
             raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
+        find_sources(str(path), PrepareOptions())  # or it would end after its folder was made
     todo = [(one, seed) for seed in range(1, seeds + 1) for one in grid if one.main or seed <= baseline_seeds]
     _announce(todo, sizes, out_dir)
     if dry_run:

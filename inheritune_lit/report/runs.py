@@ -130,7 +130,11 @@ def _page(folder: Path, markdown: str) -> Page:
 
 
 def _run(folder: Path, manifest: dict[str, Any]) -> Run:
-    rows = [{column: float(value) for column, value in row.items() if value} for row in read_metrics(folder / METRICS)]
+    table = read_metrics(folder / METRICS)
+    try:
+        rows = [{column: float(value) for column, value in row.items() if value} for row in table]
+    except ValueError as error:
+        raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
     final = read_manifest(folder / FINAL)
     initial = Path(manifest["settings"]["initial_checkpoint_dir"])
     parent = final.get("parent") if final else read_manifest(initial)

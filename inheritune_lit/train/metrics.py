@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from inheritune_lit.checkpoint.output import replace_file
+from inheritune_lit.errors import UserError
 
 METRICS = "metrics.csv"
 COLUMNS = (
@@ -85,11 +86,18 @@ class NoLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of a ``metrics.csv``, none where there is no file; a line cut short by a kill is left out."""
+    """Rows of a ``metrics.csv``, none where there is no file; a line cut short by a kill is left out.
+
+    Raises:
+        UserError: the file is of something else.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    if rows and "step" not in rows[0]:
+        raise UserError(f"{path} holds no metrics of a run: it has no column step; restore it, or leave the folder out")
+    return [row for row in rows if row["step"].isdigit() and None not in row.values()]
 
 
 def _tensorboard(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:

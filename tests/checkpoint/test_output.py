@@ -97,7 +97,7 @@ def test_folder_without_permission_is_refused_before_the_work(tmp_path):
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot write out: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"cannot write out: (Not a directory|File exists)"):
         make_folder(tmp_path / "file" / "a", "out")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,8 +211,8 @@ def test_bad_input_is_one_line(two_models, rows_dir, tmp_path, changes, told):
 
 def test_checkpoints_are_looked_at_before_rows(two_models, rows_dir, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "final").symlink_to(two_models[0])
-    with pytest.raises(UserError, match="did you mean .*run/final"):
+    shutil.copytree(two_models[0], tmp_path / "run" / "final")
+    with pytest.raises(UserError, match=r"did you mean .*run/final"):
         evaluate(**_arguments(tmp_path / "run", rows_dir))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):

@@ -77,6 +77,7 @@ def test_asks_on_a_terminal(tmp_path, monkeypatch, capsys):
         ("--ref llama2-7b --n 32 --tokens 8B --gpu l4", "does not fit --gpu l4 even with recomputing"),
         ("--ref openllama-3b --tokens 1000 --gpu a6000", "makes no run of steps of 131,072 tokens"),
         ("--ref openllama-3b --tokens 8B --gpu a6000 --out_file {there}", "is there already"),
+        ("--ref openllama-3b --tokens 8B --gpu a6000 --out_file {there}/a.yaml", "cannot write"),
     ],
 )
 def test_bad_input_is_one_line(arguments, complaint, capsys, tmp_path, monkeypatch):

@@ -97,6 +97,7 @@ def test_the_grid_is_trained_in_an_order_that_works(scale):
     ("arguments", "complaint"),
     [
         ("{folder}/nowhere", "no text at"),
+        ("{folder}/letters/nothing --out_dir {folder}/none", "no text at"),
         ("{folder}/letters --only inherit", "--only inherit is no model of the grid; give some of reference"),
         ("{folder}/letters --seeds 1 --baseline_seeds 2", "--seeds 1 --baseline_seeds 2"),
         ("{folder}/short --scale small --out_dir {folder}/other", "makes no tokenizer of 2,048 pieces, give more text"),

@@ -180,6 +180,16 @@ def test_official_curves_are_those_of_the_papers_logs(runs, tmp_path):
     assert "](paper.png)" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_damaged_metrics_are_named(runs, tmp_path, capsys):
+    run = next(path.parent for path in sorted((runs / "runs").rglob("metrics.csv")))
+    for text in ("foo,bar\n1,2\n", "step,loss\n1,much\n"):
+        shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
+        (tmp_path / "run" / "metrics.csv").write_text(text)
+        assert main(["report", str(tmp_path / "run"), "--out_dir", str(tmp_path / "page")]) == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path / 'run' / 'metrics.csv'} " in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -187,11 +197,13 @@ def test_official_curves_are_those_of_the_papers_logs(runs, tmp_path):
         ("{runs}/data", "holds no run, evaluation or analysis"),
         ("{runs}/runs --out_dir {runs}/data", "holds something else than a report"),
         ("{runs}/runs --paper_curves medium_lag", "is no official run; give one of medium_log"),
+        ("{runs}/runs --out_dir {runs}/../there/page", "cannot write"),
         ("{runs}/runs --watch 0", "--watch is 0; give seconds"),
     ],
 )
 def test_bad_input_is_one_line(runs, arguments, complaint, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (runs.parent / "there").write_text("a file")
     assert main(["report", *arguments.format(runs=runs).split()]) == 2
     error = capsys.readouterr().err
     assert complaint in error and len(error.splitlines()) == 1
