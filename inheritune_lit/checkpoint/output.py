@@ -88,9 +88,10 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):  # numpy's array.tofile gives no number
             raise
-        raise UserError(f"cannot write {out_dir}: {error.strerror}; free space or give another --out_dir") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {out_dir}: {reason}; free space or give another --out_dir") from error
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

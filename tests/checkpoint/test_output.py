@@ -6,9 +6,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from inheritune_lit.checkpoint.output import check_vacant, make_folder, new_folder, replace_file, replace_text
+from inheritune_lit.checkpoint.output import (
+    check_vacant,
+    explain_full_disk,
+    make_folder,
+    new_folder,
+    replace_file,
+    replace_text,
+)
 from inheritune_lit.errors import UserError
 
 
@@ -99,6 +107,14 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write out: (Not a directory|File exists)"):
         make_folder(tmp_path / "file" / "a", "out")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("write", [np.ones(1 << 16).tofile, lambda file: (file.write(b"x" * 9999), file.flush())])
+def test_full_disk_is_one_line(write):
+    told = pytest.raises(UserError, match="free space or give another --out_dir")
+    with told, explain_full_disk("out"), open("/dev/full", "wb") as file:
+        write(file)
 
 
 def test_file_is_replaced(tmp_path):
