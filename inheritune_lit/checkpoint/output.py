@@ -88,7 +88,8 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):  # numpy's array.tofile gives no number
+        from_numpy = type(error) is OSError and error.errno is None  # array.tofile gives no number
+        if not from_numpy and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         reason = error.strerror or error
         raise UserError(f"cannot write {out_dir}: {reason}; free space or give another --out_dir") from error
