@@ -9,8 +9,9 @@ import pytest
 from jsonargparse import CLI, set_parsing_settings
 
 from inheritune_lit.arguments import spell_out
-from inheritune_lit.cli import COMMANDS, _Parser
+from inheritune_lit.cli import COMMANDS, _Parser, main
 from inheritune_lit.errors import UserError
+from inheritune_lit.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,6 +53,20 @@ def test_commands_are_what_the_program_takes(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # where recipes are found
     for command in commands_in(page.read_text(encoding="utf-8")):
         assert parse(command) == command.split()[0], command
+
+
+@pytest.mark.parametrize("name", ["inheritune", *COMMANDS])
+def test_help_ends_with_examples_that_the_program_takes(name, monkeypatch, capsys):
+    words = [] if name == "inheritune" else [name]
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    told = capsys.readouterr().out
+    assert "[options]" not in told.partition("options:")[0]
+    examples = [line.strip() for line in told.partition("\nexamples:\n")[2].splitlines() if "inheritune " in line]
+    assert examples == list(EXAMPLES[name])
+    monkeypatch.chdir(ROOT)
+    for example in examples:
+        assert parse(example.partition(" ")[2]) == example.split()[1]
 
 
 def test_a_wrong_command_is_noticed(monkeypatch):
