@@ -1,7 +1,6 @@
 """The ``inheritune`` command, assembled from one typed function a subcommand; they import what is heavy inside."""
 
 import sys
-from typing import Any
 
 from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
@@ -44,17 +43,15 @@ COMMANDS = {
 class _Parser(ArgumentParser):
     """Bad arguments are one line on stderr and exit code 2; help ends with examples."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.prog = self.prog.replace(" [options]", "")
-
     def format_help(self) -> str:
+        self.prog = self.prog.replace(" [options]", "")
         return super().format_help() + examples_of(self.prog.split()[-1])
 
     def error(self, message: str, ex: Exception | None = None) -> None:
+        prog = self.prog.replace(" [options]", "")
         # What jsonargparse 4.41 says of a word that is none of those a value may be.
         message = message.replace("Cannot take a Union of no types", "Not one of the words it takes")
-        raise UserError(f"{' '.join(message.split())}; see `{self.prog} --help`")
+        raise UserError(f"{' '.join(message.split())}; see `{prog} --help`")
 
 
 def main(args: list[str] | None = None) -> int:
