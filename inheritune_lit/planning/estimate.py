@@ -101,6 +101,14 @@ class OnCard:
     micro_batch_size: int
     hours: float | None
 
+    @property
+    def dividing_micro_batch(self) -> int:
+        """The largest that divides a step's samples on each device, as training asks for; 0 where none fits."""
+        if self.job is None:
+            return 0
+        samples = self.job.train.global_batch_size // self.job.devices
+        return max(size for size in range(1, self.micro_batch_size + 1) if samples % size == 0)
+
 
 def on_card(asked: Job, card: Card) -> OnCard:
     """What a job needs on a kind of card."""

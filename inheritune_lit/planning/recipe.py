@@ -117,8 +117,7 @@ def _fit(subject: Subject, answers: Answers) -> OnCard:
             f"{subject.title} does not fit --gpu {answers.card.name} even with recomputing and 8-bit AdamW; give "
             "fewer layers with --n, or a larger card"
         )
-    size = max(size for size in range(1, each.micro_batch_size + 1) if batch % size == 0)
-    chosen = replace(each.job, train=replace(train, micro_batch_size=size))
+    chosen = replace(each.job, train=replace(train, micro_batch_size=each.dividing_micro_batch))
     return replace(each, job=chosen)
 
 

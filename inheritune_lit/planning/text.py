@@ -42,7 +42,11 @@ def plan_text(
         f"of a card's memory {1 - USABLE:.0%} is left to CUDA's context, workspace and fragments",
     ]
     if max_hours is not None:
-        lines += ["", f"in {max_hours:g} hours:", *(f"  {_wish(each, max_hours)}" for each in cards)]
+        lines += [
+            "",
+            f"in {max_hours:g} hour{'s' * (max_hours != 1)}:",
+            *(f"  {_wish(each, max_hours)}" for each in cards),
+        ]
     if measured is not None:
         lines += ["", _measured_text(job, measured)]
     return "\n".join(lines)
@@ -73,9 +77,11 @@ def _disk_text(disk: Disk) -> str:
 
 
 def _card_table(job: Job, cards: list[OnCard], price_per_hour: float | None) -> list[str]:
-    rows = [["card", "memory", "largest micro-batch", "hours"] + ["cost"] * (price_per_hour is not None)]
+    samples = job.train.global_batch_size // job.devices
+    titles = ["card", "memory", "largest micro-batch", f"dividing {samples}", "hours"]
+    rows = [titles + ["cost"] * (price_per_hour is not None)]
     for each in cards:
-        row = [each.card.name, _size(each.card.memory), _fits(job, each)]
+        row = [each.card.name, _size(each.card.memory), _fits(job, each), str(each.dividing_micro_batch or "-")]
         row.append(_hours(each.hours) if each.hours is not None else "-")
         if price_per_hour is not None:
             cost = each.hours * price_per_hour * job.devices if each.hours is not None else None

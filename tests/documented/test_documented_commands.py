@@ -34,6 +34,7 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
         "grow",
         "analyze",
         "teach",
+        *("reproduce", "report", "plan", "init", "references", "recipes"),
     ]
     for command in commands:
         assert main(command) == 0, (command, capsys.readouterr().err)
@@ -113,8 +114,20 @@ def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monke
         assert (tmp_path / made).is_file()
 
 
-def test_the_readmes_plan_is_what_comes_out(monkeypatch, tmp_path, capsys):
+def test_transcripts_that_are_the_same_everywhere_are_what_comes_out(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    command, shown = re.search(r"^```\n\$ (inheritune plan .*)\n((?:.*\n)*?)```", README, flags=re.MULTILINE).groups()
-    assert main(shlex.split(command)[1:]) == 0
-    assert capsys.readouterr().out == shown
+    found = re.findall(r"^```\n\$ (inheritune .*)\n((?:.*\n)*?)```", README + PAGE, flags=re.MULTILINE)
+    exact = ("plan", "init", "references", "recipes")
+    shown = [(command, text) for command, text in found if command.split()[1] in exact]
+    assert len(shown) == 5
+    for command, text in shown:
+        assert main(shlex.split(command)[1:]) == 0
+        printed = capsys.readouterr().out
+        if command.split()[1] in ("references", "recipes"):  # how many more there are is in the text behind
+            more = re.search(re.escape(text) + r"```\nand (\d+) more", PAGE)
+            printed, rest = (
+                "".join(printed.splitlines(True)[: text.count("\n")]),
+                printed.count("\n") - text.count("\n"),
+            )
+            assert int(more[1]) == rest
+        assert printed == text
