@@ -13,7 +13,7 @@ from inheritune_lit.criteria.selection import select_layers
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.layers import layers_text
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.train.metrics import METRICS, read_metrics
+from inheritune_lit.train.metrics import METRICS, read_validations
 from inheritune_lit.train.pretrain import pretrain
 
 
@@ -92,7 +92,7 @@ def _heal(
     )
     if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
         raise SystemExit(0)
-    curve = [(int(row["tokens"]), float(row["val_loss"])) for row in read_metrics(run_dir / METRICS) if row["val_loss"]]
+    curve = [(each.tokens, each.loss) for each in read_validations(run_dir / METRICS)]
     untrained = curve[0][1] if curve and curve[0][0] == 0 else math.nan
     return Healed(
         criterion, start.layers, start.seed, untrained, result.val_loss, result.val_stderr, result.tokens, curve

@@ -1,8 +1,9 @@
 """The demo's table and plot: what was measured, with its noise."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
+
+from inheritune_lit.train.metrics import read_validations
 
 CHANCE = 0.25
 
@@ -66,7 +67,7 @@ def plot(path: Path, curves: dict[str, Path], rows: dict[str, Row]) -> None:
     reference = rows["reference"].val_loss[0]
     left.axhline(reference, color="gray", linestyle="--", label=f"reference, after its training ({reference:.2f})")
     for name, metrics in curves.items():
-        tokens, losses, stderrs = _validations(metrics)
+        tokens, losses, stderrs = zip(*read_validations(metrics), strict=True)
         left.errorbar(tokens, losses, yerr=stderrs, marker="o", markersize=3, capsize=2, label=name)
     left.set(xlabel="tokens trained", ylabel="held-out loss (nats a token)", title="Held-out loss")
     left.legend()
@@ -78,9 +79,3 @@ def plot(path: Path, curves: dict[str, Path], rows: dict[str, Row]) -> None:
     right.legend()
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def _validations(metrics: Path) -> tuple[list[float], list[float], list[float]]:
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
-    return tuple([float(row[column]) for row in rows] for column in ("tokens", "val_loss", "val_stderr"))

@@ -9,7 +9,7 @@ from inheritune_lit.checkpoint.output import replace_file, replace_text
 from inheritune_lit.errors import UserError
 from inheritune_lit.grow.plan import RoundPlan
 from inheritune_lit.grow.rule import Comparison
-from inheritune_lit.train.metrics import METRICS, read_metrics
+from inheritune_lit.train.metrics import METRICS, read_validations
 from inheritune_lit.train.run_folder import FINAL
 
 RECORD, TABLE, PLOT = "grow.json", "grow.md", "grow.png"
@@ -130,10 +130,10 @@ class History:
                 scale = 1.0 if unit == "tokens" else row["flops"] / row["tokens"]
                 end = row["tokens_in_all"] if unit == "tokens" else row["flops_in_all"]
                 begin = end - row["tokens"] * scale
-                tokens, losses = _validations(self.folder / row["folder"] / METRICS)
+                curve = read_validations(self.folder / row["folder"] / METRICS)
                 axes.plot(
-                    [begin + scale * count for count in tokens],
-                    losses,
+                    [begin + scale * each.tokens for each in curve],
+                    [each.loss for each in curve],
                     marker="o",
                     markersize=3,
                     label=f"round {row['round']}, {row['n_layer']} layers",
@@ -145,12 +145,6 @@ class History:
         panels[0].legend(fontsize="small")
         figure.savefig(path, dpi=130, format="png")
         plt.close(figure)
-
-
-def _validations(metrics: Path) -> tuple[list[float], list[float]]:
-    """Tokens and held-out losses of a run."""
-    rows = [row for row in read_metrics(metrics) if row["val_loss"]]
-    return [float(row["tokens"]) for row in rows], [float(row["val_loss"]) for row in rows]
 
 
 def _count(tokens: int | None) -> str:

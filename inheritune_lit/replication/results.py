@@ -10,7 +10,7 @@ from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.checkpoint.shapes import HEAD
 from inheritune_lit.model.load import is_tied, load_config, load_state
 from inheritune_lit.replication.grid import Experiment, folder_of
-from inheritune_lit.train.metrics import METRICS, read_metrics
+from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
 from inheritune_lit.train.run_folder import FINAL
 
 
@@ -66,7 +66,7 @@ def _read(run_dir: Path, one: Experiment, seed: int) -> Trained:
         seconds=float(rows[-1]["seconds"]),
         val_loss=final["val_loss"],
         val_stderr=final["val_stderr"],
-        curve=[(int(row["tokens"]), float(row["val_loss"])) for row in rows if row["val_loss"]],
+        curve=[(each.tokens, each.loss) for each in read_validations(run_dir / METRICS)],
     )
 
 

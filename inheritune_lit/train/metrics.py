@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from inheritune_lit.checkpoint.output import replace_file
 from inheritune_lit.errors import UserError
@@ -98,6 +98,20 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if rows and "step" not in rows[0]:
         raise UserError(f"{path} holds no metrics of a run: it has no column step; restore it, or leave the folder out")
     return [row for row in rows if row["step"].isdigit() and None not in row.values()]
+
+
+class Validation(NamedTuple):
+    """Held-out loss after so many tokens, in nats a token; ``stderr`` is NaN of a single sample."""
+
+    tokens: int
+    loss: float
+    stderr: float
+
+
+def read_validations(path: Path) -> list[Validation]:
+    """The validations among the rows of a ``metrics.csv``."""
+    rows = [row for row in read_metrics(path) if row["val_loss"]]
+    return [Validation(int(row["tokens"]), float(row["val_loss"]), float(row["val_stderr"])) for row in rows]
 
 
 def _tensorboard(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
