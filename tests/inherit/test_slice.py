@@ -246,7 +246,7 @@ def test_folder_without_checkpoint(make_llama, tmp_path):
     assert_refused("no checkpoint", tmp_path / "out", str(tmp_path / "empty"), n=1)
     _, ref = make_llama()
     (ref / "model.safetensors").unlink()
-    assert_refused("no checkpoint", tmp_path / "out", str(ref), n=1)
+    assert_refused("holds no weights", tmp_path / "out", str(ref), n=1)
 
 
 @pytest.mark.parametrize("keep", [4, 100, 5000, -1])
