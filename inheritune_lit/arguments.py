@@ -4,8 +4,11 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from inheritune_lit.errors import UserError
 
@@ -66,26 +69,62 @@ def check_choices(args: list[str], commands: Mapping[str, Callable[..., Any]]) -
     command = next((arg for arg in args if arg in commands), None)
     if command is None:
         return
+    flags = flags_of(commands[command])
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
         if not equals:
             value = args[position + 1] if position + 1 < len(args) else "--"
-        choices = _choices(commands[command], flag)
+        choices = _choices(flags.get(flag.removeprefix("--")))
         if choices and value not in (*choices, "null") and not value.startswith("--"):
             near = difflib.get_close_matches(value, choices, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"{flag} is {value!r}; {hint}give one of {', '.join(choices)}")
 
 
-def _choices(function: Callable[..., Any], flag: str) -> tuple[str, ...]:
+def check_groups(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> None:
+    """Check that a recipe's groups of flags, such as ``train``, hold flags: jsonargparse 4.41 takes anything.
+
+    Args:
+        args: command line without the program's name; files behind ``--config`` are YAML mappings.
+        commands: subcommand names and their functions.
+
+    Raises:
+        UserError: one holds something else.
+    """
+    command = next((arg for arg in args if arg in commands), None)
+    if command is None:
+        return
+    groups = [name for name, kind in get_type_hints(commands[command]).items() if is_dataclass(kind)]
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag != "--config" or not (equals or position + 1 < len(args)):
+            continue
+        path = Path(value or args[position + 1])
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for name in groups:
+            if not isinstance(content.get(name, {}), dict):
+                raise UserError(f"{name} in {path} is {content[name]!r}; give flags, a line each below `{name}:`")
+
+
+def flags_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """A command's flags without their dashes, and their types; ``train.max_steps`` for those in a dataclass."""
+    flags = {}
+    for name, kind in get_type_hints(function).items():
+        if is_dataclass(kind):
+            flags |= {f"{name}.{inner}": of for inner, of in flags_of(kind).items()}
+        elif name != "return":
+            flags[name] = kind
+    return flags
+
+
+def kinds_of(kind: Any) -> tuple[Any, ...]:
+    """The types that a union has; a type itself where it is none."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
     """The words that a flag takes; none where it takes something else."""
-    kind: Any = function
-    for name in flag.removeprefix("--").split("."):
-        if not flag.startswith("--") or not (callable(kind) or is_dataclass(kind)):
-            return ()
-        kind = get_type_hints(kind).get(name)
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    parts = [part for part in parts if part is not type(None)]
-    if not parts or any(get_origin(part) is not Literal for part in parts):
+    parts = [part for part in kinds_of(kind) if part is not type(None)]
+    if any(get_origin(part) is not Literal for part in parts):
         return ()
     return tuple(str(word) for part in parts for word in get_args(part))

@@ -1,11 +1,12 @@
 """The ``inheritune`` command, assembled from one typed function a subcommand; they import what is heavy inside."""
 
+import re
 import sys
 
 from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
 from inheritune_lit import __version__
-from inheritune_lit.arguments import check_choices, spell_out
+from inheritune_lit.arguments import check_choices, check_groups, spell_out
 from inheritune_lit.commands.analysis import analyze_command
 from inheritune_lit.commands.data import prepare_command
 from inheritune_lit.commands.demo import demo_command
@@ -19,6 +20,7 @@ from inheritune_lit.commands.teaching import teach_command
 from inheritune_lit.commands.training import pretrain_command
 from inheritune_lit.errors import UserError
 from inheritune_lit.examples import examples_of
+from inheritune_lit.parser_errors import reword
 from inheritune_lit.shipped import find_recipes
 
 COMMANDS = {
@@ -48,10 +50,11 @@ class _Parser(ArgumentParser):
         return super().format_help() + examples_of(self.prog.split()[-1])
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        prog = self.prog.replace(" [options]", "")
-        # What jsonargparse 4.41 says of a word that is none of those a value may be.
-        message = message.replace("Cannot take a Union of no types", "Not one of the words it takes")
-        raise UserError(f"{' '.join(message.split())}; see `{prog} --help`")
+        # Some of a subcommand's errors are raised by the parser above it, and name it.
+        named = re.search(r"(?:Key \"|Subcommand ')([a-z]+)|\[options\] ([a-z]+)", f"{message} {self.prog}")
+        command = named and (named[1] or named[2])
+        told = reword(message, command, COMMANDS)
+        raise UserError(f"{told}; see `inheritune {f'{command} ' if command else ''}--help`")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -67,6 +70,7 @@ def main(args: list[str] | None = None) -> int:
     args = spell_out(sys.argv[1:] if args is None else args, COMMANDS)
     try:
         args = find_recipes(args)
+        check_groups(args, COMMANDS)
         check_choices(args, COMMANDS)
         CLI(COMMANDS, args=args, as_positional=False, parser_class=_Parser, prog="inheritune", version=__version__)
     except UserError as error:

@@ -16,12 +16,12 @@ def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
     Raises:
         UserError: there are not as many.
     """
+    if num_nodes < 1 or (devices != "auto" and devices < 1):
+        raise UserError(f"--devices {devices} --num_nodes {num_nodes}; give 1 or more of both, or auto devices")
     available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
     count = available if devices == "auto" else devices
-    if count > available or count < 1 or num_nodes < 1:
-        raise UserError(
-            f"--devices {devices} --num_nodes {num_nodes}: this node has {available} devices; give 1 to {available}"
-        )
+    if count > available:
+        raise UserError(f"--devices is {devices}; this node has {available}, give 1 to {available}")
     return count
 
 

@@ -5,6 +5,8 @@ import re
 import textwrap
 from pathlib import Path
 
+import yaml
+
 from inheritune_lit.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -31,7 +33,7 @@ def find_recipes(args: list[str]) -> list[str]:
         args: command line without the program's name.
 
     Raises:
-        UserError: neither there is a file of that name, or it is no text.
+        UserError: neither there is a file of that name, or it holds no flags.
     """
     found = list(args)
     for position, arg in enumerate(args):
@@ -64,8 +66,8 @@ def _either(installed: str, repository: str) -> Path:
 
 def _find(flag: str, name: str) -> str:
     path = Path(name)
-    if path.is_file():
-        _check_text(flag, path)
+    if path.exists():
+        _check(flag, path)
         return name
     if not name.endswith((".yaml", ".yml")):
         return name
@@ -76,12 +78,13 @@ def _find(flag: str, name: str) -> str:
     raise UserError(f"{flag} {name}: there is no such file; {hint}")
 
 
-def _check_text(flag: str, path: Path) -> None:
-    # What jsonargparse 4.41 leaves to a traceback.
+def _check(flag: str, path: Path) -> None:
     try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path} is no YAML text ({error}); give another file") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} {path} is no YAML ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
 
 
 def _name(path: Path) -> str:

@@ -52,6 +52,8 @@ def parse(command: str) -> str | None:
 def test_commands_are_what_the_program_takes(page, monkeypatch):
     monkeypatch.chdir(ROOT)  # where recipes are found
     for command in commands_in(page.read_text(encoding="utf-8")):
+        if "recipes/open_llama_3b-13l.yaml" in command:
+            continue  # which `inheritune init` writes
         assert parse(command) == command.split()[0], command
 
 
