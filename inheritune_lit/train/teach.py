@@ -108,7 +108,7 @@ def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
             raise UserError(f"{folder} holds unfinished work with other settings; remove it or give another --out_dir")
         return int(found["blocks"])
     shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder.parent, folder)
+    make_folder(folder.parent, folder.parent)
     free = shutil.disk_usage(folder.parent).free
     if size > free:
         raise UserError(
