@@ -40,7 +40,7 @@ def real_attention(model: Path, data: Path) -> torch.Tensor:
         config = located.reference.config
         count = -(-HEADS * SEQUENCES // (config.n_layer * config.n_head))
         tokens_BT1 = draw_sequences(data, model, config.padded_vocab_size, count, T, seed=0)
-        weights = located.weights(SliceOptions(n=config.n_layer), dry_run=False)
+        weights = located.weights(SliceOptions(n=config.n_layer))
         stream = LayerStream(located.reference, weights, T, torch.device("cpu"))
         x_BTC, matrices = stream.embed(tokens_BT1[:, :-1]), []
         for layer in range(config.n_layer):

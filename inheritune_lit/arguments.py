@@ -28,7 +28,7 @@ def spell_out(args: list[str], commands: Mapping[str, Callable[..., Any]]) -> li
         return args
     hints = get_type_hints(commands[command])
     kinds = {f"--{name}": hints[name] for name in inspect.signature(commands[command]).parameters}
-    first = next(iter(kinds), None)
+    first = next(iter(kinds), "")
     behind = args.index(command) + 1
     if behind < len(args) and not args[behind].startswith("-") and _is_list(kinds.get(first)):
         args = [*args[:behind], first, *args[behind:]]
@@ -108,9 +108,9 @@ def check_groups(args: list[str], commands: Mapping[str, Callable[..., Any]]) ->
 
 def flags_of(function: Callable[..., Any]) -> dict[str, Any]:
     """A command's flags without their dashes, and their types; ``train.max_steps`` for those in a dataclass."""
-    flags = {}
+    flags: dict[str, Any] = {}
     for name, kind in get_type_hints(function).items():
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             flags |= {f"{name}.{inner}": of for inner, of in flags_of(kind).items()}
         elif name != "return":
             flags[name] = kind

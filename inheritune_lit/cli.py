@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
@@ -23,7 +25,7 @@ from inheritune_lit.examples import examples_of
 from inheritune_lit.parser_errors import reword
 from inheritune_lit.shipped import find_recipes
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "init": init_command,
     "references": list_references_command,
     "recipes": list_recipes_command,
@@ -49,7 +51,7 @@ class _Parser(ArgumentParser):
         self.prog = self.prog.replace(" [options]", "")
         return super().format_help() + examples_of(self.prog.split()[-1])
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # Some of a subcommand's errors are raised by the parser above it, and name it.
         named = re.search(r"(?:Key \"|Subcommand ')([a-z]+)|\[options\] ([a-z]+)", f"{message} {self.prog}")
         command = named and (named[1] or named[2])

@@ -1,7 +1,7 @@
 """Processes on several devices and nodes, through Lightning Fabric."""
 
 import atexit
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -25,7 +25,7 @@ def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
     return count
 
 
-def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: str = "32-true") -> Fabric:
+def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: Any = "32-true") -> Fabric:
     """Fabric; with several devices every one of them runs this program from here on.
 
     Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.

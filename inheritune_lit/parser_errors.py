@@ -25,7 +25,7 @@ def reword(message: str, command: str | None, commands: Mapping[str, Callable[..
         command: the subcommand that was named, None where none was.
         commands: subcommand names and their functions.
     """
-    flags = flags_of(commands[command]) if command in commands else {}
+    flags = flags_of(commands[command]) if command and command in commands else {}
     if key := re.match(r'Parser key "([^"]+)":', message):
         return _wrong_value(key[1], message, flags)
     if key := re.search(r'Key "(?:[a-z]+\.)?([^"]+)" is required', message):

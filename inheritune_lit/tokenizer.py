@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.errors import UserError
@@ -102,7 +103,7 @@ class Tokenizer:
 
 def _special_ids(folder: Path, token_to_id) -> tuple[int | None, int | None]:
     """BOS and EOS from ``tokenizer_config.json``, else from ``generation_config.json`` or ``config.json``."""
-    ids: dict[str, int | None] = {"bos": None, "eos": None}
+    ids: dict[str, Any] = {"bos": None, "eos": None}
     config = _read_json(folder / "tokenizer_config.json")
     for name in ids:
         token = config.get(f"{name}_token")

@@ -62,7 +62,9 @@ class Ranks:
         def add_up(tensor: torch.Tensor) -> torch.Tensor:
             if fabric.world_size == 1:
                 return tensor
-            return fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum").to(tensor.device)
+            summed = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+            assert isinstance(summed, torch.Tensor)
+            return summed.to(tensor.device)
 
         return cls(fabric.global_rank, fabric.world_size, add_up)
 

@@ -1,9 +1,9 @@
 """The functions behind the commands, as a library."""
 
 import os
-import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,10 +62,20 @@ text: str = plan(ref="openllama-3b", n=13, tokens="8B")
 """
 
 
+needs_mypy = pytest.mark.skipif(find_spec("mypy") is None, reason="mypy is not installed")
+
+
 @pytest.mark.slow
+@needs_mypy
+def test_the_package_passes_mypy(tmp_path):
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@needs_mypy
 def test_a_typed_program_passes_mypy(tmp_path):
-    if shutil.which("mypy", path=str(Path(sys.executable).parent)) is None:
-        pytest.skip("mypy is not installed")
     (tmp_path / "program.py").write_text(PROGRAM)
     options = [
         "--strict",

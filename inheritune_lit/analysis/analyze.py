@@ -86,7 +86,7 @@ def analyze(ref: str, data: Path, out_dir: Path, options: AnalyzeOptions, dry_ru
 
 def _open_all(located: Located) -> Weights:
     reference = located.reference
-    weights = located.weights(SliceOptions(n=reference.config.n_layer), dry_run=False)
+    weights = located.weights(SliceOptions(n=reference.config.n_layer))
     if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
         raise UserError(
             f"{located.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
@@ -143,7 +143,10 @@ def _assemble(
     maps: AttentionMaps,
 ) -> Analysis:
     rank_BLH, mass_BLH = forward.heads["attention_rank"], forward.heads["attention_mass"]
-    protocols = {"v2": protocol_v2(rank_BLH, mass_BLH), "v4": protocol_v4(rank_BLH, mass_BLH)}
+    protocols: dict[str, dict[str, Any]] = {
+        "v2": protocol_v2(rank_BLH, mass_BLH),
+        "v4": protocol_v4(rank_BLH, mass_BLH),
+    }
     loss_B = forward.layers["logit_lens_loss"][:, -1]
     layers = forward.layers | gradients
     if dropped:

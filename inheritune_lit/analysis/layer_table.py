@@ -26,8 +26,8 @@ def by_layer(analysis: Analysis) -> dict[str, list[float]]:
     for name, values in analysis.heads.items():
         if name not in ("attention_rank", "attention_mass"):
             columns[title(name)] = [fmean(row) for row in values["mean"]]
-    for name, values in analysis.layers.items():
-        columns[title(name)] = values["mean"][-analysis.model["n_layer"] :]
+    for name, each in analysis.layers.items():
+        columns[title(name)] = each["mean"][-analysis.model["n_layer"] :]
     if "1" in (distances := analysis.spans.get("angular_distance", {})):
         columns["angular distance"] = distances["1"]
     return columns

@@ -100,8 +100,10 @@ def _read_texts(data: Path) -> Iterator[str]:
     sources = find_sources(str(data), options)
     for source in sources:
         left = _CHARACTERS // len(sources)
-        read, report = format_of(source.name, options).read, ReadReport()
-        for text, _ in read(Path(source.path), 0, None, options, report):
+        kind = format_of(source.name, options)
+        assert kind, source
+        report = ReadReport()
+        for text, _ in kind.read(Path(source.path), 0, None, options, report):
             if text.strip():
                 yield text
             left -= len(text)

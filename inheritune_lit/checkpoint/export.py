@@ -107,7 +107,12 @@ def plan_export(architecture: Architecture, config: Any, weights: Weights, tied:
         if not architecture.has(layer, module):
             raise UserError(f"{weights.file_of[name]}: {name} is not a tensor of {architecture.class_name}")
         divisors = None
-        if isinstance(config, GPT2Config) and module == "attn.qkv" and config.attention_divisor(layer) > 1:
+        if (
+            layer is not None
+            and isinstance(config, GPT2Config)
+            and module == "attn.qkv"
+            and config.attention_divisor(layer) > 1
+        ):
             divisors = (qkv_rows(config)[0], config.attention_divisor(layer))
         for hf_name, pieces in lit_pieces(architecture, config, name, lit.shape[0]).items():
             columns = lit.shape[:1] if pieces[0].transpose else lit.shape[1:]

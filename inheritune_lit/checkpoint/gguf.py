@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,11 @@ def as_huggingface(path: Path) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="inheritune-gguf-") as name:
         folder = Path(name)
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+        source: dict[str, Any] = {
+            "pretrained_model_name_or_path": path.parent,
+            "gguf_file": path.name,
+            "local_files_only": True,
+        }
         try:
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
             model.save_pretrained(folder, max_shard_size="2GB")

@@ -26,7 +26,7 @@ def load_hf_config(folder: Path) -> dict[str, Any] | None:
     return hf
 
 
-def require(hf: dict[str, Any], key: str, kind: type = int) -> Any:
+def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
     """A positive number that must be there.
 
     Args:

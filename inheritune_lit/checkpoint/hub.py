@@ -152,4 +152,4 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
             raise UserError(f"{name} has no {HF_CONFIG}: it is no model of transformers; check --ref")
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
         fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
-    return Repository(name, info.sha, Path(fetched[0]).parent, files)
+    return Repository(name, str(info.sha), Path(fetched[0]).parent, files)

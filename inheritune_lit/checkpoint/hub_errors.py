@@ -29,6 +29,7 @@ def explain_hub_errors(
         RevisionNotFoundError,
     )
 
+    unreachable: tuple[type[Exception], ...] = (*_transport_errors(), RuntimeError)
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         yield
@@ -42,7 +43,7 @@ def explain_hub_errors(
         raise UserError(f"{name} has no such revision (branch, tag or commit); check {flag}") from error
     except HFValidationError as error:
         raise UserError(f"{name!r} is no hub repository, known name or folder; check {flag}") from error
-    except (*_transport_errors(), RuntimeError) as error:
+    except unreachable as error:
         # huggingface_hub 1.x retries a refused connection with the client that it has just closed: a RuntimeError.
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             raise

@@ -1,5 +1,6 @@
 """``model_config.yaml``: litgpt's configuration, and ours for GPT-2, which litgpt does not have."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ class GPT2Config(Config):
     attn_scale_layers: list[int] | None = None
 
     @property
-    def norm_class(self) -> type:
+    def norm_class(self) -> Callable[..., torch.nn.Module]:
         """LayerNorm, with or without bias."""
         return torch.nn.LayerNorm if self.norm_bias else partial(torch.nn.LayerNorm, bias=False)
 

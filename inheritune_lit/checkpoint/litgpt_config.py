@@ -11,8 +11,10 @@ from pathlib import Path
 
 if "litgpt.config" not in sys.modules:
     _package = importlib.util.find_spec("litgpt")
+    assert _package and _package.submodule_search_locations
     _file = Path(_package.submodule_search_locations[0]) / "config.py"
     _spec = importlib.util.spec_from_file_location("litgpt.config", _file)
+    assert _spec and _spec.loader
     _module = importlib.util.module_from_spec(_spec)
     sys.modules["litgpt.config"] = _module
     _spec.loader.exec_module(_module)

@@ -121,8 +121,8 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RangedTorch
                 return None
             found[key] = placed
     ordered = sorted(found.items(), key=lambda item: item[1][0].begin)
-    records = {key: record for key, (_, record) in ordered}
-    return RangedTorchFile(url, file, size, {key: entry for key, (entry, _) in ordered}, records=records)
+    entries = {key: entry for key, (entry, _) in ordered}
+    return RangedTorchFile(url, file, size, entries, records={key: record for key, (_, record) in ordered})
 
 
 def _read_directory(url: str, file: str, size: int) -> tuple[list[_Record], int] | None:
@@ -154,8 +154,7 @@ def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> tuple[Te
     storage = tensor.untyped_storage()
     if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in DTYPE_NAMES:
         return None
-    head = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (_NUMBER.size,))
-    (number,) = _NUMBER.unpack(bytes(head.tolist()))
+    (number,) = _NUMBER.unpack(bytes(storage[: _NUMBER.size]))
     record = storages[number] if number < len(storages) else None
     if record is None or record.nbytes != storage.nbytes():
         raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")

@@ -47,7 +47,7 @@ def write_tensors(path: Path, places: dict[str, Place], chunks_of: Callable[[str
 def _write(descriptor: int, name: str, place: Place, chunks_of: Callable[[str], Iterable[torch.Tensor]]) -> None:
     written = 0
     for chunk in chunks_of(name):
-        data = memoryview(chunk.view(-1).view(torch.uint8).numpy())
+        data = chunk.view(-1).view(torch.uint8).numpy().data
         if written + len(data) > place.nbytes:
             raise ValueError(f"{name}: more than its {place.nbytes} bytes")
         done = 0

@@ -60,9 +60,10 @@ def prepare_command(
 
         check(verify)
         return
-    for name, value in (("source", source), ("tokenizer_dir", tokenizer_dir), ("out_dir", out_dir)):
-        if value is None:
-            raise UserError(f"--{name} is required; see `inheritune prepare --help`")
+    if source is None or tokenizer_dir is None or out_dir is None:
+        given = {"source": source, "tokenizer_dir": tokenizer_dir, "out_dir": out_dir}
+        missing = next(name for name, value in given.items() if value is None)
+        raise UserError(f"--{missing} is required; see `inheritune prepare --help`")
     from inheritune_lit.data.prepare import prepare as run
 
     run(

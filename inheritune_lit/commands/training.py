@@ -55,9 +55,11 @@ def pretrain_command(
     from inheritune_lit.train.pretrain import pretrain as run
     from inheritune_lit.train.sweep import at_depth
 
+    paths = at_depth({"initial_checkpoint_dir": initial_checkpoint_dir, "out_dir": out_dir}, n)
     run(
-        **at_depth({"initial_checkpoint_dir": initial_checkpoint_dir, "out_dir": out_dir}, n),
-        data=data,
+        paths["initial_checkpoint_dir"],
+        data,
+        paths["out_dir"],
         train=train,
         eval=eval,
         optimizer=optimizer,

@@ -90,8 +90,10 @@ def _heal(
         precision=healing.precision,
         seed=start.seed,
     )
+    assert result, "no dry run"
     if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
         raise SystemExit(0)
+    assert result.val_loss is not None and result.val_stderr is not None
     curve = [(each.tokens, each.loss) for each in read_validations(run_dir / METRICS)]
     untrained = curve[0][1] if curve and curve[0][0] == 0 else math.nan
     return Healed(

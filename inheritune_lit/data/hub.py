@@ -44,7 +44,7 @@ def list_dataset(source: str) -> list[tuple[str, str, int, str]]:
             name = sibling.rfilename[len(below) :]
             address = f"{SCHEME}{repository}@{info.sha}/{sibling.rfilename}"
             content = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            files.append((name, address, sibling.size or 0, content or info.sha))
+            files.append((name, address, sibling.size or 0, content or str(info.sha)))
     if not files and folder:
         raise UserError(f"{repository} has no folder {folder}; check --source")
     return files

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit.data.formats.parquet import parquet_groups
 from inheritune_lit.data.formats.table import format_of
@@ -94,7 +95,7 @@ def _pieces(source: SourceFile, options: PrepareOptions) -> list[Piece]:
 
 def _job(pieces: list[Piece]) -> Job:
     # Where the files are does not matter: a corpus may be moved, or mounted elsewhere on another machine.
-    identity = [[asdict(piece), piece.source.name] for piece in pieces]
-    for piece, _ in identity:
-        del piece["source"]["path"]
+    identity: list[list[Any]] = [[asdict(piece), piece.source.name] for piece in pieces]
+    for fields, _ in identity:
+        del fields["source"]["path"]
     return Job(tuple(pieces), hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24])

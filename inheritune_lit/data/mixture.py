@@ -116,7 +116,8 @@ def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, 
         weights: 0 or more each, at least one above 0.
         total: the sum.
     """
-    whole = sum(map(Fraction, weights.values()))  # exact, so that every platform rounds alike
+    # Exact, so that every platform rounds alike.
+    whole = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
     quotas = {name: total * Fraction(weight) / whole for name, weight in weights.items()}
     counts = {name: int(quota) for name, quota in quotas.items()}
     by_remainder = sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))

@@ -138,8 +138,10 @@ class PartsMaker:
                 continue
             digest = text_digest(text)
             if thresholds is None or sample_key(digest, seed) < thresholds[piece.source.domain]:
-                named = named_domain is not None
-                yield text, check_domain(named_domain, piece.source.path) if named else piece.source.domain, digest
+                domain = piece.source.domain
+                if named_domain is not None:
+                    domain = check_domain(named_domain, piece.source.path)
+                yield text, domain, digest
 
 
 class _PartOutput:
@@ -148,7 +150,7 @@ class _PartOutput:
     def __init__(self, folder: Path, context: PartsContext, stack: ExitStack) -> None:
         self._folder, self._context, self._stack = folder, context, stack
         self._writers: dict[tuple[str, str], DocumentWriter] = {}
-        self._keys: dict[tuple[str, str], Any] = {}
+        self._keys: dict[tuple[str, str, str], Any] = {}
         self._before: dict[tuple[str, str], tuple[int, int]] = {}
         self.documents = self.tokens = 0
 

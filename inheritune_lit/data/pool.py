@@ -44,7 +44,7 @@ def run_jobs(jobs: list[Job], context: PartsContext, num_workers: int, report: C
             ours.send(waiting.pop())
         idle: set[Connection] = set()
         while len(idle) < len(workers):
-            for connection in wait([connection for connection in workers if connection not in idle]):
+            for connection in _ready([connection for connection in workers if connection not in idle]):
                 try:
                     message = connection.recv()
                 except (EOFError, ConnectionResetError):
@@ -60,11 +60,17 @@ def run_jobs(jobs: list[Job], context: PartsContext, num_workers: int, report: C
                 else:
                     idle.add(connection)
     finally:
-        for connection, process in workers.items():
+        for connection, running in workers.items():
             connection.close()
-            process.terminate()
-        for process in workers.values():
-            process.join()
+            running.terminate()
+        for running in workers.values():
+            running.join()
+
+
+def _ready(connections: list[Connection]) -> list[Connection]:
+    """Those with something to read; waits for one."""
+    ready = wait(connections)
+    return [connection for connection in connections if connection in ready]
 
 
 def _work(connection: Connection, context: PartsContext) -> None:

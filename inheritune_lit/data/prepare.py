@@ -126,7 +126,7 @@ def _plan(source: str, tokenizer_dir: Path, out_dir: Path, options: PrepareOptio
     sources, tokenizer = find_sources(source, options), Tokenizer(tokenizer_dir)
     if options.end_of_document and tokenizer.eos_id is None:
         raise UserError(f"{tokenizer.path} defines no EOS token; name one there or give --end_of_document false")
-    if options.end_of_document and tokenizer.eos_id >= tokenizer.vocab_size:
+    if options.end_of_document and (tokenizer.eos_id or 0) >= tokenizer.vocab_size:
         raise UserError(
             f"the EOS id of {tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
             f"{tokenizer.vocab_size} ids; correct its configuration or give --end_of_document false"

@@ -113,7 +113,7 @@ def source_records(read: Mapping[str, SourceRecord], packed: Sequence[Mapping[st
         read: sources read now.
         packed: those of the former manifest.
     """
-    records = [
+    records: list[Mapping[str, Any]] = [
         {
             "name": name,
             "path": record.source.path,
@@ -125,7 +125,7 @@ def source_records(read: Mapping[str, SourceRecord], packed: Sequence[Mapping[st
         }
         for name, record in read.items()
     ]
-    return sorted([*records, *packed], key=lambda record: record["name"])
+    return sorted([dict(record) for record in (*records, *packed)], key=lambda record: record["name"])
 
 
 def domain_records(

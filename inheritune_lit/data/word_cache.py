@@ -58,7 +58,7 @@ class WordCache:
         """The encoder of a model file, or None where its pieces or its normalisation forbid cutting."""
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
         trainer, normaliser = model.trainer_spec, model.normalizer_spec
         pieces = [
             piece.piece for piece in model.pieces if piece.type in (piece.NORMAL, piece.USER_DEFINED, piece.UNUSED)
@@ -133,7 +133,8 @@ class _TwoGenerations(dict):
 
     def __init__(self, encode) -> None:
         super().__init__()
-        self._encode, self._older = encode, {}
+        self._encode = encode
+        self._older: dict[str, bytes] = {}
 
     def __missing__(self, word: str) -> bytes:
         ids = self._older.get(word)
@@ -154,7 +155,8 @@ def _fine_pattern(pieces: list[str]) -> re.Pattern[str] | None:
     pairs = {pair for pair in pairs if SPACE not in pair}
     marks, grown = set(string.punctuation), True
     while grown:  # a sign that some piece joins with punctuation counts as punctuation too
-        joined = {other for a, b in pairs for mark, other in ((a, b), (b, a)) if mark in marks and other not in marks}
+        both_ways = ((pair[i], pair[1 - i]) for pair in pairs for i in (0, 1))
+        joined = {other for mark, other in both_ways if mark in marks and other not in marks}
         grown = bool(joined)
         marks |= joined
     digits = set(string.digits)

@@ -124,6 +124,7 @@ def _pretrain(initial: Path, data: Path, run_dir: Path, train: TrainArgs) -> Non
         optimizer=OptimizerArgs(lr=2e-3),
         precision="32-true",
     )
+    assert result, "no dry run"
     if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
         raise SystemExit(0)
 

@@ -160,6 +160,6 @@ def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:
 def average(cells: list[Cell]) -> tuple[float, float | None]:
     """Mean of the columns and its standard error, tasks taken as independent."""
     shown = [cell for cell in cells if not cell.detail]
-    stderrs = [cell.stderr for cell in shown]
+    stderrs = [cell.stderr for cell in shown if cell.stderr is not None]
     mean = math.fsum(cell.value for cell in shown) / len(shown)
-    return mean, None if None in stderrs else math.hypot(*stderrs) / len(shown)
+    return mean, math.hypot(*stderrs) / len(shown) if len(stderrs) == len(shown) else None

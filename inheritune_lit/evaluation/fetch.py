@@ -29,9 +29,12 @@ def fetch_rows(data_dir: Path, *, suite: str | None = None, tasks: str | None = 
     Raises:
         UserError: an unknown suite or task, or rows that the hub does not give.
     """
-    if bool(suite) == bool(tasks):
+    if suite and not tasks:
+        chosen = load_suite(suite)
+    elif tasks and not suite:
+        chosen = suite_of_tasks(tasks)
+    else:
         raise UserError("--fetch_data wants to know what to fetch; give either --suite or --tasks")
-    chosen = load_suite(suite) if suite else suite_of_tasks(tasks)
     manager = task_manager()
     wanted: dict[str, list[dict[str, Any]]] = {}
     for column in chosen.columns:

@@ -111,7 +111,7 @@ def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
-    eos_id: int,
+    eos_id: int | None,
     decode: Callable[[list[int]], str],
     seeds: Sequence[int],
 ) -> list[list[int]]:
@@ -121,7 +121,7 @@ def generate(
         model: after ``install_plans``.
         prompts: token ids, none empty; each with ``settings.max_new`` more fits the context.
         settings: the same for all.
-        eos_id: token that ends a text; it is not part of the result.
+        eos_id: token that ends a text, None where there is none; it is not part of the result.
         decode: ids to text, to look for stops.
         seeds: of each prompt's samples, so that they do not depend on the batch.
 
@@ -129,11 +129,11 @@ def generate(
         New ids of each prompt.
     """
     device = model.transformer.wte.weight.device
-    lengths = [len(prompt) for prompt in prompts]
+    lengths = [len(ids) for ids in prompts]
     # Padding stands behind the text, where causal attention cannot see it, and later tokens overwrite it.
     tokens_BT = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = torch.tensor(prompt)
+    for row, ids in enumerate(prompts):
+        tokens_BT[row, : len(ids)] = torch.tensor(ids)
     positions_BT = torch.arange(max(lengths)).expand_as(tokens_BT)
     cache = KeyValueCache(max(lengths) + settings.max_new)
     hidden_BTC = hidden_states(model, tokens_BT.to(device), positions_BT.to(device), cache)

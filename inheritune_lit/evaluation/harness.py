@@ -13,9 +13,11 @@ from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.cells import cells_of
+from inheritune_lit.evaluation.encoding import Bos
 from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
 from inheritune_lit.evaluation.held_out import HeldOut
 from inheritune_lit.evaluation.loading import LoadedTask, load_tasks
+from inheritune_lit.evaluation.open_lm import Dtype
 from inheritune_lit.evaluation.place import Place, find_place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.scorer import ModelOptions, Scorer
@@ -24,6 +26,7 @@ from inheritune_lit.evaluation.tables import ModelRow, results_csv, results_mark
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.model.load import load_config
+from inheritune_lit.model.quantize import Quantization
 
 
 def evaluate(
@@ -37,9 +40,9 @@ def evaluate(
     data_dir: Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    dtype: str = "float32",
-    quantize: str | None = None,
-    bos: str = "none",
+    dtype: Dtype = "float32",
+    quantize: Quantization | None = None,
+    bos: Bos = "none",
     max_batch_tokens: int | None = None,
     log_samples: bool = False,
     cache_dir: Path | None = None,

@@ -52,8 +52,8 @@ def score_held_out(lm: LitLM, label: str, held_out: HeldOut, place: Place) -> di
     block_size = held_out.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
     dataset = PackedDataset(held_out.folder, "val", block_size)
     batch_size = max(1, _TOKENS_A_BATCH // block_size)
-    label = f"{label}: held-out text" if place.is_first else None
-    result = validate(lm.model, dataset, batch_size, held_out.blocks, place.device, label, place.ranks)
+    told = f"{label}: held-out text" if place.is_first else None
+    result = validate(lm.model, dataset, batch_size, held_out.blocks, place.device, told, place.ranks)
     record = asdict(result) | {"block_size": block_size}
     for part in (record, *record["domains"].values()):
         if math.isnan(part["stderr"]):  # which JSON does not know

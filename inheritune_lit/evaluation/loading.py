@@ -106,8 +106,8 @@ def _try_prompts(name: str, task: Task, docs: Any, rows: LocalRows | None, limit
         # Some tasks have the text as the index of a choice, and the answers as contexts.
         if choices is not None and None in choices:  # the data library fills in what other rows have
             raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; mend it")
-        indexed = choices is not None and isinstance(text, str) and isinstance(target, int)
-        if indexed and not 0 <= target < len(choices):
+        indexed = isinstance(text, str) and isinstance(target, int)
+        if choices is not None and indexed and not 0 <= target < len(choices):
             raise UserError(
                 f"row {number} {where} has answer {target} of {len(choices)} for task {name!r}; "
                 "give rows that have answers"

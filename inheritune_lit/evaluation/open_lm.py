@@ -24,6 +24,8 @@ from inheritune_lit.model.quantize import Quantization, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.validation import Ranks
 
+Dtype = Literal["float32", "bfloat16"]
+
 ADAPTER_VERSION = 1
 """Goes up when a change of the adapter changes scores: results of another version are not continued from."""
 
@@ -34,7 +36,7 @@ _FEWEST_TOKENS, _MOST_TOKENS = 1024, 16384
 def open_lm(
     checkpoint_dir: Path,
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
     quantize: Quantization | None = None,
     bos: Bos = "none",
     max_batch_tokens: int | None = None,

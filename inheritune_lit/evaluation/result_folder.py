@@ -91,7 +91,7 @@ class ResultFolder:
                 write_manifest(staging, "evaluation", {"settings": self._settings})
             return
         manifest = read_manifest(self._out_dir)
-        if manifest["settings"] != self._settings:
+        if manifest and manifest["settings"] != self._settings:
             replace_manifest(self._out_dir, {**manifest, "settings": self._settings})
 
     def _folder(self, checkpoint: str) -> Path:

@@ -6,23 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.evaluation.encoding import Bos
 from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
 from inheritune_lit.evaluation.held_out import HeldOut, score_held_out
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.loading import LoadedTask
-from inheritune_lit.evaluation.open_lm import open_lm
+from inheritune_lit.evaluation.open_lm import Dtype, open_lm
 from inheritune_lit.evaluation.place import Place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.task_record import identity, samples_text, score_task
+from inheritune_lit.model.quantize import Quantization
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """How checkpoints are opened, see ``open_lm``."""
 
-    dtype: str
-    quantize: str | None
-    bos: str
+    dtype: Dtype
+    quantize: Quantization | None
+    bos: Bos
     max_batch_tokens: int | None
 
 

@@ -25,4 +25,6 @@ class Sharing:
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the processes of CPU tensors in which every entry is one process's and 0 elsewhere."""
-        return tensor if self.world == 1 else self._ranks.add_up(tensor.to(self._device)).cpu()
+        if self._ranks is None or self.world == 1:
+            return tensor
+        return self._ranks.add_up(tensor.to(self._device)).cpu()

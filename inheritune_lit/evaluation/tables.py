@@ -3,7 +3,9 @@
 import csv
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from inheritune_lit.evaluation.cells import PERCENT, Cell, average
 from inheritune_lit.evaluation.significance import LEVEL
@@ -141,7 +143,7 @@ def results_csv(suite: Suite | None, models: list[ModelRow]) -> str:
                 "rows": cell.n,
                 "random_init": cell.random_init,
                 "above_floor": _yes_no(cell.above),
-                "bold": _yes_no(cell.bold) if suite.bold_rule else "",
+                "bold": _yes_no(cell.bold) if suite and suite.bold_rule else "",
                 "source": "measured",
             }
             if cell.floor:
@@ -158,14 +160,25 @@ def results_csv(suite: Suite | None, models: list[ModelRow]) -> str:
             loss, stderr = model.held_out
             line = {"column": "held-out loss", "unit": "nats a token", "score": loss, "stderr": stderr}
             writer.writerow({"model": model.name, "layers": model.n_layer, **line, "source": "measured"})
-    by_title = {column.title: column for column in suite.columns} if suite else {}
-    for row in suite.paper if suite else []:
+    for line in _paper_lines(suite) if suite else []:
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def _paper_lines(suite: Suite) -> Iterator[dict[str, Any]]:
+    by_title = {column.title: column for column in suite.columns}
+    for row in suite.paper:
         for title, figure in row.scores.items():
             column = by_title[title]
-            line = {"model": row.model, "column": title, "task": column.task, "metric": column.metric, "score": figure}
-            unit = "percent" if column.metric in PERCENT else ""
-            writer.writerow({**line, "unit": unit, "source": f"{suite.source}: {row.model}; {NOT_RERUN}"})
-    return text.getvalue()
+            yield {
+                "model": row.model,
+                "column": title,
+                "task": column.task,
+                "metric": column.metric,
+                "unit": "percent" if column.metric in PERCENT else "",
+                "score": figure,
+                "source": f"{suite.source}: {row.model}; {NOT_RERUN}",
+            }
 
 
 def _marked(cell: Cell) -> str:

@@ -94,14 +94,16 @@ def samples_text(samples: list[dict[str, Any]]) -> str:
 
 def _scores(raw: dict[str, Any], chosen_filter: str, n: int) -> dict[str, dict[str, Any]]:
     """lm-eval's "acc,none" and "acc_stderr,none" as one entry a metric."""
-    values = {key.split(",")[0]: value for key, value in raw.items() if key.endswith(f",{chosen_filter}")}
+    chosen = (key for key in raw if key.endswith(f",{chosen_filter}"))
+    values: dict[str, Any] = {key.split(",")[0]: raw[key] for key in chosen}
     scores = {}
     for metric, value in values.items():
         if metric.endswith("_stderr"):
             continue
         stderr = values.get(f"{metric}_stderr")
-        known = isinstance(stderr, int | float) and not math.isnan(stderr)
-        scores[metric] = {"value": float(value), "stderr": float(stderr) if known else None, "n": n}
+        if not isinstance(stderr, int | float) or math.isnan(stderr):
+            stderr = None
+        scores[metric] = {"value": float(value), "stderr": None if stderr is None else float(stderr), "n": n}
     return scores
 
 

@@ -10,8 +10,9 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import logiqa, mmlu
-from inheritune_lit.evaluation.rows import LocalRows, find_rows, read_rows, write_rows
+from inheritune_lit.evaluation import mmlu
+from inheritune_lit.evaluation.local_rows import LocalTaskRows
+from inheritune_lit.evaluation.rows import LocalRows
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class TaskResolver:
     def __init__(self, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(f"no folder of task rows at {data_dir}; give --data_dir a folder of <task>/<split>.jsonl")
-        self._data_dir, self._num_fewshot, self._scratch = data_dir, num_fewshot, scratch
-        self._mmlu: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._num_fewshot, self._scratch = num_fewshot, scratch
         self._rows: dict[str, LocalRows] = {}
         self.manager = task_manager()
+        self._mmlu = mmlu.subjects(self.manager)
+        self._local_rows = LocalTaskRows(data_dir, scratch, list(self._mmlu)) if data_dir else None
 
     def resolve(self, asked: list[str], shots: dict[str, int | None] | None = None) -> ResolvedTasks:
         """Descriptions of the tasks asked for; "mmlu" becomes its subjects.
@@ -81,7 +83,7 @@ class TaskResolver:
                 own[task["task"]] = task
                 leaves[name] = [task["task"]]
                 continue
-            leaves[name] = self._subjects() if name == mmlu.MMLU else [name]
+            leaves[name] = self._subject_tasks() if name == mmlu.MMLU else [name]
             for leaf in leaves[name]:
                 registered[leaf] = self._registered(leaf, number)
         group = [{"group": "inheritune", "task": list(registered.values())}] if registered else []
@@ -93,8 +95,9 @@ class TaskResolver:
         task: dict[str, Any] = {"task": name}
         if num_fewshot is not None or is_mmlu:
             task["num_fewshot"] = mmlu.FEWSHOT if num_fewshot is None else num_fewshot
-        if self._data_dir is not None:
-            rows = self._subject_rows(config["dataset_name"]) if is_mmlu else self._rows_of(name, config)
+        if self._local_rows is not None:
+            found = self._local_rows
+            rows = found.of_subject(config["dataset_name"]) if is_mmlu else found.of_task(name, config)
             self._rows[name] = rows
             task |= self._local(name, rows, config, task.get("num_fewshot", config.get("num_fewshot")))
         return task
@@ -118,72 +121,10 @@ class TaskResolver:
             **{f"{kind}_split": split for kind, split in splits.items()},
         }
 
-    def _rows_of(self, name: str, config: dict[str, Any]) -> LocalRows:
-        if name != "logiqa":
-            return find_rows(self._data_dir, name, config.get("dataset_path"), config.get("dataset_name"))
-        original = {
-            split: self._data_dir / name / file
-            for split, file in logiqa.SPLITS.items()
-            if (self._data_dir / name / file).is_file()
-        }
-        if original:
-            splits = {split: logiqa.parse(path) for split, path in original.items()}
-        else:
-            found = find_rows(self._data_dir, name, config["dataset_path"], config["dataset_name"])
-            splits = {
-                split: logiqa.normalise([row for _, row in read_rows(paths)]) for split, paths in found.splits.items()
-            }
-        return self._write(name, splits)
-
-    def _write(self, name: str, splits: dict[str, list[dict[str, Any]]]) -> LocalRows:
-        folder = self._scratch / name
-        files = {split: [folder / f"{split}.jsonl"] for split in splits}
-        for split, rows in splits.items():
-            write_rows(files[split][0], rows)
-        return LocalRows(folder, "json", files)
-
-    def _subjects(self) -> list[str]:
+    def _subject_tasks(self) -> list[str]:
         """Names of MMLU's 57 tasks, or of those that have local rows."""
-        known = mmlu.subjects(self.manager)
-        if self._data_dir is None:
-            return sorted(known.values())
-        present = set(self._mmlu_split("test")) | {s for s in known if self._subject_folder(s) is not None}
-        if not present & set(known):
-            raise UserError(f"no local rows of task 'mmlu': no row of {self._data_dir} is of a subject of MMLU")
-        return sorted(known[subject] for subject in present & set(known))
-
-    def _subject_folder(self, subject: str) -> Path | None:
-        """The subject's own folder, as the hub has them."""
-        folders = [self._data_dir / name / subject for name in (mmlu.MMLU, "cais/mmlu")]
-        return next((folder for folder in folders if folder.is_dir()), None)
-
-    def _mmlu_split(self, split: str) -> dict[str, list[dict[str, Any]]]:
-        """Local rows of MMLU by subject, where they stand together."""
-        if split in self._mmlu:
-            return self._mmlu[split]
-        subjects: dict[str, list[dict[str, Any]]] = {}
-        if not any(self._subject_folder(subject) for subject in mmlu.subjects(self.manager)):
-            found = find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", "all")
-            if split not in found.splits:
-                raise UserError(f"no local rows of task 'mmlu': {found.folder} has no {split}.jsonl or .parquet file")
-            for place, row in read_rows(found.splits[split]):
-                if not isinstance(row.get("subject"), str):
-                    raise UserError(f"{place} is no MMLU row: it has no subject; mend or remove it")
-                subjects.setdefault(row["subject"], []).append(row)
-        self._mmlu[split] = subjects
-        return subjects
-
-    def _subject_rows(self, subject: str) -> LocalRows:
-        if self._subject_folder(subject) is not None:
-            return find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", subject)
-        splits = {split: self._mmlu_split(split).get(subject) for split in ("test", "dev")}
-        for split, rows in splits.items():
-            if rows is None:
-                raise UserError(
-                    f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}; add its rows or "
-                    "leave the subject out"
-                )
-        return self._write(f"{mmlu.MMLU}/{subject}", splits)
+        present = self._mmlu.keys() if self._local_rows is None else self._local_rows.subjects()
+        return sorted(self._mmlu[subject] for subject in present)
 
     def _from_file(self, path: Path, num_fewshot: int | None) -> dict[str, Any]:
         """A task described by a YAML file; relative data files are looked for beside it."""

@@ -75,5 +75,6 @@ def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Compar
         verdict = "met"
     elif difference - Z * stderr > margin:
         verdict = "worse"
-    losses = (mean_loss(scored.losses, scored.targets)[0] for scored in (model, reference))
-    return Comparison(*losses, difference, stderr, margin, verdict)
+    loss, _, _, _ = mean_loss(model.losses, model.targets)
+    reference_loss, _, _, _ = mean_loss(reference.losses, reference.targets)
+    return Comparison(loss, reference_loss, difference, stderr, margin, verdict)

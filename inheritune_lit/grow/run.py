@@ -81,7 +81,7 @@ def grow(
     with locate(ref) as located:
         whole = SliceOptions(n=located.reference.config.n_layer)
         # Nothing is downloaded before everything else is known to be right.
-        weights = located.weights(whole, dry_run=True)
+        weights = located.weights_at_hand(whole)
         setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
         rule = {"margin": margin, "optimizer_state": optimizer_state}
         setup = replace(setup, settings={**setup.settings, **rule})
@@ -89,7 +89,7 @@ def grow(
         setup.say(setup.plan_text(margin))
         if dry_run:
             return None
-        weights = weights or located.weights(whole, dry_run=False)
+        weights = weights or located.weights(whole)
         return _Growing(setup, ref, weights, training, initial_checkpoint_dir, margin, optimizer_state).run()
 
 

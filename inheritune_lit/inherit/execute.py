@@ -35,6 +35,7 @@ def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress)
         if isinstance(tensor.source, Initialise):
             chunks = initial_values(tensor.source, tensor.spec.shape, tensor.spec.dtype, plan.seed, name)
         else:
+            assert weights, "a plan that inherits"
             chunks = (chunk for piece in tensor.source for chunk in read_piece(weights.tensor(piece.name), piece))
         for chunk in chunks:
             if not _is_finite(chunk):

@@ -59,10 +59,10 @@ def _parse_term(term: str, text: str, depth: int) -> list[int]:
         _check_range(max(start, stop), text, depth)
         return list(range(start, stop + 1))
     if match := re.fullmatch(r"(\d*):(\d*)(?::([1-9]\d*))?", term):
-        start, stop, step = (int(part) if part else None for part in match.groups())
-        if (stop or 0) > depth or (start or 0) >= depth:
-            _check_range(max((stop or 0) - 1, start or 0), text, depth)
-        return list(range(depth))[start:stop:step]
+        begin, end, step = (int(part) if part else None for part in match.groups())
+        if (end or 0) > depth or (begin or 0) >= depth:
+            _check_range(max((end or 0) - 1, begin or 0), text, depth)
+        return list(range(depth))[begin:end:step]
     raise UserError(f"--layers {text}: {term or 'an empty term'} is not understood; use {SYNTAX}")
 
 

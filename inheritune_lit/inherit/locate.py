@@ -37,10 +37,16 @@ class Located:
     gguf: Path | None = None
     scratch: bool = False
 
-    def weights(self, options: SliceOptions, dry_run: bool) -> Weights | None:
-        """The weights a slice needs; None where a plan needs none: random weights, or a dry run on the hub."""
-        if options.init == "random" or (dry_run and self.repository):
-            return None
+    def weights_at_hand(self, options: SliceOptions) -> Weights | None:
+        """The weights a slice needs; None where it needs none, or where they would have to be downloaded."""
+        return None if options.init == "random" or self.repository else self.weights(options)
+
+    def weights(self, options: SliceOptions) -> Weights:
+        """The weights a slice that inherits needs.
+
+        Raises:
+            UserError: there are none, they are damaged or do not fit the configuration.
+        """
         if self.scratch:
             raise UserError(
                 f"nobody has published weights of {self.source}: give --init random and train it, then slice the "

@@ -108,7 +108,7 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
         raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
     if not options.positions and not isinstance(config, GPT2Config):
         raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
-    per_layer = {
+    per_layer: dict[str, list[int] | None] = {
         field: [value[layer] for layer in layers]
         for field in ("sliding_window_indices", "rope_indices")
         if (value := getattr(config, field)) is not None

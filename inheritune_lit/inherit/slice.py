@@ -69,7 +69,8 @@ def _slice(located: Located, options: SliceOptions, out_dir: Path | None, dry_ru
     out_dir = out_dir or Path("checkpoints") / reference.org / student.hf_config["name"]
     if not dry_run:
         check_vacant(out_dir)
-    weights = located.weights(options, dry_run)
+    needed = options.init != "random" and not dry_run
+    weights = located.weights(options) if needed else located.weights_at_hand(options)
     plan = build_plan(reference, weights, options)
     _print_summary(reference, plan, options, out_dir)
     if dry_run:

@@ -36,8 +36,8 @@ def _padded_attention(
     """litgpt's method of the same name; q (B, n_head, T, head_size), result (B, T, n_head, head_size)."""
     size = self.config.head_size
     scale = (self.config.attention_scores_scalar or size) ** -0.5 * self.mscale * self.mscale
-    padded = (F.pad(x, (0, -size % _MULTIPLE)) for x in (q, k, v))
-    y_BHTD = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=scale, is_causal=mask is None)
+    q, k, v = (F.pad(x, (0, -size % _MULTIPLE)) for x in (q, k, v))
+    y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, is_causal=mask is None)
     return y_BHTD[..., :size].transpose(1, 2)
 
 

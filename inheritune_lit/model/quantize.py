@@ -1,6 +1,6 @@
 """8- and 4-bit weights by bitsandbytes."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from litgpt.model import GPT
@@ -53,12 +53,16 @@ def _quantized(linear: torch.nn.Linear, mode: Quantization) -> torch.nn.Module:
 
     kind = mode.removeprefix("bnb.")
     sizes = linear.in_features, linear.out_features
+    layer: torch.nn.Linear
     with torch.device("meta"):
         if kind == "int8":
             layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
             layer.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
         else:
-            options = {"quant_type": kind.removesuffix("-dq"), "compress_statistics": kind.endswith("-dq")}
+            options: dict[str, Any] = {
+                "quant_type": kind.removesuffix("-dq"),
+                "compress_statistics": kind.endswith("-dq"),
+            }
             layer = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, **options)
             layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, **options)
     layer.bias = linear.bias
@@ -69,5 +73,5 @@ def _try_each(block: torch.nn.Module, device: str | torch.device, dtype: torch.d
     """One token through each layer of a block: some kernels are found missing only when they are called."""
     with torch.inference_mode():
         for layer in block.modules():
-            if type(layer).__module__.startswith("bitsandbytes"):
+            if isinstance(layer, torch.nn.Linear) and type(layer).__module__.startswith("bitsandbytes"):
                 layer(torch.zeros(1, layer.in_features, device=device, dtype=dtype))

@@ -1,5 +1,6 @@
 """What training a model costs: memory by part, micro-batches, hours and money by card, disk."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -93,13 +94,13 @@ class OnCard:
     Attributes:
         job: as asked for, or with less memory where that is what fits; None where nothing does.
         micro_batch_size: largest that fits, 0 where none does.
-        hours: of the whole run; None where nothing fits.
+        hours: of the whole run; infinite where nothing fits.
     """
 
     card: Card
     job: Job | None
     micro_batch_size: int
-    hours: float | None
+    hours: float
 
     @property
     def dividing_micro_batch(self) -> int:
@@ -115,7 +116,7 @@ def on_card(asked: Job, card: Card) -> OnCard:
     for job in asked.savers():
         if fits := job.largest_micro_batch(card):
             return OnCard(card, job, fits, job.seconds(card) / 3600)
-    return OnCard(card, None, 0, None)
+    return OnCard(card, None, 0, math.inf)
 
 
 @dataclass(frozen=True)

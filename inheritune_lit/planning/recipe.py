@@ -56,7 +56,7 @@ def init_recipe(
     out_file = out_file or Path("recipes") / f"{name}.yaml"
     if out_file.exists():
         raise UserError(f"{out_file} is there already; give another --out_file or remove it")
-    each = _fit(subject, answers)
+    job, each = _fit(subject, answers)
     checkpoint = Path("checkpoints") / subject.config.hf_config["org"] / name
     run = Path("runs") / name
     packed = data or Path(_DATA)
@@ -65,10 +65,10 @@ def init_recipe(
         commands.append(f"inheritune prepare --config {_DATA_RECIPE} --tokenizer_dir {checkpoint} --out_dir {packed}")
     commands.append(f"inheritune pretrain --config {out_file}")
     commands.append(f"inheritune eval --checkpoint_dir {run / 'final'} --suite paper-table5 --out_dir {run / 'scores'}")
-    text = _recipe(each, subject, commands, checkpoint, packed, run)
+    text = _recipe(job, each, subject, commands, checkpoint, packed, run)
     make_folder(out_file.parent, out_file)
     replace_text(out_file, text)
-    print(plan_text(each.job, disk_of(each.job), [each], None, None, None))
+    print(plan_text(job, disk_of(job), [each], None, None, None))
     print(f"\nwrote {out_file}; run, one after the other:\n")
     print("\n".join(f"  {command}" for command in commands))
 
@@ -96,7 +96,7 @@ def _answer(question: str, default: str, accepts=lambda text: True) -> str:
         print(f"{text!r} is not understood")
 
 
-def _fit(subject: Subject, answers: Answers) -> OnCard:
+def _fit(subject: Subject, answers: Answers) -> tuple[Job, OnCard]:
     """The job with the largest micro-batch that divides a step and fits the card."""
     block = min(subject.config.block_size, LONGEST_BLOCK)
     batch = max(1, _TOKENS_A_STEP // block)
@@ -110,19 +110,20 @@ def _fit(subject: Subject, answers: Answers) -> OnCard:
         max_tokens=answers.tokens,
         lr_warmup_steps=min(_MOST_WARM_UP, steps // 10),
     )
-    job = Job(subject, answers.tokens, None, block, train, OptimizerArgs(), SpeedArgs(), "bf16-mixed")
-    each = on_card(job, answers.card)
+    asked = Job(subject, answers.tokens, None, block, train, OptimizerArgs(), SpeedArgs(), "bf16-mixed")
+    each = on_card(asked, answers.card)
     if each.job is None:
         raise UserError(
             f"{subject.title} does not fit --gpu {answers.card.name} even with recomputing and 8-bit AdamW; give "
             "fewer layers with --n, or a larger card"
         )
-    chosen = replace(each.job, train=replace(train, micro_batch_size=each.dividing_micro_batch))
-    return replace(each, job=chosen)
+    job = replace(each.job, train=replace(train, micro_batch_size=each.dividing_micro_batch))
+    return job, replace(each, job=job)
 
 
-def _recipe(each: OnCard, subject: Subject, commands: list[str], checkpoint: Path, data: Path, run: Path) -> str:
-    job = each.job
+def _recipe(
+    job: Job, each: OnCard, subject: Subject, commands: list[str], checkpoint: Path, data: Path, run: Path
+) -> str:
     train = job.train
     lines = [
         f"# {subject.title}, {job.tokens:,} tokens on {each.card.name}.",

@@ -82,10 +82,9 @@ def _card_table(job: Job, cards: list[OnCard], price_per_hour: float | None) -> 
     rows = [titles + ["cost"] * (price_per_hour is not None)]
     for each in cards:
         row = [each.card.name, _size(each.card.memory), _fits(job, each), str(each.dividing_micro_batch or "-")]
-        row.append(_hours(each.hours) if each.hours is not None else "-")
+        row.append(_hours(each.hours) if each.job else "-")
         if price_per_hour is not None:
-            cost = each.hours * price_per_hour * job.devices if each.hours is not None else None
-            row.append(f"{cost:,.0f}" if cost is not None else "-")
+            row.append(f"{each.hours * price_per_hour * job.devices:,.0f}" if each.job else "-")
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

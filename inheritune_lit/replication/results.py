@@ -48,6 +48,7 @@ def read_results(out_dir: Path, done: list[tuple[Experiment, int]]) -> list[Trai
 
 def _read(run_dir: Path, one: Experiment, seed: int) -> Trained:
     final = read_manifest(run_dir / FINAL)
+    assert final, run_dir
     config = load_config(run_dir / FINAL)
     rows = read_metrics(run_dir / METRICS)
     state = load_state(run_dir / FINAL)

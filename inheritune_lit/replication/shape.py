@@ -50,7 +50,9 @@ def _lines(text: str) -> Iterator[str]:
     sources = find_sources(text, options)
     for source in sources:
         left = _CHARACTERS // len(sources)
-        for document, _ in format_of(source.name, options).read(Path(source.path), 0, None, options, ReadReport()):
+        kind = format_of(source.name, options)
+        assert kind, source
+        for document, _ in kind.read(Path(source.path), 0, None, options, ReadReport()):
             yield from filter(None, (line[:4000] for line in document[:left].split("\n")))
             left -= len(document)
             if left <= 0:

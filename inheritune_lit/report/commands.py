@@ -26,9 +26,9 @@ def commands_of(run: Run) -> list[str]:
     if distill := settings.get("distill"):
         given += _changed("distill", distill, DistillArgs)
         # Only what the teacher is was recorded, not where it lay.
-        kind = "teacher" if "teacher" in distill else "teacher_logits"
+        source = "teacher" if "teacher" in distill else "teacher_logits"
         given = [(name, value) for name, value in given if not name.startswith("distill.teacher")]
-        given.append((f"distill.{kind}", kind.upper()))
+        given.append((f"distill.{source}", source.upper()))
     given += _evaluation(settings)
     given += [(name, settings[name]) for name in ("precision", "seed", "documents") if settings.get(name) is not None]
     if isinstance(mixture := settings.get("mixture"), dict):

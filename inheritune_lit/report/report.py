@@ -40,10 +40,10 @@ def make_report(
         raise UserError(f"{out_dir} holds something else than a report; give another --out_dir")
     make_folder(out_dir, out_dir)
     while True:
-        goes_on = watch is not None and any(map(is_running, material.runs))
-        _write(material, official, out_dir, watch if goes_on else None)
-        if not goes_on:
+        if watch is None or not any(map(is_running, material.runs)):
+            _write(material, official, out_dir, None)
             return out_dir / PAGE
+        _write(material, official, out_dir, watch)
         print(f"{out_dir / PAGE}: {_state(material)}", file=sys.stderr, flush=True)
         time.sleep(watch)
         material = collect(folders)

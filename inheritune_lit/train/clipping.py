@@ -18,11 +18,10 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
         max_norm: None only measures.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    sharded = isinstance(gradients[0], DTensor)
-    local = [gradient.to_local() if sharded else gradient for gradient in gradients]
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     squares = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in local]).square()
     total = squares.sum()
-    if sharded:
+    if isinstance(gradients[0], DTensor):
         # Over the last dimension of the mesh, which shards; the replicas of a hybrid mesh hold the same.
         mesh = gradients[0].device_mesh
         torch.distributed.all_reduce(total, group=mesh.get_group(mesh.ndim - 1))

@@ -60,6 +60,7 @@ class DistillationModel(torch.nn.Module):
         targets_N = targets_BT.flatten()
         hidden_NC = hidden_states(self.gpt, inputs_BT, compiled_gpt).flatten(0, 1)
         if teacher is None:
+            assert top_ids_BTK is not None and top_logprobs_BTK is not None
             ids_NK, logprobs_NK = top_ids_BTK.flatten(0, 1), top_logprobs_BTK.flatten(0, 1)
 
             def divergence_N(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:

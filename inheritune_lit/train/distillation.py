@@ -19,21 +19,30 @@ from inheritune_lit.train.teacher_logits import TeacherLogits
 
 @dataclass(frozen=True)
 class Distillation:
-    """A teacher and the weights of the loss; either ``teacher`` or ``logits`` is there."""
+    """What a student learns from, a model or what one has written down, and the weights of the loss."""
 
     args: DistillArgs
     block_size: int
-    teacher: Teacher | None
-    logits: TeacherLogits | None
+    source: Teacher | TeacherLogits
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The model, if it is one."""
+        return self.source if isinstance(self.source, Teacher) else None
+
+    @property
+    def logits(self) -> TeacherLogits | None:
+        """What a model has written down, if it is that."""
+        return self.source if isinstance(self.source, TeacherLogits) else None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What changes the outcome, JSON types only: the teacher by what it holds, not by where it lies."""
         numbers = {name: value for name, value in asdict(self.args).items() if not name.startswith("teacher")}
-        if self.teacher:
-            identity = self.teacher.identity
-            return {**numbers, "teacher": identity.get("sha256") or identity}
-        return {**numbers, "teacher_logits": self.logits.settings}
+        if isinstance(self.source, TeacherLogits):
+            return {**numbers, "teacher_logits": self.source.settings}
+        identity = self.source.identity
+        return {**numbers, "teacher": identity.get("sha256") or identity}
 
     @property
     def flops_per_token(self) -> float:
@@ -43,17 +52,17 @@ class Distillation:
     @property
     def name(self) -> str:
         """The teacher, in words."""
-        if self.teacher:
-            return f"{self.teacher.name}, {self.teacher.parameters:,} parameters"
-        return f"{self.args.teacher_logits}, top {self.logits.settings['top_k']} of each position"
+        if isinstance(self.source, TeacherLogits):
+            return f"{self.args.teacher_logits}, top {self.source.settings['top_k']} of each position"
+        return f"{self.source.name}, {self.source.parameters:,} parameters"
 
     def memory(self, micro_batch_size: int) -> int:
         """Bytes that the teacher takes on each device: its weights, and the widest layer of a forward pass."""
-        if self.teacher is None:
-            return 12 * micro_batch_size * self.block_size * self.logits.settings["top_k"]
-        config, each = self.teacher.gpt.config, next(self.teacher.gpt.parameters()).element_size()
+        if isinstance(self.source, TeacherLogits):
+            return 12 * micro_batch_size * self.block_size * self.source.settings["top_k"]
+        config, each = self.source.gpt.config, next(self.source.gpt.parameters()).element_size()
         wide = 3 * config.n_embd + 2 * config.intermediate_size
-        return each * (self.teacher.parameters + micro_batch_size * self.block_size * wide)
+        return each * (self.source.parameters + micro_batch_size * self.block_size * wide)
 
     def model(self, student: GPT, compiled: bool, device: torch.device) -> DistillationModel:
         """The student with its loss; the teacher moves to the device."""
@@ -95,9 +104,10 @@ def prepare_distillation(
             "vocabulary": config.padded_vocab_size,
             "temperature": distill.temperature,
         }
-        return Distillation(distill, dataset.block_size, None, TeacherLogits(distill.teacher_logits, expected))
+        return Distillation(distill, dataset.block_size, TeacherLogits(distill.teacher_logits, expected))
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     tokenizer = load_packed_manifest(data)["tokenizer"]["sha256"]
+    assert distill.teacher, "active without stored logits"
     teacher = open_teacher(distill.teacher, tokenizer, dataset.block_size, dtype)
     check_student(teacher.gpt.config, config, distill.kind)
-    return Distillation(distill, dataset.block_size, teacher, None)
+    return Distillation(distill, dataset.block_size, teacher)

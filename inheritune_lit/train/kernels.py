@@ -3,6 +3,7 @@
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from litgpt.model import GPT
@@ -12,7 +13,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.train.args import SpeedArgs
 from inheritune_lit.train.devices import Precision
-from inheritune_lit.train.loss import choose_kernel
+from inheritune_lit.train.loss import Kernel, choose_kernel
 
 _WORTH_COMPILING = 1e14
 """FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
@@ -27,7 +28,7 @@ class Kernels:
         compiled: model and loss go through torch.compile.
     """
 
-    loss: str
+    loss: Kernel | Literal["distilled"]
     compiled: bool
 
 

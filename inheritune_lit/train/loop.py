@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricModule
 from litgpt.model import GPT
 
 from inheritune_lit.data.packed import PackedDataset
@@ -39,7 +40,7 @@ class Trainee:
     """
 
     gpt: GPT
-    loss: torch.nn.Module
+    loss: _FabricModule
     optimizer: torch.optim.Optimizer
 
 

@@ -1,6 +1,7 @@
 """Next-token loss of a litgpt model, with three ways to compute the same number."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from litgpt.model import GPT
@@ -10,7 +11,8 @@ from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
 
-LossKernel = Literal["auto", "plain", "chunked", "liger"]
+Kernel = Literal["plain", "chunked", "liger"]
+LossKernel = Kernel | Literal["auto"]
 CHUNK_TOKENS = 1024
 
 
@@ -27,7 +29,7 @@ class TrainingModel(torch.nn.Module):
         UserError: the kernel cannot compute this.
     """
 
-    def __init__(self, gpt: GPT, kernel: Literal["plain", "chunked", "liger"], z_loss: float = 0.0) -> None:
+    def __init__(self, gpt: GPT, kernel: Kernel, z_loss: float = 0.0) -> None:
         super().__init__()
         if kernel != "plain" and z_loss:
             raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
@@ -57,7 +59,7 @@ class TrainingModel(torch.nn.Module):
         return loss
 
 
-def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: torch.nn.Module | None = None) -> torch.Tensor:
+def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: Callable[..., Any] | None = None) -> torch.Tensor:
     """What goes into the head, (B, T, n_embd): the model with a head that does nothing, and no soft cap behind it.
 
     Args:
@@ -71,7 +73,7 @@ def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: torch.nn.Module |
         gpt.lm_head, gpt.config.final_logit_softcapping = head, cap
 
 
-def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float, compiled: bool) -> str:
+def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float, compiled: bool) -> Kernel:
     """The kernel that "auto" means: the fused one on CUDA where Liger-Kernel is installed, chunks on CPU.
 
     Chunks are as fast as whole logits and bound their memory, but the compiler cannot see through them.
@@ -122,7 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             targets = targets_N[chunk]
             logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
             loss += F.nll_loss(logprobs_NV, targets, ignore_index=PADDING, reduction="sum")
-            if needs_gradient:
+            if grad_hidden_NC is not None and grad_weight_VC is not None:
                 counted_N1 = (targets != PADDING).unsqueeze(1)
                 grad_NV = logprobs_NV.exp_()
                 grad_NV.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -counted_N1.float())

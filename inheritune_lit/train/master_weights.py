@@ -32,7 +32,7 @@ class MasterWeights(torch.optim.Optimizer):
                 self._buckets.append((group, bucket, build([{**group, "params": copies}])))
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # what it takes no closure for
         """One step of the inner optimizers on the copies, which are then rounded into the parameters."""
         for group, bucket, inner in self._buckets:
             options = inner.param_groups[0]
@@ -44,7 +44,7 @@ class MasterWeights(torch.optim.Optimizer):
                 parameter.copy_(master)
                 master.grad = None
 
-    def buckets(self) -> Iterator[tuple[list[torch.Tensor], torch.optim.Optimizer]]:
+    def buckets(self) -> Iterator[tuple[list[torch.nn.Parameter], torch.optim.Optimizer]]:
         """The low-precision parameters of each bucket, and the optimizer over their copies, in the same order."""
         return ((parameters, inner) for _, parameters, inner in self._buckets)
 

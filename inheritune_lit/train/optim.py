@@ -1,5 +1,6 @@
 """The optimizer by name, with decay on matrices only unless asked otherwise."""
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -25,10 +26,10 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.
     return _build(groups, args)
 
 
-def decay_groups(parameters: list[torch.Tensor], args: OptimizerArgs) -> Groups:
+def decay_groups(parameters: Sequence[torch.Tensor], args: OptimizerArgs) -> Groups:
     """Parameter groups with their weight decay: matrices, and all the rest with none, or everything alike."""
     if args.decay == "all":
-        return [{"params": parameters, "weight_decay": args.weight_decay}]
+        return [{"params": list(parameters), "weight_decay": args.weight_decay}]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -37,7 +38,7 @@ def decay_groups(parameters: list[torch.Tensor], args: OptimizerArgs) -> Groups:
 
 
 def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
-    adam = {"lr": args.lr, "betas": (args.beta1, args.beta2), "eps": args.eps}
+    adam: dict[str, Any] = {"lr": args.lr, "betas": (args.beta1, args.beta2), "eps": args.eps}
     if args.name == "adamw":
         return torch.optim.AdamW(groups, **adam, fused=True)
     if args.name == "adamw8bit":
@@ -67,7 +68,8 @@ def _by_path(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
             f"--optimizer.name is {args.name!r}; give adamw, adamw8bit or the path of an optimizer class, such as "
             f"torch.optim.SGD"
         )
+    build: Callable[..., torch.optim.Optimizer] = found
     try:
-        return found(groups, lr=args.lr, **(args.init_args or {}))
+        return build(groups, lr=args.lr, **(args.init_args or {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"{args.name} does not take --optimizer.init_args {args.init_args}: {error}") from error

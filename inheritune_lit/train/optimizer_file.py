@@ -55,7 +55,7 @@ def _parts(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[list[str], torch.optim.Optimizer, list[torch.Tensor]]]:
     """Plain optimizers with their parameters' names in order, and the fp32 copies where they work on such."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     if isinstance(optimizer, MasterWeights):
         for parameters, inner in optimizer.buckets():
             yield [names[parameter] for parameter in parameters], inner, inner.param_groups[0]["params"]

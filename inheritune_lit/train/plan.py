@@ -116,7 +116,8 @@ def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> F
         seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
         raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
     ((name, value),) = given.items()
-    unit = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}[name]
+    units: dict[str, Fraction | int] = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}
+    unit = units[name]
     if value * unit < targets_per_step:
         raise UserError(
             f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "

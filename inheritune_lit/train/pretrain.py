@@ -155,7 +155,7 @@ def pretrain(
     if fabric.global_rank == 0:
         name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
         machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
-        learns_from = distillation and distillation.name
+        learns_from = distillation.name if distillation else None
         text = plan_text(
             plan, config.name, train, domains, changes, f"{machine}, {precision}", room.memory, learns_from
         )
@@ -180,7 +180,7 @@ def pretrain(
     sampler = run_sampler(settings, changes)
     names = [name for name, size in val_data.domains.items() if size.blocks]
     log = MetricsLog(out_dir, logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
-    stored = distillation and distillation.logits
+    stored = distillation.logits if distillation else None
     trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log, stored)
     with stop_requests() as stop:
         try:

@@ -96,7 +96,7 @@ class Saver:
             replace_checkpoint(folder, self.initial_dir, state, record)
         self.fabric.barrier()
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def _weights(self) -> dict[str, Any]:
         """The model's state dict, whole on the first rank."""
         if not self.sharded:
             return self.gpt.state_dict()

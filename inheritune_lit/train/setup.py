@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from lightning.fabric import Fabric
@@ -55,9 +56,10 @@ def set_up(
             apply_kernels(distillation.teacher.gpt, kernels, speed, precision, fabric.device)
         model: torch.nn.Module = distillation.model(gpt, kernels.compiled, fabric.device)
     else:
+        assert kernels.loss != "distilled"
         model = TrainingModel(gpt, kernels.loss, z_loss)
         if kernels.compiled:
-            model = torch.compile(model, dynamic=False)
+            model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
     return Trainee(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
 
 

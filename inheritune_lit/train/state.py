@@ -122,7 +122,7 @@ def load_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.o
     try:
         counters = torch.load(path / _COUNTERS, weights_only=True)
         model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
+        state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
         distributed_checkpoint.load(state, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     except Exception as error:  # many kinds, as for one file

@@ -57,10 +57,10 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
         reference = located.reference
         _check(reference.folder, reference.config, tokenizer_sha256, block_size)
         whole = SliceOptions(n=reference.config.n_layer)
-        weights = located.weights(whole, dry_run=False)
+        weights = located.weights(whole)
         gpt = build_reference(reference, weights, dtype, "cpu").eval().requires_grad_(False)
         if located.repository:
-            identity = {"source": located.source, "revision": located.repository.revision}
+            identity: dict[str, Any] = {"source": located.source, "revision": located.repository.revision}
         else:
             hashes = {path.name: sha256_file(path) for path in weights.files}
             identity = {"source": located.source, "sha256": hashes}

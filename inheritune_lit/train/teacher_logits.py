@@ -6,7 +6,7 @@ than 65,536 tokens) and ``logprobs.bin`` (float16 or float32), both of shape (bl
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,14 @@ def id_dtype(vocabulary: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
 
 
-def open_arrays(folder: Path, content: dict[str, Any], mode: str) -> tuple[np.memmap, np.memmap]:
+def open_arrays(folder: Path, content: dict[str, Any], mode: Literal["r", "r+", "w+"]) -> tuple[np.memmap, np.memmap]:
     """Both arrays (blocks, block_size, top_k): ids and log-probabilities.
 
     Args:
         content: ``settings`` of the manifest.
         mode: numpy's "r", "r+" or "w+".
     """
-    shape = (content["blocks"], content["block_size"], content["top_k"])
+    shape: tuple[int, int, int] = (content["blocks"], content["block_size"], content["top_k"])
     dtypes = {IDS: id_dtype(content["vocabulary"]), LOGPROBS: np.dtype(content["dtype"])}
     ids, logprobs = (np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape) for name, dtype in dtypes.items())
     return ids, logprobs

@@ -31,7 +31,7 @@ def grow_by_two(folder: Path, reference: torch.nn.Module, trained: torch.nn.Modu
     slice_reference(str(folder / "trained"), n=start, out_dir=folder / "slice")
     with locate(str(folder / "reference")) as located:
         depth = located.reference.config.n_layer
-        weights = located.weights(SliceOptions(n=depth), False)
+        weights = located.weights(SliceOptions(n=depth))
         second = plan_layers(GrowOptions(start, new_layers=new), depth)[1]
         own = new == "own"
         write_grown(folder / "grown", located.reference, weights, folder / "slice", second, own, "position")

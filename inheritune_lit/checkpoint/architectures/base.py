@@ -73,7 +73,7 @@ class Architecture:
         expert = _EXPERT.search(module)
         if isinstance(source, str):
             return Plain(source.format(expert[0]) if expert else source)
-        return source.of_expert(int(expert[0])) if isinstance(source, Stacked) else source
+        return source.of_expert(int(expert[0])) if expert and isinstance(source, Stacked) else source
 
     def with_stacked_experts(self) -> "Architecture":
         """The same, read from files where all experts are in one tensor."""
@@ -131,4 +131,6 @@ def lit_pieces(architecture: Architecture, config: Config, name: str, rows: int)
     if layer is None:
         return {f"{architecture.outer[module]}.{kind}": [Piece(name, 0, rows)]}
     prefix = architecture.layer_prefix.format(layer)
-    return architecture.source(module).write(LitTensor(name, module, kind, rows, config, prefix))
+    source = architecture.source(module)
+    assert not isinstance(source, Stacked), "what is written has the published layout"
+    return source.write(LitTensor(name, module, kind, rows, config, prefix))

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from inheritune_lit.errors import UserError
 
@@ -24,7 +24,8 @@ class _ZstdReader(io.RawIOBase):
 
         # Frames of the --long modes need windows beyond the default limit.
         self._new_frame = ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._file, self._frame, self._ready = file, None, memoryview(b"")
+        self._file, self._ready = file, memoryview(b"")
+        self._frame: Any = None  # of a type that zstandard does not export
 
     def readable(self) -> bool:
         return True
@@ -60,7 +61,7 @@ def open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     Raises:
         UserError: the file cannot be read, is cut short or damaged; also from inside the block.
     """
-    damaged = (EOFError, zlib.error, gzip.BadGzipFile)
+    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
     if path.suffix == ".zst":
         from zstandard import ZstdError
 

@@ -46,7 +46,7 @@ def read_txt_lines(
     for number, first, line in _read_lines(path, start, stop, options.max_document_bytes, report):
         try:
             yield line.rstrip(b"\r\n").decode("utf-8"), None
-        except UnicodeError as error:
+        except UnicodeDecodeError as error:
             report.note_broken(number, first, f"no UTF-8 ({error.reason})")
 
 
@@ -63,7 +63,7 @@ def read_txt_file(
         return
     try:
         text = content.removeprefix(_BOM).decode("utf-8")
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         report.note_broken(1 + content[: error.start].count(b"\n"), 0, f"no UTF-8 ({error.reason})")
         return
     yield text, None

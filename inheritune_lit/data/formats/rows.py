@@ -16,7 +16,7 @@ def parse_json(line: bytes) -> Any:
     """
     try:
         return json.loads(line.decode("utf-8"))
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         raise BrokenRow(f"no UTF-8 ({error.reason})") from None
     except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
         raise BrokenRow(f"no JSON ({error})") from None
@@ -44,5 +44,5 @@ def check_text(text: str) -> None:
     """
     try:
         text.encode("utf-8")
-    except UnicodeError as error:
+    except UnicodeEncodeError as error:
         raise BrokenRow(f"no UTF-8 ({error.reason})") from None
