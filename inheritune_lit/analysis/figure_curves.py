@@ -32,10 +32,12 @@ def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
             _band(axes, layers, mean, std, COLOURS[column], "max over heads, mean ± std over sequences (v2)")
             axes.plot(layers, v4[f"max_{measure}"], color="black", lw=1, ls="--", label="max of the heads' means (v4)")
             axes.plot(layers, v4[f"avg_{measure}"], color="0.45", lw=1, ls=":", label="mean of the heads' means (v4)")
-            axes.set(ylabel=f"attention {measure}, of {analysis.settings['seq_length']}", ylim=(0, None))
+            axes.set_ylabel(f"attention {measure}, of {analysis.settings['seq_length']}")
             _layer_axis(axes, len(layers))
             if row == 0:
                 axes.set_title(_name(analysis))
+    for axes in panels[:, 0]:  # once all models are in: setting a limit ends the automatic choice of the other
+        axes.set_ylim(bottom=0)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     return figure
 

@@ -42,10 +42,13 @@ def write_page(out_dir: Path, name: str, scale: Scale, results: list[Trained]) -
         "seed by seed. Steps and tokens are those of the training itself, as in the paper: what a model begins with "
         "(the reference's T steps, or a teacher's) is not counted.",
     ]
+    shown: set[str] = set()
     for group in (TABLE_1, TABLE_2, TABLE_3, FIGURE_3, FIGURE_1):
         summaries = summarise(results, group)
-        if not summaries:
+        titles = {each.title for each in summaries}
+        if titles <= shown:  # of what is compared here nothing has been trained
             continue
+        shown |= titles
         file, title = _CURVES[group]
         _plot(out_dir / file, summaries)
         parts += [f"## {group}", _table(summaries), f"![{title}]({file})"]

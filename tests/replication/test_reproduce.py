@@ -12,6 +12,7 @@ from tiny import write_jsonl
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_state
 from inheritune_lit.replication.grid import SCALES, TABLE_1, experiments
+from inheritune_lit.replication.page import write_page
 from inheritune_lit.replication.results import paired_difference, summarise
 from inheritune_lit.replication.run import reproduce
 
@@ -71,6 +72,15 @@ def test_the_table_is_that_of_the_runs(done):
     assert rank["model"]["n_layer"] == 3 and "reference: " in text.partition("## Figure 9")[2]
     for figure in re.findall(r"\]\(([^)]+)\)", text):
         assert (out / figure).stat().st_size > 10_000
+
+
+def test_comparisons_without_a_model_of_their_own_are_left_out(done, tmp_path):
+    _, _, results = done
+    headings = {}
+    for names in (("inheritune", "scratch"), ("inheritune", "scratch", "mlp")):
+        write_page(tmp_path, "tiny", SCALES["tiny"], [each for each in results if each.name in names])
+        headings[names[-1]] = re.findall("^## (.+)$", (tmp_path / "replication.md").read_text(), re.MULTILINE)
+    assert [len(found) for found in headings.values()] == [1, 2], headings
 
 
 def test_the_same_command_keeps_what_is_done(done, capsys):
