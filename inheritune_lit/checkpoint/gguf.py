@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             "local_files_only": True,
         }
         try:
+            _state_version()
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
             model.save_pretrained(folder, max_shard_size="2GB")
         except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
@@ -63,3 +65,10 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} has no readable tokenizer ({reason}); give a safetensors checkpoint") from error
         yield folder
+
+
+def _state_version() -> None:
+    """Under Python 3.10 transformers cannot find gguf's version by itself: it asks the module, which does not say."""
+    import gguf
+
+    vars(gguf).setdefault("__version__", version("gguf"))
