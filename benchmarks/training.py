@@ -16,8 +16,8 @@ import torch
 from slice import build_reference
 
 from inheritune_lit.budget import flops_per_token
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.model.load import load_config
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "litgpt", "lightning", "transformers", "accelerate", "liger-kernel", "torchao", "bitsandbytes")

@@ -1,14 +1,13 @@
 """Fixed validation: the same blocks in the same order every time, with a standard error."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from lightning.fabric import Fabric
 from torch.nn import functional as F
 
 from inheritune_lit.data.packed import PADDING, PackedDataset
+from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.progress import Progress
 
 
@@ -40,33 +39,6 @@ class ValidationResult:
     blocks: int
     tokens: int
     domains: dict[str, DomainLoss]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Processes that validate together.
-
-    Attributes:
-        rank, world: which of how many.
-        add_up: sums a tensor over them.
-    """
-
-    rank: int
-    world: int
-    add_up: Callable[[torch.Tensor], torch.Tensor]
-
-    @classmethod
-    def of(cls, fabric: Fabric) -> "Ranks":
-        """The processes of a fabric; it sums on its device, where its backend can, and hands back where it took."""
-
-        def add_up(tensor: torch.Tensor) -> torch.Tensor:
-            if fabric.world_size == 1:
-                return tensor
-            summed = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
-            assert isinstance(summed, torch.Tensor)
-            return summed.to(tensor.device)
-
-        return cls(fabric.global_rank, fabric.world_size, add_up)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from inheritune_lit.checkpoint.folder import MODEL_CONFIG
+from inheritune_lit.checkpoint.folder import MODEL_CONFIG, require_checkpoint
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 
@@ -59,3 +59,13 @@ def load_lit_config(checkpoint_dir: Path) -> Config:
 def save_lit_config(config: Config, folder: Path) -> None:
     """Write a folder's ``model_config.yaml``."""
     (folder / MODEL_CONFIG).write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
+
+
+def load_config(checkpoint_dir: Path) -> Config:
+    """Read ``model_config.yaml``.
+
+    Raises:
+        UserError: the folder is no checkpoint, or the file does not describe a model litgpt knows.
+    """
+    require_checkpoint(checkpoint_dir)
+    return load_lit_config(checkpoint_dir)

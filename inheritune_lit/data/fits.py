@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.data.packed import load_packed_manifest
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.load import load_config
 from inheritune_lit.tokenizer import Tokenizer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.errors import UserError
@@ -25,7 +26,6 @@ from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tables import ModelRow, results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
-from inheritune_lit.model.load import load_config
 from inheritune_lit.model.quantize import Quantization
 
 

@@ -15,10 +15,9 @@ from inheritune_lit.evaluation.generation import GenerationSettings
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.evaluation.scoring import Job, Scorer
-from inheritune_lit.evaluation.sharing import Sharing
+from inheritune_lit.evaluation.sharing import Ranks, Sharing
 from inheritune_lit.evaluation.texts import TextMaker
 from inheritune_lit.progress import Progress
-from inheritune_lit.validation import Ranks
 
 _ENCODED_TOGETHER = 2048
 """Requests whose texts are in memory as ids at once."""

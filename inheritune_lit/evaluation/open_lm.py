@@ -16,13 +16,13 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.encoding import Bos, Encoder
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.model.attention import pad_head_size
 from inheritune_lit.model.device_memory import free_memory
 from inheritune_lit.model.load import load_model
 from inheritune_lit.model.quantize import Quantization, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.validation import Ranks
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
+from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.launch import device_count, launch
-from inheritune_lit.validation import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,37 @@
 """Work shared by processes that all get the same requests and all need every result."""
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from inheritune_lit.validation import Ranks
+import torch
+from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that validate together.
+
+    Attributes:
+        rank, world: which of how many.
+        add_up: sums a tensor over them.
+    """
+
+    rank: int
+    world: int
+    add_up: Callable[[torch.Tensor], torch.Tensor]
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> "Ranks":
+        """The processes of a fabric; it sums on its device, where its backend can, and hands back where it took."""
+
+        def add_up(tensor: torch.Tensor) -> torch.Tensor:
+            if fabric.world_size == 1:
+                return tensor
+            summed = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+            assert isinstance(summed, torch.Tensor)
+            return summed.to(tensor.device)
+
+        return cls(fabric.global_rank, fabric.world_size, add_up)
 
 
 class Sharing:

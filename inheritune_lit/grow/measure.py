@@ -14,9 +14,10 @@ from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.checkpoint.output import replace_text
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.data.packed import PackedDataset, content_sha256
+from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.inherit.locate import Located
 from inheritune_lit.train.devices import Precision
-from inheritune_lit.validation import BlockLosses, Ranks, block_losses
+from inheritune_lit.validation import BlockLosses, block_losses
 
 
 @dataclass(frozen=True)

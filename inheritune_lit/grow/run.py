@@ -10,6 +10,7 @@ from typing import Any, Literal
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.checkpoint.output import new_folder
+from inheritune_lit.checkpoint.settings_guard import check_folder
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.grow.checkpoint import write_grown
@@ -27,7 +28,7 @@ from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.optimizer_file import OPTIMIZER
 from inheritune_lit.train.pretrain import pretrain
-from inheritune_lit.train.run_folder import FINAL, check_folder
+from inheritune_lit.train.run_folder import FINAL
 from inheritune_lit.validation import BlockLosses, mean_loss
 
 OptimizerState = Literal["reset", "keep"]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from inheritune_lit.budget import peak_flops
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.data.fits import check_fits_model
@@ -20,6 +19,7 @@ from inheritune_lit.grow.plan import RoundPlan, plan_rounds, plan_text, within_b
 from inheritune_lit.grow.start import attn_scale_of, check_start, layers_of
 from inheritune_lit.grow.training import Training
 from inheritune_lit.inherit.locate import Located
+from inheritune_lit.planning.cards import peak_flops
 from inheritune_lit.train.data_change import data_settings
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.plan import block_size_of

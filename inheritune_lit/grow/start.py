@@ -4,14 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.lit_config import GPT2Config
+from inheritune_lit.checkpoint.lit_config import GPT2Config, load_config
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.grow.checkpoint import slice_options
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.model.load import is_tied, load_config, load_state
+from inheritune_lit.model.load import is_tied, load_state
 
 _LABELS = ("name", "hf_config")
 _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")

@@ -7,21 +7,10 @@ import torch
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
-from inheritune_lit.checkpoint.lit_config import load_lit_config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, disagreement
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt2 import build_model
-
-
-def load_config(checkpoint_dir: Path) -> Config:
-    """Read ``model_config.yaml``.
-
-    Raises:
-        UserError: the folder is no checkpoint, or the file does not describe a model litgpt knows.
-    """
-    require_checkpoint(checkpoint_dir)
-    return load_lit_config(checkpoint_dir)
 
 
 def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:

@@ -3,8 +3,24 @@
 import difflib
 from dataclasses import dataclass
 
-from inheritune_lit.budget import DENSE_BF16_FLOPS
 from inheritune_lit.errors import UserError
+
+DENSE_BF16_FLOPS = {
+    "A6000": 154.8e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+}
+"""Peak of matrix products in bf16 with fp32 accumulation and without sparsity, FLOP/s, from the makers' data sheets."""
 
 ASSUMED_MFU = 0.5
 """Share of the peak that training is assumed to reach where nothing was measured."""
@@ -60,3 +76,10 @@ def find_cards(name: str | None, flag: str = "--gpu") -> list[Card]:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
         raise UserError(f"{flag} {name} is not known; give one of {', '.join(near)}")
     return chosen
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak of a GPU by the name that CUDA gives it, None where it is not in the table."""
+    name = device_name.replace("-", " ").lower()
+    matches = [known for known in DENSE_BF16_FLOPS if all(part in name for part in known.lower().split())]
+    return DENSE_BF16_FLOPS[max(matches, key=len)] if matches else None

@@ -6,10 +6,10 @@ from statistics import median
 
 import torch
 
-from inheritune_lit.budget import peak_flops
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.model.device_memory import peak_memory
 from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.planning.cards import peak_flops
 from inheritune_lit.planning.estimate import Job
 from inheritune_lit.train.clipping import clip_gradients
 from inheritune_lit.train.devices import build_fabric

@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from inheritune_lit.budget import flops_per_token
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.checkpoint.shapes import HEAD
-from inheritune_lit.model.load import is_tied, load_config, load_state
+from inheritune_lit.model.load import is_tied, load_state
 from inheritune_lit.replication.grid import Experiment, folder_of
 from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
 from inheritune_lit.train.run_folder import FINAL

@@ -16,6 +16,7 @@ from litgpt.model import GPT
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.model.device_memory import peak_memory
 from inheritune_lit.progress import Progress
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
@@ -26,7 +27,7 @@ from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saver import Saver
 from inheritune_lit.train.schedule import learning_rate
 from inheritune_lit.train.teacher_logits import TeacherLogits
-from inheritune_lit.validation import Ranks, ValidationResult, validate
+from inheritune_lit.validation import ValidationResult, validate
 
 
 @dataclass

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from inheritune_lit.budget import peak_flops
 from inheritune_lit.checkpoint.folder import WEIGHTS
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
 from inheritune_lit.data.fits import check_fits
 from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.launch import device_count
-from inheritune_lit.model.load import load_config
+from inheritune_lit.planning.cards import peak_flops
 from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
 from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision

@@ -11,9 +11,10 @@ from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from safetensors.torch import load_file
 
 from inheritune_lit.checkpoint.export import export
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.model.load import load_config, load_model, load_state
+from inheritune_lit.model.load import load_model, load_state
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 LAYERS = [4, 1, 2]

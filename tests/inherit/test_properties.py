@@ -12,9 +12,10 @@ from random_models import build_llama, randomise
 from safetensors.torch import load_file
 
 from inheritune_lit.checkpoint.export import export
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.inherit.half_width import half_width_config
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.model.load import load_config, load_model, load_state
+from inheritune_lit.model.load import load_model, load_state
 
 TOKENS_BT = torch.arange(13).reshape(1, 13) * 5 % 61
 ONCE = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -8,9 +8,10 @@ import yaml
 from litgpt.model import GPT
 from tiny import SHAPE
 
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.load import is_tied, load_config, load_model, load_state
+from inheritune_lit.model.load import is_tied, load_model, load_state
 
 
 @pytest.fixture

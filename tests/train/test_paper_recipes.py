@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 from inheritune_lit import references
-from inheritune_lit.budget import DENSE_BF16_FLOPS, flops_per_token
+from inheritune_lit.budget import flops_per_token
 from inheritune_lit.checkpoint.lit_config import load_lit_config
 from inheritune_lit.cli import main
 from inheritune_lit.inherit.half_width import half_width_config
 from inheritune_lit.inherit.scratch import describe_shape
+from inheritune_lit.planning.cards import DENSE_BF16_FLOPS
 from inheritune_lit.references import SHAPES, Shape, find_shape
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"

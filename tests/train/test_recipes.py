@@ -9,9 +9,10 @@ import yaml
 from tiny import make_checkpoint, make_packed
 from train_command import pretrain_command
 
+from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.model.load import load_config, load_model
+from inheritune_lit.model.load import load_model
 from inheritune_lit.train.metrics import read_metrics
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
