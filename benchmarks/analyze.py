@@ -23,12 +23,11 @@ import torch
 from measuring import measure
 from slice import SHAPES, build_reference
 
-from inheritune_lit.analysis.capture import capture
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.stream import LayerStream
-from inheritune_lit.inherit.locate import locate
-from inheritune_lit.inherit.options import SliceOptions
+from inheritune_lit.analysis.stream import LayerStream, capture
+from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.resolve import locate
 
 RESULT = Path(__file__).parent / "results" / "analyze.json"
 TAU, T, HEADS, SEQUENCES, REPEATS = 0.9, 100, 24 * 16, 4, 3
@@ -130,7 +129,7 @@ def stream(folder: Path, layers: int, sequences: int) -> dict:
 def analyze_random_tokens(reference: str, out: str, sequences: int) -> None:
     """The measured process: everything but the text."""
     from inheritune_lit.analysis import analyze
-    from inheritune_lit.analysis.options import AnalyzeOptions
+    from inheritune_lit.analysis.args import AnalyzeOptions
 
     analyze.draw_sequences = lambda data, tokenizer, vocabulary, count, length, seed: torch.randint(
         0, vocabulary, (count, length + 1), generator=torch.Generator().manual_seed(seed)

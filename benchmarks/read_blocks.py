@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from inheritune_lit.checkpoint.manifest import write_manifest
 from inheritune_lit.data.megatron import DocumentWriter
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler
+from inheritune_lit.io.manifest import write_manifest
 
 BLOCK_SIZE = 2048
 WEIGHTS = {"a": 2000, "b": 5000, "c": 3000}

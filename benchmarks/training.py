@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from slice import build_reference
 
-from inheritune_lit.budget import flops_per_token
-from inheritune_lit.checkpoint.lit_config import load_config
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.model.flops import flops_per_token
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "litgpt", "lightning", "transformers", "accelerate", "liger-kernel", "torchao", "bitsandbytes")

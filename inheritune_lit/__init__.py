@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inheritune_lit.analysis.options import AnalyzeOptions
+    from inheritune_lit.analysis.args import AnalyzeOptions
     from inheritune_lit.checkpoint.export import export
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.errors import UserError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from inheritune_lit.inherit.slice import slice_reference
     from inheritune_lit.model.load import load_model
     from inheritune_lit.planning.plan import plan
+    from inheritune_lit.planning.study import study as analyze
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.study import study as analyze
     from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.teach import teach
@@ -29,7 +29,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _MODULES = {
-    "AnalyzeOptions": "analysis.options",
+    "AnalyzeOptions": "analysis.args",
     "DistillArgs": "train.args",
     "EvalArgs": "train.args",
     "MixtureArgs": "train.args",
@@ -37,7 +37,7 @@ _MODULES = {
     "SpeedArgs": "train.args",
     "TrainArgs": "train.args",
     "UserError": "errors",
-    "analyze": "study:study",
+    "analyze": "planning.study:study",
     "evaluate": "evaluation.harness",
     "export": "checkpoint.export",
     "load_model": "model.load",

@@ -23,7 +23,7 @@ from inheritune_lit.commands.training import pretrain_command
 from inheritune_lit.errors import UserError
 from inheritune_lit.examples import examples_of
 from inheritune_lit.parser_errors import reword
-from inheritune_lit.shipped import find_recipes
+from inheritune_lit.resources import find_recipes
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "init": init_command,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import sha256_file
 
 
 class Tokenizer:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from litgpt.config import configs
 
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.model.gpt2 import build_model
 from inheritune_lit.references import REFERENCES, SHAPES, find_reference, reference_table, unknown_reference
 

@@ -7,7 +7,7 @@ import yaml
 
 from inheritune_lit.cli import COMMANDS, main
 from inheritune_lit.errors import UserError
-from inheritune_lit.shipped import find_recipes, recipe_table, recipes_dir
+from inheritune_lit.resources import find_recipes, recipe_table, recipes_dir
 
 NAME = "recipes/paper-openllama-3b-13l-1b.yaml"
 

@@ -58,7 +58,7 @@ def test_recipes_are_in_the_package(installed):
 
 def test_suites_and_curves_are_in_the_package(installed):
     code = (
-        "import inheritune_lit.evaluation.suite as suite, inheritune_lit.report.paper_curves as curves; "
+        "import inheritune_lit.evaluation.suite as suite, inheritune_lit.report.figures as curves; "
         "print(suite.__file__); print(len(suite.load_suite('paper-table5').columns)); "
         "print(len(curves.paper_curves(['medium_log'])['medium_log'])); "
         "from pathlib import Path; print((Path(suite.__file__).parents[1] / 'py.typed').is_file())"

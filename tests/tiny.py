@@ -9,7 +9,7 @@ import torch
 import yaml
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.prepare import prepare
 
 SHAPE = {

@@ -10,28 +10,24 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.analysis.capture import check_capturable
-from inheritune_lit.analysis.cost import Cost
-from inheritune_lit.analysis.drops import drop_losses
+from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.attention_stats import MEASURES, angular_distances
 from inheritune_lit.analysis.forward import ForwardMeasures, measure_forward
 from inheritune_lit.analysis.gradients import gradient_norms
+from inheritune_lit.analysis.layer_dropping import drop_losses
 from inheritune_lit.analysis.maps import AttentionMaps
-from inheritune_lit.analysis.measures import MEASURES
-from inheritune_lit.analysis.options import AnalyzeOptions
-from inheritune_lit.analysis.protocols import lazy_layers, mean_and_std, protocol_v2, protocol_v4
-from inheritune_lit.analysis.residual import angular_distances
-from inheritune_lit.analysis.result import RESULT, Analysis
+from inheritune_lit.analysis.rank import lazy_layers, mean_and_std, protocol_v2, protocol_v4
+from inheritune_lit.analysis.result import RESULT, Analysis, Cost
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.states import StateStore
-from inheritune_lit.analysis.stream import LayerStream
-from inheritune_lit.checkpoint.manifest import write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.analysis.stream import LayerStream, StateStore, check_capturable
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.locate import Located, locate
-from inheritune_lit.inherit.options import SliceOptions
+from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.progress import Progress
+from inheritune_lit.inherit.resolve import Located, locate
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.io.manifest import write_manifest
+from inheritune_lit.io.progress import Progress
 
 Spans = dict[int, torch.Tensor]
 

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from inheritune_lit.analysis.capture import capture
-from inheritune_lit.analysis.heads import HeadMeasures
+from inheritune_lit.analysis.attention_stats import HeadMeasures, block_influence, output_variance
 from inheritune_lit.analysis.maps import AttentionMaps
-from inheritune_lit.analysis.residual import block_influence, output_variance
-from inheritune_lit.analysis.states import StateStore
-from inheritune_lit.analysis.stream import LayerStream
+from inheritune_lit.analysis.stream import LayerStream, StateStore, capture
 
 
 @dataclass

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from inheritune_lit.analysis.states import StateStore
-from inheritune_lit.analysis.stream import LayerStream
+from inheritune_lit.analysis.stream import LayerStream, StateStore
 
 
 def gradient_norms(

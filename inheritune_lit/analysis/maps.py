@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.analysis.options import AnalyzeOptions
+from inheritune_lit.analysis.args import AnalyzeOptions
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.layers import parse_layers
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from inheritune_lit.analysis.figures import draw_figures
-from inheritune_lit.analysis.layer_table import definitions_text, sentence, table_text
+from inheritune_lit.analysis.page import definitions_text, sentence, table_text
 from inheritune_lit.analysis.result import Analysis
 
 REPORT = "analysis.md"

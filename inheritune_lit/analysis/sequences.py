@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inheritune_lit.checkpoint.manifest import read_manifest
-from inheritune_lit.data.fits import check_fits_model
+from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.compatibility import check_fits_model
 from inheritune_lit.data.formats.report import ReadReport
 from inheritune_lit.data.formats.table import format_of
-from inheritune_lit.data.hub import is_hub_source
-from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.records import check_broken
-from inheritune_lit.data.sources import find_sources
+from inheritune_lit.data.sources import find_sources, is_hub_source
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.tokenizer import Tokenizer
 
 _CHARACTERS = 1 << 26

@@ -1,4 +1,4 @@
-"""``inheritune export``: a litgpt checkpoint as a Hugging Face folder."""
+"""The README of an exported model: where it comes from and what may be done with it."""
 
 import json
 import sys
@@ -12,18 +12,71 @@ import torch
 from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, split_name
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
+from inheritune_lit.checkpoint.config import Config, GPT2Config, load_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
 from inheritune_lit.checkpoint.hf_config import load_hf_config
-from inheritune_lit.checkpoint.lit_config import GPT2Config, load_lit_config
-from inheritune_lit.checkpoint.manifest import read_manifest, write_manifest
-from inheritune_lit.checkpoint.model_card import model_card
-from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, new_folder
-from inheritune_lit.checkpoint.pieces import Piece, read_piece
-from inheritune_lit.checkpoint.safetensors_file import write_safetensors
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, disagreement, tensor_shapes
+from inheritune_lit.checkpoint.safetensors_files import write_safetensors
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, disagreement, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.progress import Progress
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.progress import Progress
+from inheritune_lit.references import REFERENCES
+
+
+def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Args:
+        config: the model's configuration.
+        origin: manifest of the checkpoint; empty where there is none.
+        parameters: number of parameters.
+        licence: identifier of the licence; the named reference's when None.
+    """
+    source, layers, tokens = lineage(origin)
+    repository = f"{source.get('org')}/{source.get('name')}"
+    known = next((reference for reference in REFERENCES if reference.repository == repository), None)
+    licence = licence or (known.licence if known else None)
+    front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    front += [f"license: {licence}"] if licence else []
+    front += [f"base_model: {repository}"] if source and source.get("org") != "local" else []
+    lines = [
+        f"# {config.hf_config.get('name') or config.name}",
+        f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
+        " made with the Inheritune recipe (arXiv 2404.08634).",
+        f"* Reference: {repository if source else 'not recorded'}"
+        + (f", {source['n_layer']} layers" if source.get("n_layer") else ""),
+        f"* Inherited layers: {', '.join(map(str, layers)) if layers else 'none'}",
+        f"* Tokens trained after inheriting: {f'{tokens:,}' if tokens else 'none recorded'}",
+        f"* Licence: {licence or 'that of the reference, which is not known here'}",
+    ]
+    if config.attention_logit_softcapping is not None:
+        lines.append(
+            '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
+        )
+    return "\n".join([*front, "---", "", lines[0], "", lines[1], "", *lines[2:], ""])
+
+
+def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None, int]:
+    """Follow the manifests back to the reference.
+
+    Returns:
+        The first reference's record, its layer behind each layer of the model (None where unknown or random), and the
+        tokens trained on since.
+    """
+    source: dict[str, Any] = {}
+    layers: list[int] | None = None
+    tokens, random = 0, False
+    current: dict[str, Any] | None = manifest
+    while current:
+        tokens += 0 if random else current.get("tokens", 0)
+        if current.get("kind") == "slice":
+            source, own = current["reference"], current["layers"]
+            random = random or own is None
+            layers = None if random else [own[layer] for layer in layers] if layers is not None else own
+        current = current.get("parent")
+    return source, layers, tokens
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.checkpoint.byte_ranges import RangedFile, fetch_tensors, range_url
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES
-from inheritune_lit.checkpoint.hub_errors import explain_hub_errors
-from inheritune_lit.checkpoint.ranged import RangedFile, fetch_tensors, range_url
-from inheritune_lit.checkpoint.ranged_torch import open_torch_file
+from inheritune_lit.checkpoint.torch_files import open_torch_file
 from inheritune_lit.checkpoint.weights import (
     BIN,
     BIN_INDEX,
@@ -21,6 +20,7 @@ from inheritune_lit.checkpoint.weights import (
     read_index,
 )
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.hub_errors import explain_hub_errors
 
 _SMALL_FILES = (HF_CONFIG, "generation_config.json", *TOKENIZER_FILES, SAFETENSORS_INDEX, BIN_INDEX)
 _RANGED_BELOW = 0.9

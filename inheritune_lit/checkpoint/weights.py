@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 
 from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
-from inheritune_lit.checkpoint.safetensors_file import TensorEntry, read_header
+from inheritune_lit.checkpoint.safetensors_files import TensorEntry, read_header
 from inheritune_lit.errors import UserError
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from inheritune_lit.advice.args import AdviceArgs
-from inheritune_lit.criteria.args import HealingArgs
 from inheritune_lit.errors import UserError
+from inheritune_lit.planning.advice_args import AdviceArgs
+from inheritune_lit.studies.ablate_args import HealingArgs
 
 
 def analyze_command(
@@ -71,8 +71,8 @@ def analyze_command(
     ):
         if changed and not on:
             raise UserError(f"--{name} settings are given without {switch}, which reads them; add {switch}")
-    from inheritune_lit.analysis.options import AnalyzeOptions
-    from inheritune_lit.study import study
+    from inheritune_lit.analysis.args import AnalyzeOptions
+    from inheritune_lit.planning.study import study
 
     options = AnalyzeOptions(
         num_sequences=num_sequences,

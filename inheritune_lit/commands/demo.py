@@ -9,6 +9,6 @@ def demo_command(out_dir: Path = Path("runs/demo")) -> None:
     Args:
         out_dir: folder for everything the demo makes; finished parts are kept when it is run again.
     """
-    from inheritune_lit.demo.run import run_demo
+    from inheritune_lit.studies.demo import run_demo
 
     run_demo(out_dir)

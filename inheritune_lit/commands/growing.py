@@ -69,9 +69,9 @@ def grow_command(
         logger_name: a logger beside ``metrics.csv``.
         dry_run: print the plan and stop.
     """
-    from inheritune_lit.grow.layers import GrowOptions
-    from inheritune_lit.grow.run import grow as run
-    from inheritune_lit.grow.training import Training
+    from inheritune_lit.studies.grow import grow as run
+    from inheritune_lit.studies.grow_layers import GrowOptions
+    from inheritune_lit.studies.grow_training import Training
     from inheritune_lit.train.devices import default_precision
 
     training = Training(

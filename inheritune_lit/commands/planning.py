@@ -6,7 +6,7 @@ from typing import Literal
 
 def list_recipes_command() -> None:
     """List the recipes that come with the program, as --config takes them, with the command each is for."""
-    from inheritune_lit.shipped import recipe_table
+    from inheritune_lit.resources import recipe_table
 
     print(recipe_table())
 

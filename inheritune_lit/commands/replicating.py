@@ -27,6 +27,6 @@ def reproduce_command(
         only: train just these models of the grid, and those that they begin with.
         dry_run: say what will be trained and stop.
     """
-    from inheritune_lit.replication.run import reproduce as run
+    from inheritune_lit.studies.replication import reproduce as run
 
     run(source, out_dir, scale, seeds, baseline_seeds, only, dry_run)

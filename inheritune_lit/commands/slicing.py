@@ -44,7 +44,7 @@ def slice_command(
         seed: seed of random weights.
         dry_run: print the plan and stop.
     """
-    from inheritune_lit.inherit.options import parse_parts
+    from inheritune_lit.inherit.args import parse_parts
     from inheritune_lit.inherit.slice import slice_reference as run
 
     run(

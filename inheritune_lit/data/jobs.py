@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.formats.parquet import parquet_groups
 from inheritune_lit.data.formats.table import format_of
-from inheritune_lit.data.hub import SCHEME
-from inheritune_lit.data.options import PrepareOptions
-from inheritune_lit.data.sources import SourceFile
+from inheritune_lit.data.sources import SCHEME, SourceFile
 
 # Constants, not functions of the number of workers: a stopped preparation goes on with any number of them.
 _RANGE_BYTES = 1 << 25

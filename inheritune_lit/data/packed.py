@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from inheritune_lit.checkpoint.manifest import read_manifest
-from inheritune_lit.data.cuts import PackedCut, SeparateCut
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.data.mixture import DomainSize
+from inheritune_lit.data.packing import PackedCut, SeparateCut
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import read_manifest
 
 SPLITS = ("train", "val")
 # Stands where a block has no token; as a target, torch's cross-entropy ignores it.

@@ -1,16 +1,34 @@
-"""Jobs on several processes, which end when the one that started them does."""
+"""SIGTERM as an orderly end."""
 
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 from inheritune_lit.data.jobs import Job
-from inheritune_lit.data.parts import PartsContext, PartsMaker, Step
-from inheritune_lit.data.stopping import stop_at_once
+from inheritune_lit.data.shards import PartsContext, PartsMaker, Step
 from inheritune_lit.errors import UserError
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """While the block runs, SIGTERM raises ``SystemExit`` (143), so that what is half-done is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread handle signals
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_jobs(jobs: list[Job], context: PartsContext, num_workers: int, report: Callable[[Step], None]) -> None:

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.encoder import DocumentEncoder
-from inheritune_lit.data.existing import Existing, open_existing
-from inheritune_lit.data.finish import finish
+from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.encoding import DocumentEncoder
+from inheritune_lit.data.finalize import Existing, finish, open_existing
 from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.jobs import Job, plan_jobs
 from inheritune_lit.data.nodes import default_workers, share
-from inheritune_lit.data.options import PrepareOptions
-from inheritune_lit.data.parts import PartsContext, Step
-from inheritune_lit.data.pool import run_jobs
+from inheritune_lit.data.pool import run_jobs, stop_at_once
+from inheritune_lit.data.shards import PartsContext, Step
 from inheritune_lit.data.sources import SourceFile, find_sources
-from inheritune_lit.data.stopping import stop_at_once
 from inheritune_lit.data.subset import Quota, estimate_thresholds, quotas_of
-from inheritune_lit.data.work import WorkFolder, locked, work_folder
+from inheritune_lit.data.workdir import WorkFolder, locked, work_folder
 from inheritune_lit.errors import UserError
-from inheritune_lit.progress import Progress
+from inheritune_lit.io.progress import Progress
 from inheritune_lit.tokenizer import Tokenizer
 
 _BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding this much text

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.formats.lines import count_lines
 from inheritune_lit.data.formats.report import MAX_BROKEN_SHARE, ReadReport
-from inheritune_lit.data.hub import SCHEME
-from inheritune_lit.data.join import Joined, Segment
+from inheritune_lit.data.formats.text import count_lines
+from inheritune_lit.data.merge_shards import Joined, Segment
 from inheritune_lit.data.packed import SPLITS
-from inheritune_lit.data.sources import SourceFile
+from inheritune_lit.data.sources import SCHEME, SourceFile
 from inheritune_lit.errors import UserError
 
 COUNTS = {"rows": "rows", "empty_rows": "empty", "broken_rows": "broken", "long_rows": "too_long"}

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.data.packed import SPLITS, load_packed_manifest
 from inheritune_lit.errors import UserError
-from inheritune_lit.progress import Progress
+from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.progress import Progress
 
 
 def verify(folder: Path) -> None:

@@ -6,13 +6,13 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import sha256_file, write_manifest
-from inheritune_lit.checkpoint.output import new_folder
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import mmlu
+from inheritune_lit.evaluation import paper_tasks as mmlu
 from inheritune_lit.evaluation.rows import write_rows
 from inheritune_lit.evaluation.suite import load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tasks import registered_config, task_manager
+from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.manifest import sha256_file, write_manifest
 
 _PARQUET = "refs/convert/parquet"
 """The hub's branch with the rows of data sets whose loading scripts are refused."""

@@ -8,24 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.checkpoint.manifest import read_manifest
-from inheritune_lit.data.fits import check_fits
+from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.cells import cells_of
 from inheritune_lit.evaluation.encoding import Bos
-from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
-from inheritune_lit.evaluation.held_out import HeldOut
 from inheritune_lit.evaluation.loading import LoadedTask, load_tasks
 from inheritune_lit.evaluation.open_lm import Dtype
-from inheritune_lit.evaluation.place import Place, find_place
+from inheritune_lit.evaluation.ranks import Place, find_place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.scorer import ModelOptions, Scorer
 from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tables import ModelRow, results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
+from inheritune_lit.evaluation.val_data import NAME as HELD_OUT
+from inheritune_lit.evaluation.val_data import HeldOut
 from inheritune_lit.inherit.reference import open_reference
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.quantize import Quantization
 
 

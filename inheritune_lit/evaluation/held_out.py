@@ -1,61 +1,136 @@
-"""Loss on the validation part of packed data."""
+"""Fixed validation: the same blocks in the same order every time, with a standard error."""
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from inheritune_lit.budget import LONGEST_BLOCK
-from inheritune_lit.checkpoint.manifest import MANIFEST, sha256_file
-from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.evaluation.lit_lm import LitLM
-from inheritune_lit.evaluation.place import Place
-from inheritune_lit.validation import validate
+import torch
+from torch.nn import functional as F
 
-NAME = "held_out"
-"""The record's name beside those of tasks."""
-_TOKENS_A_BATCH = 8192
+from inheritune_lit.data.packed import PADDING, PackedDataset
+from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.io.progress import Progress
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What to score.
+class DomainLoss:
+    """Loss on one domain, in nats a token; see ``ValidationResult``."""
+
+    loss: float
+    stderr: float
+    blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Loss in nats a token.
 
     Attributes:
-        folder: packed data.
-        blocks: of its validation part; all when None.
-        max_seq_length: tokens a block; the model's context, at most 2048, when None.
+        loss: mean cross-entropy over all targets.
+        stderr: its standard error when blocks are drawn independently (NaN for a single block). Where blocks have
+            different numbers of targets, that of a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10).
+        blocks: blocks seen.
+        tokens: targets seen.
+        domains: the same for each domain that was seen.
     """
 
-    folder: Path
-    blocks: int | None
-    max_seq_length: int | None
-
-    def describe(self) -> dict[str, Any]:
-        """What identifies this part of a result."""
-        return {
-            "val_sha256": sha256_file(self.folder / MANIFEST),
-            "val_blocks": self.blocks,
-            "max_seq_length": self.max_seq_length,
-        }
+    loss: float
+    stderr: float
+    blocks: int
+    tokens: int
+    domains: dict[str, DomainLoss]
 
 
-def score_held_out(lm: LitLM, label: str, held_out: HeldOut, place: Place) -> dict[str, Any]:
-    """The model's loss in nats a token, as ``validate`` has it, ready for JSON.
+@dataclass(frozen=True)
+class BlockLosses:
+    """Losses of the single blocks, in the order in which every model gets them: what a paired comparison needs.
+
+    Attributes:
+        losses: nats, summed over a block's targets.
+        targets: how many these are.
+        domains: where the blocks come from.
+    """
+
+    losses: list[float]
+    targets: list[int]
+    domains: list[str]
+
+
+def validate(
+    model: torch.nn.Module,
+    dataset: PackedDataset,
+    batch_size: int,
+    max_blocks: int | None = None,
+    device: torch.device | str = "cpu",
+    label: str | None = None,
+    ranks: Ranks | None = None,
+) -> ValidationResult:
+    """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
+    scored = block_losses(model, dataset, batch_size, max_blocks, device, label, ranks)
+    by_domain: dict[str, list[int]] = {}
+    for number, domain in enumerate(scored.domains):
+        by_domain.setdefault(domain, []).append(number)
+    domains = {
+        domain: DomainLoss(
+            *mean_loss([scored.losses[number] for number in numbers], [scored.targets[number] for number in numbers])
+        )
+        for domain, numbers in by_domain.items()
+    }
+    return ValidationResult(*mean_loss(scored.losses, scored.targets), domains)
+
+
+@torch.no_grad()
+def block_losses(
+    model: torch.nn.Module,
+    dataset: PackedDataset,
+    batch_size: int,
+    max_blocks: int | None = None,
+    device: torch.device | str = "cpu",
+    label: str | None = None,
+    ranks: Ranks | None = None,
+) -> BlockLosses:
+    """Next-token cross-entropy of each of the same blocks of a data set every time.
 
     Args:
-        lm: the opened model.
-        label: for the progress line.
-        held_out: what to score.
-        place: where the model is, and who shares the work.
+        model: maps token ids (B, T) to logits (B, T, V).
+        dataset: blocks to score, in their own order.
+        batch_size: blocks a forward pass.
+        max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
+        device: where the model is.
+        label: shows progress under this name; silent when None.
+        ranks: processes that share the work and all get the result; each has the same model.
     """
-    block_size = held_out.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
-    dataset = PackedDataset(held_out.folder, "val", block_size)
-    batch_size = max(1, _TOKENS_A_BATCH // block_size)
-    told = f"{label}: held-out text" if place.is_first else None
-    result = validate(lm.model, dataset, batch_size, held_out.blocks, place.device, told, place.ranks)
-    record = asdict(result) | {"block_size": block_size}
-    for part in (record, *record["domains"].values()):
-        if math.isnan(part["stderr"]):  # which JSON does not know
-            part["stderr"] = None
-    return record
+    n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
+    blocks = [number * len(dataset) // n_blocks for number in range(n_blocks)]
+    losses_N = torch.zeros(n_blocks, dtype=torch.float64)
+    rank, world = (ranks.rank, ranks.world) if ranks else (0, 1)
+    starts = range(0, n_blocks, batch_size)
+    progress = Progress(label, n_blocks, "block") if label else None
+    # Every rank does as many forward passes as the others, which a sharded model needs: spare ones do the last again.
+    for number in range(rank, math.ceil(len(starts) / world) * world, world):
+        start = starts[min(number, len(starts) - 1)]
+        chosen = blocks[start : start + batch_size]
+        tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(device)
+        # Padding follows the last target, so causal attention never sees the token that stands in for it.
+        logits_BTV = model(tokens_BT1[:, :-1].clamp(min=0))
+        loss_BT = F.cross_entropy(
+            logits_BTV.float().transpose(1, 2), tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING
+        )
+        if number < len(starts):
+            losses_N[start : start + batch_size] = loss_BT.double().sum(dim=1).cpu()
+        if progress:
+            progress.update(len(chosen))
+    if progress:
+        progress.close()
+    losses = (ranks.add_up(losses_N) if ranks else losses_N).tolist()
+    return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
+
+
+def mean_loss(losses: list[float], targets: list[int]) -> tuple[float, float, int, int]:
+    """Mean over targets, its standard error, blocks and targets, from the blocks' summed losses."""
+    blocks, tokens = len(losses), sum(targets)
+    mean = math.fsum(losses) / tokens
+    if blocks == 1:
+        return mean, math.nan, blocks, tokens
+    squares = math.fsum((loss - mean * count) ** 2 for loss, count in zip(losses, targets, strict=True))
+    return mean, math.sqrt(squares * blocks / (blocks - 1)) / tokens, blocks, tokens

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import logiqa, mmlu
+from inheritune_lit.evaluation import paper_tasks as logiqa
+from inheritune_lit.evaluation import paper_tasks as mmlu
 from inheritune_lit.evaluation.rows import LocalRows, find_rows, read_rows, write_rows
 
 Rows = list[dict[str, Any]]

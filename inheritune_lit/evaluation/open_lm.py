@@ -10,16 +10,16 @@ import torch
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
-from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.encoding import Bos, Encoder
 from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache
-from inheritune_lit.evaluation.sharing import Ranks
 from inheritune_lit.inherit.load import load_reference
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.attention import pad_head_size
-from inheritune_lit.model.device_memory import free_memory
+from inheritune_lit.model.devices import free_memory
 from inheritune_lit.model.load import load_model
 from inheritune_lit.model.quantize import Quantization, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, new_folder, replace_text
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import check_vacant, new_folder, replace_text
+from inheritune_lit.io.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
 
 _GROWS = ("checkpoints", "columns")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.manifest import sha256_file
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import sha256_file
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(?P<kind>jsonl|parquet)")

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.evaluation.encoding import Bos
-from inheritune_lit.evaluation.held_out import NAME as HELD_OUT
-from inheritune_lit.evaluation.held_out import HeldOut, score_held_out
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.loading import LoadedTask
 from inheritune_lit.evaluation.open_lm import Dtype, open_lm
-from inheritune_lit.evaluation.place import Place
+from inheritune_lit.evaluation.ranks import Place
 from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.task_record import identity, samples_text, score_task
+from inheritune_lit.evaluation.val_data import NAME as HELD_OUT
+from inheritune_lit.evaluation.val_data import HeldOut, score_held_out
 from inheritune_lit.model.quantize import Quantization
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.shipped import suites_dir
+from inheritune_lit.resources import suites_dir
 
 FloorKind = Literal["auto", "constant", "chance", "none"]
 Role = Literal["reference", "baseline", "ours"]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from lm_eval.evaluator import evaluate
 
-from inheritune_lit.checkpoint.manifest import installed_versions
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.loading import LoadedTask
 from inheritune_lit.evaluation.significance import bootstrap_stderr, word_perplexity
+from inheritune_lit.io.manifest import installed_versions
 
 _BOOTSTRAPS = 1000
 _HASH_DIGITS = 16

@@ -10,7 +10,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import mmlu
+from inheritune_lit.evaluation import paper_tasks as mmlu
 from inheritune_lit.evaluation.local_rows import LocalTaskRows
 from inheritune_lit.evaluation.rows import LocalRows
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.pieces import read_piece
+from inheritune_lit.checkpoint.tensors import read_piece
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference

@@ -6,15 +6,13 @@ from typing import Any
 import torch
 
 from inheritune_lit.checkpoint.architectures.base import split_name
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.checkpoint.hf_config import trim_lists
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.pieces import Piece, describe
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, count_parameters, tensor_shapes
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, describe, tensor_shapes
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.half_width import half_width_config, narrow
-from inheritune_lit.inherit.options import SliceOptions, layer_map
+from inheritune_lit.inherit.args import SliceOptions, layer_map
+from inheritune_lit.inherit.initialise import half_width_config, narrow
 from inheritune_lit.inherit.reference import ReferenceModel
 
 

@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, split_name
-from inheritune_lit.checkpoint.architectures.naming import litgpt_name
+from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, litgpt_name, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
+from inheritune_lit.checkpoint.config import Config, load_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, meant, refuse_outside_links
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
-from inheritune_lit.checkpoint.lit_config import load_lit_config
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.pieces import Piece
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, tensor_shapes
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 

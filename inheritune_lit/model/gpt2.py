@@ -3,8 +3,7 @@
 import torch
 from litgpt.model import GPT, batched_index_select
 
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 
 
 class GPT2(GPT):

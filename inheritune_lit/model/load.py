@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from litgpt.model import GPT
 
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.checkpoint.shapes import EMBEDDING, HEAD, disagreement
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, disagreement
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt2 import build_model
 

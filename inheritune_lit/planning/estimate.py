@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from inheritune_lit.budget import flops_per_token
-from inheritune_lit.model.device_memory import USABLE
-from inheritune_lit.planning.cards import ASSUMED_MFU, Card
-from inheritune_lit.planning.subject import Subject
+from inheritune_lit.model.devices import USABLE
+from inheritune_lit.model.flops import flops_per_token
+from inheritune_lit.planning.model_spec import Subject
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.gpus import ASSUMED_MFU, Card
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
 
 _RECOMPUTING = 4 / 3

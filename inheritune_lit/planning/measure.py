@@ -7,14 +7,14 @@ from statistics import median
 import torch
 
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
-from inheritune_lit.model.device_memory import peak_memory
+from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.model.gpt2 import build_model
-from inheritune_lit.planning.cards import peak_flops
 from inheritune_lit.planning.estimate import Job
-from inheritune_lit.train.clipping import clip_gradients
 from inheritune_lit.train.devices import build_fabric
+from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.memory import step_memory
+from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.preflight import check_machine
 from inheritune_lit.train.setup import set_up
 

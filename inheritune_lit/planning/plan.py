@@ -6,15 +6,15 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from inheritune_lit.budget import LONGEST_BLOCK
 from inheritune_lit.data.packed import load_packed_manifest
 from inheritune_lit.errors import UserError
-from inheritune_lit.planning.cards import find_cards
+from inheritune_lit.model.flops import LONGEST_BLOCK
 from inheritune_lit.planning.estimate import Job, disk_of, on_card
-from inheritune_lit.planning.subject import Subject, subject_of_checkpoint, subject_of_reference
+from inheritune_lit.planning.model_spec import Subject, subject_of_checkpoint, subject_of_reference
 from inheritune_lit.planning.text import plan_text
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.gpus import find_cards
 from inheritune_lit.train.sweep import at_depth
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}

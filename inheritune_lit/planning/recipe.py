@@ -4,15 +4,15 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inheritune_lit.budget import LONGEST_BLOCK
-from inheritune_lit.checkpoint.output import make_folder, replace_text
 from inheritune_lit.errors import UserError
-from inheritune_lit.planning.cards import Card, find_cards
+from inheritune_lit.io.folders import make_folder, replace_text
+from inheritune_lit.model.flops import LONGEST_BLOCK
 from inheritune_lit.planning.estimate import Job, OnCard, disk_of, on_card
+from inheritune_lit.planning.model_spec import Subject, subject_of_reference
 from inheritune_lit.planning.plan import parse_count
-from inheritune_lit.planning.subject import Subject, subject_of_reference
 from inheritune_lit.planning.text import plan_text
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.gpus import Card, find_cards
 
 _DATA_RECIPE, _DATA = "recipes/data/redpajama-1t-sample.yaml", "data/redpajama-1b"
 _TOKENS_A_STEP = 131_072

@@ -1,9 +1,9 @@
 """A plan in words."""
 
-from inheritune_lit.model.device_memory import USABLE
-from inheritune_lit.planning.cards import ASSUMED_MFU
+from inheritune_lit.model.devices import USABLE
 from inheritune_lit.planning.estimate import Disk, Job, OnCard, within
 from inheritune_lit.planning.measure import Measured
+from inheritune_lit.train.gpus import ASSUMED_MFU
 
 
 def plan_text(

@@ -1,12 +1,161 @@
-"""Markdown with its figures as one HTML page that needs nothing else."""
+"""The report in Markdown."""
 
 import base64
 import html
+import os
 import re
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import markdown
+
+from inheritune_lit.report.commands import commands_of
+from inheritune_lit.report.runs import Material, Page, Run
+
+
+def report_markdown(material: Material, figures: dict[str, Path], base: Path) -> str:
+    """The whole report; figures are named by paths relative to ``base``.
+
+    Args:
+        figures: by their names: "curves", "paper", and "layers of <run>" for maps of inherited layers.
+        base: folder that the Markdown file is in.
+    """
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    parts = ["# Report", f"Made on {made}. Losses are in nats a token, ± is one standard error."]
+    if material.runs:
+        parts += ["## Runs", _run_table(material.runs)]
+        if "curves" in figures:
+            parts.append(_image("Held-out loss against tokens, FLOPs and hours", figures["curves"], base))
+        if "paper" in figures:
+            title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
+            parts.append(_image(title, figures["paper"], base))
+        parts += _inherited(material.runs, figures, base)
+    for title, pages in (
+        ("Growing", material.growths),
+        ("Evaluation", material.evaluations),
+        ("Analysis", material.analyses),
+    ):
+        for page in pages:
+            parts += [f"## {title}: {page.name}", *_page(page, base)]
+    if material.runs:
+        parts.append("## To do it again")
+        parts += [_provenance(run) for run in material.runs]
+    return "\n\n".join(parts) + "\n"
+
+
+def is_running(run: Run) -> bool:
+    """Whether there is more to come: no final checkpoint yet."""
+    return run.final is None
+
+
+def _run_table(runs: list[Run]) -> str:
+    lines = [
+        "| run | layers | parameters | tokens | held-out loss | before training | tokens/s | MFU | memory | hours |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in runs:
+        first, last = (run.validations[0], run.validations[-1]) if run.validations else ({}, {})
+        start = first if first.get("step") == 0 else {}
+        tokens = run.rows[-1]["tokens"] if run.rows else 0
+        slice_ = run.slice or {}
+        cells = [
+            f"{run.name}{' (goes on)' if is_running(run) else ''}",
+            _number(slice_.get("n_layer")),
+            _number(slice_.get("parameters", {}).get("total")),
+            _number(tokens),
+            _loss(last),
+            _loss(start),
+            _number(run.typical("tokens_per_s")),
+            _percent(run.typical("mfu")),
+            _gigabytes(run.largest("memory_gb")),
+            _hours(run.largest("seconds")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _inherited(runs: list[Run], figures: dict[str, Path], base: Path) -> list[str]:
+    parts = []
+    for run in runs:
+        manifest = run.slice
+        if manifest is None:
+            continue
+        parts += [f"### What {run.name} inherited", _sentence(manifest)]
+        if (name := f"layers of {run.name}") in figures:
+            parts.append(_image(f"Layers of {run.name}", figures[name], base))
+    return parts
+
+
+def _sentence(manifest: dict[str, Any]) -> str:
+    reference = manifest["reference"]
+    if manifest["layers"] is None:
+        return f"Nothing: the shape of {reference['name']} at {manifest['n_layer']} layers, with random weights."
+    outer = [name.replace("_", " ") for name in ("embeddings", "final_norm", "head") if manifest.get(name)]
+    parts = ", ".join(manifest.get("parts", []))
+    return (
+        f"Layers {', '.join(map(str, manifest['layers']))} of the {reference['n_layer']} of {reference['name']} "
+        f"({parts}), and its {', '.join(outer) or 'nothing else'}; {manifest['init']}."
+    )
+
+
+def _page(page: Page, base: Path) -> list[str]:
+    text = page.markdown.read_text(encoding="utf-8")
+    # Their headings stand below this report's.
+    lines = [f"##{line}" if line.startswith("#") else line for line in text.splitlines()]
+    named = {figure.name for figure in page.figures if figure.name in text}
+    for name in named:
+        lines = [line.replace(f"]({name})", f"]({_relative(page.folder / name, base)})") for line in lines]
+    loose = [figure for figure in page.figures if figure.name not in named]
+    return ["\n".join(lines).strip(), *(_image(figure.stem.replace("_", " "), figure, base) for figure in loose)]
+
+
+def _provenance(run: Run) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run.manifest.get("versions", {}).items())
+    settings = run.settings
+    facts = [f"begun {run.manifest.get('created', 'unknown')}", versions]
+    facts.append(f"start weights SHA-256 {settings.get('initial_weights_sha256', 'unknown')}")
+    facts.append(f"data SHA-256 {settings.get('data_sha256', 'unknown')}")
+    if distill := settings.get("distill"):
+        teacher = distill.get("teacher") or distill.get("teacher_logits")
+        facts.append(f"TEACHER in its command: {teacher}")
+    facts += [f"source {file['path']} SHA-256 {file['sha256']}" for file in _source_files(run) if file.get("sha256")]
+    told = "\n".join(f"- {fact}" for fact in facts)
+    return f"### {run.name}\n\n{told}\n\n```bash\n" + "\n".join(commands_of(run)) + "\n```"
+
+
+def _source_files(run: Run) -> list[dict[str, Any]]:
+    return ((run.slice or {}).get("reference") or {}).get("files") or []
+
+
+def _image(title: str, path: Path, base: Path) -> str:
+    return f"![{title}]({_relative(path, base)})"
+
+
+def _relative(path: Path, base: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix().replace(" ", "%20")
+
+
+def _loss(row: dict[str, float]) -> str:
+    return f"{row['val_loss']:.3f} ± {row['val_stderr']:.3f}" if "val_stderr" in row else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} GB"
+
+
+def _hours(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds / 3600:.2f}"
+
 
 _STYLE = """
 :root { color-scheme: light; }

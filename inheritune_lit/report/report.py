@@ -4,13 +4,12 @@ import sys
 import time
 from pathlib import Path
 
-from inheritune_lit.checkpoint.output import make_folder, replace_text
 from inheritune_lit.errors import UserError
-from inheritune_lit.report.page import html_page
-from inheritune_lit.report.paper_curves import Curve
-from inheritune_lit.report.paper_curves import paper_curves as read_curves
+from inheritune_lit.io.folders import make_folder, replace_text
+from inheritune_lit.report.figures import Curve
+from inheritune_lit.report.figures import paper_curves as read_curves
+from inheritune_lit.report.page import html_page, is_running, report_markdown
 from inheritune_lit.report.runs import Material, collect
-from inheritune_lit.report.text import is_running, report_markdown
 
 PAGE, TEXT = "report.html", "report.md"
 

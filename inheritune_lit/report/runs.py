@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from inheritune_lit.budget import flops_per_token
+from inheritune_lit.checkpoint.config import load_lit_config
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
-from inheritune_lit.checkpoint.lit_config import load_lit_config
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.run_folder import FINAL
 

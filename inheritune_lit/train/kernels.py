@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.train.args import SpeedArgs

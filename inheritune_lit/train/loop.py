@@ -16,18 +16,17 @@ from litgpt.model import GPT
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.sharing import Ranks
-from inheritune_lit.model.device_memory import peak_memory
-from inheritune_lit.progress import Progress
+from inheritune_lit.evaluation.held_out import ValidationResult, validate
+from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.io.progress import Progress
+from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
-from inheritune_lit.train.clipping import clip_gradients
-from inheritune_lit.train.guard import LossGuard
 from inheritune_lit.train.metrics import MetricsLog, NoLog
+from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saver import Saver
-from inheritune_lit.train.schedule import learning_rate
+from inheritune_lit.train.saving import Saver
+from inheritune_lit.train.schedule import LossGuard, learning_rate
 from inheritune_lit.train.teacher_logits import TeacherLogits
-from inheritune_lit.validation import ValidationResult, validate
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from litgpt.model import GPT
 from torch.nn import functional as F
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.model.gpt2 import build_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.devices import Precision

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from inheritune_lit.checkpoint.output import replace_file
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import replace_file
 
 METRICS = "metrics.csv"
 COLUMNS = (

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.output import replace_file
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.master_weights import MasterWeights
+from inheritune_lit.io.folders import replace_file
+from inheritune_lit.train.optim import MasterWeights
 
 OPTIMIZER = "optimizer.pth"
 _MASTER = "master"

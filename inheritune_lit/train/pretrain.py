@@ -8,31 +8,36 @@ from typing import Any, Literal
 
 import torch
 
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
-from inheritune_lit.data.fits import check_fits
+from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
-from inheritune_lit.launch import device_count
-from inheritune_lit.planning.cards import peak_flops
+from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.model.devices import device_count
 from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.data_change import data_changes, data_settings, run_sampler
-from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision
+from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision, stop_requests
 from inheritune_lit.train.distillation import prepare_distillation
+from inheritune_lit.train.estimate import Room
+from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
 from inheritune_lit.train.optimizer_file import OPTIMIZER, load_optimizer, save_optimizer
-from inheritune_lit.train.plan import block_size_of, check_settings, plan_run
-from inheritune_lit.train.plan_text import plan_text
+from inheritune_lit.train.plan import block_size_of, check_settings, plan_run, plan_text
 from inheritune_lit.train.preflight import check_machine
-from inheritune_lit.train.room import Room
-from inheritune_lit.train.run_folder import FINAL, RunResult, begin_run, find_run
-from inheritune_lit.train.saver import Saver
+from inheritune_lit.train.run_folder import (
+    FINAL,
+    RunResult,
+    begin_run,
+    data_changes,
+    data_settings,
+    find_run,
+    run_sampler,
+)
+from inheritune_lit.train.saving import Saver
 from inheritune_lit.train.setup import prepare_model, set_up
-from inheritune_lit.train.signals import stop_requests
 from inheritune_lit.train.state import drop_state
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run

@@ -1,14 +1,139 @@
-"""The folder of a run: which settings it belongs to, and what it ends with."""
+"""A run whose data or mixture is another than when it was started: refused with an explanation, or recorded."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.folder import FINAL
-from inheritune_lit.checkpoint.manifest import read_manifest, replace_manifest, write_manifest
-from inheritune_lit.checkpoint.output import new_folder
-from inheritune_lit.checkpoint.settings_guard import check_folder
-from inheritune_lit.train.data_change import DATA_SETTINGS
+from inheritune_lit.data.mixture import Mixture
+from inheritune_lit.data.packed import content_sha256, domain_sha256s
+from inheritune_lit.data.sampler import CYCLE, MixtureSampler
+from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.manifest import read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.settings_guard import check_folder
+from inheritune_lit.train.state import saved_step
+
+DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
+
+
+def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
+    """What a run's data is, for its settings."""
+    hashes = domain_sha256s(folder)
+    shares = {name: float(mixture.share(name)) for name in mixture.draws} if mixture.draws else "proportional"
+    return {
+        "data": str(folder),
+        "data_sha256": content_sha256(folder),
+        "documents": documents,
+        "mixture": shares,
+        "domains": {
+            name: {"sha256": hashes[name], "train_blocks": size.blocks, "train_tokens": size.tokens}
+            for name, size in mixture.domains.items()
+        },
+    }
+
+
+def data_changes(
+    run_dir: Path, settings: dict[str, Any], total_steps: int, finished: bool, allowed: bool
+) -> list[dict[str, Any]]:
+    """Changes of a run's data so far, the one that this call brings included; nothing is written.
+
+    A change is recorded with the sample it begins at, how often each domain had been drawn before, what is different,
+    and what the data was until then.
+
+    Args:
+        run_dir: where ``find_run`` found a run or nothing.
+        settings: those of this call.
+        total_steps: the steps they make.
+        finished: the run is at its end.
+        allowed: a change is wanted.
+
+    Raises:
+        UserError: a change that is not allowed, or that cannot be made any more.
+    """
+    manifest = read_manifest(run_dir)
+    if manifest is None:
+        return []
+    started, changes = manifest["settings"], manifest.get("data_changes", [])
+    if not started.keys() >= set(DATA_SETTINGS):
+        raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
+    different = _differences(started, settings)
+    if different and (finished or not allowed):
+        way = "" if finished else ", or continue with the new data by --allow_data_change true"
+        raise UserError(
+            f"{run_dir} was started with {'; '.join(different)}; use the old data and settings, give another "
+            f"--out_dir{way}"
+        )
+    if finished or not (different or changes):
+        return changes
+    steps = saved_step(run_dir)
+    sample = steps * settings["train"]["global_batch_size"]
+    if changes and sample < changes[-1]["sample"]:
+        raise UserError(
+            f"{run_dir} holds no state from sample {changes[-1]['sample']:,} on, where its data was changed; give "
+            "another --out_dir"
+        )
+    if not different:
+        return changes
+    if steps >= total_steps:
+        raise UserError(
+            f"{run_dir} has done {steps:,} steps, the budget makes {total_steps:,} of the new data; give another "
+            "--out_dir"
+        )
+    before = _drawn(started, changes, sample)
+    was = {name: started[name] for name in DATA_SETTINGS}
+    return [*changes, {"sample": sample, "drawn": before, "different": different, "was": was}]
+
+
+def run_sampler(settings: dict[str, Any], changes: list[dict[str, Any]]) -> MixtureSampler:
+    """The order of a run's samples from its last change on."""
+    mixture = settings["mixture"]
+    draws = None if mixture == "proportional" else {name: round(share * CYCLE) for name, share in mixture.items()}
+    blocks = {name: domain["train_blocks"] for name, domain in settings["domains"].items()}
+    first, drawn = (changes[-1]["sample"], changes[-1]["drawn"]) if changes else (0, {})
+    return MixtureSampler(blocks, settings["seed"], draws, first, drawn)
+
+
+def _drawn(settings: dict[str, Any], changes: list[dict[str, Any]], sample: int) -> dict[str, int]:
+    """How often each domain was drawn before a sample."""
+    sampler = run_sampler(settings, changes)
+    drawn = dict(changes[-1]["drawn"]) if changes else {}
+    for name, count in sampler.domain_counts(sampler.first_sample, sample).items():
+        drawn[name] = drawn.get(name, 0) + count
+    return drawn
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is different about the data, in words that follow "was started with"; the folder's name does not count."""
+    different = []
+    domains, now = old["domains"], new["domains"]
+    different += [f"domain {name!r}, which is gone" for name in domains if name not in now]
+    different += [f"no domain {name!r}" for name in now if name not in domains]
+    for name in sorted(domains.keys() & now.keys()):
+        if domains[name]["sha256"] != now[name]["sha256"]:
+            different.append(f"other text in domain {name!r} ({_size(domains[name])}, now {_size(now[name])})")
+    if old["documents"] != new["documents"]:
+        different.append(f"documents {old['documents']!r}, not {new['documents']!r}")
+    if old["mixture"] != new["mixture"]:
+        different += _other_shares(old["mixture"], new["mixture"])
+    if old["data_sha256"] != new["data_sha256"] and not different:
+        different.append(f"data_sha256 {old['data_sha256']!r}, not {new['data_sha256']!r}")
+    return different
+
+
+def _size(domain: dict[str, Any]) -> str:
+    return f"{domain['train_tokens']:,} training tokens"
+
+
+def _other_shares(old: Any, new: Any) -> list[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f"mixture {old!r}, not {new!r}"]
+    names = sorted(old.keys() | new.keys())
+    return [
+        f"mixture.{name} {old.get(name, 0)}, not {new.get(name, 0)}"
+        for name in names
+        if old.get(name, 0) != new.get(name, 0)
+    ]
 
 
 @dataclass(frozen=True)

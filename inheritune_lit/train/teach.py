@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from inheritune_lit.checkpoint.manifest import write_manifest
-from inheritune_lit.checkpoint.output import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.errors import UserError
-from inheritune_lit.progress import Progress
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
+from inheritune_lit.io.manifest import write_manifest
+from inheritune_lit.io.progress import Progress
 from inheritune_lit.train.distill_loss import head_logits
+from inheritune_lit.train.distillation import open_teacher
 from inheritune_lit.train.loss import CHUNK_TOKENS, hidden_states
-from inheritune_lit.train.teacher import open_teacher
 from inheritune_lit.train.teacher_logits import IDS, KIND, LOGPROBS, id_dtype, open_arrays
 
 _DONE = "done.json"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import read_manifest
 
 IDS, LOGPROBS = "ids.bin", "logprobs.bin"
 KIND = "teacher_logits"

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from synthetic_analysis import LAYER_MEASURES, make_analysis
 
 from inheritune_lit.analysis.figures import draw_figures
-from inheritune_lit.analysis.layer_table import by_layer, sentence
+from inheritune_lit.analysis.page import by_layer, sentence
 from inheritune_lit.analysis.report import write_report
 
 ALL = {"rank_and_mass.png", "depth.png", "attention_maps.png", "heads.png", "spans.png"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from synthetic_analysis import make_analysis
 
-from inheritune_lit.analysis.figure_curves import rank_and_mass_figure
+from inheritune_lit.analysis.figures import rank_and_mass_figure
 
 
 def test_a_second_model_of_higher_ranks_is_within_the_panels():

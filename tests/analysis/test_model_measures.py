@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.analysis.analyze import analyze
-from inheritune_lit.analysis.columns import attention_mass, sink_mass
-from inheritune_lit.analysis.options import AnalyzeOptions
+from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.attention_stats import attention_mass, sink_mass
 from inheritune_lit.analysis.rank import attention_rank
 from inheritune_lit.analysis.result import load_analysis
 from inheritune_lit.inherit.load import load_reference

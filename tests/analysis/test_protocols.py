@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inheritune_lit.analysis.protocols import lazy_layers, mean_and_std, protocol_v2, protocol_v4
+from inheritune_lit.analysis.rank import lazy_layers, mean_and_std, protocol_v2, protocol_v4
 
 
 def ranks() -> torch.Tensor:

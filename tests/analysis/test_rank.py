@@ -5,8 +5,8 @@ import pytest
 import torch
 from attention_samples import closed_forms, random_attention
 
-from inheritune_lit.analysis.columns import attention_mass, entropy, entropy_without_sink, sink_mass
-from inheritune_lit.analysis.options import AnalyzeOptions
+from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.attention_stats import attention_mass, entropy, entropy_without_sink, sink_mass
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.errors import UserError
 

@@ -8,11 +8,10 @@ import torch
 import transformers
 from litgpt.config import configs
 
-from inheritune_lit.checkpoint.architectures.base import lit_pieces
-from inheritune_lit.checkpoint.architectures.naming import litgpt_name
+from inheritune_lit.checkpoint.architectures.base import lit_pieces, litgpt_name
 from inheritune_lit.checkpoint.architectures.table import ARCHITECTURES, architecture_of_lit
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.shapes import tensor_shapes
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.tensors import tensor_shapes
 from inheritune_lit.errors import UserError
 
 EXPECTED = {

@@ -11,11 +11,11 @@ import transformers
 from families import CASES, needs_eager, save
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.config import load_lit_config, save_lit_config
 from inheritune_lit.checkpoint.export import export
-from inheritune_lit.checkpoint.lit_config import load_lit_config, save_lit_config
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
-from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.load import load_model
 from inheritune_lit.tokenizer import Tokenizer
 

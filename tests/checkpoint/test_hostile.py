@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from inheritune_lit.checkpoint.output import new_folder
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.folders import new_folder
 from inheritune_lit.model.load import load_state
 
 

@@ -14,9 +14,9 @@ from hub_fixtures import expect_same
 from hub_server import COMMIT, commit_of, digest
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 
 
 def inherited_bytes(ref: Path, layers: tuple[int, ...]) -> int:

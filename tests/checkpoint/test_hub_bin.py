@@ -12,10 +12,11 @@ from hub_fixtures import expect_same
 from hub_server import digest
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint import ranged, ranged_torch
-from inheritune_lit.checkpoint.manifest import read_manifest
+from inheritune_lit.checkpoint import byte_ranges as ranged
+from inheritune_lit.checkpoint import torch_files as ranged_torch
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 
 OVERHEAD = 22_000
 """State dict, directory and record headers of these models, at most, in bytes."""

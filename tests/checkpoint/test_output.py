@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from inheritune_lit.checkpoint.output import (
+from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import (
     check_vacant,
     explain_full_disk,
     make_folder,
@@ -17,7 +18,6 @@ from inheritune_lit.checkpoint.output import (
     replace_file,
     replace_text,
 )
-from inheritune_lit.errors import UserError
 
 
 def test_folder_appears_with_its_content(tmp_path):
@@ -76,7 +76,7 @@ def test_folder_filled_meanwhile_by_another_process_is_kept(tmp_path):
 
 def test_killed_process_never_shows_the_folder(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom inheritune_lit.checkpoint.output import new_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom inheritune_lit.io.folders import new_folder\n"
         "with new_folder(Path(sys.argv[1])) as staging:\n"
         "    (staging / 'half').write_text('x')\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )

@@ -8,9 +8,8 @@ import pytest
 import torch
 from litgpt.config import configs
 
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.shapes import HEAD, tensor_shapes
+from inheritune_lit.checkpoint.config import Config, GPT2Config
+from inheritune_lit.checkpoint.tensors import HEAD, tensor_shapes
 from inheritune_lit.model.gpt2 import build_model
 
 NAMES = sorted({config["name"] for config in configs if not config.get("latent_attention")})
@@ -44,7 +43,7 @@ def test_slicing_imports_neither_litgpt_nor_lightning() -> None:
         "heavy = {'litgpt', 'lightning', 'transformers', 'torchmetrics'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
         "import litgpt\n"
-        "from inheritune_lit.checkpoint.litgpt_config import Config\n"
+        "from inheritune_lit.checkpoint.config import Config\n"
         "assert litgpt.Config is Config\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,9 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.checkpoint.folder import TOKENIZER_FILES
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 
 TURN = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
 TEMPLATES = {"default": TURN, "tool_use": "tools!" + TURN}

@@ -14,13 +14,12 @@ from matplotlib.image import imread
 from synthetic_analysis import make_analysis
 from tiny import make_checkpoint, make_packed
 
-from inheritune_lit.checkpoint.manifest import read_manifest
-from inheritune_lit.criteria.args import HealingArgs
-from inheritune_lit.criteria.healed import Healed, spreads
-from inheritune_lit.criteria.run import compare_criteria
-from inheritune_lit.criteria.selection import select_layers
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.layers import layers_text, parse_layers
+from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.studies.ablate import compare_criteria, select_layers
+from inheritune_lit.studies.ablate_args import HealingArgs
+from inheritune_lit.studies.ablate_outcome import Healed, spreads
 from inheritune_lit.train import loop
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 

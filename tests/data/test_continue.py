@@ -17,7 +17,7 @@ from inheritune_lit.data import jobs, pool
 from inheritune_lit.data import prepare as prepare_module
 from inheritune_lit.data.packed import content_sha256
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.work import locked, work_folder
+from inheritune_lit.data.workdir import locked, work_folder
 from inheritune_lit.errors import UserError
 
 

@@ -9,10 +9,10 @@ import pytest
 import zstandard
 
 from inheritune_lit.data import jobs
+from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.formats.report import ReadReport
 from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.jobs import plan_jobs
-from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError
 

@@ -9,11 +9,11 @@ import torch
 import yaml
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.data.cuts import SeparateCut
-from inheritune_lit.data.fits import check_fits
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
 from inheritune_lit.data.packed import PADDING, PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.data.packing import SeparateCut
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 

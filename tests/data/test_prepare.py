@@ -223,7 +223,7 @@ def test_a_broken_row_far_into_a_file_is_named_by_its_line(corpus, tokenizer_dir
 
 
 def test_text_without_a_place_to_cut_is_left_out_and_counted(corpus, tokenizer_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("inheritune_lit.data.word_cache.WordCache.max_unbroken", 10_000)
+    monkeypatch.setattr("inheritune_lit.data.encoding.WordCache.max_unbroken", 10_000)
     with (corpus / "c4_sample.jsonl").open("a") as file:
         file.write(json.dumps({"text": "A" * 10_001}) + "\n" + json.dumps({"text": "A " * 10_001}) + "\n")
     prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inheritune_lit.data.mixture import apportion
-from inheritune_lit.data.permutation import permute, round_keys
-from inheritune_lit.data.sampler import CYCLE, MixtureSampler, micro_batch_samples
+from inheritune_lit.data.sampler import CYCLE, MixtureSampler, micro_batch_samples, permute, round_keys
 
 MASK = 2**64 - 1
 

@@ -10,11 +10,10 @@ from hub_server import COMMIT, running_hub
 from megatron_pair import parse_pair
 from random_text import make_documents
 
-from inheritune_lit.data.hub import parse
+from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.nodes import default_workers, share
-from inheritune_lit.data.options import PrepareOptions
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import find_sources
+from inheritune_lit.data.sources import find_sources, parse
 from inheritune_lit.errors import UserError
 
 ROW = '{"text": "x", "meta": {"redpajama_set_name": "RedPajamaC4"}}\n'

@@ -11,7 +11,7 @@ from megatron_pair import parse_pair
 from random_text import make_documents
 
 from inheritune_lit.data import jobs
-from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.subset import KEYS, cut_keys, keep_share, quotas_of
 from inheritune_lit.errors import UserError

@@ -10,8 +10,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inheritune_lit.data import word_cache
-from inheritune_lit.data.word_cache import SPACE, UnbrokenText, WordCache
+from inheritune_lit.data import encoding as word_cache
+from inheritune_lit.data.encoding import SPACE, UnbrokenText, WordCache
 
 LLAMA = {
     "model_type": "bpe",

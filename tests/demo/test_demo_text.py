@@ -4,10 +4,8 @@ import argparse
 import json
 import random
 
-from inheritune_lit.demo.corpus import write_corpus
-from inheritune_lit.demo.outcome import Row, conclusion, table
-from inheritune_lit.demo.reference import SHAPE, write_shape
-from inheritune_lit.demo.task import write_task
+from inheritune_lit.studies.demo_inputs import SHAPE, write_corpus, write_shape, write_task
+from inheritune_lit.studies.demo_outcome import Row, conclusion, table
 from inheritune_lit.tokenizer import Tokenizer
 
 

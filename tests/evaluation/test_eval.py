@@ -16,11 +16,11 @@ from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.harness import evaluate
+from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.evaluation.open_lm import open_lm
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.model.load import load_model
 from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.validation import validate
 
 SUBJECTS = ("virology", "anatomy")
 

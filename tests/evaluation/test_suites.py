@@ -7,12 +7,12 @@ import pytest
 from tiny import write_jsonl
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import logiqa
+from inheritune_lit.evaluation import paper_tasks as logiqa
 from inheritune_lit.evaluation.cells import is_bold
 from inheritune_lit.evaluation.floors import floor_of
 from inheritune_lit.evaluation.suite import load_suite
 from inheritune_lit.evaluation.tasks import TaskResolver, task_manager
-from inheritune_lit.shipped import suites_dir
+from inheritune_lit.resources import suites_dir
 
 NAMES = ["paper-table1", "paper-table4", "paper-table5", "quick"]
 REPOSITORY = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_unknown_suites_are_answered_with_near_ones():
 
 
 def test_mmlu_has_57_subjects_in_four_groups():
-    from inheritune_lit.evaluation import mmlu
+    from inheritune_lit.evaluation import paper_tasks as mmlu
 
     found = mmlu.subjects(task_manager())
     groups = [task_manager().task_index[name].cfg["tag"] for name in found.values()]

@@ -9,7 +9,7 @@ import torch
 
 _context = multiprocessing.get_context("forkserver")
 # Imported once: every process forks from there instead of importing torch again.
-_context.set_forkserver_preload(["inheritune_lit.grow.run", "inheritune_lit.cli"])
+_context.set_forkserver_preload(["inheritune_lit.studies.grow", "inheritune_lit.cli"])
 
 
 def run_or_die(args: list[str], before_replace: int) -> int:

@@ -8,14 +8,14 @@ import torch
 from families import blocks_of, build, logits_without_layers
 from random_models import build_llama
 
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.checkpoint.manifest import read_manifest
-from inheritune_lit.grow.checkpoint import write_grown
-from inheritune_lit.grow.layers import GrowOptions, plan_layers
-from inheritune_lit.inherit.locate import locate
-from inheritune_lit.inherit.options import SliceOptions
+from inheritune_lit.checkpoint.config import load_config
+from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.grown import write_grown
+from inheritune_lit.inherit.resolve import locate
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
+from inheritune_lit.studies.grow_layers import GrowOptions, plan_layers
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 

@@ -3,7 +3,7 @@
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.grow.layers import GrowOptions, plan_layers
+from inheritune_lit.studies.grow_layers import GrowOptions, plan_layers
 
 
 def layers(*args, depth, start=None, **options):

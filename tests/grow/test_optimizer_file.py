@@ -5,7 +5,7 @@ import torch
 from litgpt.model import GPT
 from tiny import SHAPE
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.optim import build_optimizer

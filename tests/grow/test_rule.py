@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.grow.rule import check_margin, compare
-from inheritune_lit.validation import BlockLosses
+from inheritune_lit.evaluation.against_reference import check_margin, compare
+from inheritune_lit.evaluation.held_out import BlockLosses
 
 
 def losses(values: list[float], targets: list[int] | int = 10) -> BlockLosses:

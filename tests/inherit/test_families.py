@@ -10,8 +10,8 @@ from families import CASES, build, logits_without_layers, save
 from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.export import export
-from inheritune_lit.checkpoint.lit_config import load_config
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.model.load import load_model, load_state

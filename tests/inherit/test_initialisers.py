@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 
 

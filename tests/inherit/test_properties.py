@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from random_models import build_llama, randomise
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.export import export
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.inherit.half_width import half_width_config
+from inheritune_lit.inherit.initialise import half_width_config
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.model.load import load_model, load_state
 

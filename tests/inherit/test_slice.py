@@ -8,10 +8,10 @@ import torch
 from litgpt.model import GPT
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.manifest import read_manifest, sha256_file
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.load import is_tied, load_model, load_state
 
 TOKENS_BT = torch.arange(2 * 17).reshape(2, 17) * 7 % 97

@@ -7,8 +7,7 @@ import torch
 from litgpt.model import GPT
 from tiny import SHAPE
 
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.gpt2 import build_model

@@ -8,8 +8,7 @@ import yaml
 from litgpt.model import GPT
 from tiny import SHAPE
 
-from inheritune_lit.checkpoint.lit_config import load_config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config, load_config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import is_tied, load_model, load_state
 

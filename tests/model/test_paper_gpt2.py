@@ -9,10 +9,10 @@ import transformers
 from tiny import make_checkpoint
 from torch.nn import functional as F
 
+from inheritune_lit.checkpoint.config import GPT2Config
 from inheritune_lit.checkpoint.export import export
-from inheritune_lit.checkpoint.lit_config import GPT2Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit import scratch
+from inheritune_lit.inherit import initialise as scratch
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.model.gpt2 import build_model
 from inheritune_lit.model.load import is_tied, load_model, load_state

@@ -8,12 +8,12 @@ from tiny import make_checkpoint
 
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_model
-from inheritune_lit.planning.cards import CARDS, find_cards
 from inheritune_lit.planning.estimate import Job, disk_of, on_card, within
+from inheritune_lit.planning.model_spec import subject_of_checkpoint, subject_of_reference
 from inheritune_lit.planning.plan import parse_count
-from inheritune_lit.planning.subject import subject_of_checkpoint, subject_of_reference
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.gpus import CARDS, find_cards
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

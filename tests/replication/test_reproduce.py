@@ -11,10 +11,10 @@ from tiny import write_jsonl
 
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_state
-from inheritune_lit.replication.grid import SCALES, TABLE_1, experiments
-from inheritune_lit.replication.page import write_page
-from inheritune_lit.replication.results import paired_difference, summarise
-from inheritune_lit.replication.run import reproduce
+from inheritune_lit.studies.replication import reproduce
+from inheritune_lit.studies.replication_grid import SCALES, TABLE_1, experiments
+from inheritune_lit.studies.replication_page import write_page
+from inheritune_lit.studies.replication_results import paired_difference, summarise
 
 ONLY = ["scratch", "stacking", "hybrid", "mlp", "kd"]
 

@@ -19,7 +19,7 @@ import pytest
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
-from inheritune_lit.report.paper_curves import paper_curves
+from inheritune_lit.report.figures import paper_curves
 from inheritune_lit.report.report import make_report
 
 

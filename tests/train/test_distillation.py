@@ -9,9 +9,9 @@ from tiny import SHAPE, make_checkpoint
 from torch.nn import functional as F
 from train_command import kill_at_step, losses_of, pretrain_command
 
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.manifest import sha256_file
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train import distill_loss, teach
 from inheritune_lit.train.args import DistillArgs

@@ -7,13 +7,14 @@ import pytest
 import torch
 from train_command import losses_of, pretrain_command
 
-from inheritune_lit.checkpoint.manifest import read_manifest
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.evaluation.held_out import validate
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import is_tied, load_model, load_state
-from inheritune_lit.train import saver, state
+from inheritune_lit.train import saving as saver
+from inheritune_lit.train import state
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.validation import validate
 
 
 def test_the_newest_and_the_best_are_kept(checkpoint, packed, tmp_path):

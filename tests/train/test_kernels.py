@@ -5,7 +5,7 @@ import torch
 import torch._inductor.config
 from train_command import losses_of, pretrain_command
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.train import kernels

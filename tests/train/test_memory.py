@@ -11,9 +11,9 @@ import torch
 from tiny import SHAPE
 from train_command import losses_of, pretrain_command
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
-from inheritune_lit.train import room
+from inheritune_lit.train import estimate as room
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.kernels import Kernels
 from inheritune_lit.train.memory import largest_micro_batch, step_memory
@@ -28,7 +28,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from lightning.fabric import Fabric
 from litgpt.model import GPT
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.loss import TrainingModel

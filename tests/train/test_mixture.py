@@ -18,12 +18,12 @@ from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.data.packed import PADDING, PackedDataset
 from inheritune_lit.data.sampler import CYCLE, MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs
 from inheritune_lit.train.metrics import read_metrics
 from inheritune_lit.train.optim import build_optimizer
 from inheritune_lit.train.schedule import learning_rate
-from inheritune_lit.validation import validate
 
 
 def documents_of(packed: Path, split: str) -> list[np.ndarray]:

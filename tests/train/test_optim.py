@@ -7,13 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.train import master_weights
+from inheritune_lit.train import optim as master_weights
 from inheritune_lit.train.args import OptimizerArgs
-from inheritune_lit.train.clipping import clip_gradients
-from inheritune_lit.train.guard import LossGuard
-from inheritune_lit.train.master_weights import MasterWeights
-from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.schedule import learning_rate
+from inheritune_lit.train.optim import MasterWeights, build_optimizer, clip_gradients
+from inheritune_lit.train.schedule import LossGuard, learning_rate
 
 
 def linear(dtype: torch.dtype) -> torch.nn.Linear:
@@ -144,7 +141,7 @@ def test_fused_loss_equals_plain_cross_entropy(tmp_path):
     from litgpt.model import GPT
     from tiny import SHAPE
 
-    from inheritune_lit.checkpoint.litgpt_config import Config
+    from inheritune_lit.checkpoint.config import Config
     from inheritune_lit.data.packed import PADDING
     from inheritune_lit.train.loss import TrainingModel
 
@@ -175,7 +172,7 @@ def test_z_loss_is_the_squared_normaliser():
     from litgpt.model import GPT
     from tiny import SHAPE
 
-    from inheritune_lit.checkpoint.litgpt_config import Config
+    from inheritune_lit.checkpoint.config import Config
     from inheritune_lit.train.loss import TrainingModel
 
     gpt = GPT(Config(**SHAPE))

@@ -10,13 +10,12 @@ import pytest
 import yaml
 
 from inheritune_lit import references
-from inheritune_lit.budget import flops_per_token
-from inheritune_lit.checkpoint.lit_config import load_lit_config
+from inheritune_lit.checkpoint.config import load_lit_config
 from inheritune_lit.cli import main
-from inheritune_lit.inherit.half_width import half_width_config
-from inheritune_lit.inherit.scratch import describe_shape
-from inheritune_lit.planning.cards import DENSE_BF16_FLOPS
+from inheritune_lit.inherit.initialise import describe_shape, half_width_config
+from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.references import SHAPES, Shape, find_shape
+from inheritune_lit.train.gpus import DENSE_BF16_FLOPS
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 RECIPES = sorted(PAPER.glob("*.yaml"))
@@ -88,7 +87,7 @@ def small_shapes(monkeypatch, tmp_path):
     """The shapes with their depths and a width of 32 or, where heads are odd, of 40."""
     small = tuple(Shape(s.name, s.layers, *((40, 5) if s.heads % 2 else (32, 4))) for s in SHAPES)
     monkeypatch.setattr(references, "SHAPES", small)
-    monkeypatch.setattr("inheritune_lit.inherit.scratch.VOCABULARY", 448)
+    monkeypatch.setattr("inheritune_lit.inherit.initialise.VOCABULARY", 448)
     monkeypatch.chdir(tmp_path)
 
 

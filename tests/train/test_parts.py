@@ -9,17 +9,17 @@ import torch
 from litgpt.model import GPT
 from tiny import SHAPE, make_checkpoint
 
-from inheritune_lit.budget import flops_per_token
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.mixture import DomainSize, Mixture
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.held_out import validate
+from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 from inheritune_lit.train.optim import build_optimizer
 from inheritune_lit.train.plan import plan_run
 from inheritune_lit.train.schedule import learning_rate
-from inheritune_lit.validation import validate
 
 
 def test_cosine_with_warmup_at_known_points():

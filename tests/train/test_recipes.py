@@ -9,7 +9,7 @@ import yaml
 from tiny import make_checkpoint, make_packed
 from train_command import pretrain_command
 
-from inheritune_lit.checkpoint.lit_config import load_config
+from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from train_command import pretrain_command
 
-from inheritune_lit.checkpoint.manifest import write_manifest
 from inheritune_lit.cli import main
 from inheritune_lit.data.megatron import DocumentWriter
+from inheritune_lit.io.manifest import write_manifest
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What an architecture's table has to say."""
+"""The entries of ``config.json`` that most architectures share, Hugging Face <-> litgpt."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -6,9 +6,50 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.sources import LitTensor, Plain, Source, Stacked, Stored
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.pieces import Piece
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.hf_config import require
+from inheritune_lit.checkpoint.tensors import Piece
 from inheritune_lit.errors import UserError
+
+
+def sizes_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
+    """Depth, widths, heads and context as litgpt fields.
+
+    Raises:
+        UserError: one of them is missing or no positive number.
+    """
+    n_head = require(hf, "num_attention_heads")
+    return {
+        "n_layer": require(hf, "num_hidden_layers"),
+        "n_embd": require(hf, "hidden_size"),
+        "n_head": n_head,
+        "n_query_groups": hf.get("num_key_value_heads") or n_head,
+        "head_size": hf.get("head_dim") or require(hf, "hidden_size") // n_head,
+        "intermediate_size": require(hf, "intermediate_size"),
+        "block_size": require(hf, "max_position_embeddings"),
+    }
+
+
+def sizes_to_hf(config: Config) -> dict[str, Any]:
+    """The entries for a litgpt ``Config``; ``head_dim`` is left to architectures that have it."""
+    return {
+        "num_hidden_layers": config.n_layer,
+        "hidden_size": config.n_embd,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_query_groups,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.block_size,
+    }
+
+
+def window_from_hf(hf: dict[str, Any], block_size: int) -> int | None:
+    """The sliding window, None where there is none.
+
+    A window as long as the context changes nothing, and litgpt's masks are slow.
+    """
+    window = hf.get("sliding_window")
+    return window if window and window < block_size else None
+
 
 _BLOCK = re.compile(r"^transformer\.h\.(\d+)\.(.+)\.(weight|bias)$")
 _OUTER = re.compile(r"^(.+)\.(weight|bias)$")
@@ -134,3 +175,15 @@ def lit_pieces(architecture: Architecture, config: Config, name: str, rows: int)
     source = architecture.source(module)
     assert not isinstance(source, Stacked), "what is written has the published layout"
     return source.write(LitTensor(name, module, kind, rows, config, prefix))
+
+
+OTHERS = r"(?!.*(falcon|Gemma|OLMo))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
+"""Beginning of a pattern that leaves out every name that litgpt treats specially."""
+
+
+def litgpt_name(architecture: Architecture, name: str) -> str:
+    """The name itself, or one near to it that litgpt takes for this architecture."""
+    for candidate in (name, name[:1].upper() + name[1:], f"{architecture.litgpt_name}-{name}"):
+        if re.match(architecture.litgpt_names, candidate):
+            return candidate
+    return architecture.litgpt_name

@@ -6,8 +6,8 @@ from typing import Any
 from inheritune_lit.checkpoint.architectures.base import Architecture
 from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
 from inheritune_lit.checkpoint.architectures.sources import Interleaved
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require, require_value
-from inheritune_lit.checkpoint.litgpt_config import Config
 
 
 def _has_two_norms(hf: dict[str, Any]) -> bool:

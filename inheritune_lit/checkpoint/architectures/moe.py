@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.llama import LLAMA
-from inheritune_lit.checkpoint.architectures.llama_relatives import (
+from inheritune_lit.checkpoint.architectures.llama import (
+    LLAMA,
     QWEN3,
     mistral_to_hf,
     mistral_to_lit,
@@ -12,8 +12,8 @@ from inheritune_lit.checkpoint.architectures.llama_relatives import (
     qwen3_to_lit,
 )
 from inheritune_lit.checkpoint.architectures.sources import Source, Stacked
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.hf_config import require, require_value
-from inheritune_lit.checkpoint.litgpt_config import Config
 from inheritune_lit.errors import UserError
 
 _STACKED: dict[str, Source | str] = {

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.llama import LLAMA
-from inheritune_lit.checkpoint.architectures.llama_relatives import without
+from inheritune_lit.checkpoint.architectures.llama import LLAMA, without
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.hf_config import require_value
-from inheritune_lit.checkpoint.litgpt_config import Config
 
 _EPS = 1e-5
 """Of OLMo's norms: fixed in its code."""

@@ -5,7 +5,7 @@ transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes
 
 from typing import Any
 
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 
 _LLAMA3 = {

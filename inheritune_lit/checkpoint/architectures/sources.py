@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from inheritune_lit.checkpoint.litgpt_config import Config
-from inheritune_lit.checkpoint.pieces import Piece, merge, select_rows
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.tensors import Piece, merge, select_rows
 
 Stored = dict[str, list[Piece]]
 

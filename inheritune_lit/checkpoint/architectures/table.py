@@ -3,20 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Architecture
+from inheritune_lit.checkpoint.architectures.base import Architecture, litgpt_name
 from inheritune_lit.checkpoint.architectures.falcon import FALCON, FALCON_TWO_NORMS
 from inheritune_lit.checkpoint.architectures.gemma import GEMMA, GEMMA2, GEMMA3
-from inheritune_lit.checkpoint.architectures.gpt2 import GPT2
-from inheritune_lit.checkpoint.architectures.gpt_neox import GPT_NEOX
-from inheritune_lit.checkpoint.architectures.llama import LLAMA
-from inheritune_lit.checkpoint.architectures.llama_relatives import MISTRAL, QWEN2, QWEN3
+from inheritune_lit.checkpoint.architectures.gpt import GPT2, GPT_NEOX
+from inheritune_lit.checkpoint.architectures.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from inheritune_lit.checkpoint.architectures.moe import MIXTRAL, QWEN3_MOE
-from inheritune_lit.checkpoint.architectures.naming import litgpt_name
 from inheritune_lit.checkpoint.architectures.olmo import OLMO, OLMO2
-from inheritune_lit.checkpoint.architectures.phi import PHI, PHI3
-from inheritune_lit.checkpoint.architectures.stablelm import STABLELM
-from inheritune_lit.checkpoint.lit_config import GPT2Config
-from inheritune_lit.checkpoint.litgpt_config import Config
+from inheritune_lit.checkpoint.architectures.phi import PHI, PHI3, STABLELM
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.errors import UserError
 
 ARCHITECTURES = (

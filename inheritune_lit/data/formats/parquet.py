@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.formats.rows import BrokenRow, string_field
-from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.formats.report import BrokenRow, ReadReport, string_field
 from inheritune_lit.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """What was met while reading rows."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,3 +63,47 @@ class ReadReport:
         """What ``to_record`` gave."""
         fault = record["first_broken"]
         return cls(**{**record, "first_broken": Fault(**fault) if fault else None})
+
+
+class BrokenRow(Exception):
+    """A row without a usable text; the message says why."""
+
+
+def parse_json(line: bytes) -> Any:
+    """The value of a line of JSON.
+
+    Raises:
+        BrokenRow: the line is no UTF-8 or no JSON.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BrokenRow(f"no UTF-8 ({error.reason})") from None
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
+        raise BrokenRow(f"no JSON ({error})") from None
+
+
+def string_field(row: Any, path: str) -> str:
+    """A string in a row; dots in ``path`` lead into nested objects.
+
+    Raises:
+        BrokenRow: there is no such field, or it holds no text.
+    """
+    value = row
+    for name in [path] if isinstance(row, dict) and path in row else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise BrokenRow(f'no string field "{path}"')
+    return value
+
+
+def check_text(text: str) -> None:
+    """Refuse half a surrogate pair, which JSON can spell and no UTF-8 text and no tokenizer can hold.
+
+    Raises:
+        BrokenRow: the text has one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BrokenRow(f"no UTF-8 ({error.reason})") from None

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune_lit.data.formats.lines import read_jsonl, read_txt_file, read_txt_lines
+from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.formats.parquet import read_parquet
 from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.options import PrepareOptions
+from inheritune_lit.data.formats.text import read_jsonl, read_txt_file, read_txt_lines
 
 Reader = Callable[[Path, int, int | None, PrepareOptions, ReadReport], Iterator[tuple[str, str | None]]]
 

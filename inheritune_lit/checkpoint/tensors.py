@@ -1,0 +1,196 @@
+"""Every tensor of a litgpt model with its shape, from the configuration alone.
+
+Building the model on the meta device says the same, but needs all of litgpt: see ``checkpoint/litgpt_config.py``.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from inheritune_lit.checkpoint.config import Config, GPT2Config
+
+Shapes = dict[str, tuple[int, ...]]
+
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+_EMBEDDINGS = (EMBEDDING, "transformer.wpe.weight", HEAD, "lm_head.bias")
+
+
+def tensor_shapes(config: Config, tied: bool) -> Shapes:
+    """Names and shapes in the order of ``GPT.state_dict``, but the head at the end.
+
+    Args:
+        config: the model.
+        tied: the head is the embedding and is left out.
+    """
+    shapes: Shapes = {EMBEDDING: (config.padded_vocab_size, config.n_embd)}
+    for layer in range(config.n_layer):
+        shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in _block(config).items()}
+    shapes |= _norm(config, "transformer.ln_f")
+    if isinstance(config, GPT2Config):
+        shapes["transformer.wpe.weight"] = (config.block_size, config.n_embd)
+    if not tied:
+        shapes[HEAD] = (config.padded_vocab_size, config.n_embd)
+    if config.lm_head_bias:
+        shapes["lm_head.bias"] = (config.padded_vocab_size,)
+    return shapes
+
+
+def count_parameters(shapes: Shapes, embeddings: bool = True) -> int:
+    """How many numbers tensors hold; without token embedding, learned positions and head where these are not wanted."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if embeddings or name not in _EMBEDDINGS)
+
+
+def disagreement(expected: Shapes, found: Shapes) -> str | None:
+    """What is wrong with the tensors of a checkpoint, None where nothing is."""
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"{len(missing)} tensors are missing, such as {missing[0]}"
+    if extra := sorted(found.keys() - expected.keys()):
+        return f"{len(extra)} tensors are not of this model, such as {extra[0]}"
+    for name, shape in expected.items():
+        if found[name] != shape:
+            return f"{name} has shape {found[name]}, not {shape}"
+    return None
+
+
+def _block(config: Config) -> Shapes:
+    heads = config.n_head * config.head_size
+    groups = config.n_query_groups * config.head_size
+    shapes = _norm(config, "norm_1") if config.norm_1 else {}
+    shapes |= _linear("attn.qkv", heads + 2 * groups, config.n_embd, config.bias or config.attn_bias)
+    shapes |= _linear("attn.proj", config.n_embd, heads, config.bias)
+    if config.norm_qk:
+        whole = config.norm_qk_type == "olmo2"
+        shapes |= _norm(config, "attn.norm_q", heads if whole else config.head_size)
+        shapes |= _norm(config, "attn.norm_k", groups if whole else config.head_size)
+    if config.post_attention_norm:
+        shapes |= _norm(config, "post_attention_norm")
+    if config.norm_2 and not config.shared_attention_norm:
+        shapes |= _norm(config, "norm_2")
+    shapes |= _moe(config) if config.mlp_class_name == "LLaMAMoE" else _mlp(config, "mlp", config.intermediate_size)
+    if config.post_mlp_norm:
+        shapes |= _norm(config, "post_mlp_norm")
+    return shapes
+
+
+def _mlp(config: Config, name: str, width: int) -> Shapes:
+    inputs = ("fc",) if config.mlp_class_name == "GptNeoxMLP" else ("fc_1", "fc_2")
+    shapes: Shapes = {}
+    for part in inputs:
+        shapes |= _linear(f"{name}.{part}", width, config.n_embd, config.bias)
+    return shapes | _linear(f"{name}.proj", config.n_embd, width, config.bias)
+
+
+def _moe(config: Config) -> Shapes:
+    shapes = _linear("mlp.gate", config.n_expert, config.n_embd, False)
+    for expert in range(config.n_expert):
+        shapes |= _mlp(config, f"mlp.experts.{expert}", config.moe_intermediate_size or config.intermediate_size)
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight
+
+
+def _norm(config: Config, name: str, size: int | None = None) -> Shapes:
+    if config.norm_class_name == "LayerNorm" and "OLMo" in config.name:
+        return {}  # litgpt's choice, by the name, as OLMo's norms have no parameters
+    shape = (size or config.n_embd,)
+    biased = config.norm_class_name == "LayerNorm" and (not isinstance(config, GPT2Config) or config.norm_bias)
+    return {f"{name}.weight": shape, f"{name}.bias": shape} if biased else {f"{name}.weight": shape}
+
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a stored tensor, with every column or the first few.
+
+    Attributes:
+        name: the stored tensor.
+        start, stop: rows, counted after transposing.
+        columns: number of leading columns kept; None keeps all.
+        transpose: the stored tensor is (columns, rows), as in GPT-2's Conv1D.
+        stack: the stored tensor is this many matrices; rows are counted through them.
+    """
+
+    name: str
+    start: int
+    stop: int
+    columns: int | None = None
+    transpose: bool = False
+    stack: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def select_rows(pieces: list[Piece], ranges: list[tuple[int, int]]) -> list[Piece]:
+    """Row ranges of the tensor that ``pieces`` make when stacked, as pieces."""
+    selected = []
+    for start, stop in ranges:
+        position = 0
+        for piece in pieces:
+            low, high = max(start, position), min(stop, position + piece.rows)
+            if low < high:
+                shift = piece.start - position
+                selected.append(replace(piece, start=low + shift, stop=high + shift))
+            position += piece.rows
+    return selected
+
+
+def select_columns(pieces: list[Piece], columns: int) -> list[Piece]:
+    """The first ``columns`` columns of every piece."""
+    return [replace(piece, columns=columns) for piece in pieces]
+
+
+def merge(pieces: list[Piece]) -> list[Piece]:
+    """Join neighbours that continue each other, so that a plain copy is one piece."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last and piece.start == last.stop and replace(piece, start=last.start) == replace(last, stop=piece.stop):
+            merged[-1] = replace(last, stop=piece.stop)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
+    """The piece's values as contiguous tensors of at most about ``chunk_bytes`` bytes, top to bottom."""
+    view = stored.mT if piece.transpose else stored.flatten(0, 1) if piece.stack else stored
+    view = view[piece.start : piece.stop]
+    if piece.columns is not None:
+        view = view[:, : piece.columns]
+    row_bytes = max(1, view[:1].numel() * view.element_size())
+    step = max(1, chunk_bytes // row_bytes)
+    for row in range(0, view.shape[0], step):
+        yield view[row : row + step].contiguous()
+
+
+def describe(pieces: list[Piece], full_shape: dict[str, tuple[int, ...]]) -> str:
+    """Pieces for people: ``a + b[0:64,128:192]``; rows only where not the whole tensor is taken.
+
+    Args:
+        pieces: what to describe.
+        full_shape: shape of the stored tensors.
+    """
+    words: list[str] = []
+    index = 0
+    while index < len(pieces):
+        piece = pieces[index]
+        run = [piece]
+        while index + len(run) < len(pieces) and pieces[index + len(run)].name == piece.name:
+            run.append(pieces[index + len(run)])
+        index += len(run)
+        shape = full_shape[piece.name][::-1] if piece.transpose else full_shape[piece.name]
+        whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0] * (shape[1] if piece.stack else 1))
+        rows = "" if whole else ",".join(f"{part.start}:{part.stop}" for part in run)
+        columns = f"; columns 0:{piece.columns}" if piece.columns not in (None, *shape[1:]) else ""
+        inside = f"{rows or ':'}{columns}" if rows or columns else ""
+        words.append(f"{piece.name}{'.T' if piece.transpose else ''}{f'[{inside}]' if inside else ''}")
+    return " + ".join(words)

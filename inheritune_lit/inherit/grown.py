@@ -1,0 +1,186 @@
+"""A checkpoint to start from in place of a slice: does it belong to the reference?"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inheritune_lit.checkpoint.architectures.base import split_name
+from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, save_lit_config
+from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.tensors import EMBEDDING, Piece, describe, read_piece
+from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
+from inheritune_lit.checkpoint.weights import TensorSpec, Weights, open_weights
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.plan import Initialise, Plan, build_plan, student_config
+from inheritune_lit.inherit.reference import ReferenceModel
+from inheritune_lit.io.folders import explain_full_disk, new_folder
+from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.model.load import is_tied, load_state
+from inheritune_lit.studies.grow_layers import Round
+
+_LABELS = ("name", "hf_config")
+_MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
+
+
+def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
+    """The reference's layer behind each of a checkpoint's, as its manifest or its parent's says; the first ones where
+    none says so.
+
+    Raises:
+        UserError: the folder is no checkpoint.
+    """
+    depth = load_config(checkpoint_dir).n_layer
+    manifest: dict[str, Any] | None = read_manifest(checkpoint_dir)
+    while manifest:
+        if manifest.get("layers") is not None:
+            layers = tuple(manifest["layers"])
+            return layers if len(layers) == depth else tuple(range(depth))
+        manifest = manifest.get("parent")
+    return tuple(range(depth))
+
+
+def attn_scale_of(checkpoint_dir: Path | None) -> str:
+    """How a GPT-2 start counts its layers, see ``SliceOptions``."""
+    config = load_config(checkpoint_dir) if checkpoint_dir else None
+    return "keep" if isinstance(config, GPT2Config) and config.attn_scale_layers else "position"
+
+
+def check_start(
+    checkpoint_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, tied: bool, attn_scale: str
+) -> None:
+    """Check that the reference's layers fit behind a checkpoint's.
+
+    Args:
+        layers: the reference's layer behind each of the checkpoint's.
+        tied: the reference's head is its embedding.
+
+    Raises:
+        UserError: the checkpoint has another width, vocabulary, ... than the reference, or more layers.
+    """
+    config, depth = load_config(checkpoint_dir), reference.config.n_layer
+    if len(layers) > depth or max(layers) >= depth:
+        raise UserError(
+            f"{checkpoint_dir} has {len(layers)} layers, up to the reference's layer {max(layers)}; {reference.name} "
+            f"has {depth}: give a checkpoint that was sliced from it"
+        )
+    ours, theirs = _shape(config), _shape(student_config(reference, slice_options(layers, attn_scale))[0])
+    for field in (*_MOST_TELLING, *sorted(theirs)):
+        if ours.get(field) != theirs[field]:
+            raise UserError(
+                f"{checkpoint_dir} has {field} {ours.get(field)}, the reference {reference.name} {theirs[field]}; "
+                "start from a checkpoint that was sliced from this reference"
+            )
+    if is_tied(load_state(checkpoint_dir)) != tied:
+        words = ("ties", "does not") if not tied else ("does not tie", "does")
+        raise UserError(
+            f"{checkpoint_dir} {words[0]} its head to the embeddings, the reference {reference.name} {words[1]}; start "
+            "from a checkpoint that was sliced from this reference"
+        )
+
+
+def _shape(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name not in _LABELS}
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """Where each tensor of the grown model comes from: a tensor of the trained one, or the plan of a slice."""
+
+    plan: Plan
+    own: dict[str, str]
+    trained: Weights
+    reference: Weights
+    dtype: torch.dtype
+
+    def chunks_of(self, name: str) -> Iterator[torch.Tensor]:
+        if name in self.own:
+            stored = self.trained.tensor(self.own[name])
+            yield from read_piece(stored, Piece(self.own[name], 0, len(stored)))
+            return
+        source = self.plan.tensors[name].source
+        if isinstance(source, Initialise):  # a bias that the reference does not store
+            yield torch.zeros(self.plan.tensors[name].spec.shape, dtype=self.dtype)
+            return
+        for piece in source:
+            for chunk in read_piece(self.reference.tensor(piece.name), piece):
+                yield chunk.to(self.dtype)
+
+    def sources(self) -> dict[str, str]:
+        """Student tensor -> what feeds it, in words."""
+        words = self.plan.sources()
+        for name, own in self.own.items():
+            words[name] = f"trained {own}"
+        for name, tensor in self.plan.tensors.items():
+            if name not in self.own and not isinstance(tensor.source, Initialise):
+                words[name] = f"reference {describe(list(tensor.source), self.plan.stored_shapes)}"
+        return words
+
+
+def slice_options(layers: tuple[int, ...], attn_scale: str) -> SliceOptions:
+    """A slice of these layers of the reference, which has the shape and the configuration of the grown model."""
+    return SliceOptions(layers=",".join(map(str, layers)), attn_scale=attn_scale)
+
+
+def write_grown(
+    out_dir: Path,
+    reference: ReferenceModel,
+    weights: Weights,
+    trained_dir: Path,
+    grown: Round,
+    own_layers: bool,
+    attn_scale: str,
+) -> None:
+    """Write the checkpoint that a round starts from.
+
+    Embeddings, final norm, head and old layers are those of the trained model, byte for byte; new layers stand behind
+    them and take the trained model's dtype.
+
+    Args:
+        out_dir: the new folder.
+        reference, weights: the opened reference.
+        trained_dir: what the round before ended with.
+        grown: the round.
+        own_layers: new layers are copies of the model's own last ones.
+        attn_scale: see ``SliceOptions``.
+
+    Raises:
+        UserError: the disk is full, or something is damaged.
+    """
+    plan = build_plan(reference, weights, slice_options(grown.layers, attn_scale))
+    trained = open_weights(trained_dir)
+    old = len(grown.layers) - grown.added
+    own = {name: source for name in plan.tensors if (source := _own_source(name, old, grown.added, own_layers))}
+    dtype = trained.specs[EMBEDDING].dtype
+    content = _Grown(plan, own, trained, weights, dtype)
+    specs = {name: TensorSpec(tensor.spec.shape, dtype) for name, tensor in plan.tensors.items()}
+    specs |= {name: trained.specs[source] for name, source in own.items()}
+    dtype_name = str(dtype).removeprefix("torch.")
+    with explain_full_disk(out_dir), new_folder(out_dir) as staging:
+        write_torch_checkpoint(staging / WEIGHTS, specs, plan.aliases, content.chunks_of)
+        save_lit_config(plan.config, staging)
+        hf = {**plan.hf, "dtype": dtype_name, "torch_dtype": dtype_name}
+        (staging / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+        copy_files(trained_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
+        parent = read_manifest(trained_dir) or {}
+        record = {
+            "n_layer": len(grown.layers),
+            "layers": list(grown.layers),
+            "grown_layers": list(range(old, len(grown.layers))),
+            "dtype": dtype_name,
+            "tensors": content.sources(),
+            "parent": {key: value for key, value in parent.items() if key != "tensors"},
+        }
+        write_manifest(staging, "checkpoint", record)
+
+
+def _own_source(name: str, old: int, added: int, own_layers: bool) -> str | None:
+    """The trained model's tensor behind one of the grown model, None for what comes from the reference."""
+    layer, module, kind = split_name(name)
+    if layer is None or layer < old:
+        return name
+    return f"transformer.h.{layer - added}.{module}.{kind}" if own_layers else None

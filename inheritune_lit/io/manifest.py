@@ -1,0 +1,70 @@
+"""``inheritune.json``: what made a folder, from what, with which versions."""
+
+import hashlib
+import json
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit import __version__
+from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import replace_text
+
+MANIFEST = "inheritune.json"
+_RECORDED_PACKAGES = ("litgpt", "lightning", "torch", "lm-eval", "transformers", "safetensors", "sentencepiece")
+
+
+def sha256_file(path: Path, chunk_bytes: int = 1 << 22) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(chunk_bytes):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that can change a result."""
+    versions = {"inheritune-lit": __version__, "python": sys.version.split()[0]}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
+    """Write ``folder/inheritune.json``; ``kind`` is "slice", "packed_data", "run", "evaluation" or "analysis"."""
+    manifest = {
+        "kind": kind,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": installed_versions(),
+        **record,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put another manifest into a folder that has one; a kill leaves the one or the other."""
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest, or None where there is none.
+
+    Raises:
+        UserError: the file is there but is not a JSON object.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); make the folder again or remove the file") from error
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} holds a {type(manifest).__name__}, not an object; make the folder again")
+    return manifest

@@ -1,0 +1,75 @@
+"""Processes on several devices and nodes, through Lightning Fabric."""
+
+import atexit
+import resource
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import Strategy
+
+from inheritune_lit.errors import UserError
+
+
+def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
+    """Devices a node; "auto" is every GPU, or one CPU process.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    if num_nodes < 1 or (devices != "auto" and devices < 1):
+        raise UserError(f"--devices {devices} --num_nodes {num_nodes}; give 1 or more of both, or auto devices")
+    available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
+    count = available if devices == "auto" else devices
+    if count > available:
+        raise UserError(f"--devices is {devices}; this node has {available}, give 1 to {available}")
+    return count
+
+
+def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: Any = "32-true") -> Fabric:
+    """Fabric; with several devices every one of them runs this program from here on.
+
+    Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
+
+    Args:
+        count: devices a node, see ``device_count``.
+        num_nodes: nodes.
+        strategy, precision: Fabric's.
+    """
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
+    if count * num_nodes > 1:
+        fabric.launch()
+        atexit.register(_leave_group)
+    return fabric
+
+
+def _leave_group() -> None:
+    # An interpreter that ends with the group's threads still running now and then aborts instead.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+USABLE = 0.94
+"""Part of a device's memory that tensors can have: the rest is context, fragments and workspace."""
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device, None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * USABLE)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were in use so far: a GPU's tensors, or the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts KB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,174 @@
+"""Text that every Python installation carries, as a corpus in RedPajama's layout."""
+
+import json
+import random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.errors import UserError
+from inheritune_lit.studies.tokenizer_training import train_tokenizer
+
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
+_MIN_CHARACTERS = 500
+_MIN_CORPUS_CHARACTERS = 2_000_000
+
+
+def standard_library_sources() -> Iterator[tuple[str, str]]:
+    """Name and text of each source file of the standard library that is no test."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        # Codec tables and the like: long lists of numbers teach a language model nothing.
+        if _SKIPPED_FOLDERS.intersection(name.parts[:-1]) or name.parts[0] == "encodings":
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if len(text) >= _MIN_CHARACTERS:
+            yield name.as_posix(), text
+
+
+def language_documentation() -> Iterator[tuple[str, str]]:
+    """Name and text of each topic of the language reference that ``help()`` shows; nothing where Python lacks them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for name, text in sorted(topics.items()):
+        if len(text) >= _MIN_CHARACTERS:
+            yield name, text
+
+
+def write_corpus(folder: Path) -> int:
+    """Write ``documentation.jsonl`` and ``sources.jsonl``, one document a file of the installation.
+
+    Returns:
+        Characters written.
+
+    Raises:
+        UserError: this Python carries too little text (a build without the standard library's sources).
+    """
+    total = 0
+    for domain, documents in (("documentation", language_documentation()), ("sources", standard_library_sources())):
+        rows = [json.dumps({"text": text, "meta": {"file": name}}) for name, text in documents]
+        if rows:
+            (folder / f"{domain}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        total += sum(map(len, rows))
+    if total < _MIN_CORPUS_CHARACTERS:
+        raise UserError(
+            f"this Python's standard library holds only {total:,} characters of text, the demo needs "
+            f"{_MIN_CORPUS_CHARACTERS:,}; use a Python with its sources, such as python.org's"
+        )
+    return total
+
+
+SHAPE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "vocab_size": 2048,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write_shape(folder: Path, corpus: Path) -> None:
+    """Write a Hugging Face folder without weights: ``config.json`` and a SentencePiece tokenizer made from ``corpus``.
+
+    Args:
+        folder: an existing folder to fill.
+        corpus: folder of ``*.jsonl`` files with a ``text`` field.
+    """
+    (folder / "config.json").write_text(json.dumps(SHAPE, indent=2) + "\n", encoding="utf-8")
+    tokenizer_config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config) + "\n", encoding="utf-8")
+    train_tokenizer(folder / "tokenizer.model", _lines(corpus), SHAPE["vocab_size"])
+
+
+def _lines(corpus: Path) -> Iterator[str]:
+    for file in sorted(corpus.glob("*.jsonl")):
+        for row in file.read_text(encoding="utf-8").splitlines():
+            yield from filter(str.strip, json.loads(row)["text"].split("\n"))
+
+
+TASK = "demo_next_passage"
+_CONTEXT_CHARACTERS = 200
+_CHOICE_CHARACTERS = 80
+_CHOICES = 4
+
+
+def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 12) -> Path:
+    """Write the rows and the lm-eval description of the task.
+
+    Each row shows a stretch of one document and four stretches of the same length: the one that follows, and three from
+    other places of the held-out documents. Chance is 25%.
+
+    Args:
+        folder: an existing folder to fill.
+        documents: held-out texts, at least four.
+        seed: seed of the places and of the order of the choices.
+        per_document: most rows a document gives.
+
+    Returns:
+        The task's YAML file, for ``inheritune eval --tasks``.
+    """
+    draw = random.Random(seed)
+    span = _CONTEXT_CHARACTERS + _CHOICE_CHARACTERS
+    passages = []
+    for text in documents:
+        for _ in range(min(per_document, len(text) // (2 * span))):
+            start = draw.randrange(len(text) - span)
+            passages.append(
+                (text[start : start + _CONTEXT_CHARACTERS], text[start + _CONTEXT_CHARACTERS : start + span])
+            )
+    rows = []
+    for number, (context, following) in enumerate(passages):
+        others = [passage[1] for other, passage in enumerate(passages) if other != number and passage[1] != following]
+        choices = [following, *draw.sample(others, _CHOICES - 1)]
+        draw.shuffle(choices)
+        rows.append({"context": context, "choices": choices, "gold": choices.index(following)})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = folder / f"{TASK}.yaml"
+    task.write_text(_YAML.format(task=TASK), encoding="utf-8")
+    return task
+
+
+_YAML = """\
+task: {task}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: rows.jsonl
+test_split: test
+output_type: multiple_choice
+doc_to_text: context
+doc_to_target: gold
+doc_to_choice: choices
+target_delimiter: ""
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1
+"""

@@ -1,0 +1,176 @@
+"""Weights of a run as litgpt checkpoints: the newest, the best, the final."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from litgpt.model import GPT
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.tensors import CHUNK_BYTES
+from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
+from inheritune_lit.checkpoint.weights import TensorSpec
+from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.train.args import TrainArgs
+from inheritune_lit.train.state import load_sharded_state, load_state, save_sharded_state, save_state
+
+BEST = "best"
+_STEP = re.compile(r"^step-(\d{8})$")
+
+
+def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """Write a litgpt checkpoint, tensor by tensor from whatever device they are on.
+
+    The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
+
+    Args:
+        folder: the new folder.
+        initial_dir: the checkpoint that the run started from.
+        state: the model's state dict; tensors that share their storage do so in the file.
+        record: what the manifest says.
+    """
+    first: dict[int, str] = {}
+    aliases = {
+        name: first[tensor.data_ptr()]
+        for name, tensor in state.items()
+        if first.setdefault(tensor.data_ptr(), name) != name
+    }
+    specs = {
+        name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items() if name not in aliases
+    }
+    with new_folder(folder) as staging:
+        write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda name: _chunks(state[name]))
+        copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
+        write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(initial_dir)})
+
+
+def replace_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """``write_checkpoint`` in place of an older one, which is there until the new one is whole."""
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    write_checkpoint(new, initial_dir, state, record)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def step_folder(run_dir: Path, step: int) -> Path:
+    """Where the weights of a step are kept, named as litgpt names them."""
+    return run_dir / f"step-{step:08}"
+
+
+def drop_old_checkpoints(run_dir: Path, keep_last: int) -> None:
+    """Remove all but the newest ``step-*`` folders."""
+    for folder in sorted(folder for folder in run_dir.iterdir() if _STEP.match(folder.name))[:-keep_last]:
+        shutil.rmtree(folder)
+
+
+def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    flat = tensor.detach().contiguous().view(-1)
+    for part in flat.split(CHUNK_BYTES // flat.element_size()):
+        yield part.cpu()
+
+
+class Saver:
+    """Saves model and optimizer of a run.
+
+    Args:
+        fabric: only the first rank writes, except where the model is sharded.
+        gpt: the model, without what wraps it in training.
+        sharded: parameters are spread over ranks.
+        run_dir: the run folder.
+        initial_dir: the checkpoint that the run started from.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        gpt: GPT,
+        optimizer: torch.optim.Optimizer,
+        sharded: bool,
+        run_dir: Path,
+        initial_dir: Path,
+        train: TrainArgs,
+    ) -> None:
+        self.fabric, self.gpt, self.optimizer, self.sharded = fabric, gpt, optimizer, sharded
+        self.run_dir, self.initial_dir, self.train = run_dir, initial_dir, train
+        self._pool = ThreadPoolExecutor(1) if train.async_save else None
+        self._running: Future[None] | None = None
+
+    def load(self) -> dict[str, Any]:
+        """Restore the last saved state; its counters, empty where there is none."""
+        load = load_sharded_state if self.sharded else load_state
+        return load(self.run_dir, self.gpt, self.optimizer)
+
+    def save(self, counters: dict[str, Any]) -> None:
+        """Save the state, and the weights as a checkpoint where checkpoints are kept.
+
+        Raises:
+            UserError: it cannot be written, now or in the background since the last call.
+        """
+        self.wait()
+        step = counters["step"]
+        if self.sharded:
+            save_sharded_state(self.run_dir, self.gpt, self.optimizer, counters)
+        elif self.fabric.global_rank == 0:
+            self._run(save_state, self.run_dir, self.gpt.state_dict(), self.optimizer.state_dict(), counters)
+        if self.train.keep_last:
+            self._write(step_folder(self.run_dir, step), {"steps": step})
+            if self.fabric.global_rank == 0:
+                drop_old_checkpoints(self.run_dir, self.train.keep_last)
+
+    def save_best(self, step: int, val_loss: float) -> None:
+        """Save the weights with the lowest held-out loss so far."""
+        self._write(self.run_dir / BEST, {"steps": step, "val_loss": val_loss})
+
+    def save_final(self, folder: Path, record: dict[str, Any]) -> None:
+        """Write the checkpoint at the end of the run."""
+        state = self._weights()
+        if self.fabric.global_rank == 0:
+            write_checkpoint(folder, self.initial_dir, state, record)
+        self.fabric.barrier()
+
+    def wait(self) -> None:
+        """Wait for what is being written in the background.
+
+        Raises:
+            UserError: it failed.
+        """
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def _write(self, folder: Path, record: dict[str, Any]) -> None:
+        state = self._weights()
+        if self.fabric.global_rank == 0:
+            replace_checkpoint(folder, self.initial_dir, state, record)
+        self.fabric.barrier()
+
+    def _weights(self) -> dict[str, Any]:
+        """The model's state dict, whole on the first rank."""
+        if not self.sharded:
+            return self.gpt.state_dict()
+        return get_model_state_dict(self.gpt, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def _run(self, write: Callable[..., None], folder: Path, *content: Any) -> None:
+        if self._pool is None:
+            write(folder, *content)
+        else:
+            self._running = self._pool.submit(write, folder, *(_on_host(part) for part in content))
+
+
+def _on_host(content: Any) -> Any:
+    """A copy in host memory that training does not change."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {name: _on_host(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(_on_host(value) for value in content)
+    return content
