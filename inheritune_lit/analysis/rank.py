@@ -6,24 +6,12 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.errors import UserError
-
 TIE = 1e-9
 """A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
 _CHUNK = 64
 _SUBSPACE = 16
 _MARGIN = 3e-5
 """What shares computed in fp32 must be clear of; a test shows that their rounding is less than a tenth of it."""
-
-
-def check_tau(tau: float) -> None:
-    """Check a threshold.
-
-    Raises:
-        UserError: it is not in (0, 1].
-    """
-    if not 0 < tau <= 1:
-        raise UserError(f"--tau is {tau}; give a share above 0 and at most 1, such as 0.9")
 
 
 def count_to_reach(energies_NT: torch.Tensor, tau: float) -> torch.Tensor:

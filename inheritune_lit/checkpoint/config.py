@@ -1,4 +1,4 @@
-"""``model_config.yaml``: litgpt's ``Config`` without the rest of litgpt, and ours for GPT-2, which litgpt does not have.
+"""``model_config.yaml``: litgpt's ``Config`` without the rest of litgpt, and ours for GPT-2, which it does not have.
 
 Importing the package ``litgpt`` brings Lightning, torchmetrics and transformers: seconds and 230 MB that a slice or an
 export has no use for. ``litgpt/config.py`` itself needs nothing but PyYAML, and is registered under its own name, so

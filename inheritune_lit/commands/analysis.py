@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from inheritune_lit.analysis.args import AdviceArgs
 from inheritune_lit.errors import UserError
-from inheritune_lit.planning.advice_args import AdviceArgs
 from inheritune_lit.studies.ablate_args import HealingArgs
 
 

@@ -1,9 +1,11 @@
 """What decides, beside the sources and the tokenizer, what packed data holds."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.arguments import CommandArgs
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,53 @@ def differing_option(recorded: dict[str, Any], now: dict[str, Any]) -> str | Non
         if recorded.get(name) != now.get(name):
             return f"--{name} was {recorded.get(name)}, now it is {now.get(name)}"
     return None
+
+
+@dataclass(frozen=True)
+class PrepareArgs(CommandArgs):
+    """Turn text into packed tokens. The same command again continues a stopped run, and adds files that are new."""
+
+    source: str | None = None
+    """Folder or file of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt, a domain each folder or file name; or a
+    data set of the hub, hf://datasets/org/name[@revision][/folder]."""
+    tokenizer_dir: Path | None = None
+    """Folder with the reference's tokenizer, such as a slice."""
+    out_dir: Path | None = None
+    """Folder of the packed data."""
+    _: KW_ONLY
+    val_fraction: float = 0.01
+    """Share of the documents kept for validation, chosen by their hash."""
+    end_of_document: bool = True
+    """Write the tokenizer's EOS token after each document."""
+    text_field: str = "text"
+    """Name of the text in a row; dots lead into nested fields."""
+    txt_documents: Literal["file", "line"] = "file"
+    """Whether a document is a .txt file or a line of it."""
+    domain: str | None = None
+    """One domain's name for all files."""
+    domain_field: str | None = None
+    """Field of a row that names its domain, such as meta.redpajama_set_name."""
+    parse_special_tokens: bool = False
+    """Give a text that spells a special token, such as <|endoftext|>, that token."""
+    drop_duplicates: bool = False
+    """Keep one of the documents with the same token ids; 40 bytes of memory a document."""
+    max_document_bytes: int = 1 << 27
+    """Longer rows are left out and counted; so is text over 8 MB that cannot be encoded in parts: all such with a
+    tokenizer.json, with a tokenizer.model only what has no spaces."""
+    max_tokens: int | None = None
+    """Take a random subset of the documents with this many tokens; all when not given."""
+    mixture: dict[str, float] | None = None
+    """Parts of the subset by domain, such as '{"cc": 67, "c4": 15}', where cc stands for cc_2019-30 too; in
+    proportion to the corpus when not given."""
+    seed: int = 1337
+    """Seed of the subset."""
+    num_workers: int | None = None
+    """Processes; the cores of this machine when not given."""
+    node_rank: int | None = None
+    """Which share of the work to do, counted from 0; as srun or torchrun say when not given."""
+    num_nodes: int | None = None
+    """Number of shares. The same command with --num_nodes 1 then checks and joins them."""
+    verify: Path | None = None
+    """Check this packed folder against its manifest and do nothing else."""
+    dry_run: bool = False
+    """Print the plan and stop."""

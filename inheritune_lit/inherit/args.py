@@ -1,9 +1,12 @@
 """What to build out of a reference: the options of ``inheritune slice``, checked against the reference's depth."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.layers import parse_layers
+from inheritune_lit.io.arguments import CommandArgs
 
 INITS = ("inherit", "random", "stack", "hybrid-stack", "half-width")
 PARTS = ("attn", "mlp", "norm")
@@ -96,3 +99,43 @@ def _stacked(options: SliceOptions, depth: int) -> list[int]:
     if options.n % len(block):
         raise UserError(f"--n {options.n} is no multiple of the {len(block)} layers that are stacked")
     return block * (options.n // len(block))
+
+
+@dataclass(frozen=True)
+class SliceArgs(CommandArgs):
+    """Build a small model out of the layers of a pretrained one."""
+
+    ref: str
+    """The reference: a known name (see ``inheritune references``) or hub repository, with ``@`` and a branch, tag
+    or commit behind it where it shall not be the main branch; a folder (Hugging Face or litgpt) or a GGUF file."""
+    _: KW_ONLY
+    n: int | None = None
+    """Take the first n layers; short for ``--layers first:n``."""
+    layers: str | None = None
+    """Which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +."""
+    out_dir: Path | None = None
+    """Folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given."""
+    init: Literal["inherit", "random", "stack", "hybrid-stack", "half-width"] = "inherit"
+    """"inherit" copies the reference's weights; "random" takes only its shape and tokenizer; "stack" repeats all
+    its layers up to n, "hybrid-stack" its first n/2; "half-width" takes half of the heads and of the MLP."""
+    parts: str = "attn,mlp,norm"
+    """Sub-modules of a layer that are inherited, any of attn,mlp,norm; the rest is random."""
+    embeddings: bool = True
+    """Inherit the token embeddings."""
+    final_norm: bool = True
+    """Inherit the norm before the head."""
+    head: bool = True
+    """Inherit the prediction head."""
+    positions: bool = True
+    """Inherit the learned positions of a GPT-2 model."""
+    attn_scale: Literal["position", "keep"] = "position"
+    """For GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new number,
+    as the paper's code does, "keep" the one in the reference."""
+    hash_sources: bool = True
+    """Record the SHA-256 of the reference's files; local files are read whole for it."""
+    tokenizer_dir: Path | None = None
+    """Folder of GPT-2's tokenizer, for a paper-gpt2 model, which has no weights; from the hub when not given."""
+    seed: int = 1337
+    """Seed of random weights."""
+    dry_run: bool = False
+    """Print the plan and stop."""

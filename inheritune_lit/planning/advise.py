@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from inheritune_lit.analysis.args import AdviceArgs
 from inheritune_lit.analysis.page import markdown
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.checkpoint.config import Config
@@ -12,7 +13,6 @@ from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
-from inheritune_lit.planning.advice_args import AdviceArgs
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.gpus import find_cards
 from inheritune_lit.train.memory import step_memory

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from inheritune_lit.analysis.analyze import analyze
-from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.args import AdviceArgs, AnalyzeOptions
 from inheritune_lit.analysis.page import sentence
 from inheritune_lit.analysis.report import write_report
 from inheritune_lit.analysis.result import RESULT, Analysis, load_analysis
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.resolve import locate
 from inheritune_lit.io.manifest import read_manifest
-from inheritune_lit.planning.advice_args import AdviceArgs
 from inheritune_lit.planning.advise import advice_text, advise, check_training
 from inheritune_lit.studies.ablate import compare_criteria, layers_to_keep
 from inheritune_lit.studies.ablate_args import HealingArgs

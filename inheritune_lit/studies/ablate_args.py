@@ -8,7 +8,7 @@ from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
 Criterion = Literal["first", "middle", "last", "alternate", "block-influence", "avg-rank", "random"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class HealingArgs:
     """What is trained for every criterion and seed. The defaults are for a CPU and a model of a few million parameters.
 

@@ -1,14 +1,15 @@
 """Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.arguments import CommandArgs
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainArgs:
     """How long and in which batches to train. A step is an optimizer step."""
 
@@ -54,7 +55,7 @@ class TrainArgs:
     """Save while training goes on, from a copy in host memory"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class MixtureArgs:
     """How often each domain is drawn."""
 
@@ -64,7 +65,7 @@ class MixtureArgs:
     token once in each"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalArgs:
     """When and on how much to validate."""
 
@@ -76,7 +77,7 @@ class EvalArgs:
     """Validate before the first step: the loss of the slice before healing"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerArgs:
     """The optimizer: AdamW unless named otherwise."""
 
@@ -100,7 +101,7 @@ class OptimizerArgs:
     """Further arguments of an optimizer given by its path, which takes none of the betas and eps above"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SpeedArgs:
     """Choices of speed and memory that leave the mathematics as it is."""
 
@@ -114,7 +115,7 @@ class SpeedArgs:
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class DistillArgs:
     """A teacher, and how much of it goes into the loss (paper, Appendix C.1)."""
 
@@ -156,3 +157,87 @@ class DistillArgs:
                 "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
                 "--distill.teacher"
             )
+
+
+@dataclass(frozen=True)
+class TrainingArgs(CommandArgs):
+    """What every command that trains takes."""
+
+    _: KW_ONLY
+    train: TrainArgs = TrainArgs()
+    """Budget, batches and schedule."""
+    eval: EvalArgs = EvalArgs()
+    """Validation."""
+    optimizer: OptimizerArgs = OptimizerArgs()
+    """Which one, and its settings."""
+    speed: SpeedArgs = SpeedArgs()
+    """Kernels, compiler, memory."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None
+    """bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights."""
+    devices: int | Literal["auto"] = 1
+    """GPUs (or CPU processes) a node, or "auto" for every GPU."""
+    num_nodes: int = 1
+    """Nodes, each started with this command by torchrun or SLURM."""
+    strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only."""
+    mixture: MixtureArgs = MixtureArgs()
+    """How often each domain is drawn."""
+    documents: Literal["packed", "separate"] = "packed"
+    """"packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample within one
+    document and pads what is left."""
+    seed: int = 1337
+    """Seed of the data order."""
+    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
+    """A logger beside ``metrics.csv``."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+
+
+@dataclass(frozen=True)
+class PretrainArgs(TrainingArgs):
+    """Continue the training of a checkpoint on packed data. The same command again continues a stopped run."""
+
+    initial_checkpoint_dir: Path
+    """Litgpt checkpoint to start from, such as a slice."""
+    data: Path
+    """Packed data from ``inheritune prepare``."""
+    out_dir: Path
+    """Run folder: ``metrics.csv``, resumable state, and ``final/``, the trained checkpoint."""
+    _: KW_ONLY
+    n: int | None = None
+    """Number of layers, for recipes with ``{n}`` in their paths."""
+    distill: DistillArgs = DistillArgs()
+    """A teacher to learn from."""
+    allow_data_change: bool = False
+    """Continue a run although its data, mixture or ``documents`` is another than when it was started; from the next
+    step on the new one counts."""
+
+
+@dataclass(frozen=True)
+class TeachArgs(CommandArgs):
+    """Write a teacher's predictions on packed data, for ``inheritune pretrain --distill.teacher_logits``.
+
+    The same command again continues a killed one.
+    """
+
+    teacher: str
+    """The teacher: a checkpoint folder, or what --ref of ``inheritune slice`` takes."""
+    data: Path
+    """Packed data from ``inheritune prepare``."""
+    out_dir: Path
+    """The new folder."""
+    _: KW_ONLY
+    max_seq_length: int
+    """Tokens a sample, as the student will be trained."""
+    documents: Literal["packed", "separate"] = "packed"
+    """As the student will be trained."""
+    top_k: int = 50
+    """How many of the likeliest tokens to keep at each position; 4 bytes each, so 50 take 200 bytes a token."""
+    temperature: float = 1.0
+    """What the student's --distill.temperature will be."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of log-probabilities."""
+    batch_size: int = 4
+    """Samples a forward pass."""
+    dry_run: bool = False
+    """Print the plan and stop."""

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from synthetic_analysis import make_analysis
 
+from inheritune_lit.analysis.args import AdviceArgs
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
-from inheritune_lit.planning.advice_args import AdviceArgs
 from inheritune_lit.planning.advise import advice_text, advise
 
 

@@ -1,0 +1,55 @@
+"""Arguments of ``inheritune eval``. Free of torch, so that help and errors are instant."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from inheritune_lit.io.arguments import CommandArgs
+
+
+@dataclass(frozen=True)
+class EvaluateArgs(CommandArgs):
+    """Score checkpoints on a suite or lm-eval tasks, and on held-out packed data. The same command continues."""
+
+    checkpoint_dir: list[Path] | None = None
+    """One or more checkpoints; the first is the one the others are compared with."""
+    _: KW_ONLY
+    suite: str | None = None
+    """Paper-table1, paper-table4, paper-table5, quick, or a YAML file like those in eval/."""
+    tasks: str | None = None
+    """Instead of a suite, lm-eval task names or task YAML files, separated by commas."""
+    val_data: Path | None = None
+    """Packed data whose validation part is scored."""
+    val_blocks: int | None = None
+    """Samples of it; all when not given."""
+    max_seq_length: int | None = None
+    """Tokens a sample of it; the model's block size, at most 2048, when not given."""
+    data_dir: Path | None = None
+    """Folder of local task rows, ``<task>/<split>.jsonl`` or .parquet, or copies of the hub's data sets; the hub's
+    own when not given."""
+    fetch_data: Path | None = None
+    """Mirror the rows of the suite or tasks from the hub into this folder, for --data_dir on a machine without a
+    network, and do nothing else."""
+    limit: int | None = None
+    """Rows a task (a subject, for MMLU); all when not given."""
+    num_fewshot: int | None = None
+    """Examples in the prompt; the suite's or the task's default when not given, 5 for MMLU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Floating-point type of the weights."""
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None
+    """Bitsandbytes type of the weights."""
+    bos: Literal["none", "model"] = "none"
+    """"none" puts nothing before a prompt, as the paper; "model" what the model's tokenizer does."""
+    max_batch_tokens: int | None = None
+    """Tokens a forward pass; what fits into memory when not given."""
+    log_samples: bool = False
+    """Keep prompts and answers of every row in out_dir too."""
+    cache_dir: Path | None = None
+    """Folder of the scores of single requests: a task killed in its middle goes on there."""
+    devices: int | Literal["auto"] = 1
+    """GPUs (or CPU processes) a node that share the requests, or "auto" for every GPU."""
+    num_nodes: int = 1
+    """Nodes, each started with this command by torchrun or SLURM."""
+    out_dir: Path | None = None
+    """Folder of the results, one file a model and task as it finishes, and results.json, .md and .csv; only printed
+    when not given."""

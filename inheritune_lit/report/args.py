@@ -1,0 +1,21 @@
+"""Arguments of ``inheritune report``. Free of torch, so that help and errors are instant."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from inheritune_lit.io.arguments import CommandArgs
+
+
+@dataclass(frozen=True)
+class ReportArgs(CommandArgs):
+    """Make one page of runs, evaluations and analyses: what was inherited, curves, scores, and how to do it again."""
+
+    runs: list[Path]
+    """Folders of runs, evaluations, analyses or growths, or folders that hold such."""
+    _: KW_ONLY
+    out_dir: Path = Path("report")
+    """Report.html, all in one file, report.md, and the figures as PNG; an earlier report is replaced."""
+    watch: int | None = None
+    """Write it again every so many seconds while a run goes on; the page then reloads itself."""
+    paper_curves: list[str] | None = None
+    """Official GPT-2 runs to draw beside these, such as medium_log and medium-init_ly."""
