@@ -1,0 +1,230 @@
+"""How figures are drawn: one set of colours, curves labelled where they end, and PNG files that do not change."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from inheritune_lit.io.folders import replace_file
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind readers tell apart; their yellow is too light for lines on white."""
+GREY = "0.45"
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_HATCHES = ("", "//", "..", "\\\\", "xx")
+_DPI = 130
+_LABEL_SIZE = 8
+_END_LABEL = "label at the end of a curve"
+
+
+def style(number: int) -> dict[str, Any]:
+    """Returns colour, line style and marker of the curve of a number, as ``Axes.plot`` takes them.
+
+    The three go round with different periods: curves of the same colour differ in line style and marker.
+    """
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": _LINES[number % len(_LINES)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.3,
+    }
+
+
+def new_figure(
+    columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.5, 4.2), **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with panels, row by row; no state of matplotlib outside the figure is touched.
+
+    Args:
+        columns, rows: how many panels.
+        size: width and height of one panel in inches.
+        **kwargs: for ``Figure.subplots``, such as ``sharey``.
+    """
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, **kwargs).ravel())
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.ticklabel_format(useOffset=False, style="plain")
+    return figure, panels
+
+
+def draw_curve(
+    axes: Axes,
+    number: int,
+    x: Sequence[float],
+    y: Sequence[float],
+    label: str | None = None,
+    stderr: Sequence[float] | None = None,
+    **changes: Any,
+) -> None:
+    """Draws a curve in the style of its number, with error bars where their lengths are given.
+
+    Args:
+        axes: the panel.
+        number: chooses the style; a thing keeps its number in all panels.
+        x, y: the points.
+        label: for ``label_ends``; None for a further curve of the same thing.
+        stderr: half the length of each error bar.
+        **changes: of the style.
+    """
+    look = style(number) | changes
+    axes.plot(x, y, label=label, **look)
+    if stderr is not None and len(y):
+        axes.errorbar(x, y, yerr=stderr, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
+
+
+def draw_level(axes: Axes, value: float, label: str) -> None:
+    """Draws a grey dashed line across the panel for a value that the curves are compared with."""
+    axes.axhline(value, color=GREY, linestyle=(0, (6, 3)), linewidth=1, label=label, zorder=1)
+
+
+def draw_bars(
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    errors: Sequence[float] | None = None,
+    numbers: Sequence[int] | None = None,
+    value_format: str = "{:.3g}",
+) -> None:
+    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers.
+
+    Args:
+        axes: the panel.
+        names: below the bars.
+        values: heights.
+        errors: half the length of each error bar.
+        numbers: of the curves of the same things; 0, 1, ... when None.
+        value_format: of the values above the bars.
+    """
+    numbers = range(len(names)) if numbers is None else numbers
+    bars = axes.bar(
+        range(len(names)),
+        values,
+        yerr=errors,
+        capsize=3,
+        color=[COLOURS[number % len(COLOURS)] for number in numbers],
+        edgecolor="white",
+        error_kw={"ecolor": "0.2", "elinewidth": 1},
+    )
+    for bar, number in zip(bars, numbers, strict=True):
+        bar.set_hatch(_HATCHES[number % len(_HATCHES)])
+    axes.bar_label(bars, [value_format.format(value) for value in values], fontsize=_LABEL_SIZE, padding=2)
+    axes.set_xticks(range(len(names)), names)
+    axes.margins(y=0.12)
+
+
+def engineering_ticks(axis: Axis, unit: str = "") -> None:
+    """Writes the ticks of an axis as 200k, 8M or 1.5G instead of a power of ten at the end of the axis."""
+    axis.set_major_formatter(EngFormatter(unit=unit, sep=""))
+
+
+def zoom_in(axes: Axes, start: float, stop: float) -> None:
+    """Shows a range of x only, and of y all that any curve has there: none leaves the panel."""
+    inside = []
+    for line in axes.lines:
+        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+        if not _is_data(line, axes):  # a level, which has one height everywhere
+            inside.append(y)
+        elif len(x):
+            edges = [edge for edge in (start, stop) if x.min() <= edge <= x.max()]
+            order = np.argsort(x)
+            inside += [y[(x >= start) & (x <= stop)], np.interp(edges, x[order], y[order])]
+    heights = np.concatenate(inside) if inside else np.empty(0)
+    heights = heights[np.isfinite(heights)]
+    axes.set_xlim(start, stop)
+    if heights.size:
+        margin = 0.05 * (np.ptp(heights) or abs(heights[0]) or 1)
+        axes.set_ylim(heights.min() - margin, heights.max() + margin)
+
+
+def label_ends(axes: Axes) -> None:
+    """Writes the label of every curve right of the panel, at the height where the curve ends.
+
+    A thin line leads from the curve's end to the label; ``save_png`` moves labels apart that would overlap.
+    """
+    beside = axes.transAxes + ScaledTranslation(8 / 72, 0, axes.figure.dpi_scale_trans)
+    for line in axes.lines:
+        y = np.asarray(line.get_ydata(), dtype=float)
+        shown = np.flatnonzero(np.isfinite(y))
+        label = str(line.get_label())
+        if label.startswith("_") or not shown.size:
+            continue
+        end = (float(line.get_xdata()[shown[-1]]), float(y[shown[-1]]))
+        leader = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8, "linestyle": (0, (1, 2))}
+        axes.annotate(
+            label,
+            end,
+            (1.0, 0.5),
+            xycoords="data" if _is_data(line, axes) else axes.get_yaxis_transform(),
+            textcoords=beside,
+            va="center",
+            fontsize=_LABEL_SIZE,
+            annotation_clip=False,
+            arrowprops=leader | {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
+            gid=_END_LABEL,
+        )
+
+
+def save_png(figure: Figure, path: Path | None = None) -> bytes:
+    """Returns a figure as PNG, the same bytes for the same figure, and writes it whole where a path is given."""
+    # How far labels have to move follows from the height of the panels, which stays as it is from here on.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        _spread_labels(axes)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+    content = stream.getvalue()
+    if path is not None:
+        replace_file(path, lambda aside: aside.write_bytes(content))
+    return content
+
+
+def _is_data(line: Line2D, axes: Axes) -> bool:
+    """Tells whether the x values of a line are data, which those of ``axhline`` are not."""
+    return line.get_transform().contains_branch_seperately(axes.transData)[0]
+
+
+def _spread_labels(axes: Axes) -> None:
+    """Moves the labels at the ends of curves apart, each as little as possible."""
+    labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_gid() == _END_LABEL]
+    if not labels:
+        return
+    height = axes.get_window_extent().height
+    ends = axes.transAxes.inverted().transform(axes.transData.transform([(0, text.xy[1]) for text in labels]))[:, 1]
+    apart = 1.25 * _LABEL_SIZE / 72 * axes.figure.dpi / height
+    order = np.argsort(ends, kind="stable")
+    for position, index in zip(spread_apart(ends[order], apart), order, strict=True):
+        labels[index].xyann = (1.0, float(position))
+
+
+def spread_apart(heights: np.ndarray, apart: float) -> np.ndarray:
+    """Returns ascending heights moved so that neighbours are at least ``apart`` from each other.
+
+    Heights that come too close form a group around their mean, which may then reach the next group and take it in. All
+    stay between 0 and 1 where there is space for them.
+    """
+    groups: list[tuple[float, int]] = []  # mean of the heights and their number
+    for height in heights:
+        mean, count = float(height), 1
+        while groups and mean - (count - 1) / 2 * apart < groups[-1][0] + (groups[-1][1] + 1) / 2 * apart:
+            before, members = groups.pop()
+            mean = (mean * count + before * members) / (count + members)
+            count += members
+        groups.append((mean, count))
+    moved = np.array([mean + (place - (count - 1) / 2) * apart for mean, count in groups for place in range(count)])
+    places = apart * np.arange(len(moved))
+    return np.minimum(np.maximum(moved, places), 1 - places[::-1])
