@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
 from inheritune_lit.io.plotting import (
@@ -54,7 +56,7 @@ def test_labels_stand_beside_the_panel_and_do_not_overlap(count):
     labels = [text for text in axes.texts if isinstance(text, Annotation)]
     assert {text.get_text() for text in labels} == {*(f"run {number}" for number in range(count)), "reference"}
     boxes = sorted((super(Annotation, text).get_window_extent() for text in labels), key=lambda box: box.y0)
-    assert all(below.y1 <= above.y0 for below, above in zip(boxes, boxes[1:], strict=False))
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
     panel, whole = axes.get_window_extent(), figure.bbox
     assert all(panel.x1 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 for box in boxes)
 
@@ -86,10 +88,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 def test_bars_have_the_colours_of_the_curves():
     _, (axes,) = new_figure()
     draw_bars(axes, ["slice", "random"], [60.0, 50.0], [1.0, 2.0], numbers=[3, 1])
-    assert [bar.get_facecolor() for bar in axes.patches] == [
-        tuple(int(style(number)["color"][place : place + 2], 16) / 255 for place in (1, 3, 5)) + (1.0,)
-        for number in (3, 1)
-    ]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches] == [style(3)["color"], style(1)["color"]]
     assert [text.get_text() for text in axes.texts] == ["60", "50"]
 
 
