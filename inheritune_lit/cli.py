@@ -1,62 +1,58 @@
-"""The ``inheritune`` command, assembled from one typed function a subcommand; they import what is heavy inside."""
+"""The ``inheritune`` command: a table of argument dataclasses and the library functions that take them.
 
-import re
+What is heavy is imported after the arguments are checked.
+"""
+
+import logging
+import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
 
-from jsonargparse import CLI, ArgumentParser, set_parsing_settings
-
-from inheritune_lit import __version__
-from inheritune_lit.arguments import check_choices, check_groups, spell_out
-from inheritune_lit.commands.analysis import analyze_command
-from inheritune_lit.commands.data import prepare_command
-from inheritune_lit.commands.demo import demo_command
-from inheritune_lit.commands.evaluation import evaluate_command
-from inheritune_lit.commands.growing import grow_command
-from inheritune_lit.commands.planning import init_command, list_recipes_command, plan_command
-from inheritune_lit.commands.replicating import reproduce_command
-from inheritune_lit.commands.reporting import report_command
-from inheritune_lit.commands.slicing import export_command, list_references_command, slice_command
-from inheritune_lit.commands.teaching import teach_command
-from inheritune_lit.commands.training import pretrain_command
+from inheritune_lit.analysis.args import AnalyzeArgs
+from inheritune_lit.checkpoint.args import ExportArgs
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.errors import UserError
-from inheritune_lit.examples import examples_of
-from inheritune_lit.parser_errors import reword
-from inheritune_lit.resources import find_recipes
+from inheritune_lit.evaluation.args import EvaluateArgs
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.parsing import parse
+from inheritune_lit.planning.args import InitArgs, PlanArgs
+from inheritune_lit.report.args import ReportArgs
+from inheritune_lit.studies.args import AblateArgs, DemoArgs, GrowArgs, ReproduceArgs
+from inheritune_lit.train.args import PretrainArgs, TeachArgs
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "init": init_command,
-    "references": list_references_command,
-    "recipes": list_recipes_command,
-    "plan": plan_command,
-    "slice": slice_command,
-    "export": export_command,
-    "prepare": prepare_command,
-    "teach": teach_command,
-    "pretrain": pretrain_command,
-    "grow": grow_command,
-    "eval": evaluate_command,
-    "analyze": analyze_command,
-    "reproduce": reproduce_command,
-    "report": report_command,
-    "demo": demo_command,
+
+@dataclass(frozen=True)
+class RecipesArgs(CommandArgs):
+    """List the recipes that come with the program, as --config takes them, with the command each is for."""
+
+
+@dataclass(frozen=True)
+class ReferencesArgs(CommandArgs):
+    """List the named references: layers, width, parameters, size on disk, licence."""
+
+
+COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
+    "init": (InitArgs, "commands.planning:init_command"),
+    "references": (ReferencesArgs, "references:reference_table"),
+    "recipes": (RecipesArgs, "resources:recipe_table"),
+    "plan": (PlanArgs, "commands.planning:plan_command"),
+    "slice": (SliceArgs, "commands.slicing:slice_command"),
+    "export": (ExportArgs, "commands.slicing:export_command"),
+    "prepare": (PrepareArgs, "commands.data:prepare_command"),
+    "teach": (TeachArgs, "commands.teaching:teach_command"),
+    "pretrain": (PretrainArgs, "commands.training:pretrain_command"),
+    "grow": (GrowArgs, "commands.growing:grow_command"),
+    "eval": (EvaluateArgs, "commands.evaluation:evaluate_command"),
+    "analyze": (AnalyzeArgs, "commands.analysis:analyze_command"),
+    "ablate": (AblateArgs, "studies.ablate:ablate"),
+    "reproduce": (ReproduceArgs, "commands.replicating:reproduce_command"),
+    "report": (ReportArgs, "commands.reporting:report_command"),
+    "demo": (DemoArgs, "commands.demo:demo_command"),
 }
-
-
-class _Parser(ArgumentParser):
-    """Bad arguments are one line on stderr and exit code 2; help ends with examples."""
-
-    def format_help(self) -> str:
-        self.prog = self.prog.replace(" [options]", "")
-        return super().format_help() + examples_of(self.prog.split()[-1])
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # Some of a subcommand's errors are raised by the parser above it, and name it.
-        named = re.search(r"(?:Key \"|Subcommand ')([a-z]+)|\[options\] ([a-z]+)", f"{message} {self.prog}")
-        command = named and (named[1] or named[2])
-        told = reword(message, command, COMMANDS)
-        raise UserError(f"{told}; see `inheritune {f'{command} ' if command else ''}--help`")
+"""Each command's arguments, and the function that takes them; ``str()`` of what it returns is printed."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -66,19 +62,53 @@ def main(args: list[str] | None = None) -> int:
         args: command line without the program's name; ``sys.argv`` when None.
 
     Returns:
-        Exit code: 0 for success, 2 for bad input, 130 for Ctrl-C.
+        Exit code: 0 for success, 2 for bad input, 130 for Ctrl-C, 141 where the reader of a pipe is gone.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    args = spell_out(sys.argv[1:] if args is None else args, COMMANDS)
+    _show_log()
     try:
-        args = find_recipes(args)
-        check_groups(args, COMMANDS)
-        check_choices(args, COMMANDS)
-        CLI(COMMANDS, args=args, as_positional=False, parser_class=_Parser, prog="inheritune", version=__version__)
+        kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+        _run(*parse(sys.argv[1:] if args is None else args, kinds))
+        sys.stdout.flush()
     except UserError as error:
         print(f"inheritune: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("inheritune: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
+
+
+def _run(command: str, arguments: CommandArgs) -> None:
+    module, _, name = COMMANDS[command][1].partition(":")
+    function = getattr(import_module(f"inheritune_lit.{module}"), name)
+    if not fields(arguments):
+        result: Any = function()
+    elif module.startswith("commands"):
+        result = function(**{field.name: getattr(arguments, field.name) for field in fields(arguments)}) or ""
+    else:
+        result = function(arguments)
+    if text := str(result):
+        print(text)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes records as bare lines, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Show what the library logs; of what it is built on, only what a user can act on."""
+    ours = logging.getLogger("inheritune_lit")
+    if not any(isinstance(handler, _StderrHandler) for handler in ours.handlers):
+        ours.addHandler(_StderrHandler())
+    ours.setLevel(logging.INFO)
+    for name in ("lightning", "lightning.fabric", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

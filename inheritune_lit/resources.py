@@ -10,7 +10,7 @@ import yaml
 from inheritune_lit.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
-_COMMANDS = {"data": "prepare", "grow": "grow", "analysis": "analyze"}
+_COMMANDS = {"data": "prepare", "grow": "grow", "analysis": "ablate"}
 """Which command the recipes of a folder are for; the others are for ``pretrain``."""
 
 

@@ -3,19 +3,24 @@
 import shutil
 import subprocess
 import sys
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 
-from inheritune_lit.arguments import check_choices, spell_out
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.arguments import CommandArgs, flags_of
+from inheritune_lit.parser_errors import check_choices
+from inheritune_lit.parsing import normalize_argv, parse, read_recipe
+from inheritune_lit.train.args import PretrainArgs, TrainArgs
 
 
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ([], "subcommand"),
+        ([], "no command; give one of init, "),
         (
             ["slice", "--ref", "x", "--init", "stak"],
             "--init is 'stak'; did you mean stack? give one of inherit, random",
@@ -57,38 +62,114 @@ def test_help_needs_no_heavy_import(command):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_everyday_spellings():
-    def command(flag: bool, many: list[str], one: str) -> None: ...
+@dataclass(frozen=True)
+class DoArgs(CommandArgs):
+    aliases: ClassVar[dict[str, str]] = {"old_one": "one"}
 
-    commands = {"do": command}
-    assert spell_out(["do", "--flag"], commands) == ["do", "--flag=true"]
-    assert spell_out(["do", "--flag", "false"], commands) == ["do", "--flag", "false"]
-    assert spell_out(["do", "--many", "A", "B", "--one", "x"], commands) == [
-        "do",
-        "--many+=A",
-        "--many+=B",
-        "--one",
-        "x",
-    ]
-    assert spell_out(["--config", "f.yaml"], commands) == ["--config", "f.yaml"]
+    many: list[str]
+    _: KW_ONLY
+    flag: bool = False
+    one: Literal["a", "b"] | None = None
+    words: list[Literal["a", "b"]] | None = None
+    train: TrainArgs = field(default_factory=TrainArgs)
 
-    def tell(runs: list[str], loud: bool = False) -> None: ...
 
-    for words in (["a", "b"], ["--runs", "a", "b"]):
-        assert spell_out(["tell", *words, "--loud"], {"tell": tell}) == [
-            "tell",
-            "--runs+=a",
-            "--runs+=b",
-            "--loud=true",
-        ]
+@dataclass(frozen=True)
+class OneArgs(CommandArgs):
+    ref: str
+    _: KW_ONLY
+    flag: bool = False
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--flag", "--flag=true"),
+        ("--flag false", "--flag=false"),
+        ("--many A B --one a", "--many+=A --many+=B --one=a"),
+        ("A B --flag", "--many+=A --many+=B --flag=true"),
+        ("--flag A B", "--flag=true --many+=A --many+=B"),
+        ("--one=a A", "--one=a --many+=A"),
+        ("--old-one a", "--one=a"),
+        ("--train.max-steps 3", "--train.max_steps=3 --train.max_tokens=null --train.epochs=null"),
+        ("--flag --config f.yaml", "--config=f.yaml --flag=true"),
+        ("--recipe f.yaml", "--config=f.yaml"),
+        ("--train.keep_best --one b", "--train.keep_best=true --one=b"),
+    ],
+)
+def test_everyday_spellings(given, meant):
+    assert normalize_argv(given.split(), DoArgs) == meant.split()
+
+
+@pytest.mark.parametrize("given", ["A", "--ref A", "--ref=A", "A --flag", "--flag A", "--flag true A"])
+def test_the_first_argument_needs_no_flag(given):
+    assert "--ref=A" in normalize_argv(given.split(), OneArgs)
+
+
+@pytest.mark.parametrize("given", ["A B", "--ref A B", "A --flag true B"])
+def test_a_second_word_is_refused(given):
+    with pytest.raises(UserError, match="unexpected argument 'B'"):
+        normalize_argv(given.split(), OneArgs, "do")
 
 
 def test_lists_of_words_are_left_to_the_parser():
-    def do(words: list[Literal["a", "b"]] | None = None, one: Literal["a", "b"] | None = None) -> None: ...
-
-    check_choices(["do", "--words", "[a, b]", "--one=b"], {"do": do})
+    check_choices(["--words=[a, b]", "--one=b"], flags_of(DoArgs))
     with pytest.raises(UserError, match="--one is 'c'; give one of a, b"):
-        check_choices(["do", "--words", "[a, b]", "--one", "c"], {"do": do})
+        check_choices(["--words=[a, b]", "--one=c"], flags_of(DoArgs))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("slice a --n_layer 13", "did you mean --n?"),
+        ("slice a --num-hidden-layers 13", "did you mean --n?"),
+        ("slice a --output_dir b", "did you mean --out_dir?"),
+        ("pretrain a --lr 1e-3", "did you mean --optimizer.lr?"),
+        ("pretrain a --resume", "the same command again continues"),
+        ("pretrain a --max_steps 3", "did you mean --train.max_steps?"),
+        ("eval --model a", "did you mean --checkpoint_dir?"),
+        ("analyze --criteria", "inheritune ablate"),
+        ("chat a", "litgpt chat FOLDER"),
+        ("finetune_lora a", "litgpt finetune_lora FOLDER"),
+        ("download a", "litgpt download"),
+        ("convert a", "inheritune export FOLDER"),
+        ("slice pretrain", "two commands, slice and pretrain"),
+    ],
+)
+def test_what_users_of_other_tools_type_leads_on(line, told, capsys):
+    assert main(line.split()) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_reader_of_a_pipe_may_leave():
+    command = f"{sys.executable} -m inheritune_lit references | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.stderr, done.stdout.count("\n")) == ("", 1)
+
+
+def test_a_budget_wins_over_that_of_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("initial_checkpoint_dir: a\ndata: b\nout_dir: c\ntrain: {max_tokens: 5, micro_batch_size: 2}\n")
+    kinds = {"pretrain": PretrainArgs}
+    _, args = parse(["pretrain", "--train.max_steps", "7", "--config", str(recipe)], kinds)
+    assert (args.train.max_steps, args.train.max_tokens, args.train.micro_batch_size) == (7, None, 2)
+
+
+def test_a_recipe_is_read_without_what_it_lacks(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: b\nprecision: 32-true\ntrain: {max_tokens: 5}\n")
+    values = read_recipe(recipe, PretrainArgs, "pretrain")
+    assert values["train"] == TrainArgs(max_tokens=5)
+    assert (values["precision"], values["data"]) == ("32-true", Path("b"))
+    assert "out_dir" not in values and "initial_checkpoint_dir" not in values
+    recipe.write_text("train: {lairs: 3}\n")
+    with pytest.raises(UserError, match=r"--train\.lairs"):
+        read_recipe(recipe, PretrainArgs, "pretrain")
+
+
+def test_library_functions_take_paths_as_text():
+    args = PretrainArgs("a", "b", "c", train=TrainArgs(max_steps=1))
+    assert args.out_dir == Path("c")
 
 
 def test_module_and_script_are_the_same_command():

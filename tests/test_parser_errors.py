@@ -16,7 +16,7 @@ TRAIN = "pretrain --initial_checkpoint_dir a --data b --out_dir c "
         ("slice --ref a --n", "--n needs a value; see `inheritune slice --help`"),
         ("slice", "--ref is missing; see `inheritune slice --help`"),
         ("slice --reff x", "there is no flag --reff; did you mean --ref?; see `inheritune slice --help`"),
-        ("slice x", "'x' belongs to no flag; see `inheritune slice --help`"),
+        ("slice x y", "unexpected argument 'y'; see `inheritune slice --help`"),
         ("slice --ref a --embeddings maybe", "--embeddings is 'maybe'; give true or false; see"),
         ("slise", "there is no command 'slise'; did you mean slice? give one of init, references, recipes, plan, "),
         ("eval --checkpoint_dir", "--checkpoint_dir needs a value; see `inheritune eval --help`"),

@@ -1,5 +1,6 @@
 """Recipes that come with the program are found from any folder; the user's own go first."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -68,4 +69,4 @@ def test_table_names_the_command_that_takes_each(monkeypatch):
 
 
 def _flags(command: str) -> list[str]:
-    return list(COMMANDS[command].__annotations__)
+    return [field.name for field in fields(COMMANDS[command][0])]

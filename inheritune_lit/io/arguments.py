@@ -1,9 +1,9 @@
 """What the arguments of every command have in common."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -11,23 +11,46 @@ class CommandArgs:
     """Base of the arguments of a command: a library function takes them, and the command line is made of them.
 
     A subclass declares and explains each argument, and checks in ``__post_init__`` what can be checked without torch.
-    The first field is what a user may give without naming it. Paths may be strings.
+    Its first field that is not keyword-only may be given without a flag. Paths may be strings.
+
+    Attributes:
+        aliases: other names of flags.
     """
+
+    aliases: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            value = getattr(self, field.name)
-            if (
-                isinstance(value, str)
-                and Path in kinds_of(hints[field.name])
-                and str not in kinds_of(hints[field.name])
-            ):
+            value, kinds = getattr(self, field.name), kinds_of(hints[field.name])
+            if isinstance(value, str) and Path in kinds and str not in kinds:
                 object.__setattr__(self, field.name, Path(value))
-            elif isinstance(value, list) and list[Path] in kinds_of(hints[field.name]):
+            elif isinstance(value, list) and list[Path] in kinds:
                 object.__setattr__(self, field.name, [Path(each) for each in value])
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:
     """The types that a union has; a type itself where it is not one."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether an argument takes several values."""
+    return any(get_origin(part) is list for part in (kind, *get_args(kind)))
+
+
+def flags_of(kind: type) -> dict[str, Any]:
+    """Flags of an argument dataclass without dashes, and their types; ``train.max_steps`` for those in a group."""
+    hints, flags = get_type_hints(kind), {}
+    for field in fields(kind):
+        of = hints[field.name]
+        if isinstance(of, type) and is_dataclass(of):
+            flags |= {f"{field.name}.{inner}": wanted for inner, wanted in flags_of(of).items()}
+        else:
+            flags[field.name] = of
+    return flags
+
+
+def first_argument(kind: type[CommandArgs]) -> str | None:
+    """The argument that may be given without a flag, None where there is none."""
+    return next((field.name for field in fields(kind) if not field.kw_only), None)

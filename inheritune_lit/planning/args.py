@@ -52,8 +52,6 @@ class PlanArgs(CommandArgs):
 class InitArgs(CommandArgs):
     """Write a recipe for a reference, a card and a budget, and say which commands to run. Asks what is not given."""
 
-    out_file: Path | None = None
-    """The recipe; recipes/<name>.yaml when not given."""
     ref: str | None = None
     """The reference, as in ``inheritune slice``."""
     n: int | None = None
@@ -64,3 +62,5 @@ class InitArgs(CommandArgs):
     """The card, as in ``inheritune plan``."""
     data: Path | None = None
     """Packed data that is there already; the paper's sample of RedPajama when not given."""
+    out_file: Path | None = None
+    """The recipe; recipes/<name>.yaml when not given."""

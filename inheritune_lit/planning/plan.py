@@ -4,15 +4,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from inheritune_lit.data.packed import load_packed_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.flops import LONGEST_BLOCK
+from inheritune_lit.parsing import read_recipe
 from inheritune_lit.planning.estimate import Job, disk_of, on_card
 from inheritune_lit.planning.model_spec import Subject, subject_of_checkpoint, subject_of_reference
 from inheritune_lit.planning.text import plan_text
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import OptimizerArgs, PretrainArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.gpus import find_cards
 from inheritune_lit.train.sweep import at_depth
@@ -65,7 +64,7 @@ def plan(
     cards = find_cards(gpu)
     if recipe is None and ref is None:
         raise UserError("nothing to plan; give --recipe, or --ref with --n and --tokens")
-    settings = _read_recipe(recipe) if recipe is not None else {}
+    settings = read_recipe(recipe, PretrainArgs, "pretrain") if recipe is not None else {}
     subject = _subject(settings, ref, n)
     train: TrainArgs = settings.get("train", TrainArgs())
     speed: SpeedArgs = settings.get("speed", SpeedArgs())
@@ -109,22 +108,6 @@ def _check(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value}; give a number above 0")
-
-
-def _read_recipe(recipe: Path) -> dict:
-    """A recipe's settings, checked as ``inheritune pretrain`` does."""
-    from inheritune_lit.commands.training import pretrain_command
-
-    if not recipe.is_file():
-        raise UserError(f"no recipe at {recipe}; give a YAML file such as those in recipes/")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(pretrain_command)
-    try:
-        parsed = parser.instantiate_classes(parser.parse_path(str(recipe)))
-    except Exception as error:  # jsonargparse has several
-        reason = " ".join(str(error).split())
-        raise UserError(f"{recipe} is no recipe of `inheritune pretrain`: {reason}") from error
-    return vars(parsed)
 
 
 def _subject(settings: dict, ref: str | None, n: int | None) -> Subject:

@@ -1,17 +1,15 @@
 """Every command that README and docs show is one that the program takes, and every link leads somewhere."""
 
-import functools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from jsonargparse import CLI, set_parsing_settings
 
-from inheritune_lit.arguments import spell_out
-from inheritune_lit.cli import COMMANDS, _Parser, main
+from inheritune_lit.cli import COMMANDS, main
 from inheritune_lit.errors import UserError
 from inheritune_lit.examples import EXAMPLES
+from inheritune_lit.parsing import parse as parse_arguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,24 +26,10 @@ def commands_in(text: str) -> list[str]:
     return [match[1] for match in found if match and "..." not in match[1] and "DIR" not in match[1]]
 
 
-def parse(command: str) -> str | None:
-    """Which function a command line would call, without calling it; None where it has no flags to check."""
-    called = []
-
-    def recorded(name: str, function):
-        @functools.wraps(function)
-        def record(*given, **named):
-            called.append(name)
-
-        return record
-
-    words = shlex.split(command, comments=True)
-    if words[0] not in COMMANDS:
-        raise UserError(f"no command {words[0]}")
-    functions = {name: recorded(name, function) for name, function in COMMANDS.items()}
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    CLI(functions, args=spell_out(words, COMMANDS), as_positional=False, parser_class=_Parser, prog="inheritune")
-    return called[0]
+def parse(command: str) -> str:
+    """Which command a line calls, with its arguments checked; nothing is run."""
+    name, _ = parse_arguments(shlex.split(command, comments=True), {name: kind for name, (kind, _) in COMMANDS.items()})
+    return name
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda path: path.name)
