@@ -10,6 +10,7 @@ import yaml
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 
 SHAPE = {
@@ -81,7 +82,7 @@ def make_packed(folder: Path, tokenizer_dir: Path) -> Path:
         rows.append(json.dumps({"text": f"{number}. " + ". ".join(sentences)}) + "\n")
     source = folder.parent / f"{folder.name}.jsonl"
     source.write_text("".join(rows))
-    prepare(source, tokenizer_dir, folder, val_fraction=0.2)
+    prepare(PrepareArgs(source, tokenizer_dir, folder, val_fraction=0.2))
     return folder
 
 

@@ -1,18 +1,13 @@
 """The tokens that a model is analysed on."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from inheritune_lit.data.args import PrepareOptions
 from inheritune_lit.data.compatibility import check_fits_model
-from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.data.records import check_broken
-from inheritune_lit.data.sources import find_sources, is_hub_source
+from inheritune_lit.data.sources import is_hub_source, iter_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.tokenizer import Tokenizer
@@ -60,7 +55,9 @@ def draw_sequences(
 
 def _from_texts(data: Path, tokenizer: Tokenizer, count: int, length: int, random: np.random.Generator) -> torch.Tensor:
     """One sequence of each document as far as they go, more of them after that."""
-    texts = list(_read_texts(data))
+    if is_hub_source(str(data)) and not data.exists():
+        raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
+    texts = list(iter_documents(data, max_characters=_CHARACTERS))
     if not texts:
         raise UserError(f"{data} holds no text; give other --data")
     first, further, longest = [], [], 0
@@ -90,22 +87,3 @@ def _check_enough(found: int, count: int, length: int, place: Path) -> None:
             f"too little text: {place} holds {found} sequences of {length} tokens, --num_sequences asks for {count}; "
             "give more text, or smaller --num_sequences or --seq_length"
         )
-
-
-def _read_texts(data: Path) -> Iterator[str]:
-    if is_hub_source(str(data)) and not data.exists():
-        raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
-    options = PrepareOptions()
-    sources = find_sources(str(data), options)
-    for source in sources:
-        left = _CHARACTERS // len(sources)
-        kind = format_of(source.name, options)
-        assert kind, source
-        report = ReadReport()
-        for text, _ in kind.read(Path(source.path), 0, None, options, report):
-            if text.strip():
-                yield text
-            left -= len(text)
-            if left <= 0:
-                break
-        check_broken(source, report)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from inheritune_lit.errors import UserError
-
 
 def prepare_command(
     source: str | None = None,
@@ -23,8 +21,7 @@ def prepare_command(
     mixture: dict[str, float] | None = None,
     seed: int = 1337,
     num_workers: int | None = None,
-    node_rank: int | None = None,
-    num_nodes: int | None = None,
+    cluster: str | None = None,
     verify: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -50,40 +47,18 @@ def prepare_command(
             proportion to the corpus when not given.
         seed: seed of the subset.
         num_workers: processes; the cores of this machine when not given.
-        node_rank: which share of the work to do, counted from 0; as srun or torchrun say when not given.
-        num_nodes: number of shares. The same command with --num_nodes 1 then checks and joins them.
+        cluster: address of a Dask scheduler, such as tcp://host:8786, whose workers do the work.
         verify: check this packed folder against its manifest and do nothing else.
         dry_run: print the plan and stop.
     """
-    if verify is not None:
-        from inheritune_lit.data.verify import verify as check
+    given = locals()
+    import logging
 
-        check(verify)
-        return
-    if source is None or tokenizer_dir is None or out_dir is None:
-        given = {"source": source, "tokenizer_dir": tokenizer_dir, "out_dir": out_dir}
-        missing = next(name for name, value in given.items() if value is None)
-        raise UserError(f"--{missing} is required; see `inheritune prepare --help`")
-    from inheritune_lit.data.prepare import prepare as run
+    from inheritune_lit.data.args import PrepareArgs
 
-    run(
-        source,
-        tokenizer_dir,
-        out_dir,
-        val_fraction=val_fraction,
-        end_of_document=end_of_document,
-        text_field=text_field,
-        txt_documents=txt_documents,
-        domain=domain,
-        domain_field=domain_field,
-        parse_special_tokens=parse_special_tokens,
-        drop_duplicates=drop_duplicates,
-        max_document_bytes=max_document_bytes,
-        max_tokens=max_tokens,
-        mixture=mixture,
-        seed=seed,
-        num_workers=num_workers,
-        node_rank=node_rank,
-        num_nodes=num_nodes,
-        dry_run=dry_run,
-    )
+    args = PrepareArgs(**given)
+    from inheritune_lit.data.prepare import prepare
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if printed := str(prepare(args)):
+        print(printed)

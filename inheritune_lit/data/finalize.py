@@ -1,23 +1,22 @@
 """Packed data that new files are added to."""
 
+import logging
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import PrepareOptions, differing_option
+from inheritune_lit.data.args import PrepareArgs, differing_setting
+from inheritune_lit.data.formats.report import first_broken
 from inheritune_lit.data.jobs import Job
 from inheritune_lit.data.merge_shards import Joined, Segment, join_segments
 from inheritune_lit.data.packed import SPLITS
 from inheritune_lit.data.records import (
     SourceRecord,
     domain_records,
-    first_broken,
     gather_sources,
     new_segments,
     packed_segments,
@@ -30,6 +29,8 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def open_existing(out_dir: Path, plan: Mapping[str, Any], sources: Sequence[Sour
         return None
     if manifest["tokenizer"]["sha256"] != plan["tokenizer"]["sha256"]:
         raise UserError(f"{out_dir} was made with another tokenizer; give another --out_dir or remove it")
-    if difference := differing_option(manifest["options"], plan["options"]):
+    if difference := differing_setting(manifest["options"], plan["options"]):
         raise UserError(f"{out_dir} was made with other options: {difference}; give another --out_dir or remove it")
     files = {file.name: file for file in sources}
     for record in manifest["sources"]:
@@ -98,11 +99,10 @@ def finish(
     jobs: list[Job],
     existing: Existing | None,
     quotas: Sequence[Quota],
-    options: PrepareOptions,
+    options: PrepareArgs,
     plan: Mapping[str, Any],
-    start: float,
-) -> None:
-    """Join all parts into the output folder and print what is in it.
+) -> dict[str, dict[str, Any]]:
+    """Join all parts into the output folder and return what is in it by domain, as the manifest says.
 
     Args:
         work: finished parts of all jobs.
@@ -112,7 +112,6 @@ def finish(
         quotas: of a subset.
         options: what decides the result.
         plan: the manifest's ``tokenizer``, ``dtype`` and ``options``.
-        start: when the call began, on the monotonic clock.
 
     Raises:
         UserError: too many broken rows, a split without a document, or a full disk.
@@ -148,7 +147,7 @@ def finish(
         write_manifest(staging, "packed_data", record)
     work.remove()
     _warn_about_quotas(selection.short)
-    _print_summary(domains, time.monotonic() - start)
+    return domains
 
 
 def _join(
@@ -199,46 +198,28 @@ def _check_filled(work: WorkFolder, domains: Mapping[str, Mapping[str, Any]], ro
             raise UserError(f"no document of {rows} rows is in the {split} split; {advice}")
     for split in SPLITS:
         if bare := [domain for domain, record in domains.items() if not record[split]["documents"]]:
-            print(f"inheritune: warning: no {split} document in {', '.join(bare)}", file=sys.stderr)
+            logger.warning(f"inheritune: warning: no {split} document in {', '.join(bare)}")
 
 
 def _warn_about_rows(records: Sequence[SourceRecord]) -> None:
     broken = [record for record in records if record.report.broken]
     for record in broken[:_WARNINGS]:
-        print(
+        logger.warning(
             f"inheritune: warning: {record.report.broken} of {record.report.rows} rows of {record.source.path} left "
-            f"out, first {first_broken(record.source, record.report)}",
-            file=sys.stderr,
+            f"out, first {first_broken(record.source.path, record.report)}"
         )
     if len(broken) > _WARNINGS:
-        print(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files", file=sys.stderr)
+        logger.warning(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files")
     for record in [record for record in records if record.report.too_long][:_WARNINGS]:
-        print(
+        logger.warning(
             f"inheritune: warning: {record.report.too_long} of {record.report.rows} rows of {record.source.path} left "
-            "out: longer than --max_document_bytes, or than 8 MB without a place to cut",
-            file=sys.stderr,
+            "out: longer than --max_document_bytes, or than 8 MB without a place to cut"
         )
 
 
 def _warn_about_quotas(short: Sequence[tuple[Quota, int]]) -> None:
     for quota, tokens in short:
-        print(
+        logger.warning(
             f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
-            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then",
-            file=sys.stderr,
+            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
         )
-
-
-def _print_summary(domains: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-    counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
-    print(f"{'domain':<20} {counts} {'long rows':>10} {'empty rows':>11} {'broken rows':>12}")
-    for domain, record in domains.items():
-        train, val = record["train"], record["val"]
-        counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
-        # Where rows name their domain, those left out belong to none; they are in the manifest's "sources".
-        long, empty, broken = (
-            f"{record[name]:,}" if name in record else "-" for name in ("long_rows", "empty_rows", "broken_rows")
-        )
-        print(f"{domain:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
-    tokens = sum(record[split]["tokens"] for record in domains.values() for split in SPLITS)
-    print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.parquet import parquet_groups
 from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.sources import SCHEME, SourceFile
@@ -51,12 +51,12 @@ class Job:
         return sum(piece.bytes for piece in self.pieces)
 
 
-def plan_jobs(sources: list[SourceFile], options: PrepareOptions) -> list[Job]:
+def plan_jobs(sources: list[SourceFile], args: ReadingArgs) -> list[Job]:
     """Cut sources into jobs: large plain files by byte ranges, parquet by row groups, small files bundled.
 
     Args:
         sources: in the order in which their documents shall stand.
-        options: decide how files are read.
+        args: decide how files are read.
 
     Raises:
         UserError: a parquet file cannot be read.
@@ -64,7 +64,7 @@ def plan_jobs(sources: list[SourceFile], options: PrepareOptions) -> list[Job]:
     jobs: list[Job] = []
     bundle: list[Piece] = []
     for source in sources:
-        for piece in _pieces(source, options):
+        for piece in _pieces(source, args):
             if bundle and sum(other.bytes for other in bundle) + piece.bytes > _BUNDLE_BYTES:
                 jobs.append(_job(bundle))
                 bundle = []
@@ -74,8 +74,8 @@ def plan_jobs(sources: list[SourceFile], options: PrepareOptions) -> list[Job]:
     return jobs
 
 
-def _pieces(source: SourceFile, options: PrepareOptions) -> list[Piece]:
-    kind = format_of(source.name, options)
+def _pieces(source: SourceFile, args: ReadingArgs) -> list[Piece]:
+    kind = format_of(source.name, args)
     assert kind is not None, source  # files of other kinds are no sources
     if source.bytes <= _RANGE_BYTES or kind.ranges is None or source.path.startswith(SCHEME):
         return [Piece(source, 0, None, source.bytes)]

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.formats.report import MAX_BROKEN_SHARE, ReadReport
-from inheritune_lit.data.formats.text import count_lines
+from inheritune_lit.data.formats.report import ReadReport, check_broken
 from inheritune_lit.data.merge_shards import Joined, Segment
 from inheritune_lit.data.packed import SPLITS
-from inheritune_lit.data.sources import SCHEME, SourceFile
-from inheritune_lit.errors import UserError
+from inheritune_lit.data.sources import SourceFile
 
 COUNTS = {"rows": "rows", "empty_rows": "empty", "broken_rows": "broken", "long_rows": "too_long"}
 """Names in the manifest of what ``ReadReport`` counts."""
@@ -47,30 +45,8 @@ def gather_sources(sources: Sequence[SourceFile], pieces: Sequence[Mapping[str, 
         else:
             record.report.add(report)
     for record in records.values():
-        check_broken(record.source, record.report)
+        check_broken(record.source.path, record.report)
     return records
-
-
-def check_broken(source: SourceFile, report: ReadReport) -> None:
-    """Refuse a file with too many broken rows.
-
-    Raises:
-        UserError: it has.
-    """
-    if report.broken > MAX_BROKEN_SHARE * report.rows:
-        raise UserError(
-            f"{report.broken} of {report.rows} rows of {source.path} are broken, first {first_broken(source, report)}; "
-            f"mend the file (up to {MAX_BROKEN_SHARE:.0%} are tolerated)"
-        )
-
-
-def first_broken(source: SourceFile, report: ReadReport) -> str:
-    """File, line and fault of the first broken row."""
-    fault = report.first_broken
-    assert fault is not None
-    before = count_lines(Path(source.path), fault.start) if fault.start else 0
-    name = source.path.removeprefix(SCHEME)
-    return f"{name}:{before + fault.line}: {fault.reason}"
 
 
 def new_segments(pieces: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Segment]]:

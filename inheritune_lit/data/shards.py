@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats.report import ReadReport
+from inheritune_lit.data.formats.report import ReadReport, check_broken
 from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.jobs import Job, Piece
 from inheritune_lit.data.megatron import DocumentWriter
-from inheritune_lit.data.records import check_broken
 from inheritune_lit.data.sources import SCHEME, check_domain, local_copy
 from inheritune_lit.data.split import digest_is_validation, sample_key, text_digest
 from inheritune_lit.errors import UserError
@@ -45,7 +44,7 @@ class PartsContext:
     folder: Path
     tokenizer_dir: Path
     dtype: str
-    options: PrepareOptions
+    options: PrepareArgs
     thresholds: dict[str, int] | None
 
 
@@ -117,7 +116,7 @@ class PartsMaker:
             _check_unchanged(piece, path)
         self._report(Step(bytes=piece.bytes - seen))
         if report.broken > max(_HOPELESS_ROWS, report.rows // 2):
-            check_broken(source, report)  # do not read a terabyte for the wrong --text_field
+            check_broken(source.path, report)  # do not read a terabyte for the wrong --text_field
         return {
             "source": source.name,
             "start": piece.start,

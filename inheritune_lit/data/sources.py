@@ -3,14 +3,15 @@
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from inheritune_lit.data import sources as hub
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
+from inheritune_lit.data.formats.report import ReadReport, check_broken
 from inheritune_lit.data.formats.table import format_of, stem_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
@@ -113,36 +114,37 @@ class SourceFile:
     version: str
 
 
-def find_sources(source: str, options: PrepareOptions) -> list[SourceFile]:
+def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[SourceFile]:
     """The files of a corpus, sorted by name.
 
-    A file's domain is ``options.domain``; else the first folder below the source (``arxiv/*.jsonl``,
+    A file's domain is ``args.domain``; else the first folder below the source (``arxiv/*.jsonl``,
     ``common_crawl/2019-30/*.jsonl.zst``: RedPajama-Data-1T); else its own name without ``_sample`` and
     ``-00000-of-00010`` (``arxiv_sample.jsonl``: RedPajama-Data-1T-Sample).
 
     Args:
         source: a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub.
-        options: names the domain, or which field does.
+        args: names the domain, or which field does.
 
     Raises:
         UserError: nothing there, nothing readable there, or a file without a usable domain.
     """
-    if hub.is_hub_source(source):
-        found = hub.list_dataset(source)
+    source = str(source)
+    if is_hub_source(source):
+        found = list_dataset(source)
     elif Path(source).exists():
         found = _local_files(Path(source))
     else:
         raise UserError(
             f"no corpus at {source}; give a folder, a file, or hf://datasets/org/name for a data set of the hub"
         )
-    readable = [file for file in found if format_of(file[0], options)]
+    readable = [file for file in found if format_of(file[0], args)]
     if not readable:
         raise UserError(
             f"no .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt file in {source}"
             f"{f' among {len(found)} files' if found else ''}; give a folder of such files"
         )
     files = [
-        SourceFile(name, path, domain_of(name, path, options), size, version) for name, path, size, version in readable
+        SourceFile(name, path, domain_of(name, path, args), size, version) for name, path, size, version in readable
     ]
     domains = {file.domain for file in files}
     if len(domains) > _MAX_DOMAINS:
@@ -153,14 +155,43 @@ def find_sources(source: str, options: PrepareOptions) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def domain_of(name: str, path: str, options: PrepareOptions) -> str:
+def iter_documents(
+    source: str | Path, args: ReadingArgs = ReadingArgs(), max_characters: int | None = None
+) -> Iterator[str]:
+    """Yields the texts of a local corpus that are not blank, in the order in which ``prepare`` packs them.
+
+    Args:
+        source: a folder or a file.
+        args: how rows are read.
+        max_characters: most text, an equal part from the beginning of each file; the last text of a file is cut there.
+
+    Raises:
+        UserError: the source is on the hub or holds nothing readable, or too many rows of a file are broken.
+    """
+    if is_hub_source(str(source)):
+        raise UserError(f"{source} is not on this machine; give a file or folder of text")
+    files = find_sources(source, args)
+    for file in files:
+        kind, report = format_of(file.name, args), ReadReport()
+        assert kind is not None, file
+        left = sys.maxsize if max_characters is None else max_characters // len(files)
+        for text, _ in kind.read(Path(file.path), 0, None, args, report):
+            if text.strip():
+                yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
+        check_broken(file.path, report)
+
+
+def domain_of(name: str, path: str, args: ReadingArgs) -> str:
     """Domain of a file by its name below the source.
 
     Raises:
         UserError: the name gives none.
     """
-    if options.domain is not None:
-        return check_domain(options.domain, "--domain")
+    if args.domain is not None:
+        return check_domain(args.domain, "--domain")
     folder, _, _ = name.partition("/")
     domain = folder if folder != name else _NUMBERED.sub("", stem_of(name)).removesuffix("_sample")
     if not domain:

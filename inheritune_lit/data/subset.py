@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.formats.report import ReadReport
 from inheritune_lit.data.formats.table import format_of
@@ -47,7 +47,7 @@ class Quota:
     domains: tuple[str, ...]
 
 
-def quotas_of(options: PrepareOptions, domains: Sequence[str]) -> list[Quota]:
+def quotas_of(options: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
     """Quotas of a subset; none where everything is taken.
 
     A mixture's name stands for the domain of that name and for those whose names begin with it and an underscore
@@ -73,7 +73,7 @@ def quotas_of(options: PrepareOptions, domains: Sequence[str]) -> list[Quota]:
 
 
 def estimate_thresholds(
-    quotas: Sequence[Quota], pieces: Sequence[Piece], encoder: DocumentEncoder, options: PrepareOptions, scratch: Path
+    quotas: Sequence[Quota], pieces: Sequence[Piece], encoder: DocumentEncoder, options: PrepareArgs, scratch: Path
 ) -> dict[str, int]:
     """Thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
 
@@ -130,7 +130,7 @@ def cut_keys(keys: np.ndarray, lengths: np.ndarray, tokens: int) -> int:
 
 
 def _probe(
-    pieces: Sequence[Piece], encoder: DocumentEncoder, options: PrepareOptions, scratch: Path
+    pieces: Sequence[Piece], encoder: DocumentEncoder, options: PrepareArgs, scratch: Path
 ) -> tuple[list[int], int]:
     """Lengths in tokens of some documents from all over the pieces, and the stored bytes they take."""
     ends = np.cumsum([piece.bytes for piece in pieces])

@@ -1,5 +1,6 @@
 """``inheritune prepare --verify``: does a packed folder still hold what its manifest says?"""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune_lit.data.megatron import open_documents
@@ -9,7 +10,19 @@ from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
 
 
-def verify(folder: Path) -> None:
+@dataclass(frozen=True)
+class VerifyResult:
+    """A packed folder that is as its manifest says."""
+
+    folder: Path
+    files: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.files} files with {self.tokens:,} tokens are as the manifest says"
+
+
+def verify_packed(folder: Path) -> VerifyResult:
     """Compare every file's size and SHA-256, and every domain's counts, with the manifest.
 
     Args:
@@ -47,7 +60,7 @@ def verify(folder: Path) -> None:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
     tokens = sum(record[split]["tokens"] for record in manifest["domains"].values() for split in SPLITS)
-    print(f"{folder}: {len(files)} files with {tokens:,} tokens are as the manifest says")
+    return VerifyResult(folder, len(files), tokens)
 
 
 def _wrong_counts(folder: Path, domains: dict) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from inheritune_lit.data.args import differing_option
+from inheritune_lit.data.args import differing_setting
 from inheritune_lit.data.jobs import Job
 from inheritune_lit.data.shards import DONE
 from inheritune_lit.errors import UserError
@@ -64,7 +64,7 @@ class WorkFolder:
         fixed = self.read_plan()
         if fixed is None:
             return
-        difference = differing_option(fixed["options"], plan["options"])
+        difference = differing_setting(fixed["options"], plan["options"])
         if fixed["tokenizer"] != plan["tokenizer"]:
             difference = "the tokenizer was another"
         if difference:

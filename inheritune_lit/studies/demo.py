@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import PrepareOptions
-from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.formats.text import read_jsonl
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.sources import iter_documents
 from inheritune_lit.data.split import is_validation
 from inheritune_lit.evaluation.harness import evaluate
 from inheritune_lit.inherit.slice import slice_reference
@@ -48,7 +47,7 @@ def run_demo(out_dir: Path) -> None:
     _stage(
         "make a tokenizer and a model shape", shape, lambda: _fill(shape, lambda folder: write_shape(folder, corpus))
     )
-    _stage("pack the tokens", data, lambda: prepare(corpus, shape, data, val_fraction=_VAL_FRACTION))
+    _stage("pack the tokens", data, lambda: prepare(PrepareArgs(corpus, shape, data, val_fraction=_VAL_FRACTION)))
     _stage("make the task", task, lambda: _fill(task, lambda folder: write_task(folder, _held_out_texts(corpus))))
     reference = out_dir / "reference" / "final"
     _train(out_dir, "reference", shape, REFERENCE_LAYERS, "random", REFERENCE_STEPS)
@@ -86,10 +85,7 @@ def _fill(folder: Path, write: Callable[[Path], Any]) -> None:
 
 def _held_out_texts(corpus: Path) -> list[str]:
     """The documents that ``prepare`` keeps for validation."""
-    options = PrepareOptions(val_fraction=_VAL_FRACTION)
-    files = sorted(corpus.glob("*.jsonl"))
-    texts = [text for file in files for text, _ in read_jsonl(file, 0, None, options, ReadReport())]
-    return [text for text in texts if is_validation(text, _VAL_FRACTION)]
+    return [text for text in iter_documents(corpus) if is_validation(text, _VAL_FRACTION)]
 
 
 def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: str, steps: int) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.checkpoint.config import GPT2Config, save_lit_config
-from inheritune_lit.data.args import PrepareOptions
-from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.formats.table import format_of
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import find_sources
+from inheritune_lit.data.sources import find_sources, iter_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.io.folders import make_folder, new_folder, replace_text
@@ -58,17 +56,8 @@ def write_shape(folder: Path, text: str, scale: Scale) -> None:
 
 
 def _lines(text: str) -> Iterator[str]:
-    options = PrepareOptions()
-    sources = find_sources(text, options)
-    for source in sources:
-        left = _CHARACTERS // len(sources)
-        kind = format_of(source.name, options)
-        assert kind, source
-        for document, _ in kind.read(Path(source.path), 0, None, options, ReadReport()):
-            yield from filter(None, (line[:4000] for line in document[:left].split("\n")))
-            left -= len(document)
-            if left <= 0:
-                break
+    for document in iter_documents(text, max_characters=_CHARACTERS):
+        yield from filter(None, (line[:4000] for line in document.split("\n")))
 
 
 RESULTS = "results.json"
@@ -113,7 +102,7 @@ def reproduce(
     for path in source:
         if not path.exists():
             raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
-        find_sources(str(path), PrepareOptions())  # or it would end after its folder was made
+        find_sources(path)  # or it would end after its folder was made
     todo = [(one, seed) for seed in range(1, seeds + 1) for one in grid if one.main or seed <= baseline_seeds]
     _announce(todo, sizes, out_dir)
     if dry_run:
@@ -124,7 +113,7 @@ def reproduce(
     _stage(
         out_dir / "data",
         "packed data",
-        lambda: prepare(text, out_dir / "shape", out_dir / "data", val_fraction=_VAL_FRACTION),
+        lambda: prepare(PrepareArgs(text, out_dir / "shape", out_dir / "data", val_fraction=_VAL_FRACTION)),
     )
     for number, (one, seed) in enumerate(todo, start=1):
         print(f"reproduce: {one.title}, seed {seed} ({number} of {len(todo)})", file=sys.stderr, flush=True)

@@ -1,9 +1,17 @@
 """A small corpus in RedPajama's layout."""
 
 import json
+import logging
 
 import pytest
 from random_text import make_documents
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    """What the library logs, as the command shows it."""
+    caplog.set_level(logging.INFO, logger="inheritune_lit")
+    return caplog
 
 
 @pytest.fixture(scope="session")

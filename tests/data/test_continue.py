@@ -15,8 +15,10 @@ from random_text import make_documents
 
 from inheritune_lit.data import jobs, pool
 from inheritune_lit.data import prepare as prepare_module
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.packed import content_sha256
 from inheritune_lit.data.prepare import prepare
+from inheritune_lit.data.shards import PartsMaker
 from inheritune_lit.data.workdir import locked, work_folder
 from inheritune_lit.errors import UserError
 
@@ -55,46 +57,45 @@ def done_jobs(monkeypatch):
     return names
 
 
+def prepare_some(args: PrepareArgs, count: int) -> None:
+    """Interrupt a preparation in one process when it has done some of the jobs."""
+    make, numbers = PartsMaker.make, iter(range(count))
+
+    def stopping(maker, job) -> None:
+        if next(numbers, None) is None:
+            raise KeyboardInterrupt
+        make(maker, job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartsMaker, "make", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(args)
+
+
 @pytest.fixture
 def expected(corpus, tokenizer_dir, tmp_path):
     """The corpus in one piece."""
-    prepare(corpus, tokenizer_dir, tmp_path / "expected", val_fraction=0.2, num_workers=1)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "expected", val_fraction=0.2, num_workers=1))
     return packed_bytes(tmp_path / "expected")
 
 
 def test_workers_change_nothing(corpus, tokenizer_dir, tmp_path, expected, small_jobs):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=3)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=3))
     assert packed_bytes(tmp_path / "out") == expected
     assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "expected")
-    assert leftovers(tmp_path) == []
-
-
-def test_nodes_do_disjoint_shares(corpus, tokenizer_dir, tmp_path, expected, small_jobs, done_jobs, capsys):
-    def run(**share) -> int:
-        before = len(done_jobs)
-        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1, **share)
-        return len(done_jobs) - before
-
-    counts = [run(node_rank=rank, num_nodes=3) for rank in (2, 0)]
-    assert "node 0 of 3 is done; 17 of 25 parts are there" in capsys.readouterr().out
-    assert run(node_rank=0, num_nodes=3) == 0
-    assert not (tmp_path / "out").exists()
-    counts.append(run(num_nodes=1))  # the last call does what node 1 did not
-    assert counts == [8, 9, 8]
-    assert packed_bytes(tmp_path / "out") == expected
     assert leftovers(tmp_path) == []
 
 
 def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_dir, tmp_path, expected, done_jobs):
     hidden = tmp_path / "hidden.jsonl"
     shutil.move(corpus / "book_sample.jsonl", hidden)
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     shutil.move(hidden, corpus / "book_sample.jsonl")
     write_rows(corpus / "a" / "first.jsonl", documents["c4"][:30])
     write_rows(corpus / "c4" / "more.jsonl", documents["c4"][30:60])  # an old domain grows
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     assert done_jobs == ["c4_sample.jsonl", "a/first.jsonl", "book_sample.jsonl", "c4/more.jsonl"]
-    prepare(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2))
     assert packed_bytes(tmp_path / "out") == packed_bytes(tmp_path / "fresh")
     assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "fresh")
     manifests = [json.loads((tmp_path / name / "inheritune.json").read_text()) for name in ("out", "fresh")]
@@ -104,12 +105,12 @@ def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_
     assert leftovers(tmp_path) == []
 
 
-def test_nothing_new_is_no_fault(corpus, tokenizer_dir, tmp_path, expected, done_jobs, capsys):
+def test_nothing_new_is_no_fault(corpus, tokenizer_dir, tmp_path, expected, done_jobs, logged):
     moved = tmp_path / "moved"
     shutil.copytree(corpus, moved, copy_function=shutil.copyfile)  # with new time stamps
     before = (tmp_path / "expected" / "inheritune.json").read_bytes()
-    prepare(moved, tokenizer_dir, tmp_path / "expected", val_fraction=0.2)
-    assert "holds all of it already" in capsys.readouterr().err
+    prepare(PrepareArgs(moved, tokenizer_dir, tmp_path / "expected", val_fraction=0.2))
+    assert "holds all of it already" in logged.text
     assert done_jobs == []
     assert (tmp_path / "expected" / "inheritune.json").read_bytes() == before
     assert leftovers(tmp_path) == []
@@ -135,7 +136,7 @@ def change_one_letter(corpus):
 def test_what_would_not_fit_is_refused(corpus, tokenizer_dir, tmp_path, expected, spoil, options, told):
     spoil(corpus)
     with pytest.raises(UserError, match=told):
-        prepare(corpus, tokenizer_dir, tmp_path / "expected", **{"val_fraction": 0.2, **options})
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "expected", **{"val_fraction": 0.2, **options}))
     assert packed_bytes(tmp_path / "expected") == expected
 
 
@@ -146,24 +147,24 @@ def test_another_tokenizer_is_refused(corpus, tokenizer_dir, tmp_path, expected)
     manifest["tokenizer"]["sha256"] = "0" * 64
     (tmp_path / "expected" / "inheritune.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="was made with another tokenizer"):
-        prepare(corpus, other, tmp_path / "expected", val_fraction=0.2)
+        prepare(PrepareArgs(corpus, other, tmp_path / "expected", val_fraction=0.2))
 
 
-def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_dir, tmp_path, expected):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, node_rank=0, num_nodes=2)
+def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_dir, tmp_path, expected, small_jobs):
+    prepare_some(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1), 1)
     with pytest.raises(
         UserError, match=r"\.out\.prepare holds unfinished work of other options: --val_fraction was 0.2"
     ):
-        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.3)
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.3))
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     assert packed_bytes(tmp_path / "out") == expected
 
 
 def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenizer_dir, tmp_path, small_jobs):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1, node_rank=0, num_nodes=2)
+    prepare_some(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1), 13)
     change_one_letter(corpus)
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
-    prepare(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2, num_workers=1)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2, num_workers=1))
     assert packed_bytes(tmp_path / "out") == packed_bytes(tmp_path / "fresh")
 
 
@@ -172,16 +173,16 @@ def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
         locked(work_folder(tmp_path / "out"), 3, 4),
         pytest.raises(UserError, match="another `inheritune prepare` is at"),
     ):
-        prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
 
 
-def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, capsys):
+def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, logged):
     out, work = tmp_path / "expected", work_folder(tmp_path / "expected")
     (work.path / "output.tmp-1").mkdir(parents=True)
     out.rename(work.replaced)
-    prepare(corpus, tokenizer_dir, out, val_fraction=0.2)
-    assert "holds all of it already" in capsys.readouterr().err
+    prepare(PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2))
+    assert "holds all of it already" in logged.text
     assert packed_bytes(out) == expected
     assert leftovers(tmp_path) == []
 
@@ -193,13 +194,13 @@ def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*out.*: File too large; free space or give another"):
-            prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+            prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*/**/*.tmp-*"))
     assert not list(tmp_path.glob(".out.partial-*"))
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
     assert packed_bytes(tmp_path / "out") == expected
 
 
@@ -246,9 +247,9 @@ def test_a_killed_run_goes_on(large_corpus, tokenizer_dir, tmp_path, done_jobs, 
     process.kill()
     process.communicate()
     assert not out.exists()
-    prepare(large_corpus, tokenizer_dir, out, num_workers=1)
+    prepare(PrepareArgs(large_corpus, tokenizer_dir, out, num_workers=1))
     assert len(done_jobs) <= 8 - len(done)
-    prepare(large_corpus, tokenizer_dir, tmp_path / "fresh", num_workers=1)
+    prepare(PrepareArgs(large_corpus, tokenizer_dir, tmp_path / "fresh", num_workers=1))
     assert packed_bytes(out) == packed_bytes(tmp_path / "fresh")
     assert leftovers(tmp_path) == []
 
@@ -261,7 +262,7 @@ def test_a_stopped_run_ends_cleanly(large_corpus, tokenizer_dir, tmp_path, worke
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert f"finished parts are kept in {work}; the same command goes on" in error
+    assert f"finished parts are kept in {work}; the same command continues" in error
     assert "Traceback" not in error
     assert not out.exists()
     assert not list(work.glob("**/*.tmp-*"))

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from inheritune_lit.data import jobs
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.report import ReadReport
 from inheritune_lit.data.formats.table import format_of
 from inheritune_lit.data.jobs import plan_jobs
@@ -39,7 +39,7 @@ def write(folder, name: str) -> None:
         path.write_bytes(JSONL)
 
 
-def read_all(folder, options=PrepareOptions()) -> tuple[list[tuple[str, str | None]], ReadReport]:
+def read_all(folder, options=ReadingArgs()) -> tuple[list[tuple[str, str | None]], ReadReport]:
     """Rows of all pieces of a corpus, in order, and the sum of their reports."""
     rows, total = [], ReadReport()
     for job in plan_jobs(find_sources(str(folder), options), options):
@@ -57,7 +57,7 @@ def test_every_format_gives_every_row_once(tmp_path, monkeypatch, name, part_byt
     monkeypatch.setattr(jobs, "_RANGE_BYTES", part_bytes)
     monkeypatch.setattr(jobs, "_BUNDLE_BYTES", 0)
     write(tmp_path, name)
-    options = PrepareOptions(domain_field="meta.set")
+    options = ReadingArgs(domain_field="meta.set")
     rows, report = read_all(tmp_path, options)
     assert rows == [(text, f"s{n % 3}") for n, text in enumerate(TEXTS)]
     assert (report.rows, report.broken, report.too_long) == (400, 0, 0)
@@ -78,7 +78,7 @@ def test_text_files_are_documents_or_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\nsecond\r\n\nthird")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"fourth\n"))
     assert read_all(tmp_path)[0] == [("first\nsecond\r\n\nthird", None), ("fourth\n", None)]
-    lines, report = read_all(tmp_path, PrepareOptions(txt_documents="line"))
+    lines, report = read_all(tmp_path, ReadingArgs(txt_documents="line"))
     assert lines == [("first", None), ("second", None), ("third", None), ("fourth", None)]
     assert report.rows == 4
 
@@ -92,7 +92,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 def test_rows_over_the_limit_are_counted(tmp_path, name):
     write(tmp_path, name)
     limit = 200
-    rows, report = read_all(tmp_path, PrepareOptions(max_document_bytes=limit))
+    rows, report = read_all(tmp_path, ReadingArgs(max_document_bytes=limit))
     lines = JSONL.splitlines()
     if name == "a.parquet":
         kept = [text for text in TEXTS if len(text) <= limit]
@@ -112,7 +112,7 @@ def test_broken_rows_are_placed(tmp_path):
     places = {}
     for name in ("a.jsonl", "b.txt", "c.parquet"):
         report = ReadReport()
-        list(format_of(name, PrepareOptions()).read(tmp_path / name, 0, None, PrepareOptions(), report))
+        list(format_of(name, ReadingArgs()).read(tmp_path / name, 0, None, ReadingArgs(), report))
         places[name] = report.broken, report.first_broken.line, report.first_broken.reason
     assert places == {
         "a.jsonl": (2, 5, "no UTF-8 (invalid continuation byte)"),
@@ -174,5 +174,5 @@ def test_other_fields_and_dictionary_columns(tmp_path):
     table = pa.table({"content": pa.array(["a", "b", "a"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"content": "c"}\n')
-    rows, _ = read_all(tmp_path, PrepareOptions(text_field="content"))
+    rows, _ = read_all(tmp_path, ReadingArgs(text_field="content"))
     assert [text for text, _ in rows] == ["a", "b", "a", "c"]

@@ -5,6 +5,7 @@ import pytest
 from megatron_pair import parse_pair
 
 from inheritune_lit.data import megatron
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.megatron import DocumentWriter, open_documents, read_lengths
 from inheritune_lit.data.prepare import prepare
 
@@ -15,7 +16,7 @@ def indexed():
 
 
 def test_megatron_core_reads_ours(indexed, corpus, tokenizer_dir, tmp_path):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     for path in sorted((tmp_path / "out").glob("*/*.bin")):
         prefix = path.with_suffix("")
         theirs = indexed.IndexedDataset(str(prefix), mmap=True)
@@ -61,7 +62,7 @@ def test_an_index_written_in_chunks(tmp_path, monkeypatch, chunk, lengths):
 def test_an_empty_split_has_no_files(corpus, tokenizer_dir, tmp_path):
     """Megatron cannot map an empty file."""
     (corpus / "bare.jsonl").write_text("")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     assert [path.name for path in sorted((tmp_path / "out" / "train").iterdir())] == [
         "book.bin",
         "book.idx",

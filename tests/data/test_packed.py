@@ -10,6 +10,7 @@ import yaml
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
 from inheritune_lit.data.packed import PADDING, PackedDataset, content_sha256, load_packed_manifest
@@ -21,7 +22,7 @@ from inheritune_lit.errors import UserError
 @pytest.fixture
 def packed(corpus, tokenizer_dir, tmp_path):
     out = tmp_path / "packed"
-    prepare(corpus, tokenizer_dir, out, val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2))
     return out
 
 
@@ -178,7 +179,7 @@ def test_files_of_another_run_are_found(packed):
 
 def test_content_hash_tells_texts_and_options_apart(corpus, tokenizer_dir, tmp_path, packed):
     def made(name: str, **options) -> str:
-        prepare(corpus, tokenizer_dir, tmp_path / name, **{"val_fraction": 0.2, **options})
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / name, **{"val_fraction": 0.2, **options}))
         return content_sha256(tmp_path / name)
 
     first = content_sha256(packed)

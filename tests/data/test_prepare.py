@@ -12,13 +12,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from inheritune_lit.cli import main
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.split import is_validation
 from inheritune_lit.errors import UserError
 
 
 def test_packed_documents_decode_to_the_texts(corpus, documents, tokenizer_dir, tmp_path):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
     manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
     assert manifest["dtype"] == "uint16"
@@ -37,7 +38,7 @@ def test_packed_documents_decode_to_the_texts(corpus, documents, tokenizer_dir, 
 def test_real_text_decodes_back(inheritune_data, tmp_path):
     tokenizer_dir = inheritune_data / "tokenizers" / "llama2"
     source = inheritune_data / "redpajama-sample" / "c4_sample.jsonl"
-    prepare(source, tokenizer_dir, tmp_path / "out", val_fraction=0.05)
+    prepare(PrepareArgs(source, tokenizer_dir, tmp_path / "out", val_fraction=0.05))
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
     texts = [json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines()]
     packed = {name: parse_pair(tmp_path / "out" / name / "c4") for name in ("train", "val")}
@@ -47,7 +48,7 @@ def test_real_text_decodes_back(inheritune_data, tmp_path):
 
 
 def test_the_papers_code_has_no_end_of_document(corpus, documents, tokenizer_dir, tmp_path):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, end_of_document=False))
     judge = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
     wanted = [text for text in documents["c4"] if not is_validation(text, 0.2)]
     assert parse_pair(tmp_path / "out" / "train" / "c4") == judge.encode(wanted)
@@ -67,7 +68,7 @@ def test_text_cannot_spell_control_tokens_unless_asked_to(tmp_path, parsed):
     rows = "".join(json.dumps({"text": f"{n} <|endoftext|> more"}) + "\n" for n in range(50))
     (tmp_path / "all.jsonl").write_text(rows)
     options = {"val_fraction": 0.2, "parse_special_tokens": parsed}
-    prepare(tmp_path / "all.jsonl", tmp_path / "tokenizer", tmp_path / "out", **options)
+    prepare(PrepareArgs(tmp_path / "all.jsonl", tmp_path / "tokenizer", tmp_path / "out", **options))
     for ids in parse_pair(tmp_path / "out" / "train" / "all"):
         assert ids.count(0) == 1 + parsed
         assert ids[-1] == 0
@@ -89,7 +90,7 @@ def test_a_vocabulary_beyond_uint16_is_int32(tmp_path):
     tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", [f"w{n}" for n in range(70_000)], eos_id=2)
     rows = [{"text": f"w{n} w69999"} for n in range(100)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     packed = parse_pair(tmp_path / "out" / "train" / "all") + parse_pair(tmp_path / "out" / "val" / "all")
     assert sorted(packed) == [[n, 69_999, 2] for n in range(100)]
     manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
@@ -99,7 +100,7 @@ def test_a_vocabulary_beyond_uint16_is_int32(tmp_path):
 def test_an_end_that_the_vocabulary_lacks(corpus, tmp_path):
     tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=100_000)
     with pytest.raises(UserError, match=r"the EOS id of .* is 100000, tokenizer\.json has only 2 ids"):
-        prepare(corpus, tokenizer_dir, tmp_path / "out")
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -110,15 +111,14 @@ def test_split_depends_on_the_text_alone():
     assert chosen < {text for text in texts if is_validation(text, 0.2)}
 
 
-def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, capsys):
+def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, logged):
     with (corpus / "c4_sample.jsonl").open("ab") as file:
         file.write(b'\n{"text": "   "}\n{"text": "caf\xe9"}\n')
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    result = prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
     assert (record["rows"], record["empty_rows"], record["broken_rows"]) == (162, 1, 1)
-    told = capsys.readouterr()
-    assert "c4_sample.jsonl:163: no UTF-8" in told.err
-    heading, rows = told.out.splitlines()[0], told.out.splitlines()[1:3]
+    assert "c4_sample.jsonl:163: no UTF-8" in logged.text
+    heading, rows = str(result).splitlines()[0], str(result).splitlines()[1:3]
     assert heading.split()[-4:] == ["empty", "rows", "broken", "rows"]
     assert [row.split()[-2:] for row in rows] == [["0", "0"], ["1", "1"]]
 
@@ -127,16 +127,16 @@ def test_a_text_without_tokens_counts_as_empty(tmp_path):
     tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
     rows = [{"text": "the model " * n} for n in range(1, 41)] + [{"text": "unknown"}]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["all"]
     assert record["empty_rows"] == 1
     assert record["train"]["documents"] + record["val"]["documents"] == 40
 
 
-def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path, capsys):
+def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path, logged):
     (corpus / "bare.jsonl").write_text("")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
+    warnings = [line for line in logged.messages if "warning" in line]
     assert warnings == [f"inheritune: warning: no {name} document in bare" for name in ("train", "val")]
 
 
@@ -153,7 +153,7 @@ def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path,
 def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
     (corpus / "c4_sample.jsonl").write_bytes(b'{"text": "fine"}\n' * 50 + (row + b"\n") * 2)
     with pytest.raises(UserError, match=f"2 of 52 rows.*c4_sample.jsonl:51: {told}"):
-        prepare(corpus, tokenizer_dir, tmp_path / "out")
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +186,7 @@ def test_occupied_output_is_refused_and_kept(corpus, tokenizer_dir, tmp_path):
     out.mkdir()
     (out / "mine").write_text("x")
     with pytest.raises(UserError, match="already holds files"):
-        prepare(corpus, tokenizer_dir, out)
+        prepare(PrepareArgs(corpus, tokenizer_dir, out))
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
@@ -194,14 +194,14 @@ def test_tokenizer_without_eos(corpus, tmp_path):
     tokenizer_dir = words_tokenizer(tmp_path / "tokenizer", ["the", "model"], eos_id=0)
     (tokenizer_dir / "generation_config.json").unlink()
     with pytest.raises(UserError, match="no EOS token"):
-        prepare(corpus, tokenizer_dir, tmp_path / "out")
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out"))
     with pytest.raises(UserError, match=r"tokenizer\.json cannot encode a text"):
-        prepare(corpus, tokenizer_dir, tmp_path / "out", end_of_document=False)
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", end_of_document=False))
 
 
-def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, capsys):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", dry_run=True)
-    assert "2 domains (book, c4)" in capsys.readouterr().err
+def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, logged):
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", dry_run=True))
+    assert "2 domains (book, c4)" in logged.text
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -210,26 +210,26 @@ def test_the_wrong_field_stops_early(tokenizer_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 100_000)
     (tmp_path / "all.jsonl").write_text('{"content": "some text or other"}\n' * 60_000)
     with pytest.raises(UserError, match=r"2942 of 2942 rows of .*all.jsonl:1: no string field \"text\""):
-        prepare(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", num_workers=1)
+        prepare(PrepareArgs(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", num_workers=1))
 
 
-def test_a_broken_row_far_into_a_file_is_named_by_its_line(corpus, tokenizer_dir, tmp_path, monkeypatch, capsys):
+def test_a_broken_row_far_into_a_file_is_named_by_its_line(corpus, tokenizer_dir, tmp_path, monkeypatch, logged):
     monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 5_000)
     lines = (corpus / "c4_sample.jsonl").read_text().splitlines(keepends=True)
     (corpus / "c4_sample.jsonl").write_text("".join([*lines[:100], "{\n", *lines[100:]]))
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1)
-    assert "1 of 161 rows of" in (error := capsys.readouterr().err)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
+    assert "1 of 161 rows of" in (error := logged.text)
     assert "c4_sample.jsonl:101: no JSON" in error
 
 
-def test_text_without_a_place_to_cut_is_left_out_and_counted(corpus, tokenizer_dir, tmp_path, monkeypatch, capsys):
+def test_text_without_a_place_to_cut_is_left_out_and_counted(corpus, tokenizer_dir, tmp_path, monkeypatch, logged):
     monkeypatch.setattr("inheritune_lit.data.encoding.WordCache.max_unbroken", 10_000)
     with (corpus / "c4_sample.jsonl").open("a") as file:
         file.write(json.dumps({"text": "A" * 10_001}) + "\n" + json.dumps({"text": "A " * 10_001}) + "\n")
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
     assert (record["rows"], record["long_rows"]) == (162, 1)
-    assert "1 of 162 rows of" in capsys.readouterr().err
+    assert "1 of 162 rows of" in logged.text
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from hub_server import COMMIT, running_hub
 from megatron_pair import parse_pair
 from random_text import make_documents
 
-from inheritune_lit.data.args import PrepareOptions
-from inheritune_lit.data.nodes import default_workers, share
+from inheritune_lit.data.args import PrepareArgs, ReadingArgs
+from inheritune_lit.data.nodes import default_workers
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.sources import find_sources, parse
 from inheritune_lit.errors import UserError
@@ -24,7 +24,7 @@ def domains(folder, *files: str, **options) -> dict[str, str]:
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(ROW)
-    return {file.name: file.domain for file in find_sources(str(folder), PrepareOptions(**options))}
+    return {file.name: file.domain for file in find_sources(str(folder), ReadingArgs(**options))}
 
 
 def test_redpajama_sample(tmp_path):
@@ -48,7 +48,7 @@ def test_numbered_files_are_one_domain(tmp_path):
 
 def test_one_file_is_a_source(tmp_path):
     domains(tmp_path, "a/b.jsonl")
-    (file,) = find_sources(str(tmp_path / "a" / "b.jsonl"), PrepareOptions())
+    (file,) = find_sources(str(tmp_path / "a" / "b.jsonl"), ReadingArgs())
     assert (file.name, file.domain, file.bytes) == ("b.jsonl", "b", len(ROW))
 
 
@@ -93,7 +93,7 @@ def test_rows_may_name_their_domain(tokenizer_dir, tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows[number::2][::-1]))
     (tmp_path / "train/chunk1/other.jsonl").write_text((json.dumps(rows[0]) + "\n") * 100 + '{"text": "no domain"}\n')
     options = {"val_fraction": 0.2, "domain_field": "meta.redpajama_set_name"}
-    prepare(tmp_path / "train", tokenizer_dir, tmp_path / "out", **options)
+    prepare(PrepareArgs(tmp_path / "train", tokenizer_dir, tmp_path / "out", **options))
     manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
     assert sorted(manifest["domains"]) == ["RedPajamaArXiv", "RedPajamaC4"]
     documents = {}
@@ -105,8 +105,8 @@ def test_rows_may_name_their_domain(tokenizer_dir, tmp_path):
     assert [source["broken_rows"] for source in manifest["sources"]] == [0, 0, 1]
     # Adding a file keeps each source's documents where they belong.
     (tmp_path / "train/chunk0/more.jsonl").write_text(json.dumps(rows[1]) + "\n")
-    prepare(tmp_path / "train", tokenizer_dir, tmp_path / "out", **options)
-    prepare(tmp_path / "train", tokenizer_dir, tmp_path / "fresh", **options)
+    prepare(PrepareArgs(tmp_path / "train", tokenizer_dir, tmp_path / "out", **options))
+    prepare(PrepareArgs(tmp_path / "train", tokenizer_dir, tmp_path / "fresh", **options))
     for file in sorted((tmp_path / "fresh").glob("*/*.bin")):
         assert file.read_bytes() == (tmp_path / "out" / file.relative_to(tmp_path / "fresh")).read_bytes()
 
@@ -131,7 +131,7 @@ def dataset(corpus, tmp_path):
 
 def test_a_data_set_of_the_hub_file_by_file(hub, dataset, tokenizer_dir, tmp_path):
     hub.repositories["maker/text"] = dataset
-    prepare(dataset / "sample", tokenizer_dir, tmp_path / "local", val_fraction=0.2)
+    prepare(PrepareArgs(dataset / "sample", tokenizer_dir, tmp_path / "local", val_fraction=0.2))
     arguments = ["--source", "hf://datasets/maker/text@main/sample", "--tokenizer_dir", tokenizer_dir]
     arguments += ["--out_dir", tmp_path / "out", "--val_fraction", 0.2, "--num_workers", 2]
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
@@ -157,11 +157,11 @@ def test_a_download_that_breaks_off_is_one_line_and_goes_on(hub, dataset, tokeni
     monkeypatch.setattr("inheritune_lit.data.jobs._BUNDLE_BYTES", 0)
     hub.fail_after = 1
     with pytest.raises(UserError, match=r"cannot download maker/text .*run the same command again to continue"):
-        prepare("maker/text", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+        prepare(PrepareArgs("maker/text", tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     assert not (tmp_path / "out").exists()
     hub.fail_after = None
     before = len(hub.reads)
-    prepare("maker/text", tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs("maker/text", tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     assert {name for name, _, _ in hub.reads[before:]} == {"c4_sample.jsonl"}  # the other one is done
 
 
@@ -179,7 +179,7 @@ def test_what_the_hub_lacks(hub, dataset, tokenizer_dir, tmp_path, source, told)
     hub.repositories["maker/text"] = dataset
     hub.gated.add("maker/secret")
     with pytest.raises(UserError, match=told):
-        prepare(source, tokenizer_dir, tmp_path / "out")
+        prepare(PrepareArgs(source, tokenizer_dir, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -193,29 +193,6 @@ def test_what_the_hub_lacks(hub, dataset, tokenizer_dir, tmp_path, source, told)
 )
 def test_addresses_on_the_hub(source, parts):
     assert parse(source) == parts
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}, (3, 8)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script without srun
-        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, (0, 1)),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, (0, 1)),
-    ],
-)
-def test_launchers_name_the_share(environment, expected):
-    assert share(None, None, environment) == expected
-    assert share(1, 4, environment) == (1, 4)
-    assert share(None, 1, environment) == (0, 1)  # the last call, from inside the same job
-
-
-@pytest.mark.parametrize(("rank", "nodes"), [(0, None), (None, 2), (2, 2), (-1, 2)])
-def test_half_a_share_is_refused(rank, nodes):
-    with pytest.raises(UserError, match=r"--node_rank"):
-        share(rank, nodes, {})
 
 
 def test_workers_of_a_machine_are_shared_out():

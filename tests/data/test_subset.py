@@ -11,7 +11,7 @@ from megatron_pair import parse_pair
 from random_text import make_documents
 
 from inheritune_lit.data import jobs
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.subset import KEYS, cut_keys, keep_share, quotas_of
 from inheritune_lit.errors import UserError
@@ -37,17 +37,17 @@ def many(tmp_path):
     return folder
 
 
-def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path, capsys):
-    prepare(many, tokenizer_dir, tmp_path / "all", val_fraction=0.1)
+def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path, logged):
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "all", val_fraction=0.1))
     options = {"max_tokens": 60_000, "mixture": {"cc": 2, "arxiv": 1, "c4": 0}, "val_fraction": 0.1}
-    prepare(many, tokenizer_dir, tmp_path / "out", **options)
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "out", **options))
     tokens = {}
     for domain in ("arxiv", "cc_2019-30", "cc_2023-06", "c4"):
         for split in ("train", "val"):
             drawn = packed(tmp_path / "out", domain, [split])
             assert set(drawn) <= set(packed(tmp_path / "all", domain, [split]))  # the split stays
             tokens[domain] = tokens.get(domain, 0) + sum(map(len, drawn))
-    assert "gave only" not in capsys.readouterr().err
+    assert "gave only" not in logged.text
     assert tokens["c4"] == 0
     longest = 400
     assert 20_000 - longest < tokens["arxiv"] <= 20_000
@@ -57,7 +57,9 @@ def test_a_mixture_gives_each_domain_its_part(many, tokenizer_dir, tmp_path, cap
 
 def test_a_subset_depends_on_seed_and_text_alone(many, tokenizer_dir, tmp_path, monkeypatch):
     def drawn(name: str, source=many, **options) -> list[set]:
-        prepare(source, tokenizer_dir, tmp_path / name, val_fraction=0.1, **{"max_tokens": 50_000, **options})
+        prepare(
+            PrepareArgs(source, tokenizer_dir, tmp_path / name, val_fraction=0.1, **{"max_tokens": 50_000, **options})
+        )
         domains = json.loads((tmp_path / name / "inheritune.json").read_text())["domains"]
         return set().union(*(packed(tmp_path / name, domain) for domain in domains))
 
@@ -75,18 +77,18 @@ def test_a_subset_depends_on_seed_and_text_alone(many, tokenizer_dir, tmp_path, 
     assert len(other & first) < 0.6 * len(first)
 
 
-def test_more_than_there_is_takes_all_and_says_so(many, tokenizer_dir, tmp_path, capsys):
-    prepare(many, tokenizer_dir, tmp_path / "all", val_fraction=0.1)
-    prepare(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=10**9)
-    assert "arxiv, c4, cc_2019-30, cc_2023-06 gave only" in capsys.readouterr().err
+def test_more_than_there_is_takes_all_and_says_so(many, tokenizer_dir, tmp_path, logged):
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "all", val_fraction=0.1))
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=10**9))
+    assert "arxiv, c4, cc_2019-30, cc_2023-06 gave only" in logged.text
     assert packed(tmp_path / "out", "c4") == packed(tmp_path / "all", "c4")
 
 
 def test_a_subset_takes_no_more_files(many, tokenizer_dir, tmp_path):
-    prepare(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=50_000)
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=50_000))
     (many / "more.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match=r"is a random subset of 4 files, which .*more\.jsonl would change"):
-        prepare(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=50_000)
+        prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "out", val_fraction=0.1, max_tokens=50_000))
 
 
 @settings(max_examples=200, deadline=None)
@@ -136,7 +138,7 @@ def test_the_share_lets_enough_through(skew, tokens):
 )
 def test_wrong_mixtures(options, told):
     with pytest.raises(UserError, match=told):
-        quotas_of(PrepareOptions(**options), ["arxiv", "c4", "cc_2019-30"])
+        quotas_of(PrepareArgs("text", "tokenizer", "out", **options), ["arxiv", "c4", "cc_2019-30"])
 
 
 def test_duplicates_are_dropped_across_files_domains_and_calls(tokenizer_dir, tmp_path):
@@ -150,13 +152,13 @@ def test_duplicates_are_dropped_across_files_domains_and_calls(tokenizer_dir, tm
     write("b.jsonl", texts[:40] + texts[10:20])
     write("c.jsonl", texts[30:50])
     options = {"val_fraction": 0.2, "drop_duplicates": True}
-    prepare(source, tokenizer_dir, tmp_path / "out", **options)
+    prepare(PrepareArgs(source, tokenizer_dir, tmp_path / "out", **options))
     manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
     assert manifest["duplicates"] == 20
     assert [len(packed(tmp_path / "out", domain)) for domain in "bc"] == [40, 10]
 
     write("a.jsonl", texts[45:])  # of these 15 five are packed already, and what is packed stays
-    prepare(source, tokenizer_dir, tmp_path / "out", **options)
+    prepare(PrepareArgs(source, tokenizer_dir, tmp_path / "out", **options))
     manifest = json.loads((tmp_path / "out" / "inheritune.json").read_text())
     assert manifest["duplicates"] == 25
     together = [ids for domain in "abc" for ids in packed(tmp_path / "out", domain)]
@@ -173,7 +175,7 @@ def test_duplicates_and_a_subset_together(many, tokenizer_dir, tmp_path):
         lines = file.read_text().splitlines(keepends=True)
         (doubled / file.name).write_text("".join(lines + lines[::5]))
     options = {"val_fraction": 0.1, "max_tokens": 50_000}
-    prepare(many, tokenizer_dir, tmp_path / "single", **options)
-    prepare(doubled, tokenizer_dir, tmp_path / "double", drop_duplicates=True, **options)
+    prepare(PrepareArgs(many, tokenizer_dir, tmp_path / "single", **options))
+    prepare(PrepareArgs(doubled, tokenizer_dir, tmp_path / "double", drop_duplicates=True, **options))
     for domain in ("arxiv", "c4", "cc_2019-30", "cc_2023-06"):
         assert packed(tmp_path / "double", domain) == packed(tmp_path / "single", domain)

@@ -7,12 +7,13 @@ import shutil
 import pytest
 
 from inheritune_lit.cli import main
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 
 
 @pytest.fixture
 def out(corpus, tokenizer_dir, tmp_path):
-    prepare(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2)
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     return tmp_path / "out"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import make_checkpoint, make_packed
 
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.train import loop
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
@@ -30,7 +31,7 @@ def prepare_domains(tokenizer_dir):
             words = ["".join(draw.choices("abcdefgh", k=4)) for _ in range(5)]
             texts = [f"{number} " + " ".join(draw.choices(words, k=draw.randint(1, 25))) for number in range(count)]
             (source / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        prepare(source, tokenizer_dir, folder, val_fraction=0.2)
+        prepare(PrepareArgs(source, tokenizer_dir, folder, val_fraction=0.2))
         return folder
 
     return make

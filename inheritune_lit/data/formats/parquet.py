@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.report import BrokenRow, ReadReport, string_field
 from inheritune_lit.errors import UserError
 
@@ -17,7 +17,7 @@ _BATCH_ROWS = 256
 
 
 def read_parquet(
-    path: Path, start: int, stop: int | None, options: PrepareOptions, report: ReadReport
+    path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport
 ) -> Iterator[tuple[str, str | None]]:
     """Texts and domains (None where the rows don't name them) of row groups ``start`` to ``stop``.
 
@@ -25,13 +25,13 @@ def read_parquet(
         path: the file.
         start: first row group.
         stop: row group after the last; None for all.
-        options: names of fields, and the longest row.
+        args: names of fields, and the longest row.
         report: brought up to date on the way.
 
     Raises:
         UserError: the file cannot be read, or lacks a column.
     """
-    fields = [name for name in (options.text_field, options.domain_field) if name]
+    fields = [name for name in (args.text_field, args.domain_field) if name]
     with _open(path) as file:
         columns = [_column(file, path, name) for name in fields]
         sizes = row_group_bytes(file)
@@ -46,12 +46,12 @@ def read_parquet(
                     try:
                         if isinstance(row, UnicodeError):
                             raise BrokenRow(f"no UTF-8 ({row.reason})")
-                        text = string_field(row, options.text_field)
-                        domain = string_field(row, options.domain_field) if options.domain_field else None
+                        text = string_field(row, args.text_field)
+                        domain = string_field(row, args.domain_field) if args.domain_field else None
                     except BrokenRow as fault:
                         report.note_broken(number, 0, str(fault))
                         continue
-                    if len(text) > options.max_document_bytes:
+                    if len(text) > args.max_document_bytes:
                         report.too_long += 1
                         continue
                     yield text, domain

@@ -2,7 +2,10 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from inheritune_lit.errors import UserError
 
 MAX_BROKEN_SHARE = 0.01
 """Share of a file's rows that may be broken."""
@@ -63,6 +66,37 @@ class ReadReport:
         """What ``to_record`` gave."""
         fault = record["first_broken"]
         return cls(**{**record, "first_broken": Fault(**fault) if fault else None})
+
+
+def check_broken(path: str, report: ReadReport) -> None:
+    """Refuse a file with too many broken rows.
+
+    Raises:
+        UserError: it has.
+    """
+    if report.broken > MAX_BROKEN_SHARE * report.rows:
+        raise UserError(
+            f"{report.broken} of {report.rows} rows of {path} are broken, first {first_broken(path, report)}; "
+            f"fix the file (up to {MAX_BROKEN_SHARE:.0%} are tolerated)"
+        )
+
+
+def first_broken(path: str, report: ReadReport) -> str:
+    """Returns file, line and fault of the first broken row."""
+    fault = report.first_broken
+    assert fault is not None
+    before = _count_lines(Path(path), fault.start) if fault.start else 0
+    return f"{path.removeprefix('hf://datasets/')}:{before + fault.line}: {fault.reason}"
+
+
+def _count_lines(path: Path, stop: int) -> int:
+    """Returns the number of line breaks before a byte of a plain file."""
+    lines, left = 0, stop
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(left, 1 << 22))):
+            lines += chunk.count(b"\n")
+            left -= len(chunk)
+    return lines
 
 
 class BrokenRow(Exception):

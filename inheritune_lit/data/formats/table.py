@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.parquet import read_parquet
 from inheritune_lit.data.formats.report import ReadReport
 from inheritune_lit.data.formats.text import read_jsonl, read_txt_file, read_txt_lines
 
-Reader = Callable[[Path, int, int | None, PrepareOptions, ReadReport], Iterator[tuple[str, str | None]]]
+Reader = Callable[[Path, int, int | None, ReadingArgs, ReadReport], Iterator[tuple[str, str | None]]]
 
 _PACKED = (".gz", ".zst")
 
@@ -29,7 +29,7 @@ class FileFormat:
     text_share: float
 
 
-def format_of(name: str, options: PrepareOptions) -> FileFormat | None:
+def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
     """The format of a file, or None for a file that holds no corpus.
 
     ``.jsonl`` and ``.json`` (a row a line), ``.txt``, each also with ``.gz`` or ``.zst``; ``.parquet``.
@@ -42,7 +42,7 @@ def format_of(name: str, options: PrepareOptions) -> FileFormat | None:
     if stem.endswith((".jsonl", ".json")):
         return FileFormat(read_jsonl, "bytes" if plain else None, text_share)
     if stem.endswith(".txt"):
-        if options.txt_documents == "line":
+        if args.txt_documents == "line":
             return FileFormat(read_txt_lines, "bytes" if plain else None, text_share)
         return FileFormat(read_txt_file, None, text_share)
     if name.endswith(".parquet"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from inheritune_lit.data.args import PrepareOptions
+from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.report import BrokenRow, ReadReport, check_text, parse_json, string_field
 from inheritune_lit.errors import UserError
 
@@ -87,7 +87,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def read_jsonl(
-    path: Path, start: int, stop: int | None, options: PrepareOptions, report: ReadReport
+    path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport
 ) -> Iterator[tuple[str, str | None]]:
     """Texts and domains (None where the rows don't name them) of a jsonl file, or of the lines that begin in a range.
 
@@ -95,17 +95,17 @@ def read_jsonl(
         path: plain, ``.gz`` or ``.zst``.
         start: first byte of the range; 0 unless the file is plain.
         stop: byte after the range; None for the whole file.
-        options: names of fields, and the longest row.
+        args: names of fields, and the longest row.
         report: brought up to date on the way.
 
     Raises:
         UserError: the file cannot be read.
     """
-    for number, first, line in _read_lines(path, start, stop, options.max_document_bytes, report):
+    for number, first, line in _read_lines(path, start, stop, args.max_document_bytes, report):
         try:
             row = parse_json(line)
-            domain = string_field(row, options.domain_field) if options.domain_field else None
-            text = string_field(row, options.text_field)
+            domain = string_field(row, args.domain_field) if args.domain_field else None
+            text = string_field(row, args.text_field)
             if b"\\u" in line:
                 check_text(text)
             yield text, domain
@@ -114,10 +114,10 @@ def read_jsonl(
 
 
 def read_txt_lines(
-    path: Path, start: int, stop: int | None, options: PrepareOptions, report: ReadReport
+    path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport
 ) -> Iterator[tuple[str, None]]:
     """Each line of a text file as a document, without its line break; see ``read_jsonl``."""
-    for number, first, line in _read_lines(path, start, stop, options.max_document_bytes, report):
+    for number, first, line in _read_lines(path, start, stop, args.max_document_bytes, report):
         try:
             yield line.rstrip(b"\r\n").decode("utf-8"), None
         except UnicodeDecodeError as error:
@@ -125,14 +125,14 @@ def read_txt_lines(
 
 
 def read_txt_file(
-    path: Path, start: int, stop: int | None, options: PrepareOptions, report: ReadReport
+    path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport
 ) -> Iterator[tuple[str, None]]:
     """A text file as one document; see ``read_jsonl``."""
     with open_lines(path) as (stream, file):
-        content = stream.read(options.max_document_bytes + 1)
+        content = stream.read(args.max_document_bytes + 1)
         report.bytes_read += file.tell()
     report.rows += 1
-    if len(content) > options.max_document_bytes:
+    if len(content) > args.max_document_bytes:
         report.too_long += 1
         return
     try:
@@ -141,16 +141,6 @@ def read_txt_file(
         report.note_broken(1 + content[: error.start].count(b"\n"), 0, f"no UTF-8 ({error.reason})")
         return
     yield text, None
-
-
-def count_lines(path: Path, stop: int) -> int:
-    """Line breaks before a byte of a plain file."""
-    lines, left = 0, stop
-    with path.open("rb") as file:
-        while left and (chunk := file.read(min(left, 1 << 22))):
-            lines += chunk.count(b"\n")
-            left -= len(chunk)
-    return lines
 
 
 def _read_lines(
