@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inheritune_lit.analysis.args import AnalyzeOptions
     from inheritune_lit.checkpoint.export import export
+    from inheritune_lit.data.args import PrepareArgs
     from inheritune_lit.data.prepare import prepare
+    from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
     from inheritune_lit.evaluation.harness import evaluate
     from inheritune_lit.inherit.slice import slice_reference
@@ -34,12 +36,14 @@ _MODULES = {
     "EvalArgs": "train.args",
     "MixtureArgs": "train.args",
     "OptimizerArgs": "train.args",
+    "PrepareArgs": "data.args",
     "SpeedArgs": "train.args",
     "TrainArgs": "train.args",
     "UserError": "errors",
     "analyze": "planning.study:study",
     "evaluate": "evaluation.harness",
     "export": "checkpoint.export",
+    "iter_documents": "data.sources",
     "load_model": "model.load",
     "make_report": "report.report",
     "plan": "planning.plan",
@@ -55,12 +59,14 @@ __all__ = [
     "EvalArgs",
     "MixtureArgs",
     "OptimizerArgs",
+    "PrepareArgs",
     "SpeedArgs",
     "TrainArgs",
     "UserError",
     "analyze",
     "evaluate",
     "export",
+    "iter_documents",
     "load_model",
     "make_report",
     "plan",

@@ -50,10 +50,10 @@ def test_importing_it_costs_nothing():
 PROGRAM = """
 from pathlib import Path
 from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
-from inheritune_lit import slice_reference
+from inheritune_lit import PrepareArgs, slice_reference
 
 folder: Path = slice_reference("openllama-3b", n=13)
-prepare("text", folder, Path("data"), val_fraction=0.01)
+packed: str = str(prepare(PrepareArgs("text", folder, Path("data"), val_fraction=0.01)))
 result = pretrain(folder, Path("data"), Path("run"), train=TrainArgs(), eval=EvalArgs(), optimizer=OptimizerArgs())
 if result is not None and result.final is not None:
     scores: dict[str, object] = evaluate([result.final], suite="quick")
