@@ -72,12 +72,15 @@ def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, 
     """
     (name,) = find_recipes(["--config", str(path)])[1:]
     words = [f"--config={name}"]
-    _check_groups(words, kind)
-    parser = _Parser.of(command, kind)
     given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = {name for name in required if name not in given}
-    parsed = parser.instantiate_classes(parser.parse_args([*(f"--{name}=_" for name in missing), *words]))
+    try:
+        _check_groups(words, kind)
+        parser = _Parser.of(command, kind)
+        parsed = parser.instantiate_classes(parser.parse_args([*(f"--{name}=_" for name in missing), *words]))
+    except UserError as error:
+        raise UserError(f"{path} is not a recipe of `inheritune {command}`: {error}") from error
     return {field.name: getattr(parsed, field.name) for field in fields(kind) if field.name not in missing}
 
 
