@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
 
@@ -16,6 +17,11 @@ class ReportArgs(CommandArgs):
     out_dir: Path = Path("report")
     """Report.html, all in one file, report.md, and the figures as PNG; an earlier report is replaced."""
     watch: int | None = None
-    """Write it again every so many seconds while a run goes on; the page then reloads itself."""
+    """Seconds between reports while a run is going on, one report when not given; the page then reloads itself."""
     paper_curves: list[str] | None = None
     """Official GPT-2 runs to draw beside these, such as medium_log and medium-init_ly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.watch is not None and self.watch < 1:
+            raise UserError(f"--watch is {self.watch}; give seconds, 1 or more")

@@ -6,14 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.report.runs import Run
-from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, TrainArgs
 
 _GROUPS = {"train": TrainArgs, "optimizer": OptimizerArgs}
 
 
-def commands_of(run: Run) -> list[str]:
-    """``inheritune slice`` and ``pretrain`` as they have to be called; settings at their defaults are left out."""
+def commands_of(run: RunRecord) -> list[str]:
+    """Returns ``inheritune slice`` and ``pretrain`` as they have to be called, without settings at their defaults."""
     settings = run.settings
     initial = settings["initial_checkpoint_dir"]
     commands = []
@@ -25,12 +24,14 @@ def commands_of(run: Run) -> list[str]:
         given += _changed(group, settings.get(group, {}), kind)
     if distill := settings.get("distill"):
         given += _changed("distill", distill, DistillArgs)
-        # Only what the teacher is was recorded, not where it lay.
+        # What the teacher is was recorded, not where it was.
         source = "teacher" if "teacher" in distill else "teacher_logits"
         given = [(name, value) for name, value in given if not name.startswith("distill.teacher")]
         given.append((f"distill.{source}", source.upper()))
     given += _evaluation(settings)
     given += [(name, settings[name]) for name in ("precision", "seed", "documents") if settings.get(name) is not None]
+    if settings.get("fp8"):
+        given.append(("speed.fp8", True))
     if isinstance(mixture := settings.get("mixture"), dict):
         given.append(("mixture.weights", mixture))
     commands.append(_command("pretrain", given))
@@ -65,7 +66,7 @@ def _evaluation(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     asked, given = settings.get("eval", {}), []
     if (interval := asked.get("interval", EvalArgs.interval)) != EvalArgs.interval:
         given.append(("eval.interval", interval))
-    # A run's micro-batch is no part of what it is: one that divides its batch gives the same.
+    # A run's micro-batch is not recorded: any that divides its batch gives the same.
     size = math.gcd(settings["train"]["global_batch_size"], TrainArgs.micro_batch_size)
     if size != TrainArgs.micro_batch_size:
         given.append(("train.micro_batch_size", size))
@@ -75,15 +76,11 @@ def _evaluation(settings: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _command(name: str, given: list[tuple[str, Any]]) -> str:
-    words = [f"--{flag} {shlex.quote(_spelled(value))}" for flag, value in given]
+    words = [f"--{flag} {shlex.quote(_format_value(value))}" for flag, value in given]
     return f"inheritune {name} " + " ".join(words)
 
 
-def _spelled(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Path):
-        return str(value)
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

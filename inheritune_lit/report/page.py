@@ -1,9 +1,10 @@
-"""The report in Markdown."""
+"""The report in Markdown and as a page of HTML that needs no other file."""
 
 import base64
 import html
 import os
 import re
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,72 +12,94 @@ from urllib.parse import unquote
 
 import markdown
 
+from inheritune_lit import RunRecord
 from inheritune_lit.report.commands import commands_of
-from inheritune_lit.report.runs import Material, Page, Run
 
 
-def report_markdown(material: Material, figures: dict[str, Path], base: Path) -> str:
-    """The whole report; figures are named by paths relative to ``base``.
+@dataclass(frozen=True)
+class Page:
+    """The Markdown page that another command has left in its folder, with the figures beside it."""
+
+    folder: Path
+    file: str
+
+    @property
+    def figures(self) -> list[Path]:
+        """PNG files of the folder."""
+        return sorted(self.folder.glob("*.png"))
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that a report is made of, in the order in which it was named."""
+
+    runs: list[RunRecord]
+    growths: list[Page]
+    evaluations: list[Page]
+    analyses: list[Page]
+
+
+def report_markdown(inputs: ReportInputs, figures: dict[str, Path], base: Path) -> str:
+    """Returns the whole report; figures are named by paths relative to ``base``.
 
     Args:
         figures: by their names: "curves", "paper", and "layers of <run>" for maps of inherited layers.
         base: folder that the Markdown file is in.
     """
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    parts = ["# Report", f"Made on {made}. Losses are in nats a token, ± is one standard error."]
-    if material.runs:
-        parts += ["## Runs", _run_table(material.runs)]
+    parts = ["# Report", f"Made on {made}. Losses are in nats per token, ± is one standard error."]
+    if inputs.runs:
+        parts += ["## Runs", _run_table(inputs.runs)]
         if "curves" in figures:
             parts.append(_image("Held-out loss against tokens, FLOPs and hours", figures["curves"], base))
         if "paper" in figures:
             title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
             parts.append(_image(title, figures["paper"], base))
-        parts += _inherited(material.runs, figures, base)
+        parts += _inherited(inputs.runs, figures, base)
     for title, pages in (
-        ("Growing", material.growths),
-        ("Evaluation", material.evaluations),
-        ("Analysis", material.analyses),
+        ("Growing", inputs.growths),
+        ("Evaluation", inputs.evaluations),
+        ("Analysis", inputs.analyses),
     ):
         for page in pages:
-            parts += [f"## {title}: {page.name}", *_page(page, base)]
-    if material.runs:
+            parts += [f"## {title}: {page.folder.name}", *_page(page, base)]
+    if inputs.runs:
         parts.append("## To do it again")
-        parts += [_provenance(run) for run in material.runs]
+        parts += [_provenance(run) for run in inputs.runs]
     return "\n\n".join(parts) + "\n"
 
 
-def is_running(run: Run) -> bool:
-    """Whether there is more to come: no final checkpoint yet."""
-    return run.final is None
-
-
-def _run_table(runs: list[Run]) -> str:
-    lines = [
-        "| run | layers | parameters | tokens | held-out loss | before training | tokens/s | MFU | memory | hours |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+def _run_table(runs: list[RunRecord]) -> str:
+    rows = []
     for run in runs:
-        first, last = (run.validations[0], run.validations[-1]) if run.validations else ({}, {})
-        start = first if first.get("step") == 0 else {}
-        tokens = run.rows[-1]["tokens"] if run.rows else 0
         slice_ = run.slice or {}
-        cells = [
-            f"{run.name}{' (goes on)' if is_running(run) else ''}",
-            _number(slice_.get("n_layer")),
-            _number(slice_.get("parameters", {}).get("total")),
-            _number(tokens),
-            _loss(last),
-            _loss(start),
-            _number(run.typical("tokens_per_s")),
-            _percent(run.typical("mfu")),
-            _gigabytes(run.largest("memory_gb")),
-            _hours(run.largest("seconds")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                f"{run.name}{'' if run.final else ' (still running)'}",
+                _format(slice_.get("n_layer")),
+                _format((slice_.get("parameters") or {}).get("total")),
+                _format(run.rows[-1]["tokens"] if run.rows else 0),
+                _last_loss(run),
+                _loss(run.validations[0]) if run.validations and run.validations[0]["step"] == 0 else "",
+                _format(run.typical("tokens_per_s")),
+                _format(run.typical("mfu"), "{:.0%}"),
+                _format(run.largest("memory_gb"), "{:.1f} GB"),
+                _format((run.largest("seconds") or 0) / 3600, "{:.2f}") if run.rows else "",
+            ]
+        )
+    header = "run|layers|parameters|tokens|held-out loss|before training|tokens/s|MFU|memory|hours".split("|")
+    return markdown_table(header, rows)
 
 
-def _inherited(runs: list[Run], figures: dict[str, Path], base: Path) -> list[str]:
+def _last_loss(run: RunRecord) -> str:
+    """The newest held-out loss, with its step where the run has gone further since; none before the first step."""
+    if not run.validations or run.validations[-1]["step"] == 0:
+        return ""
+    last = run.validations[-1]
+    return _loss(last) + ("" if last["step"] == run.rows[-1]["step"] else f" (step {last['step']:,.0f})")
+
+
+def _inherited(runs: list[RunRecord], figures: dict[str, Path], base: Path) -> list[str]:
     parts = []
     for run in runs:
         manifest = run.slice
@@ -101,7 +124,7 @@ def _sentence(manifest: dict[str, Any]) -> str:
 
 
 def _page(page: Page, base: Path) -> list[str]:
-    text = page.markdown.read_text(encoding="utf-8")
+    text = (page.folder / page.file).read_text(encoding="utf-8")
     # Their headings stand below this report's.
     lines = [f"##{line}" if line.startswith("#") else line for line in text.splitlines()]
     named = {figure.name for figure in page.figures if figure.name in text}
@@ -111,21 +134,21 @@ def _page(page: Page, base: Path) -> list[str]:
     return ["\n".join(lines).strip(), *(_image(figure.stem.replace("_", " "), figure, base) for figure in loose)]
 
 
-def _provenance(run: Run) -> str:
+def _provenance(run: RunRecord) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.manifest.get("versions", {}).items())
     settings = run.settings
-    facts = [f"begun {run.manifest.get('created', 'unknown')}", versions]
+    facts = [f"started {run.manifest.get('created', 'unknown')}", versions]
     facts.append(f"start weights SHA-256 {settings.get('initial_weights_sha256', 'unknown')}")
     facts.append(f"data SHA-256 {settings.get('data_sha256', 'unknown')}")
     if distill := settings.get("distill"):
         teacher = distill.get("teacher") or distill.get("teacher_logits")
         facts.append(f"TEACHER in its command: {teacher}")
     facts += [f"source {file['path']} SHA-256 {file['sha256']}" for file in _source_files(run) if file.get("sha256")]
-    told = "\n".join(f"- {fact}" for fact in facts)
-    return f"### {run.name}\n\n{told}\n\n```bash\n" + "\n".join(commands_of(run)) + "\n```"
+    listed = "\n".join(f"- {fact}" for fact in facts)
+    return f"### {run.name}\n\n{listed}\n\n```bash\n" + "\n".join(commands_of(run)) + "\n```"
 
 
-def _source_files(run: Run) -> list[dict[str, Any]]:
+def _source_files(run: RunRecord) -> list[dict[str, Any]]:
     return ((run.slice or {}).get("reference") or {}).get("files") or []
 
 
@@ -141,20 +164,8 @@ def _loss(row: dict[str, float]) -> str:
     return f"{row['val_loss']:.3f} ± {row['val_stderr']:.3f}" if "val_stderr" in row else ""
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def _gigabytes(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} GB"
-
-
-def _hours(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds / 3600:.2f}"
+def _format(value: float | None, form: str = "{:,.0f}") -> str:
+    return "" if value is None else form.format(value)
 
 
 _STYLE = """
@@ -179,12 +190,12 @@ li { overflow-wrap: anywhere; }
 
 
 def html_page(text: str, base: Path, refresh_s: int | None) -> str:
-    """A page that opens offline.
+    """Returns a page that opens offline.
 
     Args:
         text: Markdown; its figures are PNG files named relative to ``base``.
         base: where it stands.
-        refresh_s: seconds after which a browser loads the page again; None for a page that is done.
+        refresh_s: seconds after which a browser loads the page again; None for a finished page.
     """
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "sane_lists"])
     body = re.sub(r'src="([^"]+)"', lambda match: f'src="{_inlined(html.unescape(match[1]), base)}"', body)
