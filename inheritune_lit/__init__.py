@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.teach import teach
+    from inheritune_lit.train.run_record import RunRecord
+    from inheritune_lit.train.run_record import read_run
 
 try:
     __version__ = version("inheritune-lit")
@@ -51,6 +53,8 @@ _MODULES = {
     "pretrain": "train.pretrain",
     "slice_reference": "inherit.slice",
     "teach": "train.teach",
+    "RunRecord": "train.run_record",
+    "read_run": "train.run_record",
 }
 
 __all__ = [
@@ -74,6 +78,8 @@ __all__ = [
     "pretrain",
     "slice_reference",
     "teach",
+    "RunRecord",
+    "read_run",
 ]
 
 

@@ -17,6 +17,7 @@ def report_command(
         watch: write it again every so many seconds while a run goes on; the page then reloads itself.
         paper_curves: official GPT-2 runs to draw beside these, such as medium_log and medium-init_ly.
     """
+    from inheritune_lit.report.args import ReportArgs
     from inheritune_lit.report.report import make_report
 
-    print(f"wrote {make_report(runs, out_dir, watch, paper_curves)}")
+    print(make_report(ReportArgs(runs, out_dir=out_dir, watch=watch, paper_curves=paper_curves)))

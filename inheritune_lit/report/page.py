@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import markdown
 
 from inheritune_lit import RunRecord
+from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.report.commands import commands_of
 
 
@@ -75,7 +76,7 @@ def _run_table(runs: list[RunRecord]) -> str:
         slice_ = run.slice or {}
         rows.append(
             [
-                f"{run.name}{'' if run.final else ' (still running)'}",
+                run.name if run.final is not None else f"{run.name} (not finished)",
                 _format(slice_.get("n_layer")),
                 _format((slice_.get("parameters") or {}).get("total")),
                 _format(run.rows[-1]["tokens"] if run.rows else 0),
@@ -84,7 +85,7 @@ def _run_table(runs: list[RunRecord]) -> str:
                 _format(run.typical("tokens_per_s")),
                 _format(run.typical("mfu"), "{:.0%}"),
                 _format(run.largest("memory_gb"), "{:.1f} GB"),
-                _format((run.largest("seconds") or 0) / 3600, "{:.2f}") if run.rows else "",
+                "" if (seconds := run.largest("seconds")) is None else f"{seconds / 3600:.2f}",
             ]
         )
     header = "run|layers|parameters|tokens|held-out loss|before training|tokens/s|MFU|memory|hours".split("|")

@@ -19,6 +19,7 @@ import pytest
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
+from inheritune_lit.report.args import ReportArgs
 from inheritune_lit.report.figures import paper_curves
 from inheritune_lit.report.report import make_report
 
@@ -143,7 +144,7 @@ def test_a_browser_shows_it(report, tmp_path):
     pixels = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
     ink = (pixels < 0.9).any(axis=2)
     assert ink[:400].any() and ink[400:800].any()  # the table, then the curves
-    blue = (np.abs(pixels - np.array([31, 119, 180]) / 255) < 0.02).all(axis=2)
+    blue = (np.abs(pixels - np.array([0, 114, 178]) / 255) < 0.02).all(axis=2)
     assert blue.sum() > 500  # the first run's curve, and what is inherited
     printed = [*command, "--print-to-pdf-no-header", f"--print-to-pdf={tmp_path}/page.pdf", page]
     subprocess.run(printed, check=True, capture_output=True, timeout=120)
@@ -163,11 +164,11 @@ def test_watching_ends_with_the_run(runs, tmp_path):
 
     thread = threading.Thread(target=finish)
     thread.start()
-    make_report([tmp_path / "live"], tmp_path / "out", watch=1)
+    make_report(ReportArgs([tmp_path / "live"], out_dir=tmp_path / "out", watch=1))
     thread.join()
-    assert 'http-equiv="refresh" content="1"' in seen[0] and "live (goes on)" in seen[0]
+    assert 'http-equiv="refresh" content="1"' in seen[0] and "live (not finished)" in seen[0]
     done = (tmp_path / "out/report.html").read_text()
-    assert "http-equiv" not in done and "goes on" not in done
+    assert "http-equiv" not in done and "not finished" not in done
 
 
 def test_official_curves_are_those_of_the_papers_logs(runs, tmp_path):
@@ -195,8 +196,8 @@ def test_damaged_metrics_are_named(runs, tmp_path, capsys):
     [
         ("{runs}/nowhere", "no folder at"),
         ("{runs}/data", "holds no run, evaluation or analysis"),
-        ("{runs}/runs --out_dir {runs}/data", "holds something else than a report"),
-        ("{runs}/runs --paper_curves medium_lag", "is no official run; give one of medium_log"),
+        ("{runs}/runs --out_dir {runs}/data", "holds something other than a report"),
+        ("{runs}/runs --paper_curves medium_lag", "is not an official run; give one of medium_log"),
         ("{runs}/runs --out_dir {runs}/../there/page", "cannot write"),
         ("{runs}/runs --watch 0", "--watch is 0; give seconds"),
     ],
@@ -208,3 +209,22 @@ def test_bad_input_is_one_line(runs, arguments, complaint, capsys, monkeypatch, 
     error = capsys.readouterr().err
     assert complaint in error and len(error.splitlines()) == 1
     assert not (tmp_path / "report").exists()
+
+
+def test_a_stopped_run_shows_no_loss_of_before(runs, tmp_path):
+    shutil.copytree(runs / "runs" / "one", tmp_path / "live")
+    shutil.rmtree(tmp_path / "live/final")
+    lines = (tmp_path / "live/metrics.csv").read_text().splitlines(keepends=True)
+    header = lines[0].strip().split(",")
+    cells = {}
+    for last in (2, 4, 6):
+        kept = [line for line in lines[1:] if int(dict(zip(header, line.split(","), strict=False))["step"]) <= last]
+        (tmp_path / "live/metrics.csv").write_text("".join([lines[0], *kept]))
+        make_report(ReportArgs([tmp_path / "live"], out_dir=tmp_path / "page"))
+        text = (tmp_path / "page" / "report.md").read_text()
+        row = next(line for line in text.splitlines() if line.startswith("| live (not finished) |"))
+        cells[last] = [cell.strip() for cell in row.strip("|").split("|")][3:6]
+    # At step 2 nothing but the start has been validated.
+    assert cells[2][0] == f"{2 * 2 * 16:,}" and cells[2][1] == "" and "±" in cells[2][2]
+    assert "±" in cells[4][1] and "step" not in cells[4][1]
+    assert cells[6][1] == f"{cells[4][1]} (step 4)" and cells[6][2] == cells[2][2]
