@@ -21,11 +21,16 @@ if TYPE_CHECKING:
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.study import study as analyze
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+    from inheritune_lit.train.args import DistillArgs
+    from inheritune_lit.train.args import EvalArgs
+    from inheritune_lit.train.args import MixtureArgs
+    from inheritune_lit.train.args import OptimizerArgs
+    from inheritune_lit.train.args import SpeedArgs
+    from inheritune_lit.train.args import TrainArgs
     from inheritune_lit.train.pretrain import pretrain
-    from inheritune_lit.train.teach import teach
     from inheritune_lit.train.run_record import RunRecord
     from inheritune_lit.train.run_record import read_run
+    from inheritune_lit.train.teach import teach
 
 try:
     __version__ = version("inheritune-lit")
@@ -39,6 +44,7 @@ _MODULES = {
     "MixtureArgs": "train.args",
     "OptimizerArgs": "train.args",
     "PrepareArgs": "data.args",
+    "RunRecord": "train.run_record",
     "SpeedArgs": "train.args",
     "TrainArgs": "train.args",
     "UserError": "errors",
@@ -51,10 +57,9 @@ _MODULES = {
     "plan": "planning.plan",
     "prepare": "data.prepare",
     "pretrain": "train.pretrain",
+    "read_run": "train.run_record",
     "slice_reference": "inherit.slice",
     "teach": "train.teach",
-    "RunRecord": "train.run_record",
-    "read_run": "train.run_record",
 }
 
 __all__ = [
@@ -64,6 +69,7 @@ __all__ = [
     "MixtureArgs",
     "OptimizerArgs",
     "PrepareArgs",
+    "RunRecord",
     "SpeedArgs",
     "TrainArgs",
     "UserError",
@@ -76,10 +82,9 @@ __all__ = [
     "plan",
     "prepare",
     "pretrain",
+    "read_run",
     "slice_reference",
     "teach",
-    "RunRecord",
-    "read_run",
 ]
 
 

@@ -3,7 +3,6 @@
 import math
 import shlex
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, TrainArgs

@@ -57,6 +57,7 @@ def draw_loss_curves(runs: list[RunRecord], path: Path) -> None:
                 draw_curve(axes, number, values, losses, run.name, stderrs)
     for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
         axes.set_xlabel(unit)
+        axes.locator_params(axis="x", nbins=5)
         if unit != "hours of training":  # of which there may be a hundredth
             engineering_ticks(axes.xaxis)
     panels[0].set_ylabel("held-out loss (nats per token)")
@@ -72,8 +73,7 @@ def draw_beside_paper(runs: list[RunRecord], official: dict[str, Curve], path: P
         draw_curve(axes, number, steps, losses, run.name)
     for number, (name, curve) in enumerate(official.items(), start=len(runs)):
         steps, losses = zip(*curve, strict=True)
-        label = f"{name}\n(official log, not re-run)"
-        draw_curve(axes, number, steps, losses, label, linestyle="--", marker="", linewidth=1)
+        draw_curve(axes, number, steps, losses, f"{name} (official log, not re-run)", linestyle="--", marker="", linewidth=1)
     axes.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)")
     engineering_ticks(axes.xaxis)
     label_ends(axes)

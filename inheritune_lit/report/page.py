@@ -88,8 +88,8 @@ def _run_table(runs: list[RunRecord]) -> str:
                 "" if (seconds := run.largest("seconds")) is None else f"{seconds / 3600:.2f}",
             ]
         )
-    header = "run|layers|parameters|tokens|held-out loss|before training|tokens/s|MFU|memory|hours".split("|")
-    return markdown_table(header, rows)
+    sizes, speed = ["run", "layers", "parameters", "tokens"], ["tokens/s", "MFU", "memory", "hours"]
+    return markdown_table([*sizes, "held-out loss", "before training", *speed], rows)
 
 
 def _last_loss(run: RunRecord) -> str:
