@@ -21,15 +21,9 @@ if TYPE_CHECKING:
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.study import study as analyze
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.train.args import DistillArgs
-    from inheritune_lit.train.args import EvalArgs
-    from inheritune_lit.train.args import MixtureArgs
-    from inheritune_lit.train.args import OptimizerArgs
-    from inheritune_lit.train.args import SpeedArgs
-    from inheritune_lit.train.args import TrainArgs
+    from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.pretrain import pretrain
-    from inheritune_lit.train.run_record import RunRecord
-    from inheritune_lit.train.run_record import read_run
+    from inheritune_lit.train.run_record import RunRecord, read_run
     from inheritune_lit.train.teach import teach
 
 try:

@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "analyze": (AnalyzeArgs, "commands.analysis:analyze_command"),
     "ablate": (AblateArgs, "studies.ablate:ablate"),
     "reproduce": (ReproduceArgs, "commands.replicating:reproduce_command"),
-    "report": (ReportArgs, "commands.reporting:report_command"),
+    "report": (ReportArgs, "report.report:make_report"),
     "demo": (DemoArgs, "commands.demo:demo_command"),
 }
 """Each command's arguments, and the function that takes them; ``str()`` of what it returns is printed."""

@@ -73,7 +73,8 @@ def draw_beside_paper(runs: list[RunRecord], official: dict[str, Curve], path: P
         draw_curve(axes, number, steps, losses, run.name)
     for number, (name, curve) in enumerate(official.items(), start=len(runs)):
         steps, losses = zip(*curve, strict=True)
-        draw_curve(axes, number, steps, losses, f"{name} (official log, not re-run)", linestyle="--", marker="", linewidth=1)
+        look = {"linestyle": "--", "marker": "", "linewidth": 1}
+        draw_curve(axes, number, steps, losses, f"{name} (official log, not re-run)", **look)
     axes.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)")
     engineering_ticks(axes.xaxis)
     label_ends(axes)
