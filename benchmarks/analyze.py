@@ -25,9 +25,10 @@ from slice import SHAPES, build_reference
 
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.stream import LayerStream, capture
+from inheritune_lit.analysis.stream import LayerStream
 from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.model.attention import capture_attention
 
 RESULT = Path(__file__).parent / "results" / "analyze.json"
 TAU, T, HEADS, SEQUENCES, REPEATS = 0.9, 100, 24 * 16, 4, 3
@@ -45,7 +46,9 @@ def real_attention(model: Path, data: Path) -> torch.Tensor:
         for layer in range(config.n_layer):
             with (
                 stream.layer(layer) as (block, run),
-                capture(block.attn, lambda logits, attention, heads: matrices.append(attention.flatten(0, 1))),
+                capture_attention(
+                    block.attn, lambda _logits, attention, _heads: matrices.append(attention.flatten(0, 1))
+                ),
             ):
                 x_BTC = run(x_BTC)
     attention_NTT = torch.cat(matrices)

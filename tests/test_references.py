@@ -5,7 +5,7 @@ import torch
 from litgpt.config import configs
 
 from inheritune_lit.checkpoint.config import Config, GPT2Config
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.references import REFERENCES, SHAPES, find_reference, reference_table, unknown_reference
 
 TIED = ("smollm2", "llama3.2", "gpt2")

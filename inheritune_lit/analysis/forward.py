@@ -7,7 +7,8 @@ import torch
 
 from inheritune_lit.analysis.attention_stats import HeadMeasures, block_influence, output_variance
 from inheritune_lit.analysis.maps import AttentionMaps
-from inheritune_lit.analysis.stream import LayerStream, StateStore, capture
+from inheritune_lit.analysis.stream import LayerStream, StateStore
+from inheritune_lit.model.attention import capture_attention
 
 
 @dataclass
@@ -66,7 +67,7 @@ def measure_forward(
                     if rows.start == 0 and maps.wanted(layer):
                         maps.add(layer, logits_BHTT, attention_BHTT)
 
-                with capture(block.attn, receive):
+                with capture_attention(block.attn, receive):
                     y_bTC = run(x_BTC[rows])
                 influences.append(block_influence(x_BTC[rows], y_bTC).cpu())
                 variances.append(output_variance(y_bTC).cpu())

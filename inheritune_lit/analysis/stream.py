@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
 
 import numpy as np
 import torch
-from litgpt.model import Block, CausalSelfAttention, do_softcapping
+from litgpt.model import Block
 from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
@@ -16,7 +15,8 @@ from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import read_tensor
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.forward import embed, head_logits, rope_of_layer
+from inheritune_lit.model.gpt import build_model
 
 
 class StateStore:
@@ -39,10 +39,6 @@ class StateStore:
         return torch.from_numpy(np.array(mapped[start:stop]))
 
 
-Receiver = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""Takes logits (B, H, T, T) without a mask, attention (B, H, T, T) and head outputs (B, H, T, head size), all fp32."""
-
-
 def check_capturable(config: Config) -> None:
     """Check that a model's attention is made of matrices of softmax weights, one a head.
 
@@ -55,46 +51,6 @@ def check_capturable(config: Config) -> None:
             f"{config.name} has {kind}: there are no attention weights to capture; give a model of the LLaMA or GPT-2 "
             "kind"
         )
-
-
-@contextmanager
-def capture(attention: CausalSelfAttention, receive: Receiver) -> Iterator[None]:
-    """Make a litgpt attention module compute plainly and hand its matrices over, within the block.
-
-    The matrices of one call are gone when the next is made unless ``receive`` keeps them.
-    """
-    attention.scaled_dot_product_attention = MethodType(_plain_attention(receive), attention)
-    try:
-        yield
-    finally:
-        del attention.scaled_dot_product_attention
-
-
-def _plain_attention(receive: Receiver) -> Callable[..., torch.Tensor]:
-    def attend(
-        self: CausalSelfAttention,
-        q_BHTD: torch.Tensor,
-        k_BHTD: torch.Tensor,
-        v_BHTD: torch.Tensor,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """litgpt's method of the same place; result (B, T, H, head size)."""
-        scale = (self.config.attention_scores_scalar or self.config.head_size) ** -0.5 * self.mscale**2
-        # Multi-query models come with a single key and value for all heads.
-        logits_BHTT = q_BHTD.float() @ k_BHTD.float().mT * scale
-        if self.config.attention_logit_softcapping is not None:
-            logits_BHTT = do_softcapping(logits_BHTT, self.config.attention_logit_softcapping)
-        T = logits_BHTT.shape[-1]
-        if mask is None:
-            allowed = torch.ones(T, T, dtype=torch.bool, device=q_BHTD.device).tril()
-            attention_BHTT = logits_BHTT.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
-        else:
-            attention_BHTT = (logits_BHTT + mask).softmax(dim=-1)
-        heads_BHTD = attention_BHTT @ v_BHTD.float()
-        receive(logits_BHTT, attention_BHTT, heads_BHTD)
-        return heads_BHTD.to(q_BHTD.dtype).transpose(1, 2)
-
-    return attend
 
 
 RunBlock = Callable[[torch.Tensor], torch.Tensor]
@@ -131,13 +87,13 @@ class LayerStream:
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """What goes into the first layer, (B, T, C)."""
-        x_BTC = self._tensor(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
-        if self.config.scale_embeddings:
-            x_BTC = x_BTC * self.config.n_embd**0.5
         if "wpe" in self._model.transformer:
-            positions_TC = self._tensor("transformer.wpe.weight")[: tokens_BT.shape[1]]
-            x_BTC = x_BTC + positions_TC.to(self.device, torch.float32)
-        return x_BTC
+            self._load(self._model.transformer.wpe, "transformer.wpe.")
+
+        def rows_of(tokens_BT: torch.Tensor) -> torch.Tensor:
+            return self._tensor(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
+
+        return embed(self._model, tokens_BT, rows_of=rows_of)
 
     @contextmanager
     def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
@@ -146,11 +102,9 @@ class LayerStream:
         self._weights = self._weights.remapped()
         block = self._model.transformer.h[number]
         self._load(block, f"transformer.h.{number}.")
-        cos, sin = self._rope
-        if (indices := self.config.rope_indices) is not None:
-            cos, sin = cos[..., indices[number]], sin[..., indices[number]]
+        rope = rope_of_layer(self._model, self._rope, number)
         try:
-            yield block, lambda x_BTC: block(x_BTC, cos, sin)
+            yield block, lambda x_BTC: block(x_BTC, *rope)
         finally:
             block.to(device="meta")
 
@@ -168,9 +122,7 @@ class LayerStream:
         rows = max(1, _LOGITS // (T * vocabulary))
         losses = []
         for x_bTC, targets_bT in zip(x_BTC.split(rows), targets_BT.split(rows), strict=True):
-            logits_bTV = self._model.lm_head(self._model.transformer.ln_f(x_bTC))
-            if self.config.final_logit_softcapping is not None:
-                logits_bTV = do_softcapping(logits_bTV, self.config.final_logit_softcapping)
+            logits_bTV = head_logits(self._model, self._model.transformer.ln_f(x_bTC))
             # Flat: the layout that (b, V, T) asks for is several times slower.
             loss_N = F.cross_entropy(logits_bTV.flatten(0, 1), targets_bT.flatten().to(self.device), reduction="none")
             losses.append(loss_N.view(targets_bT.shape).double().mean(dim=1))

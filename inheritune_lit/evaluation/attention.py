@@ -1,93 +1,12 @@
-"""What the blocks of litgpt attend to, when a forward pass says so in place of a mask.
-
-litgpt hands a mask unchanged to the method that computes attention. The forward passes of evaluation hand over an
-``AttentionPlan`` instead, which calls that method with the keys and the mask that it wants.
-"""
-
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
+"""What the tokens of a packed prefix tree attend to."""
 
 import torch
-from litgpt.model import GPT
 
 from inheritune_lit.evaluation.prefix_tree import Row
-
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""litgpt's method: q (B, H, T, D), k and v (B, H, S, D), mask; result (B, T, H, D)."""
+from inheritune_lit.model.attention import Attend, LayerAttention
 
 _QUERIES = {"cpu": 128, "cuda": 512}
-"""Queries a block: few waste little on masked keys, many keep a GPU busy."""
-
-
-class AttentionPlan(Protocol):
-    """Decides which keys each query of a forward pass sees."""
-
-    def attend(
-        self, attend: Attend, layer: "LayerAttention", q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of one layer; ``q``, ``k``, ``v`` are (B, H, T, D), the result is (B, T, H, D)."""
-
-
-class LayerAttention:
-    """How one layer attends.
-
-    Attributes:
-        number: the layer.
-        window: positions back that it sees, itself included; None for all.
-        capped: whether logits are soft-capped, which litgpt combines with additive masks only.
-    """
-
-    def __init__(self, number: int, window: int | None, capped: bool) -> None:
-        self.number, self.window, self.capped = number, window, capped
-
-    def mask(self, visible: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """The mask that litgpt's method wants, of what is visible (bool)."""
-        if not self.capped:
-            return visible
-        return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
-
-
-def install_plans(model: GPT) -> None:
-    """Let the model's blocks take an ``AttentionPlan`` where a mask goes. Plain forward passes stay what they were."""
-    config = model.config
-    for number, block in enumerate(model.transformer.h):
-        attention = block.attn
-        # litgpt would replace the plan by a mask of its own, which it fills in a loop over positions.
-        windowed = getattr(attention, "apply_sliding_window_attention", False)
-        attention.apply_sliding_window_attention = False
-        window = config.sliding_window_size if windowed else None
-        layer = LayerAttention(number, window, config.attention_logit_softcapping is not None)
-        attention.scaled_dot_product_attention = partial(_planned, attention.scaled_dot_product_attention, layer)
-
-
-def _planned(
-    attend: Attend,
-    layer: LayerAttention,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: "torch.Tensor | AttentionPlan | None" = None,
-) -> torch.Tensor:
-    if mask is None and layer.window is not None:
-        mask = CausalPlan()
-    if mask is None or isinstance(mask, torch.Tensor):
-        return attend(q, k, v, mask)
-    return mask.attend(attend, layer, q, k, v)
-
-
-class CausalPlan:
-    """Plain sequences from position 0."""
-
-    def attend(
-        self, attend: Attend, layer: LayerAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        T = q.shape[2]
-        if layer.window is None or layer.window >= T:
-            return attend(q, k, v, None)
-        distance_TT = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
-        visible_TT = (distance_TT >= 0) & (distance_TT < layer.window)
-        return attend(q, k, v, layer.mask(visible_TT, q))
+"""Queries per block: few waste little on masked keys, many keep a GPU busy."""
 
 
 class TreePlan:

@@ -1,47 +1,14 @@
-"""Forward passes that stop before the head, and the head where a token is scored."""
+"""Log-probabilities of target tokens, with the head computed only where a token is scored."""
 
 from collections.abc import Iterator
 
 import torch
-from litgpt.model import GPT, do_softcapping
+from litgpt.model import GPT
 
-from inheritune_lit.evaluation.attention import AttentionPlan
+from inheritune_lit.model.forward import head_logits
 
 _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Logits held at once: bounds the head's memory, whatever the vocabulary."""
-
-
-def hidden_states(model: GPT, tokens_BT: torch.Tensor, positions_BT: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-    """What goes into the head, (B, T, C), as ``GPT.forward`` computes it.
-
-    Args:
-        model: litgpt's model or our GPT-2, after ``install_plans``.
-        tokens_BT: token ids.
-        positions_BT: position of each token in its own sequence.
-        plan: what each token attends to.
-    """
-    config = model.config
-    x_BTC = model.transformer.wte(tokens_BT)
-    if config.scale_embeddings:
-        x_BTC = x_BTC * torch.tensor(config.n_embd**0.5, dtype=x_BTC.dtype)
-    if "wpe" in model.transformer:
-        x_BTC = x_BTC + model.transformer.wpe(positions_BT)
-    cos, sin = model.cos[positions_BT], model.sin[positions_BT]
-    for layer, block in enumerate(model.transformer.h):
-        if config.rope_indices is not None:
-            table = config.rope_indices[layer]
-            x_BTC = block(x_BTC, cos[..., table], sin[..., table], plan)
-        else:
-            x_BTC = block(x_BTC, cos, sin, plan)
-    return model.transformer.ln_f(x_BTC)
-
-
-def logits(model: GPT, hidden_NC: torch.Tensor) -> torch.Tensor:
-    """Logits in fp32, (N, V)."""
-    logits_NV = model.lm_head(hidden_NC)
-    if model.config.final_logit_softcapping is not None:
-        logits_NV = do_softcapping(logits_NV, model.config.final_logit_softcapping)
-    return logits_NV.float()
 
 
 def score_targets(
@@ -71,4 +38,4 @@ def score_targets(
 def _chunks(model: GPT, hidden_NC: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     rows = max(1, _LOGITS.get(hidden_NC.device.type, 1 << 27) // model.config.padded_vocab_size)
     for first in range(0, len(hidden_NC), rows):
-        yield first, logits(model, hidden_NC[first : first + rows])
+        yield first, head_logits(model, hidden_NC[first : first + rows])

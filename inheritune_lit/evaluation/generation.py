@@ -9,12 +9,12 @@ import torch
 from litgpt.model import GPT
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.attention import Attend, CausalPlan, LayerAttention
-from inheritune_lit.evaluation.forward import hidden_states, logits
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Sharing
 from inheritune_lit.evaluation.score_cache import ScoreCache, request_key
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
+from inheritune_lit.model.forward import head_logits, hidden_states
 from inheritune_lit.tokenizer import Tokenizer
 
 _DEFAULT_MAX_NEW = 256
@@ -149,7 +149,7 @@ def generate(
     alive = list(range(len(prompts)))  # the prompt of each row of the cache
     unfinished = set(alive)
     while True:
-        tokens_B = _choose(logits(model, last_BC), settings, [generators[prompt] for prompt in alive])
+        tokens_B = _choose(head_logits(model, last_BC), settings, [generators[prompt] for prompt in alive])
         for prompt, token in zip(alive, tokens_B.tolist(), strict=True):
             if prompt not in unfinished:
                 continue

@@ -9,7 +9,6 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.attention import install_plans
 from inheritune_lit.evaluation.encoding import Encoder, eos_id
 from inheritune_lit.evaluation.generation import GenerationSettings, TextMaker
 from inheritune_lit.evaluation.prefix_tree import to_key
@@ -17,6 +16,7 @@ from inheritune_lit.evaluation.ranks import Ranks, Sharing
 from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.evaluation.scoring import Job, Scorer
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.model.attention import install_plans
 
 _ENCODED_TOGETHER = 2048
 """Requests whose texts are in memory as ids at once."""

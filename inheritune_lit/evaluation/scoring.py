@@ -7,11 +7,12 @@ import torch
 from litgpt.model import GPT
 
 from inheritune_lit.evaluation.attention import TreePlan
-from inheritune_lit.evaluation.forward import hidden_states, score_targets
+from inheritune_lit.evaluation.forward import score_targets
 from inheritune_lit.evaluation.prefix_tree import build_row, shared_lengths, split_rows, to_ids, tree_size
 from inheritune_lit.evaluation.ranks import Sharing
 from inheritune_lit.evaluation.score_cache import ScoreCache, request_key
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.model.forward import hidden_states
 
 Job = tuple[bytes, bytes]
 """Keys (``prefix_tree.to_key``) of the input and of the continuation, of which all but the last id end the input."""

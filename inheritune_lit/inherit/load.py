@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import torch
-from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.tensors import read_piece
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.gpt import Transformer, build_model
 from inheritune_lit.model.load import with_weights
 
 
-def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
+def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Transformer:
     """Build the model of a Hugging Face folder; a tied head stays tied.
 
     Args:
@@ -34,7 +33,7 @@ def build_reference(
     weights: Weights,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-) -> GPT:
+) -> Transformer:
     """``load_reference`` of a reference that is open already.
 
     Args:

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, disagreement
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.gpt import Transformer, build_model
 
 
 def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
@@ -35,7 +34,9 @@ def is_tied(state: dict[str, torch.Tensor]) -> bool:
     return state[EMBEDDING].data_ptr() == state[HEAD].data_ptr()
 
 
-def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPT:
+def load_model(
+    checkpoint_dir: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> Transformer:
     """Build the checkpoint's model with its weights; a tied head stays tied.
 
     Args:
@@ -54,8 +55,12 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype | None = None, device: s
 
 
 def with_weights(
-    model: GPT, state: dict[str, torch.Tensor], tied: bool, dtype: torch.dtype | None, device: str | torch.device
-) -> GPT:
+    model: Transformer,
+    state: dict[str, torch.Tensor],
+    tied: bool,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+) -> Transformer:
     """Give a model of the meta device its weights; arguments as in ``load_model``.
 
     Args:
@@ -75,7 +80,7 @@ def with_weights(
     return model
 
 
-def _check_state(checkpoint_dir: Path, model: GPT, state: dict[str, torch.Tensor]) -> None:
+def _check_state(checkpoint_dir: Path, model: Transformer, state: dict[str, torch.Tensor]) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if complaint := disagreement(expected, found):

@@ -6,9 +6,9 @@ from statistics import median
 
 import torch
 
-from inheritune_lit.model.activation_checkpointing import checkpoint_activations
 from inheritune_lit.model.devices import peak_memory
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.forward import checkpoint_activations
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.planning.estimate import Job
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.gpus import peak_flops

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import device_count, launch
@@ -83,6 +83,7 @@ def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -
         for block in model.gpt.transformer.h:
             fully_shard(block, mesh=target, mp_policy=policy)
         fully_shard(model.gpt, mesh=target, mp_policy=policy)
+        register_fsdp_forward_method(model.gpt, "hidden_states")
         return model
 
     return ModelParallelStrategy(shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1)

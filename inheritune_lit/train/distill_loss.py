@@ -5,17 +5,14 @@ Paper, Appendix C.1: alpha * cross-entropy + (1 - alpha) * distillation loss. Th
 distribution from the teacher's. DistilBERT (Sanh et al., 2019, Section 3) adds 1 - cosine of the last hidden states.
 """
 
-from collections.abc import Callable
-
 import torch
-from litgpt.model import GPT
 from torch.nn import functional as F
 
 from inheritune_lit.data.packed import PADDING
+from inheritune_lit.model.forward import head_logits
+from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.train.args import DistillArgs
-from inheritune_lit.train.loss import CHUNK_TOKENS, hidden_states
-
-ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+from inheritune_lit.train.loss import chunked_loss
 
 
 class DistillationModel(torch.nn.Module):
@@ -28,18 +25,14 @@ class DistillationModel(torch.nn.Module):
         compiled: all but heads and loss go through torch.compile, which cannot see through the loss's chunks.
     """
 
-    def __init__(self, gpt: GPT, distill: DistillArgs, teacher: GPT | None, compiled: bool = False) -> None:
+    def __init__(
+        self, gpt: Transformer, distill: DistillArgs, teacher: Transformer | None, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.gpt, self.distill = gpt, distill
-        # In a tuple, out of torch's sight: what copies, shards or saves the trained module has no business with the
-        # teacher, and the compiled student is the student again.
-        self._others = (
-            teacher,
-            *(
-                torch.compile(model, dynamic=False) if compiled and model is not None else None
-                for model in (gpt, teacher)
-            ),
-        )
+        self._hidden_states = torch.compile(_hidden_states, dynamic=False) if compiled else _hidden_states
+        # In a tuple, out of torch's sight: what copies, shards or saves the trained module has no business with it.
+        self._teacher = (teacher,)
 
     def forward(
         self,
@@ -56,9 +49,9 @@ class DistillationModel(torch.nn.Module):
             top_ids_BTK, top_logprobs_BTK: the teacher's likeliest tokens and their log-probabilities at the loss's
                 temperature, where there is no teacher.
         """
-        (teacher, compiled_gpt, compiled_teacher), distill = self._others, self.distill
+        (teacher,), distill = self._teacher, self.distill
         targets_N = targets_BT.flatten()
-        hidden_NC = hidden_states(self.gpt, inputs_BT, compiled_gpt).flatten(0, 1)
+        hidden_NC = self._hidden_states(self.gpt, inputs_BT).flatten(0, 1)
         if teacher is None:
             assert top_ids_BTK is not None and top_logprobs_BTK is not None
             ids_NK, logprobs_NK = top_ids_BTK.flatten(0, 1), top_logprobs_BTK.flatten(0, 1)
@@ -67,7 +60,7 @@ class DistillationModel(torch.nn.Module):
                 return top_divergence(logits_NV, ids_NK[chunk], logprobs_NK[chunk], distill.temperature)
         else:
             with torch.no_grad():
-                teacher_NC = hidden_states(teacher, inputs_BT, compiled_teacher).flatten(0, 1)
+                teacher_NC = self._hidden_states(teacher, inputs_BT).flatten(0, 1)
 
             def divergence_N(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
                 with torch.no_grad():
@@ -79,18 +72,15 @@ class DistillationModel(torch.nn.Module):
             soft = divergence_N(logits_NV, chunk)[targets_N[chunk] != PADDING].sum()
             return distill.alpha * plain + (1 - distill.alpha) * soft
 
-        loss = _ChunkedHead.apply(self.gpt, chunk_loss, hidden_NC, *self.gpt.lm_head.parameters())
+        loss = chunked_loss(self.gpt, hidden_NC, chunk_loss)
         if distill.kind == "distilbert":
             apart_N = 1 - F.cosine_similarity(hidden_NC.float(), teacher_NC.float(), dim=-1)
             loss = loss + distill.cosine * apart_N[targets_N != PADDING].sum()
         return loss
 
 
-def head_logits(gpt: GPT, hidden_NC: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V) in fp32 of what ``hidden_states`` gave."""
-    logits_NV = gpt.lm_head(hidden_NC).float()
-    cap = gpt.config.final_logit_softcapping
-    return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
+def _hidden_states(gpt: Transformer, inputs_BT: torch.Tensor) -> torch.Tensor:
+    return gpt.hidden_states(inputs_BT)
 
 
 def divergence(logits_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -125,35 +115,3 @@ def top_divergence(
         rest_N = (1 - probs_NK.sum(dim=-1)).clamp(min=0)
         loss_N = loss_N + torch.special.xlogy(rest_N, rest_N) - rest_N * log_rest_N
     return temperature**2 * loss_N
-
-
-class _ChunkedHead(torch.autograd.Function):
-    """Head and loss, 1024 tokens of logits at a time; gradients are formed in the forward pass, with the logits."""
-
-    @staticmethod
-    def forward(ctx, gpt: GPT, chunk_loss: ChunkLoss, hidden_NC: torch.Tensor, *head: torch.Tensor) -> torch.Tensor:
-        needs_gradient = any(ctx.needs_input_grad)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
-        grad_hidden_NC = torch.empty_like(hidden_NC)
-        # Sums over thousands of tokens: bf16 would round most of them away.
-        grad_head = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in head]
-        for start in range(0, len(hidden_NC), CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
-            with torch.set_grad_enabled(needs_gradient):
-                hidden = hidden_NC[chunk].detach().requires_grad_(needs_gradient)
-                part = chunk_loss(head_logits(gpt, hidden), chunk)
-            loss += part.detach()
-            if needs_gradient:
-                grad_hidden_NC[chunk], *of_head = torch.autograd.grad(part, (hidden, *head))
-                for total, grad in zip(grad_head, of_head, strict=True):
-                    total += grad
-        ctx.save_for_backward(grad_hidden_NC, *grad_head)
-        ctx.head_dtypes = [parameter.dtype for parameter in head]
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden_NC, *grad_head = ctx.saved_tensors
-        # In place: these are this loss's own.
-        of_head = (total.mul_(grad).to(dtype) for total, dtype in zip(grad_head, ctx.head_dtypes, strict=True))
-        return None, None, grad_hidden_NC.mul_(grad), *of_head

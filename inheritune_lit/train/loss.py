@@ -1,19 +1,22 @@
 """Next-token loss of a litgpt model, with three ways to compute the same number."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from litgpt.model import GPT
 from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
+from inheritune_lit.model.forward import head_logits
+from inheritune_lit.model.gpt import Transformer
 
 Kernel = Literal["plain", "chunked", "liger"]
 LossKernel = Kernel | Literal["auto"]
 CHUNK_TOKENS = 1024
+ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+"""Summed loss of some tokens: takes their logits (N, V) in fp32, and which tokens these are."""
 
 
 class TrainingModel(torch.nn.Module):
@@ -29,7 +32,7 @@ class TrainingModel(torch.nn.Module):
         UserError: the kernel cannot compute this.
     """
 
-    def __init__(self, gpt: GPT, kernel: Kernel, z_loss: float = 0.0) -> None:
+    def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
         super().__init__()
         if kernel != "plain" and z_loss:
             raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
@@ -47,7 +50,11 @@ class TrainingModel(torch.nn.Module):
         """
         targets_N = targets_BT.flatten()
         if self.kernel == "chunked":
-            return _chunked_loss(hidden_states(self.gpt, inputs_BT).flatten(0, 1), self.gpt.lm_head.weight, targets_N)
+
+            def chunk_loss(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
+                return F.cross_entropy(logits_NV, targets_N[chunk], ignore_index=PADDING, reduction="sum")
+
+            return chunked_loss(self.gpt, self.gpt.hidden_states(inputs_BT).flatten(0, 1), chunk_loss)
         logits_NV = self.gpt(inputs_BT).flatten(0, 1)
         if self._fused is not None:
             return self._fused(logits_NV, targets_N).float()
@@ -57,20 +64,6 @@ class TrainingModel(torch.nn.Module):
             normaliser_N = logits_NV.logsumexp(dim=-1)
             loss = loss + self.z_loss * normaliser_N.square()[targets_N != PADDING].sum()
         return loss
-
-
-def hidden_states(gpt: GPT, inputs_BT: torch.Tensor, compiled: Callable[..., Any] | None = None) -> torch.Tensor:
-    """What goes into the head, (B, T, n_embd): the model with a head that does nothing, and no soft cap behind it.
-
-    Args:
-        compiled: the model as torch.compile gave it, to run in its place.
-    """
-    head, cap = gpt.lm_head, gpt.config.final_logit_softcapping
-    gpt.lm_head, gpt.config.final_logit_softcapping = torch.nn.Identity(), None
-    try:
-        return (gpt if compiled is None else compiled)(inputs_BT)
-    finally:
-        gpt.lm_head, gpt.config.final_logit_softcapping = head, cap
 
 
 def choose_kernel(asked: LossKernel, config: Config, device: torch.device, z_loss: float, compiled: bool) -> Kernel:
@@ -101,46 +94,46 @@ def _liger_kernel() -> torch.nn.Module:
     return LigerCrossEntropyLoss(ignore_index=PADDING, reduction="sum")
 
 
-def _chunked_loss(hidden_NC: torch.Tensor, weight_VC: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    if torch.is_autocast_enabled(hidden_NC.device.type):
-        dtype = torch.get_autocast_dtype(hidden_NC.device.type)
-        hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
-    return _ChunkedCrossEntropy.apply(hidden_NC, weight_VC, targets_N)
+def chunked_loss(gpt: Transformer, hidden_NC: torch.Tensor, chunk_loss: ChunkLoss) -> torch.Tensor:
+    """Head and loss together, never holding more than the logits of 1024 tokens.
+
+    Args:
+        gpt: whose head to use.
+        hidden_NC: what goes into the head.
+        chunk_loss: called with each chunk's logits in turn.
+    """
+    return _ChunkedLoss.apply(gpt, chunk_loss, hidden_NC, *gpt.lm_head.parameters())
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Head and loss together; gradients are formed in the forward pass, when a chunk's logits are there anyway."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients are formed in the forward pass, when a chunk's logits are there anyway."""
 
     @staticmethod
-    def forward(ctx, hidden_NC: torch.Tensor, weight_VC: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx, gpt: Transformer, chunk_loss: ChunkLoss, hidden_NC: torch.Tensor, *head: torch.Tensor
+    ) -> torch.Tensor:
         needs_gradient = any(ctx.needs_input_grad)
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
-        grad_hidden_NC = torch.empty_like(hidden_NC) if needs_gradient else None
-        # Sums over thousands of tokens: bf16 would round most of them away.
-        grad_weight_VC = torch.zeros_like(weight_VC, dtype=torch.float32) if needs_gradient else None
-        for start in range(0, len(targets_N), CHUNK_TOKENS):
-            chunk = slice(start, start + CHUNK_TOKENS)
-            logits_NV = (hidden_NC[chunk] @ weight_VC.T).float()
-            targets = targets_N[chunk]
-            logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-            loss += F.nll_loss(logprobs_NV, targets, ignore_index=PADDING, reduction="sum")
-            if grad_hidden_NC is not None and grad_weight_VC is not None:
-                counted_N1 = (targets != PADDING).unsqueeze(1)
-                grad_NV = logprobs_NV.exp_()
-                grad_NV.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -counted_N1.float())
-                grad_NV = (grad_NV * counted_N1).to(hidden_NC.dtype)
-                grad_hidden_NC[chunk] = grad_NV @ weight_VC
-                if grad_NV.dtype == torch.float32:
-                    grad_weight_VC.addmm_(grad_NV.T, hidden_NC[chunk])
-                else:
-                    grad_weight_VC += grad_NV.T @ hidden_NC[chunk]
+        grads = []
         if needs_gradient:
-            ctx.save_for_backward(grad_hidden_NC, grad_weight_VC)
-            ctx.weight_dtype = weight_VC.dtype
+            # Sums over thousands of tokens: bf16 would round most of them away.
+            grads = [torch.empty_like(hidden_NC), *(torch.zeros_like(weight, dtype=torch.float32) for weight in head)]
+        for start in range(0, len(hidden_NC), CHUNK_TOKENS):
+            chunk = slice(start, start + CHUNK_TOKENS)
+            with torch.set_grad_enabled(needs_gradient):
+                part_NC = hidden_NC[chunk].detach().requires_grad_(needs_gradient)
+                part = chunk_loss(head_logits(gpt, part_NC), chunk)
+            loss += part.detach()
+            if needs_gradient:
+                grads[0][chunk], *of_head = torch.autograd.grad(part, (part_NC, *head))
+                for total, grad in zip(grads[1:], of_head, strict=True):
+                    total += grad
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [hidden_NC.dtype, *(weight.dtype for weight in head)]
         return loss
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        grad_hidden_NC, grad_weight_VC = ctx.saved_tensors
-        # In place: these are this loss's own, and the weight's is as large as the head.
-        return grad_hidden_NC.mul_(grad), grad_weight_VC.mul_(grad).to(ctx.weight_dtype), None
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # In place: these are this loss's own, and the head's is as large as the head.
+        scaled = (total.mul_(grad).to(dtype) for total, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return None, None, *scaled

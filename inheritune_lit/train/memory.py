@@ -6,7 +6,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.attention import swap_attention
+from inheritune_lit.model.forward import rope_of_layer
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.devices import Precision
 from inheritune_lit.train.loss import CHUNK_TOKENS
@@ -138,9 +140,8 @@ def _kept_bytes(config: Config, samples: int, block_size: int, precision: Precis
         block = model.transformer.h[0]
         x_BTC = torch.empty(samples, block_size, config.n_embd, dtype=dtype, requires_grad=True)
         cos, sin = (table[:block_size].unsqueeze(0) for table in model.rope_cache())
-        if config.rope_indices is not None:
-            cos, sin = cos[..., 0], sin[..., 0]
-        block.attn.scaled_dot_product_attention = _flash_like
+        rope = rope_of_layer(model, (cos, sin), 0)
+        swap_attention(block.attn, _flash_like)
         sizes: dict[int, int] = {parameter.untyped_storage()._cdata: 0 for parameter in block.parameters()}
         keep: list[torch.Tensor] = []  # so that no storage's address is used twice
 
@@ -154,11 +155,13 @@ def _kept_bytes(config: Config, samples: int, block_size: int, precision: Precis
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"),
         ):
-            block(x_BTC, cos, sin)
+            block(x_BTC, *rope)
         return sum(sizes.values())
 
 
-def _flash_like(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def _flash_like(
+    attention: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     return _FlashLike.apply(q, k, v).transpose(1, 2)
 
 

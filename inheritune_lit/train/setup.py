@@ -8,7 +8,7 @@ import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
 
-from inheritune_lit.model.activation_checkpointing import checkpoint_activations
+from inheritune_lit.model.forward import checkpoint_activations
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
 from inheritune_lit.train.devices import Precision

@@ -16,9 +16,10 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
-from inheritune_lit.train.distill_loss import head_logits
+from inheritune_lit.model.forward import head_logits
+from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.train.distillation import open_teacher
-from inheritune_lit.train.loss import CHUNK_TOKENS, hidden_states
+from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.teacher_logits import IDS, KIND, LOGPROBS, id_dtype, open_arrays
 
 _DONE = "done.json"
@@ -122,7 +123,7 @@ def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
 
 
 def _write(
-    folder: Path, settings: dict[str, Any], gpt: torch.nn.Module, dataset: PackedDataset, done: int, batch_size: int
+    folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, done: int, batch_size: int
 ) -> None:
     ids, logprobs = open_arrays(folder, settings, "r+")
     device = next(gpt.parameters()).device
@@ -130,7 +131,7 @@ def _write(
         for start in range(done, len(dataset), batch_size):
             stop = min(start + batch_size, len(dataset))
             tokens_BT1 = torch.from_numpy(dataset.batch(range(start, stop))).to(device)
-            hidden_NC = hidden_states(gpt, tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
+            hidden_NC = gpt.hidden_states(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
             tops = [
                 F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(settings["top_k"])
                 for chunk_NC in hidden_NC.split(CHUNK_TOKENS)

@@ -10,7 +10,7 @@ from litgpt.config import configs
 
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.checkpoint.tensors import HEAD, tensor_shapes
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.gpt import build_model
 
 NAMES = sorted({config["name"] for config in configs if not config.get("latent_attention")})
 

@@ -13,13 +13,13 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.evaluation import attention
-from inheritune_lit.evaluation.attention import install_plans
 from inheritune_lit.evaluation.generation import GenerationSettings, generate
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Sharing
 from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.evaluation.scoring import Scorer
 from inheritune_lit.inherit.load import load_reference
+from inheritune_lit.model.attention import install_plans
 
 LLAMAS = {
     "llama": {"num_key_value_heads": 4},

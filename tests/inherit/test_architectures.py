@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.io.manifest import read_manifest
-from inheritune_lit.model.gpt2 import GPT2
+from inheritune_lit.model.gpt import GPT2
 from inheritune_lit.model.load import is_tied, load_model, load_state
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97

@@ -14,7 +14,7 @@ from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit import initialise as scratch
 from inheritune_lit.inherit.slice import slice_reference
-from inheritune_lit.model.gpt2 import build_model
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import is_tied, load_model, load_state
 from inheritune_lit.references import SHAPES, Shape, find_shape
 

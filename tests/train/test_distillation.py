@@ -12,6 +12,7 @@ from train_command import kill_at_step, losses_of, pretrain_command
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
 from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train import distill_loss, teach
 from inheritune_lit.train.args import DistillArgs
@@ -21,7 +22,7 @@ from inheritune_lit.train.teacher_logits import TeacherLogits
 
 def build(seed: int, tied: bool = False, **changes) -> GPT:
     torch.manual_seed(seed)
-    model = GPT(Config(**{**SHAPE, **changes}))
+    model = build_model(Config(**{**SHAPE, **changes}))
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     return model
@@ -43,7 +44,7 @@ def hidden_and_logits(model: GPT, inputs: torch.Tensor) -> tuple[torch.Tensor, t
     ids=["paper", "tied", "bias-and-cap"],
 )
 def test_loss_and_gradients_equal_the_formula(monkeypatch, kind, alpha, temperature, changes):
-    monkeypatch.setattr(distill_loss, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr("inheritune_lit.train.loss.CHUNK_TOKENS", 7)
     student, teacher = build(0, **changes), build(1, n_layer=3)
     teacher.requires_grad_(False)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

@@ -27,9 +27,9 @@ import sys, threading, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from lightning.fabric import Fabric
-from litgpt.model import GPT
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.model.activation_checkpointing import checkpoint_activations
+from inheritune_lit.model.forward import checkpoint_activations
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.loss import TrainingModel
 from inheritune_lit.train.optim import build_optimizer
@@ -57,7 +57,7 @@ def step(gpt, n):
     watcher.join()
     return peak[0]
 def build(**shape):
-    gpt = GPT(Config(**shape))
+    gpt = build_model(Config(**shape))
     if recompute == "True":
         checkpoint_activations(gpt)
     return gpt.to(torch.bfloat16) if precision == "bf16-true" else gpt

@@ -138,15 +138,15 @@ def test_constant_and_wsd_schedules():
 
 
 def test_fused_loss_equals_plain_cross_entropy(tmp_path):
-    from litgpt.model import GPT
     from tiny import SHAPE
 
     from inheritune_lit.checkpoint.config import Config
     from inheritune_lit.data.packed import PADDING
+    from inheritune_lit.model.gpt import build_model
     from inheritune_lit.train.loss import TrainingModel
 
     torch.manual_seed(0)
-    gpt = GPT(Config(**{**SHAPE, "block_size": 700}))
+    gpt = build_model(Config(**{**SHAPE, "block_size": 700}))
     tokens = torch.randint(0, 400, (3, 701))
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
     targets[0, 600:] = PADDING
