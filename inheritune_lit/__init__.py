@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.study import study as analyze
     from inheritune_lit.report.report import make_report
-    from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
+    from inheritune_lit.train.args import (
+        DistillArgs,
+        EvalArgs,
+        MixtureArgs,
+        OptimizerArgs,
+        PretrainArgs,
+        SpeedArgs,
+        TrainArgs,
+    )
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.run_record import RunRecord, read_run
     from inheritune_lit.train.teach import teach
@@ -38,8 +46,10 @@ _MODULES = {
     "MixtureArgs": "train.args",
     "OptimizerArgs": "train.args",
     "PrepareArgs": "data.args",
+    "PretrainArgs": "train.args",
     "RunRecord": "train.run_record",
     "SpeedArgs": "train.args",
+    "TeachArgs": "train.args",
     "TrainArgs": "train.args",
     "UserError": "errors",
     "analyze": "planning.study:study",
@@ -63,8 +73,10 @@ __all__ = [
     "MixtureArgs",
     "OptimizerArgs",
     "PrepareArgs",
+    "PretrainArgs",
     "RunRecord",
     "SpeedArgs",
+    "TeachArgs",
     "TrainArgs",
     "UserError",
     "analyze",

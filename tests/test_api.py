@@ -10,7 +10,7 @@ import pytest
 from tiny import make_checkpoint, make_packed
 
 import inheritune_lit
-from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 
 
 def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
@@ -18,12 +18,14 @@ def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
     data = make_packed(tmp_path / "data", tokenizer_dir)
     small = inheritune_lit.slice_reference(str(tmp_path / "reference"), n=1, out_dir=tmp_path / "small")
     done = inheritune_lit.pretrain(
-        small,
-        data,
-        tmp_path / "run",
-        train=TrainArgs(global_batch_size=4, max_seq_length=16, max_steps=4, lr_warmup_steps=1),
-        eval=EvalArgs(max_iters=2),
-        optimizer=OptimizerArgs(lr=1e-3),
+        PretrainArgs(
+            small,
+            data,
+            tmp_path / "run",
+            train=TrainArgs(global_batch_size=4, max_seq_length=16, max_steps=4, lr_warmup_steps=1),
+            eval=EvalArgs(max_iters=2),
+            optimizer=OptimizerArgs(lr=1e-3),
+        )
     )
     results = inheritune_lit.evaluate([done.final], val_data=data, val_blocks=8, max_seq_length=16)
     # The same 8 validation samples: 2 micro-batches of 4.
@@ -49,13 +51,13 @@ def test_importing_it_costs_nothing():
 
 PROGRAM = """
 from pathlib import Path
-from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
-from inheritune_lit import PrepareArgs, slice_reference
+from inheritune_lit import PrepareArgs, PretrainArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
+from inheritune_lit import slice_reference
 
 folder: Path = slice_reference("openllama-3b", n=13)
 packed: str = str(prepare(PrepareArgs("text", folder, Path("data"), val_fraction=0.01)))
-result = pretrain(folder, Path("data"), Path("run"), train=TrainArgs(), eval=EvalArgs(), optimizer=OptimizerArgs())
-if result is not None and result.final is not None:
+result = pretrain(PretrainArgs(folder, Path("data"), Path("run"), train=TrainArgs(max_steps=9)))
+if result.final is not None:
     scores: dict[str, object] = evaluate([result.final], suite="quick")
     hf: Path = export(result.final, Path("hf"))
 text: str = plan(ref="openllama-3b", n=13, tokens="8B")

@@ -32,17 +32,8 @@ def teach_command(
         batch_size: samples a forward pass.
         dry_run: print the plan and stop.
     """
-    from inheritune_lit.train.teach import teach as run
+    given = dict(locals())
+    from inheritune_lit.train.args import TeachArgs
+    from inheritune_lit.train.teach import teach
 
-    run(
-        teacher,
-        data,
-        out_dir,
-        max_seq_length=max_seq_length,
-        documents=documents,
-        top_k=top_k,
-        temperature=temperature,
-        dtype=dtype,
-        batch_size=batch_size,
-        dry_run=dry_run,
-    )
+    teach(TeachArgs(**given))

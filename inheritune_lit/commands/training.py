@@ -1,7 +1,7 @@
 """``inheritune pretrain``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
 
@@ -52,27 +52,18 @@ def pretrain_command(
         logger_name: a logger beside ``metrics.csv``.
         dry_run: print the plan and stop.
     """
-    from inheritune_lit.train.pretrain import pretrain as run
-    from inheritune_lit.train.sweep import at_depth
+    given = dict(locals())
+    from inheritune_lit.train.args import PretrainArgs
 
-    paths = at_depth({"initial_checkpoint_dir": initial_checkpoint_dir, "out_dir": out_dir}, n)
-    run(
-        paths["initial_checkpoint_dir"],
-        data,
-        paths["out_dir"],
-        train=train,
-        eval=eval,
-        optimizer=optimizer,
-        speed=speed,
-        mixture=mixture,
-        distill=distill,
-        documents=documents,
-        allow_data_change=allow_data_change,
-        precision=precision,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        seed=seed,
-        logger_name=logger_name,
-        dry_run=dry_run,
-    )
+    args = PretrainArgs(**given)
+    from inheritune_lit.train.pretrain import pretrain
+
+    print_result(pretrain(args))
+
+
+def print_result(result: Any) -> None:
+    """Print a result once, however many ranks have it."""
+    import torch
+
+    if str(result) and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        print(result)

@@ -19,7 +19,7 @@ from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.resolve import Located
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import Precision
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from inheritune_lit.model.devices import USABLE
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.planning.model_spec import Subject
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs, TrainArgs
 from inheritune_lit.train.gpus import ASSUMED_MFU, Card
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
 

@@ -11,10 +11,8 @@ from inheritune_lit.parsing import read_recipe
 from inheritune_lit.planning.estimate import Job, disk_of, on_card
 from inheritune_lit.planning.model_spec import Subject, subject_of_checkpoint, subject_of_reference
 from inheritune_lit.planning.text import plan_text
-from inheritune_lit.train.args import OptimizerArgs, PretrainArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import OptimizerArgs, Precision, PretrainArgs, SpeedArgs, TrainArgs, at_depth
 from inheritune_lit.train.gpus import find_cards
-from inheritune_lit.train.sweep import at_depth
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 

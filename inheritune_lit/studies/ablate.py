@@ -11,6 +11,7 @@ from inheritune_lit.inherit.layers import layers_text, parse_layers
 from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.studies.ablate_args import Criterion, HealingArgs
 from inheritune_lit.studies.ablate_outcome import Healed, write_outcome
+from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.metrics import METRICS, read_validations
 from inheritune_lit.train.pretrain import pretrain
 
@@ -114,16 +115,17 @@ def _heal(
             slice_reference(ref, layers=layers_text(start.layers), out_dir=initial)
     run_dir = out_dir / "runs" / (start.name if start.layers is None else f"{start.name}-seed{start.seed}")
     result = pretrain(
-        initial,
-        data,
-        run_dir,
-        train=healing.train,
-        eval=healing.eval,
-        optimizer=healing.optimizer,
-        precision=healing.precision,
-        seed=start.seed,
+        PretrainArgs(
+            initial,
+            data,
+            run_dir,
+            train=healing.train,
+            eval=healing.eval,
+            optimizer=healing.optimizer,
+            precision=healing.precision,
+            seed=start.seed,
+        )
     )
-    assert result, "no dry run"
     if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
         raise SystemExit(0)
     assert result.val_loss is not None and result.val_stderr is not None

@@ -16,7 +16,7 @@ from inheritune_lit.inherit.slice import slice_reference
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.studies.demo_inputs import SHAPE, TASK, write_corpus, write_shape, write_task
 from inheritune_lit.studies.demo_outcome import Row, conclusion, plot, table
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
 REFERENCE_STEPS, STUDENT_STEPS = 500, 150
@@ -110,15 +110,16 @@ def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: str, steps: 
 
 def _pretrain(initial: Path, data: Path, run_dir: Path, train: TrainArgs) -> None:
     result = pretrain(
-        initial,
-        data,
-        run_dir,
-        train=train,
-        eval=EvalArgs(interval=25, max_iters=8),
-        optimizer=OptimizerArgs(lr=2e-3),
-        precision="32-true",
+        PretrainArgs(
+            initial,
+            data,
+            run_dir,
+            train=train,
+            eval=EvalArgs(interval=25, max_iters=8),
+            optimizer=OptimizerArgs(lr=2e-3),
+            precision="32-true",
+        )
     )
-    assert result, "no dry run"
     if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
         raise SystemExit(0)
 

@@ -32,6 +32,7 @@ from inheritune_lit.studies.grow_history import History
 from inheritune_lit.studies.grow_layers import GrowOptions, Round, plan_layers
 from inheritune_lit.studies.grow_plan import RoundPlan, parameters_of, plan_rounds, plan_text, within_budget
 from inheritune_lit.studies.grow_training import Training
+from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.optimizer_file import OPTIMIZER
@@ -232,8 +233,9 @@ class _Growing:
         run_dir, keeps = self.out_dir / one.name, self.optimizer_state == "keep"
         last_optimizer = self.out_dir / before.name / OPTIMIZER if before and keeps else None
         arguments = self.training.of_round(one.number, left)
-        result = pretrain(start, out_dir=run_dir, **arguments, initial_optimizer=last_optimizer, keep_optimizer=keeps)
-        if result is None or result.final is None:
+        args = PretrainArgs(start, out_dir=run_dir, **arguments)
+        result = pretrain(args, initial_optimizer=last_optimizer, keep_optimizer=keeps)
+        if result.final is None:
             return False
         scored = self.judge.measure(
             run_dir / _LOSSES,

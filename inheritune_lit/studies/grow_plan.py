@@ -57,7 +57,7 @@ def plan_rounds(
     for one in rounds:
         config = student_config(reference, slice_options(one.layers, attn_scale))[0]
         parameters = parameters_of(config, reference.tied)
-        arguments = (training.train, training.eval, training.optimizer, mixture, val_blocks, parameters)
+        arguments = (training.train, training.eval, mixture, val_blocks, parameters)
         plans.append(RoundPlan(one, plan_run(config, *arguments, devices=devices, peak_flops=peak_flops)))
     if (samples := plans[0].run.val_blocks) < 2:
         raise UserError(

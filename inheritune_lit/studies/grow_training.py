@@ -4,9 +4,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision, StrategyName
-from inheritune_lit.train.metrics import LoggerName
+from inheritune_lit.train.args import (
+    EvalArgs,
+    LoggerName,
+    MixtureArgs,
+    OptimizerArgs,
+    Precision,
+    SpeedArgs,
+    Strategy,
+    TrainArgs,
+)
 from inheritune_lit.train.pretrain import training_settings
 
 
@@ -24,7 +31,7 @@ class Training:
     precision: Precision
     devices: int | Literal["auto"]
     num_nodes: int
-    strategy: StrategyName
+    strategy: Strategy
     seed: int
     logger_name: LoggerName
 

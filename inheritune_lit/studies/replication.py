@@ -18,7 +18,7 @@ from inheritune_lit.studies.replication_grid import Experiment, Scale, experimen
 from inheritune_lit.studies.replication_page import write_page
 from inheritune_lit.studies.replication_results import Trained, read_results
 from inheritune_lit.studies.tokenizer_training import train_tokenizer
-from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
 _CHARACTERS = 8_000_000
@@ -198,17 +198,19 @@ def _train(one: Experiment, seed: int, scale: Scale, out_dir: Path) -> None:
     teacher = folder_of(out_dir, "reference", seed) / "final"
     distill = DistillArgs(teacher=str(teacher), **one.distill) if one.distill is not None else DistillArgs()
     result = pretrain(
-        start,
-        out_dir / "data",
-        run_dir,
-        train=train,
-        eval=EvalArgs(interval=max(1, one.steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
-        optimizer=OptimizerArgs(lr=scale.lr),
-        distill=distill,
-        precision="32-true",
-        seed=seed,
+        PretrainArgs(
+            start,
+            out_dir / "data",
+            run_dir,
+            train=train,
+            eval=EvalArgs(interval=max(1, one.steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
+            optimizer=OptimizerArgs(lr=scale.lr),
+            distill=distill,
+            precision="32-true",
+            seed=seed,
+        )
     )
-    if result is None or result.final is None:  # SIGTERM: the same command goes on from there
+    if result.final is None:  # SIGTERM: the same command goes on from there
         raise SystemExit(0)
 
 

@@ -8,6 +8,26 @@ from typing import Any, Literal
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
+Documents = Literal["packed", "separate"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+Schedule = Literal["cosine", "constant", "wsd"]
+LossKernel = Literal["auto", "plain", "chunked", "liger"]
+
+
+def _above_zero(group: str, values: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{group}{name} is {value}; give a number above 0")
+
+
+def _zero_or_more(group: str, values: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(values, name) < math.inf:
+            raise UserError(f"--{group}{name} is {getattr(values, name)}; give 0 or more")
+
 
 @dataclass(frozen=True)
 class TrainArgs:
@@ -27,7 +47,7 @@ class TrainArgs:
     """Budget in tokens as passes over the training data; with weights, domains see more or fewer passes each"""
     max_time: float | None = None
     """Seconds after which a call saves and leaves; the same command continues"""
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    schedule: Schedule = "cosine"
     """Learning rate after the warm-up: cosine to min_lr, constant, or constant with a linear decay at the end"""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up"""
@@ -52,7 +72,52 @@ class TrainArgs:
     keep_best: bool = False
     """Keep the weights with the lowest held-out loss as best/"""
     async_save: bool = False
-    """Save while training goes on, from a copy in host memory"""
+    """Save while training continues, from a copy in host memory"""
+
+    def __post_init__(self) -> None:
+        _above_zero("train.", self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval")
+        _above_zero("train.", self, "max_norm", "max_time", "max_loss_jump")
+        _zero_or_more("train.", self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss")
+        if (self.schedule == "wsd") != (self.lr_decay_steps > 0):
+            raise UserError(
+                f"--train.schedule {self.schedule} with --train.lr_decay_steps {self.lr_decay_steps}: the wsd schedule "
+                "needs decay steps, the others have none"
+            )
+        if len(self._budgets()) > 1:
+            self.budget()
+
+    def budget(self) -> tuple[str, int]:
+        """Returns the name of the budget that is given, and its value.
+
+        Raises:
+            UserError: none is given, or several.
+        """
+        budgets = self._budgets()
+        if len(budgets) != 1:
+            seen = ", ".join(f"{name} {value}" for name, value in budgets.items()) or "none"
+            raise UserError(
+                f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}"
+            )
+        return next(iter(budgets.items()))
+
+    def accumulation(self, devices: int = 1) -> int:
+        """Returns the micro-batches per step on so many devices over all nodes.
+
+        Raises:
+            UserError: batches do not divide.
+        """
+        count, rest = divmod(self.global_batch_size, self.micro_batch_size * devices)
+        if rest:
+            times = f" times {devices} devices" if devices > 1 else ""
+            raise UserError(
+                f"--train.global_batch_size {self.global_batch_size} is not a multiple of --train.micro_batch_size "
+                f"{self.micro_batch_size}{times}; change one of them"
+            )
+        return count
+
+    def _budgets(self) -> dict[str, int]:
+        given = {name: getattr(self, name) for name in ("max_tokens", "max_steps", "epochs")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -75,6 +140,9 @@ class EvalArgs:
     """Micro-batches a validation, always the same ones; the whole validation split when not given"""
     initial_validation: bool = True
     """Validate before the first step: the loss of the slice before healing"""
+
+    def __post_init__(self) -> None:
+        _above_zero("eval.", self, "interval", "max_iters")
 
 
 @dataclass(frozen=True)
@@ -100,6 +168,13 @@ class OptimizerArgs:
     init_args: dict[str, Any] | None = None
     """Further arguments of an optimizer given by its path, which takes none of the betas and eps above"""
 
+    def __post_init__(self) -> None:
+        _above_zero("optimizer.", self, "lr", "eps")
+        _zero_or_more("optimizer.", self, "weight_decay")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--optimizer.{name} is {getattr(self, name)}; give a number from 0 to below 1")
+
 
 @dataclass(frozen=True)
 class SpeedArgs:
@@ -107,12 +182,16 @@ class SpeedArgs:
 
     compile: bool | None = None
     """torch.compile of model and loss; on CUDA, and for runs of 1e14 FLOPs and more on CPU, when not given"""
-    loss_kernel: Literal["auto", "plain", "chunked", "liger"] = "auto"
+    loss_kernel: LossKernel = "auto"
     """How the loss is computed: whole logits, 1024 tokens of logits at a time, or Liger-Kernel's fused loss"""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more computing, far less memory"""
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
+
+    def __post_init__(self) -> None:
+        if self.compile and self.loss_kernel == "chunked":
+            raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
 
 
 @dataclass(frozen=True)
@@ -134,24 +213,18 @@ class DistillArgs:
 
     @property
     def active(self) -> bool:
-        """Whether there is a teacher, of either kind."""
-        return self.teacher is not None or self.teacher_logits is not None
+        """Whether anything of a teacher goes into the loss."""
+        given = self.teacher is not None or self.teacher_logits is not None
+        return given and not (self.alpha == 1 and self.kind == "logits")
 
-    def check(self) -> None:
-        """Look at the values for themselves.
-
-        Raises:
-            UserError: a value out of its range, or two that contradict each other.
-        """
+    def __post_init__(self) -> None:
         if self.teacher is not None and self.teacher_logits is not None:
             raise UserError(
                 f"--distill.teacher {self.teacher} and --distill.teacher_logits {self.teacher_logits}: give one"
             )
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
-        for name in ("temperature", "cosine"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--distill.{name} is {getattr(self, name)}; give a number above 0")
+        _above_zero("distill.", self, "temperature", "cosine")
         if self.kind == "distilbert" and self.teacher_logits is not None:
             raise UserError(
                 "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
@@ -172,25 +245,44 @@ class TrainingArgs(CommandArgs):
     """Which one, and its settings."""
     speed: SpeedArgs = SpeedArgs()
     """Kernels, compiler, memory."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None
+    precision: Precision | None = None
     """bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights."""
     devices: int | Literal["auto"] = 1
     """GPUs (or CPU processes) a node, or "auto" for every GPU."""
     num_nodes: int = 1
     """Nodes, each started with this command by torchrun or SLURM."""
-    strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    strategy: Strategy = "auto"
     """ddp, or fsdp to shard the model over all devices, or hybrid to shard within nodes only."""
     mixture: MixtureArgs = MixtureArgs()
     """How often each domain is drawn."""
-    documents: Literal["packed", "separate"] = "packed"
+    documents: Documents = "packed"
     """"packed" cuts text into samples wherever they end, across documents; "separate" keeps each sample within one
     document and pads what is left."""
     seed: int = 1337
     """Seed of the data order."""
-    logger_name: Literal["csv", "tensorboard", "wandb", "mlflow"] = "csv"
+    logger_name: LoggerName = "csv"
     """A logger beside ``metrics.csv``."""
     dry_run: bool = False
     """Print the plan and stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.train.min_lr <= self.optimizer.lr:
+            raise UserError(
+                f"--train.min_lr is {self.train.min_lr}; give a number from 0 to --optimizer.lr {self.optimizer.lr}"
+            )
+        if self.train.z_loss and self.speed.loss_kernel not in ("auto", "plain"):
+            raise UserError(
+                f"--train.z_loss {self.train.z_loss} needs --speed.loss_kernel plain, not {self.speed.loss_kernel}"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
+        self.train.accumulation(1 if self.devices == "auto" else max(1, self.devices * self.num_nodes))
+        if self.strategy in ("fsdp", "hybrid") and self.precision == "bf16-true":
+            raise UserError(
+                f"--precision bf16-true keeps whole copies of the weights; with --strategy {self.strategy} use "
+                "bf16-mixed"
+            )
 
 
 @dataclass(frozen=True)
@@ -212,6 +304,39 @@ class PretrainArgs(TrainingArgs):
     """Continue a run although its data, mixture or ``documents`` is another than when it was started; from the next
     step on the new one counts."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths = {"initial_checkpoint_dir": self.initial_checkpoint_dir, "out_dir": self.out_dir}
+        for name, path in {**at_depth(paths, self.n), "n": None}.items():  # once filled in, there is nothing to fill in
+            object.__setattr__(self, name, path)
+        self.train.budget()
+        if self.distill.active and self.train.z_loss:
+            raise UserError(
+                f"--train.z_loss {self.train.z_loss} is not part of the distillation's loss; leave one of them out"
+            )
+        if self.distill.active and self.speed.loss_kernel not in ("auto", "chunked"):
+            raise UserError(
+                f"--speed.loss_kernel {self.speed.loss_kernel}: distillation has a loss of its own; leave it out"
+            )
+
+
+def at_depth(paths: dict[str, Path], n: int | None) -> dict[str, Path]:
+    """Replaces ``{n}`` in paths by a number of layers, so that one recipe serves many depths.
+
+    Args:
+        paths: by the name of their argument.
+        n: the number of layers, None where none was given.
+
+    Raises:
+        UserError: a number without a place for it, a place without a number, or a number below 1.
+    """
+    places = [name for name, path in paths.items() if "{n}" in str(path)]
+    if n is None and places:
+        raise UserError(f"--{places[0]} {paths[places[0]]} is for several depths; give one, such as --n 13")
+    if n is not None and (n < 1 or not places):
+        raise UserError(f"--n {n} needs {{n}} in --{' or --'.join(paths)}, and to be at least 1")
+    return {name: Path(str(path).replace("{n}", str(n))) for name, path in paths.items()}
+
 
 @dataclass(frozen=True)
 class TeachArgs(CommandArgs):
@@ -229,7 +354,7 @@ class TeachArgs(CommandArgs):
     _: KW_ONLY
     max_seq_length: int
     """Tokens a sample, as the student will be trained."""
-    documents: Literal["packed", "separate"] = "packed"
+    documents: Documents = "packed"
     """As the student will be trained."""
     top_k: int = 50
     """How many of the likeliest tokens to keep at each position; 4 bytes each, so 50 take 200 bytes a token."""
@@ -241,3 +366,7 @@ class TeachArgs(CommandArgs):
     """Samples a forward pass."""
     dry_run: bool = False
     """Print the plan and stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _above_zero("", self, "max_seq_length", "top_k", "temperature", "batch_size")

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import ModelParallelStrategy, Strategy
+from lightning.fabric.strategies import ModelParallelStrategy
+from lightning.fabric.strategies import Strategy as FabricStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import device_count, launch
+from inheritune_lit.train.args import Precision, Strategy
 from inheritune_lit.train.loss import TrainingModel
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -38,13 +39,7 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-StrategyName = Literal["auto", "ddp", "fsdp", "hybrid"]
-
-
-def build_fabric(
-    devices: int | Literal["auto"], num_nodes: int, strategy: StrategyName, precision: Precision
-) -> Fabric:
+def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strategy, precision: Precision) -> Fabric:
     """Fabric, launched: with several devices every one of them runs this program from here on.
 
     Args:
@@ -58,9 +53,7 @@ def build_fabric(
         UserError: there are not as many devices.
     """
     count = device_count(devices, num_nodes)
-    if strategy in ("fsdp", "hybrid") and precision == "bf16-true":
-        raise UserError("--precision bf16-true keeps whole copies of the weights; with --strategy fsdp use bf16-mixed")
-    chosen: str | Strategy = "auto"
+    chosen: str | FabricStrategy = "auto"
     if strategy in ("fsdp", "hybrid"):
         chosen = _sharded(count, num_nodes, strategy == "hybrid", precision)
     elif count * num_nodes > 1:

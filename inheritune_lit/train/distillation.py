@@ -16,8 +16,7 @@ from inheritune_lit.inherit.resolve import locate
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.train.args import DistillArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import DistillArgs, Precision
 from inheritune_lit.train.distill_loss import DistillationModel
 from inheritune_lit.train.teacher_logits import TeacherLogits
 
@@ -159,8 +158,6 @@ class Distillation:
 
 def prepare_distillation(
     distill: DistillArgs,
-    train: TrainArgs,
-    speed: SpeedArgs,
     data: Path,
     dataset: PackedDataset,
     documents: str,
@@ -176,13 +173,8 @@ def prepare_distillation(
     Raises:
         UserError: arguments out of range, or a teacher that does not fit student and data.
     """
-    distill.check()
-    if not distill.active or (distill.alpha == 1 and distill.kind == "logits"):
+    if not distill.active:
         return None
-    if train.z_loss:
-        raise UserError(f"--train.z_loss {train.z_loss} is no part of the distillation's loss; leave one of them out")
-    if speed.loss_kernel not in ("auto", "chunked"):
-        raise UserError(f"--speed.loss_kernel {speed.loss_kernel}: distillation has a loss of its own; leave it out")
     if distill.teacher_logits is not None:
         expected = {
             "data_sha256": content_sha256(data),

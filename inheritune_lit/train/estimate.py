@@ -10,8 +10,7 @@ import torch
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import USABLE, free_memory
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs, TrainArgs
 from inheritune_lit.train.kernels import Kernels
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
 

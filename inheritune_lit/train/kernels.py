@@ -11,8 +11,7 @@ from litgpt.model import GPT
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
-from inheritune_lit.train.args import SpeedArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import Precision, SpeedArgs
 from inheritune_lit.train.loss import Kernel, choose_kernel
 
 _WORTH_COMPILING = 1e14

@@ -277,8 +277,8 @@ class Trainer:
             self._save()
         self.saver.wait()
         self.log.close()
-        self._say(f"stopped after step {self.step:,}, saved; the same command continues")
         if signal.SIGINT in stop:
+            self._say(f"stopped after step {self.step:,}, saved; the same command continues")
             raise KeyboardInterrupt
 
     def _any_rank(self, here: bool) -> bool:

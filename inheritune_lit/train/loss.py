@@ -11,9 +11,9 @@ from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.forward import head_logits
 from inheritune_lit.model.gpt import Transformer
+from inheritune_lit.train.args import LossKernel
 
 Kernel = Literal["plain", "chunked", "liger"]
-LossKernel = Kernel | Literal["auto"]
 CHUNK_TOKENS = 1024
 ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 """Summed loss of some tokens: takes their logits (N, V) in fp32, and which tokens these are."""

@@ -9,8 +9,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.model.attention import swap_attention
 from inheritune_lit.model.forward import rope_of_layer
 from inheritune_lit.model.gpt import build_model
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS
 
 

@@ -3,10 +3,11 @@
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_file
+from inheritune_lit.train.args import LoggerName
 
 METRICS = "metrics.csv"
 COLUMNS = (
@@ -23,7 +24,6 @@ COLUMNS = (
     "val_loss",
     "val_stderr",
 )
-LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 Row = dict[str, float | int]
 
 

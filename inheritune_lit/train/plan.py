@@ -1,6 +1,5 @@
 """What a run will do and cost, worked out and checked before anything is spent."""
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -9,7 +8,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, TrainArgs
 from inheritune_lit.train.memory import StepMemory
 
 
@@ -61,7 +60,6 @@ def plan_run(
     config: Config,
     train: TrainArgs,
     eval: EvalArgs,
-    optimizer: OptimizerArgs,
     mixture: Mixture,
     val_blocks: int,
     parameters: int,
@@ -83,7 +81,6 @@ def plan_run(
     Raises:
         UserError: the arguments contradict each other or make no run.
     """
-    check_settings(train, eval, optimizer, devices)
     block_size = block_size_of(train, config)
     targets_per_step = train.global_batch_size * mixture.tokens_per_sample
     budget = _budget(train, targets_per_step, mixture)
@@ -100,7 +97,7 @@ def plan_run(
         total_steps=total_steps,
         budget=int(budget),
         tokens=int(total_steps * targets_per_step),
-        accumulation=train.global_batch_size // (train.micro_batch_size * devices),
+        accumulation=train.accumulation(devices),
         block_size=block_size,
         tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
@@ -112,12 +109,7 @@ def plan_run(
 
 def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> Fraction:
     """Tokens asked for, at least those of one step."""
-    budgets = {"max_tokens": train.max_tokens, "max_steps": train.max_steps, "epochs": train.epochs}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        seen = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
-        raise UserError(f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}")
-    ((name, value),) = given.items()
+    name, value = train.budget()
     units: dict[str, Fraction | int] = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}
     unit = units[name]
     if value * unit < targets_per_step:
@@ -126,55 +118,6 @@ def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> F
             f"data has {mixture.blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
     return value * Fraction(unit)
-
-
-def check_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, devices: int) -> None:
-    """Refuse numbers that make no run on so many devices over all nodes.
-
-    Raises:
-        UserError: a number out of range, or batches that do not divide.
-    """
-    _check_ranges(train, eval, optimizer)
-    if train.global_batch_size % (train.micro_batch_size * devices):
-        times = f" times {devices} devices" if devices > 1 else ""
-        raise UserError(
-            f"--train.global_batch_size {train.global_batch_size} is no multiple of --train.micro_batch_size "
-            f"{train.micro_batch_size}{times}; change one of them"
-        )
-
-
-def _check_ranges(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs) -> None:
-    positive = {
-        "train.global_batch_size": train.global_batch_size,
-        "train.micro_batch_size": train.micro_batch_size,
-        "train.log_interval": train.log_interval,
-        "train.save_interval": train.save_interval,
-        "train.max_norm": train.max_norm,
-        "train.max_time": train.max_time,
-        "train.max_loss_jump": train.max_loss_jump,
-        "eval.interval": eval.interval,
-        "eval.max_iters": eval.max_iters,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-    }
-    for name, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} is {value}; give a number above 0")
-    for name in ("lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss"):
-        if not 0 <= getattr(train, name) < math.inf:
-            raise UserError(f"--train.{name} is {getattr(train, name)}; give 0 or more")
-    if (train.schedule == "wsd") != (train.lr_decay_steps > 0):
-        raise UserError(
-            f"--train.schedule {train.schedule} with --train.lr_decay_steps {train.lr_decay_steps}: the wsd schedule "
-            "needs decay steps, the others have none"
-        )
-    if not 0 <= train.min_lr <= optimizer.lr:
-        raise UserError(f"--train.min_lr is {train.min_lr}; give a number from 0 to --optimizer.lr {optimizer.lr}")
-    if not 0 <= optimizer.weight_decay < math.inf:
-        raise UserError(f"--optimizer.weight_decay is {optimizer.weight_decay}; give 0 or more")
-    for name, beta in (("beta1", optimizer.beta1), ("beta2", optimizer.beta2)):
-        if not 0 <= beta < 1:
-            raise UserError(f"--optimizer.{name} is {beta}; give a number from 0 to below 1")
 
 
 def plan_text(

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 import torch
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
-from inheritune_lit.train.metrics import LoggerName
+from inheritune_lit.train.args import LoggerName, OptimizerArgs, SpeedArgs
 from inheritune_lit.train.optim import build_optimizer
 
 

@@ -1,10 +1,9 @@
 """``inheritune pretrain``: continue the training of a checkpoint."""
 
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,19 +12,18 @@ from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.devices import device_count
-from inheritune_lit.train.args import DistillArgs, EvalArgs, MixtureArgs, OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.devices import Precision, StrategyName, build_fabric, default_precision, stop_requests
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.devices import build_fabric, default_precision, stop_requests
 from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.estimate import Room
 from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
-from inheritune_lit.train.metrics import LoggerName, MetricsLog, NoLog
+from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.optimizer_file import OPTIMIZER, load_optimizer, save_optimizer
-from inheritune_lit.train.plan import block_size_of, check_settings, plan_run, plan_text
+from inheritune_lit.train.plan import block_size_of, plan_run, plan_text
 from inheritune_lit.train.preflight import check_machine
 from inheritune_lit.train.run_folder import (
     FINAL,
@@ -55,70 +53,39 @@ _FREE_SETTINGS = (
 )
 
 
-def pretrain(
-    initial_checkpoint_dir: Path,
-    data: Path,
-    out_dir: Path,
-    *,
-    train: TrainArgs,
-    eval: EvalArgs,
-    optimizer: OptimizerArgs,
-    speed: SpeedArgs = SpeedArgs(),
-    mixture: MixtureArgs = MixtureArgs(),
-    distill: DistillArgs = DistillArgs(),
-    documents: Literal["packed", "separate"] = "packed",
-    allow_data_change: bool = False,
-    precision: Precision | None = None,
-    devices: int | Literal["auto"] = 1,
-    num_nodes: int = 1,
-    strategy: StrategyName = "auto",
-    seed: int = 1337,
-    logger_name: LoggerName = "csv",
-    initial_optimizer: Path | None = None,
-    keep_optimizer: bool = False,
-    dry_run: bool = False,
-) -> RunResult | None:
+def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_optimizer: bool = False) -> RunResult:
     """Train a litgpt checkpoint on packed data; the same call continues a run that was stopped or killed.
 
     The run folder holds ``metrics.csv``, ``state.pth`` while the run lasts, and at its end ``final/``, a litgpt
     checkpoint.
 
     Args:
-        initial_checkpoint_dir: litgpt checkpoint to start from.
-        data: packed data made with that checkpoint's tokenizer.
-        out_dir: run folder.
-        train, eval, optimizer, speed, mixture, distill: settings.
-        documents: "packed" cuts text into samples wherever they end; "separate" keeps each sample within one document.
-        allow_data_change: continue a run although its data, mixture or ``documents`` is another than before.
-        precision: "32-true"; "bf16-mixed", fp32 weights computed with in bf16; or "bf16-true", bf16 weights with fp32
-            copies in the optimizer. By default the first on CPU, the second on a GPU.
-        devices, num_nodes, strategy: see ``build_fabric``.
-        seed: seed of the data order.
-        logger_name: a logger beside the CSV file.
+        args: what to train, on what, and how.
         initial_optimizer: state that parameters of the same names begin with; fresh when None.
         keep_optimizer: leave the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
-        dry_run: print the plan and stop.
-
-    Returns:
-        What came out; None for a dry run.
 
     Raises:
         UserError: bad input, a run with other settings in ``out_dir``, or a bad step.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
     """
+    train, eval, optimizer, speed, distill = args.train, args.eval, args.optimizer, args.speed, args.distill
+    initial_checkpoint_dir, data, out_dir, documents = (
+        args.initial_checkpoint_dir,
+        args.data,
+        args.out_dir,
+        args.documents,
+    )
     config = load_config(initial_checkpoint_dir)
     check_fits(data, initial_checkpoint_dir)
     block_size = block_size_of(train, config)
     train_data, val_data = (PackedDataset(data, split, block_size, documents) for split in ("train", "val"))
-    domains = make_mixture(train_data.domains, mixture.weights)
-    if not 0 <= seed < 2**64:
-        raise UserError(f"--seed is {seed}; give a number from 0 to 2**64 - 1")
+    domains = make_mixture(train_data.domains, args.mixture.weights)
     # Before processes are started, or each of them would say what is wrong.
-    check_settings(train, eval, optimizer, device_count(devices, num_nodes) * num_nodes)
-    precision = precision or default_precision()
-    distillation = prepare_distillation(distill, train, speed, data, train_data, documents, config, precision)
-    fabric = build_fabric(devices, num_nodes, strategy, precision)
-    check_machine(optimizer, speed, fabric.device, logger_name)
+    train.accumulation(device_count(args.devices, args.num_nodes) * args.num_nodes)
+    precision = args.precision or default_precision()
+    distillation = prepare_distillation(distill, data, train_data, documents, config, precision)
+    fabric = build_fabric(args.devices, args.num_nodes, args.strategy, precision)
+    check_machine(optimizer, speed, fabric.device, args.logger_name)
     gpt = prepare_model(initial_checkpoint_dir, precision, speed, block_size)
     parameters = sum(parameter.numel() for parameter in gpt.parameters())
     peak = peak_flops(torch.cuda.get_device_name(fabric.device)) if fabric.device.type == "cuda" else None
@@ -126,7 +93,6 @@ def pretrain(
         config,
         train,
         eval,
-        optimizer,
         domains,
         len(val_data),
         parameters,
@@ -137,7 +103,7 @@ def pretrain(
     kernels = choose_kernels(
         config, speed, fabric.device, train.z_loss, plan.tokens * plan.flops_per_token, distillation is not None
     )
-    sharded = strategy in ("fsdp", "hybrid")
+    sharded = args.strategy in ("fsdp", "hybrid")
     shards = fabric.world_size if sharded else 1
     teacher = distillation.memory(train.micro_batch_size) if distillation else 0
     room = Room.of(
@@ -149,14 +115,14 @@ def pretrain(
         **training_settings(train, eval, optimizer, speed),
         "precision": precision,
         "device": fabric.device.type,
-        "seed": seed,
+        "seed": args.seed,
         **({"distill": distillation.settings} if distillation else {}),
         **data_settings(data, documents, domains),
     }
     if initial_optimizer:
         settings["initial_optimizer_sha256"] = sha256_file(initial_optimizer)
     finished = find_run(out_dir, settings)
-    changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, allow_data_change)
+    changes = data_changes(out_dir, settings, plan.total_steps, finished is not None, args.allow_data_change)
     if fabric.global_rank == 0:
         name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
         machine = f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
@@ -165,12 +131,11 @@ def pretrain(
             plan, config.name, train, domains, changes, f"{machine}, {precision}", room.memory, learns_from
         )
         print(text, file=sys.stderr, flush=True)
-    if dry_run:
-        return None
+    if args.dry_run:
+        return RunResult(plan)
     if finished:
         if fabric.global_rank == 0:
             drop_state(out_dir)  # still there when the run was killed right after its end
-            print(f"{out_dir} is finished: {finished.steps} steps, held-out loss {finished.val_loss:.4f}")
         return finished
     room.check_disk(out_dir)
     fabric.barrier()
@@ -184,7 +149,7 @@ def pretrain(
     saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
     names = [name for name, size in val_data.domains.items() if size.blocks]
-    log = MetricsLog(out_dir, logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
+    log = MetricsLog(out_dir, args.logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
     stored = distillation.logits if distillation else None
     trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log, stored)
     with stop_requests() as stop:
@@ -193,7 +158,7 @@ def pretrain(
         except torch.OutOfMemoryError as error:
             raise room.out_of_memory() from error
         if validation is None:
-            return RunResult(None, trainer.step, trainer.tokens, None, None)
+            return RunResult(plan, None, trainer.step, trainer.tokens)
         record = {
             "steps": trainer.step,
             "tokens": trainer.tokens,
@@ -208,12 +173,15 @@ def pretrain(
         saver.save_final(out_dir / FINAL, record)
         if fabric.global_rank == 0:
             drop_state(out_dir)
-            print(f"held-out loss {validation.loss:.4f} ± {validation.stderr:.4f}; wrote {out_dir / FINAL}")
-            if len(validation.domains) > 1:
-                for name, held_out in validation.domains.items():
-                    noise = "(one sample)" if math.isnan(held_out.stderr) else f"± {held_out.stderr:.4f}"
-                    print(f"  {name}: {held_out.loss:.4f} {noise} over {held_out.tokens:,} tokens")
-    return RunResult(out_dir / FINAL, trainer.step, trainer.tokens, validation.loss, validation.stderr)
+    return RunResult(
+        plan,
+        out_dir / FINAL,
+        trainer.step,
+        trainer.tokens,
+        validation.loss,
+        validation.stderr,
+        validation.domains,
+    )
 
 
 def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run whose data or mixture is another than when it was started: refused with an explanation, or recorded."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.data.packed import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, MixtureSampler
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.held_out import DomainLoss
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
+from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.state import saved_step
 
 DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
@@ -138,19 +141,35 @@ def _other_shares(old: Any, new: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class RunResult:
-    """Outcome of ``pretrain``.
+    """Outcome of ``pretrain``; its text is what the command prints.
 
     Attributes:
-        final: the trained checkpoint, or None when the run was stopped before its end.
+        plan: what the run does in all; None where it was finished before.
+        final: the trained checkpoint; None after a dry run, and when the run was stopped before its end.
         steps, tokens: done so far, over all restarts.
-        val_loss, val_stderr: of the trained checkpoint, None when the run was stopped.
+        val_loss, val_stderr: of the trained checkpoint; None without one.
+        domains: held-out loss by domain, where this call finished the run.
     """
 
-    final: Path | None
-    steps: int
-    tokens: int
-    val_loss: float | None
-    val_stderr: float | None
+    plan: RunPlan | None = field(compare=False, repr=False)
+    final: Path | None = None
+    steps: int = 0
+    tokens: int = 0
+    val_loss: float | None = None
+    val_stderr: float | None = None
+    domains: dict[str, DomainLoss] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        if self.final is None:
+            return f"stopped after step {self.steps:,}, saved; the same command continues" if self.steps else ""
+        if self.plan is None:
+            return f"{self.final.parent} is finished: {self.steps} steps, held-out loss {self.val_loss:.4f}"
+        lines = [f"held-out loss {self.val_loss:.4f} ± {self.val_stderr:.4f}; wrote {self.final}"]
+        if len(self.domains) > 1:
+            for name, held_out in self.domains.items():
+                noise = "(one sample)" if math.isnan(held_out.stderr) else f"± {held_out.stderr:.4f}"
+                lines.append(f"  {name}: {held_out.loss:.4f} {noise} over {held_out.tokens:,} tokens")
+        return "\n".join(lines)
 
 
 def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
@@ -171,7 +190,7 @@ def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
     final = read_manifest(run_dir / FINAL) if (run_dir / FINAL).is_dir() else None
     if final is None:
         return None
-    return RunResult(run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+    return RunResult(None, run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
 
 
 def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:

@@ -2,9 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Schedule = Literal["cosine", "constant", "wsd"]
+from inheritune_lit.train.args import Schedule
 
 
 def learning_rate(

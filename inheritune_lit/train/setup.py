@@ -10,8 +10,7 @@ from litgpt.model import GPT
 
 from inheritune_lit.model.forward import checkpoint_activations
 from inheritune_lit.model.load import load_model
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
-from inheritune_lit.train.devices import Precision
+from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs
 from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.kernels import Kernels, apply_kernels
 from inheritune_lit.train.loop import Trainee

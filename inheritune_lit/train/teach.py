@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.forward import head_logits
 from inheritune_lit.model.gpt import Transformer
+from inheritune_lit.train.args import TeachArgs
 from inheritune_lit.train.distillation import open_teacher
 from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.teacher_logits import IDS, KIND, LOGPROBS, id_dtype, open_arrays
@@ -26,75 +28,75 @@ _DONE = "done.json"
 _SAVE_BLOCKS = 1024
 
 
-def teach(
-    teacher: str,
-    data: Path,
-    out_dir: Path,
-    *,
-    max_seq_length: int,
-    documents: Literal["packed", "separate"] = "packed",
-    top_k: int = 50,
-    temperature: float = 1.0,
-    dtype: Literal["float16", "float32"] = "float16",
-    batch_size: int = 4,
-    dry_run: bool = False,
-) -> None:
-    """Write the likeliest tokens of every position of every training block; the same call continues a killed one.
+@dataclass(frozen=True)
+class TeachResult:
+    """Outcome of ``teach``.
+
+    Attributes:
+        folder: the predictions, None after a dry run.
+        positions: tokens of training data that they are for.
+        size: bytes on disk.
+        flops: of the teacher's forward pass over all the data.
+    """
+
+    folder: Path | None
+    positions: int
+    size: int
+    flops: float
+
+    def __str__(self) -> str:
+        return ""
+
+
+def teach(args: TeachArgs) -> TeachResult:
+    """Write the likeliest tokens of every position of every training sample; the same call continues a killed one.
 
     The work is done in a hidden folder beside ``out_dir``, which takes its name at the end.
-
-    Args:
-        teacher: as ``--ref`` of ``inheritune slice``.
-        data: packed data.
-        max_seq_length, documents: as the students will be trained.
-        temperature: of the softened distribution.
-        dtype: of log-probabilities.
-        batch_size: blocks a forward pass.
-        dry_run: print the plan and stop.
 
     Raises:
         UserError: bad input, or too little disk.
     """
-    _check_numbers(max_seq_length=max_seq_length, top_k=top_k, temperature=temperature, batch_size=batch_size)
-    check_vacant(out_dir)
-    dataset = PackedDataset(data, "train", max_seq_length, documents)
+    check_vacant(args.out_dir)
+    dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = open_teacher(teacher, load_packed_manifest(data)["tokenizer"]["sha256"], max_seq_length, weights_dtype)
+    tokenizer = load_packed_manifest(args.data)["tokenizer"]["sha256"]
+    model = open_teacher(args.teacher, tokenizer, args.max_seq_length, weights_dtype)
     vocabulary = model.gpt.config.padded_vocab_size
-    if top_k > vocabulary:
-        raise UserError(f"--top_k is {top_k}, the teacher has {vocabulary} tokens; give at most as many")
+    if args.top_k > vocabulary:
+        raise UserError(f"--top_k is {args.top_k}, the teacher has {vocabulary} tokens; give at most as many")
     settings = {
         "teacher": model.identity,
-        "data_sha256": content_sha256(data),
-        "documents": documents,
+        "data_sha256": content_sha256(args.data),
+        "documents": args.documents,
         "blocks": len(dataset),
-        "block_size": max_seq_length,
+        "block_size": args.max_seq_length,
         "vocabulary": vocabulary,
-        "top_k": top_k,
-        "temperature": temperature,
-        "dtype": dtype,
+        "top_k": args.top_k,
+        "temperature": args.temperature,
+        "dtype": args.dtype,
         "computed_in": str(weights_dtype).removeprefix("torch."),
     }
-    positions = len(dataset) * max_seq_length
-    size = positions * top_k * (id_dtype(vocabulary).itemsize + np.dtype(dtype).itemsize)
-    flops = positions * model.flops(max_seq_length)
+    positions = len(dataset) * args.max_seq_length
+    size = positions * args.top_k * (id_dtype(vocabulary).itemsize + np.dtype(args.dtype).itemsize)
+    flops = positions * model.flops(args.max_seq_length)
     print(
-        f"teach {model.name}: top {top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
+        f"teach {model.name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
         f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
         file=sys.stderr,
         flush=True,
     )
-    if dry_run:
-        return
-    folder = out_dir.parent / f".{out_dir.name}.partial"
+    if args.dry_run:
+        return TeachResult(None, positions, size, flops)
+    folder = args.out_dir.parent / f".{args.out_dir.name}.partial"
     done = _begin(folder, settings, size)
-    with explain_full_disk(out_dir):
-        _write(folder, settings, model.gpt.to(device), dataset, done, batch_size)
+    with explain_full_disk(args.out_dir):
+        _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
         write_manifest(folder, KIND, {"settings": settings})
-        os.replace(folder, out_dir)
-        (out_dir / _DONE).unlink()
-    print(f"wrote {out_dir}", file=sys.stderr)
+        os.replace(folder, args.out_dir)
+        (args.out_dir / _DONE).unlink()
+    print(f"wrote {args.out_dir}", file=sys.stderr)
+    return TeachResult(args.out_dir, positions, size, flops)
 
 
 def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
@@ -156,9 +158,3 @@ def _flush(folder: Path, *arrays: np.memmap) -> None:
 
 def _note_done(folder: Path, settings: dict[str, Any], blocks: int) -> None:
     replace_text(folder / _DONE, json.dumps({"settings": settings, "blocks": blocks}))
-
-
-def _check_numbers(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"--{name} is {value}; give a number above 0")

@@ -8,7 +8,7 @@ from random_models import make_gpt2
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
 __all__ = ["make_gpt2"]
@@ -43,7 +43,7 @@ def reference(tmp_path_factory, tokenizer_dir, packed) -> Path:
         save_interval=None,
     )
     settings = {"train": train, "eval": EvalArgs(interval=150), "optimizer": OptimizerArgs(lr=1e-2)}
-    return pretrain(folder / "start", packed, folder / "run", **settings, precision="32-true").final
+    return pretrain(PretrainArgs(folder / "start", packed, folder / "run", **settings, precision="32-true")).final
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from tiny import make_checkpoint, make_packed
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.train import loop
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.pretrain import pretrain
 
 
@@ -91,6 +91,7 @@ def run(checkpoint, packed, tmp_path, train_args):
         }
         start = given.pop("initial_checkpoint_dir", checkpoint)
         data = given.pop("data", packed)
-        return pretrain(start, data, out_dir, **given)
+        more = {name: given.pop(name) for name in ("initial_optimizer", "keep_optimizer") if name in given}
+        return pretrain(PretrainArgs(start, data, out_dir, **given), **more)
 
     return call

@@ -70,4 +70,4 @@ def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_d
 def test_bad_input_ends_every_rank(checkpoint, packed, tmp_path):
     ended = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "run", devices=2, train__global_batch_size=6))
     assert ended.returncode != 0
-    assert "no multiple of --train.micro_batch_size 2 times 2 devices" in ended.stderr
+    assert "not a multiple of --train.micro_batch_size 2 times 2 devices" in ended.stderr

@@ -16,7 +16,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.load import load_model
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.optim import build_optimizer
 from inheritune_lit.train.plan import plan_run
 from inheritune_lit.train.schedule import learning_rate
@@ -124,7 +124,7 @@ def test_flops_of_the_papers_model():
 def _plan(train: TrainArgs, train_blocks: int = 1000, mixture: Mixture | None = None):
     domains = {"all": DomainSize(train_blocks, train_blocks * (train.max_seq_length or 2048))}
     mixture = mixture or Mixture(domains, None)
-    return plan_run(OPENLLAMA_13L, train, EvalArgs(), OptimizerArgs(), mixture, val_blocks=50, parameters=1)
+    return plan_run(OPENLLAMA_13L, train, EvalArgs(), mixture, val_blocks=50, parameters=1)
 
 
 def test_plan_of_the_papers_run():
@@ -145,7 +145,7 @@ def test_budgets_mean_the_same_run():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"micro_batch_size": 4}, "global_batch_size 10 is no multiple of --train.micro_batch_size 4"),
+        ({"micro_batch_size": 4}, "global_batch_size 10 is not a multiple of --train.micro_batch_size 4"),
         ({"max_steps": None}, "exactly one of .* seen: none"),
         ({"epochs": 1}, "exactly one of .* seen: max_steps 200, epochs 1"),
         ({"max_steps": None, "max_tokens": 999}, "max_tokens 999 makes no optimizer step: a step takes 1,000"),
@@ -160,4 +160,4 @@ def test_budgets_mean_the_same_run():
 def test_contradictions_are_refused(changes, told):
     base = TrainArgs(global_batch_size=10, micro_batch_size=5, max_seq_length=100, lr_warmup_steps=1, max_steps=200)
     with pytest.raises(UserError, match=told):
-        _plan(replace(base, **changes))
+        _plan(PretrainArgs("start", "data", "run", train=replace(base, **changes)).train)

@@ -19,7 +19,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.load import is_tied, load_model, load_state
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs
+from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, PretrainArgs, TeachArgs, TrainArgs
 from inheritune_lit.train.schedule import learning_rate
 
 
@@ -187,8 +187,9 @@ def test_a_finished_run_is_not_trained_again(run, tmp_path, capsys):
     first = run()
     weights = (first.final / "lit_model.pth").stat().st_mtime_ns
     capsys.readouterr()
-    assert run() == first
-    assert "is finished: 12 steps" in capsys.readouterr().out
+    again = run()
+    assert again == first
+    assert "is finished: 12 steps" in str(again)
     assert (first.final / "lit_model.pth").stat().st_mtime_ns == weights
 
 
@@ -244,7 +245,8 @@ def test_tensorboard_events_beside_the_csv(run, tmp_path):
 
 
 def test_dry_run_writes_nothing(run, tmp_path, capsys):
-    assert run(dry_run=True) is None
+    planned = run(dry_run=True)
+    assert planned.final is None and planned.plan.total_steps == 12 and str(planned) == ""
     assert "12 steps of 256 tokens = 3,072 tokens" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -262,13 +264,45 @@ def test_someone_elses_folder_is_refused(run, tmp_path):
     [
         ({"initial_checkpoint_dir": Path("nowhere")}, "no checkpoint folder at nowhere"),
         ({"data": Path("nowhere")}, "no packed data at nowhere"),
-        ({"eval": EvalArgs(interval=0)}, "eval.interval is 0"),
     ],
 )
 def test_missing_parts_are_one_line(run, tmp_path, changes, told):
     with pytest.raises(UserError, match=told):
         run(**changes)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: EvalArgs(interval=0), "eval.interval is 0"),
+        (lambda: OptimizerArgs(beta1=1), "beta1 is 1"),
+        (lambda: TrainArgs(max_steps=5, max_tokens=9), "exactly one of .* seen: max_tokens 9, max_steps 5"),
+        (lambda: TrainArgs(schedule="wsd", max_steps=5), "needs decay steps"),
+        (lambda: PretrainArgs("start", "data", "run"), "exactly one of .* seen: none"),
+        (lambda: PretrainArgs("start", "data", "run", n=3, train=TrainArgs(max_steps=5)), "--n 3 needs {n}"),
+        (lambda: DistillArgs(alpha=2), "distill.alpha is 2"),
+        (lambda: TeachArgs("teacher", "data", "out", max_seq_length=0), "max_seq_length is 0"),
+    ],
+)
+def test_arguments_are_checked_when_they_are_made(make, told):
+    with pytest.raises(UserError, match=told):
+        make()
+
+
+def test_a_bad_budget_is_refused_before_torch_is_imported(tmp_path):
+    words = ["pretrain", "--initial_checkpoint_dir", "a", "--data", "b", "--out_dir", "c"]
+    words += ["--train.max_steps", "5", "--train.max_tokens", "9"]
+    code = f"import sys; from inheritune_lit.cli import main; sys.exit(main({words}) + ('torch' in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "give exactly one of --train.max_tokens" in ended.stderr
+
+
+def test_one_recipe_names_many_depths():
+    args = PretrainArgs("slices/{n}", "data", "runs/{n}", n=13, train=TrainArgs(max_steps=5))
+    assert (args.initial_checkpoint_dir, args.out_dir) == (Path("slices/13"), Path("runs/13"))
+    assert replace(args, seed=2).out_dir == Path("runs/13")
 
 
 @pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")), ids=lambda path: path.stem)

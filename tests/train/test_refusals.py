@@ -40,7 +40,7 @@ def refused(checkpoint, packed, tmp_path, capsys):
         ({"precision": "fp16"}, "fp16"),
         ({"optimizer__name": "adm"}, "optimizer.name is 'adm'"),
         ({"speed__fp8": "true"}, "fp8 needs a Hopper or Ada GPU"),
-        ({"devices": 3}, "no multiple of --train.micro_batch_size 2 times 3 devices"),
+        ({"devices": 3}, "not a multiple of --train.micro_batch_size 2 times 3 devices"),
     ],
 )
 def test_arguments(refused, changes, told):
