@@ -42,8 +42,8 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "slice": (SliceArgs, "commands.slicing:slice_command"),
     "export": (ExportArgs, "commands.slicing:export_command"),
     "prepare": (PrepareArgs, "commands.data:prepare_command"),
-    "teach": (TeachArgs, "commands.teaching:teach_command"),
-    "pretrain": (PretrainArgs, "commands.training:pretrain_command"),
+    "teach": (TeachArgs, "train.teach:teach"),
+    "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "commands.growing:grow_command"),
     "eval": (EvaluateArgs, "commands.evaluation:evaluate_command"),
     "analyze": (AnalyzeArgs, "commands.analysis:analyze_command"),
@@ -91,8 +91,14 @@ def _run(command: str, arguments: CommandArgs) -> None:
         result = function(**{field.name: getattr(arguments, field.name) for field in fields(arguments)}) or ""
     else:
         result = function(arguments)
-    if text := str(result):
+    if (text := str(result)) and _rank() == 0:
         print(text)
+
+
+def _rank() -> int:
+    """Number of this process among those of a run on several devices."""
+    torch = sys.modules.get("torch")
+    return torch.distributed.get_rank() if torch and torch.distributed.is_initialized() else 0
 
 
 class _StderrHandler(logging.Handler):
