@@ -102,7 +102,7 @@ def run_commands(path: Path, tokenizer_dir: Path, capsys) -> list[str]:
             else []
         )
         if words[:1] == ["slice"]:
-            ref = words[words.index("--ref") + 1]
+            ref = words[1]
             if ref.startswith("paper-"):
                 words += ["--tokenizer_dir", str(tokenizer_dir)]
             elif not Path(ref).exists():
