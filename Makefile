@@ -4,23 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow check lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/inheritune demo --out_dir runs/demo
 
-test: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED)
+check: $(INSTALLED) # changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lint: $(INSTALLED) # puts into shape what can be
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/mypy
+
+docs: $(INSTALLED) # the tables of docs/ that are made from the code
+	$(BIN)/python tests/documented/generated.py
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """Folder of the scripts of a new environment with the wheel in it; dependencies are those of this one."""
-    pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
+    pytest.importorskip("hatchling", reason="building a wheel needs hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("eval", "inheritune_lit", "recipes"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)
-    build = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
+    build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(folder)], cwd=folder / "source", check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
     python = folder / "env" / "bin" / "python"

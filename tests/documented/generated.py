@@ -58,7 +58,8 @@ def _flags() -> Iterator[str]:
             of = get_type_hints(kind)[field.name]
             if is_dataclass(of):
                 groups[field.name] = of
-                yield f"| `--{field.name}.*` | [group](#--{field.name}) | {_changes(field, of)} | {help_of[field.name]} |"
+                changes = _changes(field, of)
+                yield f"| `--{field.name}.*` | [group](#--{field.name}) | {changes} | {help_of[field.name]} |"
             else:
                 positional = f"`{field.name.upper()}` or " if field.name == first else ""
                 yield f"| {positional}{_row(field, of, help_of, '')}"
@@ -99,7 +100,8 @@ def _changes(field: Field, of: type) -> str:
 
 def _help_of(kind: type) -> dict[str, str]:
     params = [param for of in reversed(kind.__mro__[:-1]) for param in docstring_parser.parse_from_object(of).params]
-    return {param.arg_name: " ".join((param.description or "").split()).replace("|", "\\|") for param in params}
+    told = {param.arg_name: " ".join((param.description or "").split()) for param in params}
+    return {name: text.replace("``", "`").replace("|", "\\|").replace("<name>", "NAME") for name, text in told.items()}
 
 
 def _architectures() -> Iterator[str]:

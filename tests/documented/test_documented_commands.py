@@ -1,11 +1,13 @@
-"""The commands of docs/commands.md and the README run, on tiny models in place of the documented ones."""
+"""The commands of README, tutorial and docs/commands.md run, on tiny models instead of the documented ones."""
 
 import re
 import shlex
 import shutil
 
+import pyarrow as pa
 from hub_server import running_hub
 from page import ROOT, SMALLER, bash_lines
+from pyarrow import parquet
 from random_models import build_llama
 from random_text import make_documents
 from tiny import make_checkpoint, make_packed, write_jsonl
@@ -14,6 +16,7 @@ from inheritune_lit.cli import main
 
 PAGE = (ROOT / "docs" / "commands.md").read_text()
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
 
 def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
@@ -26,15 +29,8 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
     blocks = re.findall(r"^```\n\$ (inheritune .*?[^\\])\n", PAGE, flags=re.MULTILINE | re.DOTALL)
     commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     assert [command[0] for command in commands] == [
-        "slice",
-        "prepare",
-        "pretrain",
-        "eval",
-        "export",
-        "grow",
-        "analyze",
-        "teach",
-        *("reproduce", "report", "plan", "init", "references", "recipes"),
+        *("plan", "plan", "init", "slice", "prepare", "pretrain", "teach", "eval", "export"),
+        *("analyze", "grow", "reproduce", "report", "references", "recipes"),
     ]
     for command in commands:
         assert main(command) == 0, (command, capsys.readouterr().err)
@@ -45,7 +41,7 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
         assert not (tmp_path / planned).exists()
 
 
-def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
+def test_the_tutorial_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
     with running_hub(tmp_path / "cache", monkeypatch) as hub:
         remote = tmp_path / "remote"
         build_llama(vocab_size=400, num_hidden_layers=26, max_position_embeddings=256).save_pretrained(remote)
@@ -59,10 +55,9 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
         for name, target in (("recipes", ROOT / "recipes"), ("rows", rows_dir)):
             (tmp_path / name).symlink_to(target)
         monkeypatch.chdir(tmp_path)
-        job = README.partition("## The real job")[2].partition("\n**")[0]
-        lines = [line for line in bash_lines(job) if line.startswith("inheritune")]
+        lines = [line for line in bash_lines(TUTORIAL) if line.startswith("inheritune")]
         assert [line.split()[1] for line in lines] == [
-            *("references", "plan", "slice", "prepare", "pretrain", "eval", "export")
+            *("references", "plan", "slice", "prepare", "pretrain", "eval", "report", "export")
         ]
         for line in lines:
             name = line.split()[1]
@@ -74,10 +69,37 @@ def test_the_readmes_real_job_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatc
     assert (run / "scores" / "results.md").is_file() and (run / "hf" / "model.safetensors").is_file()
 
 
-def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
-    text = README.partition("## The real job")[2].partition("\n**")[2]
-    lines = [line for line in bash_lines(text) if line.startswith("inheritune")]
-    lines += re.findall(r"`(inheritune (?:teach|report|plan) [^`]*)`", text)
+def test_the_readmes_quickstart_runs(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
+    with running_hub(tmp_path / "cache", monkeypatch) as hub:
+        remote = tmp_path / "remote"
+        build_llama(vocab_size=400, num_hidden_layers=30, max_position_embeddings=256).save_pretrained(remote)
+        for file in tokenizer_dir.iterdir():
+            shutil.copy(file, remote)
+        hub.repositories["HuggingFaceTB/SmolLM2-135M"] = remote
+        rows = [{"text": text, "meta": {"pile_set_name": "Pile-CC"}} for text in make_documents(400, 1)]
+        (tmp_path / "pile" / "data").mkdir(parents=True)
+        parquet.write_table(
+            pa.Table.from_pylist(rows), tmp_path / "pile" / "data" / "train-00000-of-00001-4746.parquet"
+        )
+        hub.repositories["NeelNanda/pile-10k"] = tmp_path / "pile"
+        for name, target in (("recipes", ROOT / "recipes"), ("rows", rows_dir)):
+            (tmp_path / name).symlink_to(target)
+        monkeypatch.chdir(tmp_path)
+        lines = [line for line in bash_lines(README) if line.startswith("inheritune")]
+        assert [line.split()[1] for line in lines] == ["slice", "slice", "prepare", "pretrain", "eval", "export"]
+        smaller = SMALLER | {"eval": "--data_dir rows --val_blocks 4 --limit 4"}
+        for line in lines:
+            capsys.readouterr()
+            command = shlex.split(f"{line} {smaller.get(line.split()[1], '')}")[1:]
+            assert main(command) == 0, (command, capsys.readouterr().err)
+            if command[0] == "eval":
+                table = capsys.readouterr().out
+    assert "| smollm2-30l | 30 |" in table and "| smollm2-15l | 15 |" in table
+
+
+def test_the_other_commands_of_the_page_run(tmp_path, tokenizer_dir, rows_dir, monkeypatch, capsys):
+    lines = [line for line in bash_lines(PAGE) if line.startswith("inheritune")]
+    lines += re.findall(r"`(inheritune (?:teach|report|plan) [^`]*)`", PAGE)
     more = {
         "grow": "--n 2 --grow_by 1 --max_layers 3 --train.max_steps 2 --train.max_seq_length 16 "
         "--train.global_batch_size 4 --train.lr_warmup_steps 1 --eval.max_iters 1",
@@ -116,7 +138,7 @@ def test_the_readmes_other_commands_run(tmp_path, tokenizer_dir, rows_dir, monke
 
 def test_transcripts_that_are_the_same_everywhere_are_what_comes_out(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    found = re.findall(r"^```\n\$ (inheritune .*)\n((?:.*\n)*?)```", README + PAGE, flags=re.MULTILINE)
+    found = re.findall(r"^```\n\$ (inheritune .*)\n((?:.*\n)*?)```", PAGE, flags=re.MULTILINE)
     exact = ("plan", "init", "references", "recipes")
     shown = [(command, text) for command, text in found if command.split()[1] in exact]
     assert len(shown) == 5
