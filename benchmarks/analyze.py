@@ -26,7 +26,6 @@ from slice import SHAPES, build_reference
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.analysis.stream import LayerStream
-from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.resolve import locate
 from inheritune_lit.model.attention import capture_attention
 
@@ -40,7 +39,7 @@ def real_attention(model: Path, data: Path) -> torch.Tensor:
         config = located.reference.config
         count = -(-HEADS * SEQUENCES // (config.n_layer * config.n_head))
         tokens_BT1 = draw_sequences(data, model, config.padded_vocab_size, count, T, seed=0)
-        weights = located.weights(SliceOptions(n=config.n_layer))
+        weights = located.weights()
         stream = LayerStream(located.reference, weights, T, torch.device("cpu"))
         x_BTC, matrices = stream.embed(tokens_BT1[:, :-1]), []
         for layer in range(config.n_layer):

@@ -156,9 +156,9 @@ def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> d
     ref, out, copy = folder / f"ref-{shape_name}", folder / "out", folder / "copy"
     if not ref.is_dir():
         build_reference(ref, shape)
-    slicing = "from inheritune_lit.inherit.slice import slice_reference"
-    exporting = "from inheritune_lit.checkpoint.export import export"
-    work = f"slice_reference({str(ref)!r}, n={shape['n']}, out_dir=Path({str(out)!r}))"
+    slicing = "from inheritune_lit import SliceArgs, slice_model"
+    exporting = "from inheritune_lit import ExportArgs, export"
+    work = f"slice_model(SliceArgs({str(ref)!r}, n={shape['n']}, out_dir=Path({str(out)!r})))"
     command = [sys.executable, "-m", "inheritune_lit", "slice", "--ref", str(ref), "--n", str(shape["n"])]
     rows: dict[str, list[dict]] = {}
 
@@ -178,7 +178,7 @@ def run(shape_name: str, folder: Path, mergekit: Path | None, repeats: int) -> d
         add("slice, sources not hashed", measure_inside(slicing, unhashed, folder))
         kept = (out / "lit_model.pth").stat().st_size
         add("cp", measure(["cp", str(out / "lit_model.pth"), str(copy)]), copy)
-        exported = f"export(Path({str(out)!r}), Path({str(copy)!r}))"
+        exported = f"export(ExportArgs(Path({str(out)!r}), Path({str(copy)!r})))"
         add("export", measure_inside(exporting, exported, folder), out, copy)
         if mergekit:
             recipe = folder / "mergekit.yaml"

@@ -16,7 +16,8 @@ import torch
 from slice import build_reference
 
 from inheritune_lit.checkpoint.config import load_config
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.flops import flops_per_token
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,7 +30,7 @@ def build_inputs(
     """Weights as a litgpt checkpoint and a Hugging Face folder, tokens, and ``spec.json``; the spec."""
     if not (folder / "hf").is_dir():
         build_reference(folder / "hf", shape)
-        slice_reference(str(folder / "hf"), n=shape["num_hidden_layers"], out_dir=folder / "checkpoint")
+        slice_model(SliceArgs(str(folder / "hf"), n=shape["num_hidden_layers"], out_dir=folder / "checkpoint"))
     # Zipf, so that there is something to learn.
     ranks = np.random.default_rng(0).zipf(1.3, size=(steps, samples, T + 1))
     np.save(folder / "tokens.npy", (ranks % 32000).astype(np.int64))

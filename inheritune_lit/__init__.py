@@ -1,6 +1,6 @@
 """Inheritune on litgpt: small base language models out of large pretrained ones (arXiv 2404.08634).
 
-Each command is a function: ``from inheritune_lit import slice_reference, pretrain``. They are imported when first asked
+Each command is a function: ``from inheritune_lit import SliceArgs, slice_model``. They are imported when first asked
 for, so that ``import inheritune_lit`` costs nothing.
 """
 
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inheritune_lit.analysis.args import AnalyzeOptions
+    from inheritune_lit.checkpoint.args import ExportArgs
     from inheritune_lit.checkpoint.export import export
     from inheritune_lit.data.args import PrepareArgs
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
     from inheritune_lit.evaluation.harness import evaluate
-    from inheritune_lit.inherit.slice import slice_reference
+    from inheritune_lit.inherit.args import SliceArgs
+    from inheritune_lit.inherit.slice import slice_model
     from inheritune_lit.model.load import load_model
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.study import study as analyze
@@ -43,11 +45,13 @@ _MODULES = {
     "AnalyzeOptions": "analysis.args",
     "DistillArgs": "train.args",
     "EvalArgs": "train.args",
+    "ExportArgs": "checkpoint.args",
     "MixtureArgs": "train.args",
     "OptimizerArgs": "train.args",
     "PrepareArgs": "data.args",
     "PretrainArgs": "train.args",
     "RunRecord": "train.run_record",
+    "SliceArgs": "inherit.args",
     "SpeedArgs": "train.args",
     "TeachArgs": "train.args",
     "TrainArgs": "train.args",
@@ -62,7 +66,7 @@ _MODULES = {
     "prepare": "data.prepare",
     "pretrain": "train.pretrain",
     "read_run": "train.run_record",
-    "slice_reference": "inherit.slice",
+    "slice_model": "inherit.slice",
     "teach": "train.teach",
 }
 
@@ -70,11 +74,13 @@ __all__ = [
     "AnalyzeOptions",
     "DistillArgs",
     "EvalArgs",
+    "ExportArgs",
     "MixtureArgs",
     "OptimizerArgs",
     "PrepareArgs",
     "PretrainArgs",
     "RunRecord",
+    "SliceArgs",
     "SpeedArgs",
     "TeachArgs",
     "TrainArgs",
@@ -89,7 +95,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "read_run",
-    "slice_reference",
+    "slice_model",
     "teach",
 ]
 

@@ -1,4 +1,7 @@
-"""The one error type meant for users."""
+"""The error type meant for users, and what its messages have in common."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -6,3 +9,23 @@ class UserError(Exception):
 
     The command line prints it to stderr without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another error's message, its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def suggest(given: str, known: Iterable[str], otherwise: str = "", most: int = 1, cutoff: float = 0.6) -> str:
+    """Ask whether a near name was meant: "did you mean a or b?".
+
+    Args:
+        given: what the user wrote; upper and lower case are the same.
+        known: the names that there are.
+        otherwise: the answer where none is near.
+        most: how many names are offered.
+        cutoff: how similar they have to be, 0 to 1.
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), by_lower, n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(by_lower[name] for name in near)}?" if near else otherwise

@@ -11,12 +11,14 @@ from tiny import make_checkpoint, make_packed
 
 import inheritune_lit
 from inheritune_lit import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
+from inheritune_lit.checkpoint.args import ExportArgs
+from inheritune_lit.inherit.args import SliceArgs
 
 
 def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
     make_checkpoint(tmp_path / "reference", tokenizer_dir)
     data = make_packed(tmp_path / "data", tokenizer_dir)
-    small = inheritune_lit.slice_reference(str(tmp_path / "reference"), n=1, out_dir=tmp_path / "small")
+    small = inheritune_lit.slice_model(SliceArgs(str(tmp_path / "reference"), n=1, out_dir=tmp_path / "small")).folder
     done = inheritune_lit.pretrain(
         PretrainArgs(
             small,
@@ -30,7 +32,7 @@ def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
     results = inheritune_lit.evaluate([done.final], val_data=data, val_blocks=8, max_seq_length=16)
     # The same 8 validation samples: 2 micro-batches of 4.
     assert results["checkpoints"][0]["held_out"]["loss"] == pytest.approx(done.val_loss, rel=1e-5)
-    folder = inheritune_lit.export(done.final, tmp_path / "hf")
+    folder = inheritune_lit.export(ExportArgs(done.final, tmp_path / "hf")).folder
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(inheritune_lit.UserError, match="no folder at"):
         inheritune_lit.make_report([tmp_path / "nowhere"], tmp_path / "report")
@@ -52,14 +54,14 @@ def test_importing_it_costs_nothing():
 PROGRAM = """
 from pathlib import Path
 from inheritune_lit import PrepareArgs, PretrainArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
-from inheritune_lit import slice_reference
+from inheritune_lit import ExportArgs, PrepareArgs, SliceArgs, slice_model
 
-folder: Path = slice_reference("openllama-3b", n=13)
+folder: Path = slice_model(SliceArgs("openllama-3b", n=13)).folder
 packed: str = str(prepare(PrepareArgs("text", folder, Path("data"), val_fraction=0.01)))
 result = pretrain(PretrainArgs(folder, Path("data"), Path("run"), train=TrainArgs(max_steps=9)))
 if result.final is not None:
     scores: dict[str, object] = evaluate([result.final], suite="quick")
-    hf: Path = export(result.final, Path("hf"))
+    hf: Path = export(ExportArgs(result.final, Path("hf"))).folder
 text: str = plan(ref="openllama-3b", n=13, tokens="8B")
 """
 
@@ -88,7 +90,7 @@ def test_a_typed_program_passes_mypy(tmp_path):
     ]
     # Where the package is: mypy does not follow what an editable installation puts on the path.
     environment = {**os.environ, "MYPYPATH": str(Path(inheritune_lit.__file__).parents[1])}
-    for text, passes in ((PROGRAM, True), (PROGRAM.replace("n=13)\nprepare", 'n="13")\nprepare'), False)):
+    for text, passes in ((PROGRAM, True), (PROGRAM.replace("n=13)).folder", 'n="13")).folder'), False)):
         (tmp_path / "program.py").write_text(text)
         command = [sys.executable, "-m", "mypy", *options, "program.py"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.cli import main
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.metrics import read_metrics
 
@@ -52,7 +53,7 @@ def test_advised_loss_is_that_of_the_slice(inputs, command, tmp_path, capsys):
     cells = [[cell.strip("* ") for cell in line.split("|")[1:-1]] for line in advice.splitlines()]
     rows = {int(row[0]): row for row in cells if row and row[0].isdigit()}
     for n in range(1, 5):
-        model = load_model(slice_reference(str(ref), n=n, out_dir=tmp_path / f"n{n}"))
+        model = load_model(slice_model(SliceArgs(str(ref), n=n, out_dir=tmp_path / f"n{n}")).folder)
         with torch.no_grad():
             logits_BTV = model(tokens_BT1[:, :-1])
         loss_B = F.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT1[:, 1:], reduction="none").mean(dim=1)

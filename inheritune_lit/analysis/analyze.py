@@ -22,7 +22,6 @@ from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.analysis.stream import LayerStream, StateStore, check_capturable
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.inherit.resolve import Located, locate
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
@@ -82,7 +81,7 @@ def analyze(ref: str, data: Path, out_dir: Path, options: AnalyzeOptions, dry_ru
 
 def _open_all(located: Located) -> Weights:
     reference = located.reference
-    weights = located.weights(SliceOptions(n=reference.config.n_layer))
+    weights = located.weights()
     if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
         raise UserError(
             f"{located.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "

@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
 
@@ -16,6 +17,13 @@ class ExportArgs(CommandArgs):
     """The new folder."""
     _: KW_ONLY
     max_shard_bytes: int = 5_000_000_000
-    """Bytes a safetensors file."""
+    """Largest safetensors file in bytes; a larger tensor has a file of its own."""
     licence: str | None = None
     """Licence for the model card, such as apache-2.0; the named reference's when not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_shard_bytes < 1:
+            raise UserError(
+                f"--max_shard_bytes {self.max_shard_bytes} is below 1; give bytes per file, such as 5000000000"
+            )

@@ -1,7 +1,7 @@
-"""The README of an exported model: where it comes from and what may be done with it."""
+"""``inheritune export``: a litgpt checkpoint as a Hugging Face folder with a model card."""
 
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, split_name
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import Config, GPT2Config, load_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
 from inheritune_lit.checkpoint.hf_config import load_hf_config
@@ -24,6 +25,8 @@ from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.references import REFERENCES
 
+logger = logging.getLogger(__name__)
+
 
 def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
     """Markdown with the front matter that the hub reads.
@@ -32,12 +35,10 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
         config: the model's configuration.
         origin: manifest of the checkpoint; empty where there is none.
         parameters: number of parameters.
-        licence: identifier of the licence; the named reference's when None.
+        licence: identifier of the licence; None where it is not known.
     """
     source, layers, tokens = lineage(origin)
     repository = f"{source.get('org')}/{source.get('name')}"
-    known = next((reference for reference in REFERENCES if reference.repository == repository), None)
-    licence = licence or (known.licence if known else None)
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {licence}"] if licence else []
     front += [f"base_model: {repository}"] if source and source.get("org") != "local" else []
@@ -56,6 +57,13 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
             '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
         )
     return "\n".join([*front, "---", "", lines[0], "", lines[1], "", *lines[2:], ""])
+
+
+def known_licence(origin: dict[str, Any]) -> str | None:
+    """The licence of the named reference that a checkpoint descends from, None where it is not one."""
+    source = lineage(origin)[0]
+    repository = f"{source.get('org')}/{source.get('name')}"
+    return next((reference.licence for reference in REFERENCES if reference.repository == repository), None)
 
 
 def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None, int]:
@@ -92,26 +100,36 @@ class HFTensor:
     divisors: tuple[int, int] | None = None
 
 
-def export(
-    checkpoint_dir: Path, out_dir: Path, *, max_shard_bytes: int = 5_000_000_000, licence: str | None = None
-) -> Path:
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported model; as text nothing, since the command prints nothing.
+
+    Attributes:
+        folder: the Hugging Face folder.
+        parameters: of the exported model.
+        tied: the head is the token embedding.
+        licence: as the model card states it, None where it is not known.
+        files: names of the safetensors files.
+    """
+
+    folder: Path
+    parameters: int
+    tied: bool
+    licence: str | None
+    files: list[str]
+
+    def __str__(self) -> str:
+        return ""
+
+
+def export(args: ExportArgs) -> ExportResult:
     """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
-    Args:
-        checkpoint_dir: a litgpt checkpoint.
-        out_dir: the new folder.
-        max_shard_bytes: largest safetensors file; a larger tensor has a file of its own.
-        licence: for the model card; that of the named reference when None.
-
-    Returns:
-        ``out_dir``.
-
     Raises:
-        UserError: the folder is no checkpoint, its weights and configuration disagree, or ``out_dir`` is occupied.
+        UserError: the folder is not a checkpoint, its weights and configuration disagree, or ``out_dir`` is occupied.
     """
+    checkpoint_dir, out_dir = args.checkpoint_dir, args.out_dir
     require_checkpoint(checkpoint_dir)
-    if max_shard_bytes < 1:
-        raise UserError(f"--max_shard_bytes {max_shard_bytes} is below 1; give bytes a file, such as 5000000000")
     check_vacant(out_dir)
     config, weights, hf = load_lit_config(checkpoint_dir), open_weights(checkpoint_dir), load_hf_config(checkpoint_dir)
     architecture = architecture_of_hf(hf) if hf is not None else architecture_of_lit(config)
@@ -135,15 +153,16 @@ def export(
         # The scale is in the weights: transformers ignores the flag under its default attention.
         hf["scale_attn_by_inverse_layer_idx"] = False
     origin = read_manifest(checkpoint_dir) or {}
+    licence = args.licence or known_licence(origin)
+    parameters = sum(tensor.spec.numel for tensor in tensors.values())
     with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-        _write_shards(tensors, weights, staging, max_shard_bytes)
+        files = _write_shards(tensors, weights, staging, args.max_shard_bytes)
         (staging / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
         copy_files(checkpoint_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
-        parameters = sum(tensor.spec.numel for tensor in tensors.values())
         (staging / "README.md").write_text(model_card(config, origin, parameters, licence), encoding="utf-8")
         write_manifest(staging, "export", {"checkpoint": checkpoint_dir.name, "origin": origin})
-    print(f"wrote {out_dir}", file=sys.stderr)
-    return out_dir
+    logger.info("wrote %s", out_dir)
+    return ExportResult(out_dir, parameters, tied, licence, files)
 
 
 def plan_export(architecture: Architecture, config: Any, weights: Weights, tied: bool) -> dict[str, HFTensor]:
@@ -195,7 +214,7 @@ def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[
             progress.update(chunk.nbytes)
 
 
-def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> None:
+def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> list[str]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
@@ -215,3 +234,4 @@ def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, 
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return sorted(set(weight_map.values()))

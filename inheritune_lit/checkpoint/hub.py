@@ -1,7 +1,7 @@
 """References from the hub: configuration first, then only the bytes that are inherited."""
 
 import fnmatch
-import sys
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from inheritune_lit.checkpoint.weights import (
 )
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
+
+logger = logging.getLogger(__name__)
 
 _SMALL_FILES = (HF_CONFIG, "generation_config.json", *TOKENIZER_FILES, SAFETENSORS_INDEX, BIN_INDEX)
 _RANGED_BELOW = 0.9
@@ -105,7 +107,7 @@ class Repository:
 
     def _announce(self, fetched: int, files: set[str]) -> None:
         total = sum(self._size(file) for file in files)
-        print(f"{self.name}: {fetched / 1e9:.2f} GB of {total / 1e9:.2f} GB are needed", file=sys.stderr)
+        logger.info("%s: %.2f GB of %.2f GB are needed", self.name, fetched / 1e9, total / 1e9)
 
     def _size(self, file: str) -> int:
         if file not in self.files:

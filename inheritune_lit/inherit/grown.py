@@ -15,7 +15,7 @@ from inheritune_lit.checkpoint.tensors import EMBEDDING, Piece, describe, read_p
 from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights, open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import Initialise, Plan, build_plan, student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.io.folders import explain_full_disk, new_folder
@@ -45,13 +45,17 @@ def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
 
 
 def attn_scale_of(checkpoint_dir: Path | None) -> str:
-    """How a GPT-2 start counts its layers, see ``SliceOptions``."""
+    """How a GPT-2 start counts its layers, see ``SliceArgs``."""
     config = load_config(checkpoint_dir) if checkpoint_dir else None
     return "keep" if isinstance(config, GPT2Config) and config.attn_scale_layers else "position"
 
 
 def check_start(
-    checkpoint_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, tied: bool, attn_scale: str
+    checkpoint_dir: Path,
+    layers: tuple[int, ...],
+    reference: ReferenceModel,
+    tied: bool,
+    attn_scale: str,
 ) -> None:
     """Check that the reference's layers fit behind a checkpoint's.
 
@@ -121,9 +125,9 @@ class _Grown:
         return words
 
 
-def slice_options(layers: tuple[int, ...], attn_scale: str) -> SliceOptions:
+def slice_options(layers: tuple[int, ...], attn_scale: str, ref: str = "") -> SliceArgs:
     """A slice of these layers of the reference, which has the shape and the configuration of the grown model."""
-    return SliceOptions(layers=",".join(map(str, layers)), attn_scale=attn_scale)
+    return SliceArgs(ref, layers=",".join(map(str, layers)), attn_scale="keep" if attn_scale == "keep" else "position")
 
 
 def write_grown(
@@ -146,7 +150,7 @@ def write_grown(
         trained_dir: what the round before ended with.
         grown: the round.
         own_layers: new layers are copies of the model's own last ones.
-        attn_scale: see ``SliceOptions``.
+        attn_scale: see ``SliceArgs``.
 
     Raises:
         UserError: the disk is full, or something is damaged.

@@ -11,7 +11,7 @@ from inheritune_lit.checkpoint.hf_config import trim_lists
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, describe, tensor_shapes
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions, layer_map
+from inheritune_lit.inherit.args import SliceArgs, layer_map
 from inheritune_lit.inherit.initialise import half_width_config, narrow
 from inheritune_lit.inherit.reference import ReferenceModel
 
@@ -83,6 +83,11 @@ class Plan:
         """Floating-point type of the token embedding."""
         return self.tensors[EMBEDDING].spec.dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """Its name, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
     def sources(self) -> dict[str, str]:
         """Student tensor -> what feeds it, in words."""
         words = {
@@ -94,17 +99,17 @@ class Plan:
         return words | {name: f"tied to {target}" for name, target in self.aliases.items()}
 
 
-def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Config, list[int]]:
+def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, list[int]]:
     """The student's configuration and its layer map.
 
     Raises:
-        UserError: options that don't fit the reference.
+        UserError: arguments that do not fit the reference.
     """
     config = reference.config
-    layers = layer_map(options, config.n_layer)
-    if reference.tied and options.embeddings != options.head:
+    layers = layer_map(args, config.n_layer)
+    if reference.tied and args.embeddings != args.head:
         raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
-    if not options.positions and not isinstance(config, GPT2Config):
+    if not args.positions and not isinstance(config, GPT2Config):
         raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
     per_layer: dict[str, list[int] | None] = {
         field: [value[layer] for layer in layers]
@@ -113,9 +118,9 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
     }
     if isinstance(config, GPT2Config):
         scale = [config.attention_divisor(layer) - 1 for layer in layers]
-        keep = config.scale_attn_by_inverse_layer_idx and options.attn_scale == "keep" and options.init != "random"
+        keep = config.scale_attn_by_inverse_layer_idx and args.attn_scale == "keep" and args.init != "random"
         per_layer["attn_scale_layers"] = scale if keep else None
-    suffix = f"-{len(layers)}l" + ("-half-width" if options.init == "half-width" else "")
+    suffix = f"-{len(layers)}l" + ("-half-width" if args.init == "half-width" else "")
     config = replace(
         config,
         name=config.name + suffix,
@@ -123,7 +128,7 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
         n_layer=len(layers),
         **per_layer,
     )
-    if options.init == "half-width":
+    if args.init == "half-width":
         config = half_width_config(config)
         if config.n_embd != config.n_head * config.head_size and not reference.architecture.free_head_size:
             raise UserError(
@@ -133,40 +138,40 @@ def student_config(reference: ReferenceModel, options: SliceOptions) -> tuple[Co
     return config, layers
 
 
-def inherited_names(reference: ReferenceModel, options: SliceOptions) -> set[str]:
+def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
     """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
-    config, layers = student_config(reference, options)
+    config, layers = student_config(reference, args)
     return {
         teacher
         for name in tensor_shapes(config, reference.tied)
-        if (teacher := _teacher_name(name, layers, options)) is not None
+        if (teacher := _teacher_name(name, layers, args)) is not None
     }
 
 
-def build_plan(reference: ReferenceModel, weights: Weights | None, options: SliceOptions) -> Plan:
+def build_plan(reference: ReferenceModel, weights: Weights | None, args: SliceArgs) -> Plan:
     """Plan a student.
 
     Args:
         reference: the opened reference.
         weights: its weights; None plans from the configuration alone.
-        options: what to build.
+        args: what to build.
 
     Raises:
-        UserError: options that don't fit the reference, or a needed tensor that is missing.
+        UserError: arguments that do not fit the reference, or a needed tensor that is missing.
     """
-    config, layers = student_config(reference, options)
+    config, layers = student_config(reference, args)
     shapes = tensor_shapes(config, reference.tied)
     default = _default_dtype(reference, weights)
     tensors: dict[str, TensorPlan] = {}
     for name, shape in shapes.items():
         module = split_name(name)[1]
-        teacher = _teacher_name(name, layers, options)
+        teacher = _teacher_name(name, layers, args)
         pieces = reference.pieces(teacher) if teacher is not None else None
         if pieces is None:
             fresh = Initialise("zeros") if teacher is not None else _initialiser(reference, config, name)
             tensors[name] = TensorPlan(TensorSpec(shape, default), fresh)
             continue
-        if options.init == "half-width":
+        if args.init == "half-width":
             pieces = narrow(module, pieces, shape, reference.config, config)
         tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, weights, default)), tuple(pieces))
     stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
@@ -186,26 +191,26 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, options: Slic
         layers=layers if stored else None,
         tensors=tensors,
         aliases={HEAD: EMBEDDING} if reference.tied else {},
-        seed=options.seed,
+        seed=args.seed,
         stored_shapes={name: shape for name, shape in reference.stored_shapes().items() if name in stored},
     )
 
 
-def _teacher_name(name: str, layers: list[int], options: SliceOptions) -> str | None:
+def _teacher_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
     """The reference's litgpt tensor behind a student's, None where it is initialised afresh."""
-    if options.init == "random":
+    if args.init == "random":
         return None
     layer, module, kind = split_name(name)
     if layer is None:
         wanted = {
-            "lm_head": options.head,
-            "transformer.ln_f": options.final_norm,
-            "transformer.wpe": options.positions,
-        }.get(module, options.embeddings)
+            "lm_head": args.head,
+            "transformer.ln_f": args.final_norm,
+            "transformer.wpe": args.positions,
+        }.get(module, args.embeddings)
         return name if wanted else None
     child = module.partition(".")[0]
     part = "norm" if "norm" in child else child
-    return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in options.parts else None
+    return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in args.inherited_parts else None
 
 
 def _initialiser(reference: ReferenceModel, config: Config, name: str) -> Initialise:

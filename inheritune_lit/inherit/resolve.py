@@ -11,7 +11,7 @@ from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
 from inheritune_lit.checkpoint.hub import Repository, open_repository
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.initialise import describe_shape
 from inheritune_lit.inherit.plan import inherited_names
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
@@ -37,12 +37,12 @@ class Located:
     gguf: Path | None = None
     scratch: bool = False
 
-    def weights_at_hand(self, options: SliceOptions) -> Weights | None:
+    def weights_at_hand(self, args: SliceArgs) -> Weights | None:
         """The weights a slice needs; None where it needs none, or where they would have to be downloaded."""
-        return None if options.init == "random" or self.repository else self.weights(options)
+        return None if args.init == "random" or self.repository else self.weights(args)
 
-    def weights(self, options: SliceOptions) -> Weights:
-        """The weights a slice that inherits needs.
+    def weights(self, args: SliceArgs | None = None) -> Weights:
+        """The weights that a slice inherits; all of them without arguments.
 
         Raises:
             UserError: there are none, they are damaged or do not fit the configuration.
@@ -55,7 +55,8 @@ class Located:
         if self.repository is None:
             weights = attach_weights(self.reference, open_weights(self.reference.folder))
         else:
-            needed = self.reference.stored_names(inherited_names(self.reference, options))
+            wanted = inherited_names(self.reference, args) if args else self.reference.shapes
+            needed = self.reference.stored_names(wanted)
             downloaded = self.repository.download(needed, partial(full_name, self.reference.architecture))
             weights = attach_weights(self.reference, downloaded)
         if self.gguf:

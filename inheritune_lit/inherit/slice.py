@@ -1,12 +1,13 @@
-"""A plan carried out: the student's weights written chunk by chunk."""
+"""``inheritune slice``: a small model from the layers of a pretrained one, planned first, then written."""
 
 import hashlib
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, read_piece
 from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
 from inheritune_lit.checkpoint.weights import Weights
-from inheritune_lit.inherit.args import PARTS, SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import Initialise, Plan, build_plan, student_config
-from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.inherit.resolve import Located, locate
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress) -> list[str]:
@@ -86,84 +88,111 @@ def _is_finite(chunk: torch.Tensor) -> bool:
     return bool(chunk.sum().isfinite()) or bool(chunk.isfinite().all())
 
 
-def slice_reference(
-    ref: str,
-    *,
-    n: int | None = None,
-    layers: str | None = None,
-    out_dir: Path | None = None,
-    init: str = "inherit",
-    seed: int = 1337,
-    dry_run: bool = False,
-    parts: tuple[str, ...] = PARTS,
-    embeddings: bool = True,
-    final_norm: bool = True,
-    head: bool = True,
-    positions: bool = True,
-    attn_scale: str = "position",
-    hash_sources: bool = True,
-    tokenizer_dir: Path | None = None,
-) -> Path:
-    """Build a small model out of a pretrained one's layers.
+@dataclass(frozen=True)
+class SliceResult:
+    """A new checkpoint, or the plan of one; as text, what the command prints.
 
-    Args:
-        ref: a known name or hub repository (``@`` and a revision may follow), a folder (Hugging Face or litgpt) or a
-            GGUF file.
-        out_dir: the new checkpoint; ``checkpoints/<org>/<name>-<n>l`` when None.
-        dry_run: print the plan and stop.
-        tokenizer_dir: GPT-2's tokenizer, for a shape that has no weights.
+    Attributes:
+        folder: the checkpoint (where it would be, for a dry run).
+        reference: the reference's name.
+        reference_layers, reference_width: its depth and width.
+        name: the student's name.
+        n_layer: its depth.
+        init: how its weights begin.
+        layers: the reference's layer behind each of its layers; None where no layer is inherited.
+        parameters, non_embedding_parameters: its size, a tied head counted once.
+        nbytes: bytes of its weights.
+        dtype: type of its token embedding, such as "bfloat16".
+        sources: its tensors -> what feeds them, in words.
+        dry_run: nothing was written.
+    """
 
-    The other options are those of ``SliceOptions``.
+    folder: Path
+    reference: str
+    reference_layers: int
+    reference_width: int
+    name: str
+    n_layer: int
+    init: str
+    layers: list[int] | None
+    parameters: int
+    non_embedding_parameters: int
+    nbytes: int
+    dtype: str
+    sources: dict[str, str]
+    dry_run: bool
 
-    Returns:
-        The checkpoint folder (where it would be, for a dry run).
+    def __str__(self) -> str:
+        layers = "none" if self.layers is None else ",".join(map(str, self.layers))
+        lines = [
+            f"reference {self.reference}: {self.reference_layers} layers, width {self.reference_width}",
+            f"student   {self.name}: {self.n_layer} layers, init {self.init}, from layers {layers}",
+            f"          {self.parameters:,} parameters, {self.non_embedding_parameters:,} without embeddings,"
+            f" {self.nbytes:,} bytes of {self.dtype}",
+            f"          to {self.folder}",
+        ]
+        if self.dry_run:
+            lines += [f"  {name} <- {source}" for name, source in self.sources.items()]
+        return "\n".join(lines)
+
+
+def slice_model(args: SliceArgs) -> SliceResult:
+    """Build a small model from the layers of a pretrained one.
 
     Raises:
         UserError: bad input; nothing is left behind.
     """
-    options = SliceOptions(
-        n, layers, init, parts, embeddings, final_norm, head, attn_scale, hash_sources, positions, seed
-    )
-    with locate(ref, tokenizer_dir) as located:
-        return _slice(located, options, out_dir, dry_run)
+    with locate(args.ref, args.tokenizer_dir) as located:
+        return _slice(located, args)
 
 
-def _slice(located: Located, options: SliceOptions, out_dir: Path | None, dry_run: bool) -> Path:
+def _slice(located: Located, args: SliceArgs) -> SliceResult:
     reference = located.reference
-    student = student_config(reference, options)[0]
-    out_dir = out_dir or Path("checkpoints") / reference.org / student.hf_config["name"]
-    if not dry_run:
+    student = student_config(reference, args)[0]
+    out_dir = args.out_dir or Path("checkpoints") / reference.org / student.hf_config["name"]
+    if not args.dry_run:
         check_vacant(out_dir)
-    needed = options.init != "random" and not dry_run
-    weights = located.weights(options) if needed else located.weights_at_hand(options)
-    plan = build_plan(reference, weights, options)
-    _print_summary(reference, plan, options, out_dir)
-    if dry_run:
-        for name, source in plan.sources().items():
-            print(f"  {name} <- {source}")
-        return out_dir
-    with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-        _write(located, weights, plan, options, staging)
-    print(f"wrote {out_dir}", file=sys.stderr)
-    return out_dir
+    needed = args.init != "random" and not args.dry_run
+    weights = located.weights(args) if needed else located.weights_at_hand(args)
+    plan = build_plan(reference, weights, args)
+    if not args.dry_run:
+        with explain_full_disk(out_dir), new_folder(out_dir) as staging:
+            _write(located, weights, plan, args, staging)
+        logger.info("wrote %s", out_dir)
+    return SliceResult(
+        folder=out_dir,
+        reference=reference.name,
+        reference_layers=reference.config.n_layer,
+        reference_width=reference.config.n_embd,
+        name=plan.name,
+        n_layer=plan.config.n_layer,
+        init=args.init,
+        layers=plan.layers,
+        parameters=plan.parameters,
+        non_embedding_parameters=plan.non_embedding_parameters,
+        nbytes=plan.nbytes,
+        dtype=plan.dtype_name,
+        sources=plan.sources(),
+        dry_run=args.dry_run,
+    )
 
 
-def _write(located: Located, weights: Weights | None, plan: Plan, options: SliceOptions, staging: Path) -> None:
+def _write(located: Located, weights: Weights | None, plan: Plan, args: SliceArgs, staging: Path) -> None:
     reference, repository = located.reference, located.repository
     # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
     local = _feeding_files(plan, weights) if weights and not repository else []
     with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
-        hashes = [pool.submit(_sha256, file) if options.hash_sources else None for file in local]
+        hashes = [pool.submit(_sha256, file) if args.hash_sources else None for file in local]
         with Progress(f"slice {plan.name}", plan.nbytes, "B") as progress:
             not_finite = execute(plan, weights, staging / WEIGHTS, progress)
         files = _files_record(local, [future.result() if future else None for future in hashes])
     if weights and repository:
         files = repository.record(weights)
     if not_finite:
-        print(
-            f"inheritune: warning: {len(not_finite)} tensors hold NaN or infinity, such as {not_finite[0]};"
-            f" the reference is damaged or overflowed",
-            file=sys.stderr,
+        logger.warning(
+            "warning: %s tensors hold NaN or infinity, such as %s; the reference is damaged or overflowed",
+            len(not_finite),
+            not_finite[0],
         )
     _write_configs(plan, staging)
     copied = copy_files(reference.folder, staging, (*TOKENIZER_FILES, "generation_config.json"))
@@ -177,18 +206,18 @@ def _write(located: Located, weights: Weights | None, plan: Plan, options: Slice
             "n_layer": reference.config.n_layer,
             "files": files,
         },
-        "init": options.init,
-        "parts": list(options.parts),
-        "embeddings": options.embeddings,
-        "final_norm": options.final_norm,
-        "head": options.head,
-        "positions": options.positions,
-        "attn_scale": options.attn_scale if isinstance(plan.config, GPT2Config) else None,
-        "seed": options.seed,
+        "init": args.init,
+        "parts": list(args.inherited_parts),
+        "embeddings": args.embeddings,
+        "final_norm": args.final_norm,
+        "head": args.head,
+        "positions": args.positions,
+        "attn_scale": args.attn_scale if isinstance(plan.config, GPT2Config) else None,
+        "seed": args.seed,
         "n_layer": plan.config.n_layer,
         "layers": plan.layers,
         "tied": bool(plan.aliases),
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": plan.dtype_name,
         "parameters": {"total": plan.parameters, "non_embedding": plan.non_embedding_parameters},
         "copied": copied,
         "tensors": plan.sources(),
@@ -227,14 +256,3 @@ def _files_record(files: list[Path], hashes: list[str | None]) -> list[dict[str,
 def _write_configs(plan: Plan, staging: Path) -> None:
     save_lit_config(plan.config, staging)
     (staging / HF_CONFIG).write_text(json.dumps(plan.hf, indent=2) + "\n", encoding="utf-8")
-
-
-def _print_summary(reference: ReferenceModel, plan: Plan, options: SliceOptions, out_dir: Path) -> None:
-    chosen = "none" if plan.layers is None else ",".join(map(str, plan.layers))
-    print(f"reference {reference.name}: {reference.config.n_layer} layers, width {reference.config.n_embd}")
-    print(f"student   {plan.name}: {plan.config.n_layer} layers, init {options.init}, from layers {chosen}")
-    print(
-        f"          {plan.parameters:,} parameters, {plan.non_embedding_parameters:,} without embeddings,"
-        f" {plan.nbytes:,} bytes of {str(plan.dtype).removeprefix('torch.')}"
-    )
-    print(f"          to {out_dir}")

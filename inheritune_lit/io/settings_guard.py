@@ -1,6 +1,6 @@
-"""Recorded settings of a folder against those asked for now."""
+"""Settings that a folder records against those asked for now: compared and refused in one voice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,44 @@ def check_folder(
         return None
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}; give another --out_dir")
-    for name, old, new in _differences(manifest.get("settings", {}), settings):
-        if name.split(".")[0] in free:
-            continue
-        raise UserError(
-            f"{folder} was started with {name} {old!r}, not {new!r}; use the old value or give another --out_dir"
-        )
+    check_settings(
+        f"{folder} was started",
+        manifest.get("settings", {}),
+        settings,
+        "use the old value or give another --out_dir",
+        free,
+    )
     return manifest
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names of the settings that differ, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name, old, new
+def check_settings(
+    subject: str,
+    recorded: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    remedy: str = "give another --out_dir",
+    free: tuple[str, ...] = (),
+) -> None:
+    """Check that recorded settings are the wanted ones.
+
+    Args:
+        subject: beginning of the message, such as "runs/a was made".
+        recorded: the settings of before.
+        wanted: those of now.
+        remedy: what to do where they differ.
+        free: names that may differ.
+
+    Raises:
+        UserError: a setting differs: "runs/a was made with seed 1, not 2; give another --out_dir".
+    """
+    for name, old, new in differences(recorded, wanted):
+        if name.split(".")[0] not in free:
+            raise UserError(f"{subject} with {name} {old!r}, not {new!r}; {remedy}")
+
+
+def differences(recorded: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of the settings that differ, such as ``optimizer.lr``, with both values; what is not there is None."""
+    if isinstance(recorded, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted(recorded.keys() | wanted.keys()):
+            yield from differences(recorded.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    elif recorded != wanted:
+        yield name, recorded, wanted

@@ -9,7 +9,7 @@ from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
@@ -81,7 +81,7 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     lazy = sorted(analysis.lazy["layers"])
     depths = []
     for n in range(1, depth + 1):
-        config, _ = student_config(reference, SliceOptions(n=n))
+        config, _ = student_config(reference, SliceArgs(reference.name, n=n))
         parameters = count_parameters(tensor_shapes(config, reference.tied))
         memory = step_memory(
             config,

@@ -9,7 +9,7 @@ from inheritune_lit.checkpoint.config import Config, configs
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.inherit.resolve import locate
@@ -66,7 +66,7 @@ def subject_of_reference(ref: str, n: int | None) -> Subject:
     depth = opened.config.n_layer
     if n is None:
         return Subject(f"{ref}, all {depth} layers", opened.config, opened.tied)
-    config, _ = student_config(opened, SliceOptions(n=n))
+    config, _ = student_config(opened, SliceArgs(ref, n=n))
     return Subject(f"{ref}, first {n} of {depth} layers", config, opened.tied, depth)
 
 

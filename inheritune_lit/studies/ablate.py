@@ -7,8 +7,9 @@ from pathlib import Path
 
 from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.layers import layers_text, parse_layers
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.studies.ablate_args import Criterion, HealingArgs
 from inheritune_lit.studies.ablate_outcome import Healed, write_outcome
 from inheritune_lit.train.args import PretrainArgs
@@ -110,9 +111,9 @@ def _heal(
     initial = out_dir / "slices" / start.name
     if not initial.exists():
         if start.layers is None:
-            slice_reference(ref, n=n, out_dir=initial, init="random", seed=start.seed)
+            slice_model(SliceArgs(ref, n=n, out_dir=initial, init="random", seed=start.seed))
         else:
-            slice_reference(ref, layers=layers_text(start.layers), out_dir=initial)
+            slice_model(SliceArgs(ref, layers=layers_text(start.layers), out_dir=initial))
     run_dir = out_dir / "runs" / (start.name if start.layers is None else f"{start.name}-seed{start.seed}")
     result = pretrain(
         PretrainArgs(

@@ -5,14 +5,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.sources import iter_documents
 from inheritune_lit.data.split import is_validation
 from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.studies.demo_inputs import SHAPE, TASK, write_corpus, write_shape, write_task
 from inheritune_lit.studies.demo_outcome import Row, conclusion, plot, table
@@ -88,13 +89,13 @@ def _held_out_texts(corpus: Path) -> list[str]:
     return [text for text in iter_documents(corpus) if is_validation(text, _VAL_FRACTION)]
 
 
-def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: str, steps: int) -> None:
+def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: Literal["inherit", "random"], steps: int) -> None:
     initial, run_dir = out_dir / f"{name}-start", out_dir / name
     made = "first layers of the reference" if init == "inherit" else "random weights"
     _stage(
         f"make {name}: {n_layer} layers, {made}",
         initial,
-        lambda: slice_reference(str(ref), n=n_layer, out_dir=initial, init=init),
+        lambda: slice_model(SliceArgs(str(ref), n=n_layer, out_dir=initial, init=init)),
     )
     train = TrainArgs(
         global_batch_size=16,

@@ -19,11 +19,11 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.against_reference import Judge, check_margin, compare, reference_identity
 from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, write_grown
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import Located, locate
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
@@ -130,7 +130,7 @@ def grow(
     ``.png``, the history.
 
     Args:
-        ref: the reference, as for ``slice_reference``.
+        ref: the reference, as for ``SliceArgs``.
         out_dir: folder for everything.
         options: how to grow.
         training: how to train a round.
@@ -155,9 +155,8 @@ def grow(
     if optimizer_state == "keep" and options.old_layers == "inherited":
         raise UserError("--optimizer_state keep is for layers that go on; with --old_layers inherited use reset")
     with locate(ref) as located:
-        whole = SliceOptions(n=located.reference.config.n_layer)
         # Nothing is downloaded before everything else is known to be right.
-        weights = located.weights_at_hand(whole)
+        weights = None if located.repository else located.weights()
         setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
         rule = {"margin": margin, "optimizer_state": optimizer_state}
         setup = replace(setup, settings={**setup.settings, **rule})
@@ -165,7 +164,7 @@ def grow(
         setup.say(setup.plan_text(margin))
         if dry_run:
             return None
-        weights = weights or located.weights(whole)
+        weights = weights or located.weights()
         return _Growing(setup, ref, weights, training, initial_checkpoint_dir, margin, optimizer_state).run()
 
 
@@ -257,7 +256,7 @@ class _Growing:
         start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
         if self.first and not start.exists():
             if before is None or self.setup.options.old_layers == "inherited":
-                slice_reference(self.ref, layers=",".join(map(str, one.layers)), out_dir=start)
+                slice_model(SliceArgs(self.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
                 own = self.setup.options.new_layers == "own"
                 trained = self.out_dir / before.name / FINAL

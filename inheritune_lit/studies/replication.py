@@ -12,7 +12,8 @@ from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.sources import find_sources, iter_documents
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.folders import make_folder, new_folder, replace_text
 from inheritune_lit.studies.replication_grid import Experiment, Scale, experiments, find_scale, folder_of
 from inheritune_lit.studies.replication_page import write_page
@@ -184,7 +185,7 @@ def _train(one: Experiment, seed: int, scale: Scale, out_dir: Path) -> None:
     model = one.start.model
     cut = out_dir / "shape" if model is None else folder_of(out_dir, model, seed) / "final"
     options = {"init": "random", **one.start.options} if model is None else one.start.options
-    _stage(start, "its start", lambda: slice_reference(str(cut), out_dir=start, seed=seed, **options))
+    _stage(start, "its start", lambda: slice_model(SliceArgs(str(cut), out_dir=start, seed=seed, **options)))
     train = TrainArgs(
         global_batch_size=scale.batch,
         micro_batch_size=scale.batch,

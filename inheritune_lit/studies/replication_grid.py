@@ -47,11 +47,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Start:
-    """Where weights come from: options of ``slice_reference`` on another model of the grid.
+    """Where weights come from: arguments of ``slice_model`` on another model of the grid.
 
     Attributes:
         model: name of the model that is cut, None for the bare shape (then weights are random).
-        options: of ``slice_reference``.
+        options: of ``slice_model``.
     """
 
     model: str | None

@@ -10,7 +10,6 @@ from litgpt.model import GPT
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceOptions
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import locate
 from inheritune_lit.io.manifest import sha256_file
@@ -60,8 +59,7 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
     with locate(ref) as located:
         reference = located.reference
         _check(reference.folder, reference.config, tokenizer_sha256, block_size)
-        whole = SliceOptions(n=reference.config.n_layer)
-        weights = located.weights(whole)
+        weights = located.weights()
         gpt = build_reference(reference, weights, dtype, "cpu").eval().requires_grad_(False)
         if located.repository:
             identity: dict[str, Any] = {"source": located.source, "revision": located.repository.revision}

@@ -7,8 +7,9 @@ from synthetic_analysis import make_analysis
 
 from inheritune_lit.analysis.args import AdviceArgs
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.reference import open_reference
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
 from inheritune_lit.planning.advise import advice_text, advise
@@ -25,7 +26,7 @@ def test_parameters_are_those_of_slices(family, settings, request, tmp_path):
     advice = advise(make_analysis(depth), open_reference(folder, "local"), AdviceArgs(max_seq_length=16))
     assert [row.n for row in advice.depths] == list(range(1, depth + 1))
     for row in advice.depths:
-        out_dir = slice_reference(str(folder), n=row.n, out_dir=tmp_path / f"n{row.n}")
+        out_dir = slice_model(SliceArgs(str(folder), n=row.n, out_dir=tmp_path / f"n{row.n}")).folder
         assert row.parameters == read_manifest(out_dir)["parameters"]["total"]
         assert row.parameters == sum(parameter.numel() for parameter in load_model(out_dir).parameters())
     assert advice.depths[-1].parameters == model.num_parameters()

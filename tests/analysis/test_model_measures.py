@@ -14,8 +14,9 @@ from inheritune_lit.analysis.args import AnalyzeOptions
 from inheritune_lit.analysis.attention_stats import attention_mass, sink_mass
 from inheritune_lit.analysis.rank import attention_rank
 from inheritune_lit.analysis.result import load_analysis
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.load import load_reference
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model
 
 B, T = 6, 48
@@ -132,7 +133,7 @@ def test_logit_lens_is_the_loss_of_real_slices(model_and_folder, tokens_BT1, tmp
     _, folder = model_and_folder
     result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
     for n in range(1, 5):
-        slice_reference(str(folder), n=n, out_dir=tmp_path / f"slice-{n}")
+        slice_model(SliceArgs(str(folder), n=n, out_dir=tmp_path / f"slice-{n}"))
         with torch.no_grad():
             losses_B = losses_of(load_model(tmp_path / f"slice-{n}")(tokens_BT1[:, :-1]), tokens_BT1)
         assert result.layers["logit_lens_loss"]["mean"][n] == pytest.approx(losses_B.mean().item(), rel=1e-5)
@@ -187,7 +188,7 @@ def test_gradient_norms_are_those_of_autograd(model_and_folder, tokens_BT1, tmp_
 def test_a_slice_and_its_reference_agree(make_llama, tokens_BT1, tmp_path):
     """A litgpt folder and a Hugging Face folder give the same measures of the same layers."""
     _, folder = make_llama(num_hidden_layers=4)
-    slice_reference(str(folder), n=2, out_dir=tmp_path / "slice")
+    slice_model(SliceArgs(str(folder), n=2, out_dir=tmp_path / "slice"))
     small = AnalyzeOptions(num_sequences=B, seq_length=T, drop_length=0, maps="none")
     whole = analyze(str(folder), Path("text"), tmp_path / "whole", small)
     part = analyze(str(tmp_path / "slice"), Path("text"), tmp_path / "part", small)

@@ -7,7 +7,8 @@ import torch
 from hub_server import running_hub
 
 from inheritune_lit.checkpoint import byte_ranges as ranged
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_state
 
 
@@ -25,7 +26,7 @@ def small_reads(monkeypatch):
 
 
 def expect_same(out: Path, ref: Path, tmp_path: Path, **options) -> None:
-    expected = load_state(slice_reference(str(ref), out_dir=tmp_path / f"expected-{out.name}", **options))
+    expected = load_state(slice_model(SliceArgs(str(ref), out_dir=tmp_path / f"expected-{out.name}", **options)).folder)
     found = load_state(out)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -11,10 +11,12 @@ import transformers
 from families import CASES, needs_eager, save
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import load_lit_config, save_lit_config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 
@@ -25,7 +27,7 @@ TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 def check_export(
     checkpoint_dir: Path, out_dir: Path, caplog, attn_implementation: str | None = None, **options
 ) -> torch.nn.Module:
-    export(checkpoint_dir, out_dir, **options)
+    export(ExportArgs(checkpoint_dir, out_dir, **options))
     loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
     transformers.logging.enable_propagation()
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
@@ -60,7 +62,7 @@ def check_export(
 )
 def test_llama(make_llama, tmp_path, caplog, settings):
     _, ref = make_llama(**settings)
-    checkpoint = slice_reference(str(ref), layers="1,3", out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), layers="1,3", out_dir=tmp_path / "slice")).folder
     model = check_export(checkpoint, tmp_path / "hf", caplog)
     assert model.config.num_hidden_layers == 2
 
@@ -70,14 +72,14 @@ def test_other_architectures(tmp_path, caplog, case):
     reference = save(case, tmp_path / "ref")
     # Of both kinds of Gemma 3's layers: transformers warns about a config.json that has rope settings for one too many.
     layers = "5,1,2" if case.startswith("gemma3") else "4,1,2"
-    checkpoint = slice_reference(str(tmp_path / "ref"), layers=layers, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(tmp_path / "ref"), layers=layers, out_dir=tmp_path / "slice")).folder
     attention = "eager" if needs_eager(case) else None
     model = check_export(checkpoint, tmp_path / "hf", caplog, attn_implementation=attention)
     assert type(model) is type(reference)
     card = (tmp_path / "hf/README.md").read_text()
     assert ("attn_implementation" in card) == needs_eager(case)
     # The export is a reference as good as the first one.
-    again = slice_reference(str(tmp_path / "hf"), n=3, out_dir=tmp_path / "again")
+    again = slice_model(SliceArgs(str(tmp_path / "hf"), n=3, out_dir=tmp_path / "again")).folder
     first, second = load_state(checkpoint), load_state(again)
     assert first.keys() == second.keys()
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
@@ -85,27 +87,27 @@ def test_other_architectures(tmp_path, caplog, case):
 
 def test_a_tensor_that_is_missing_or_of_another_shape(make_llama, tmp_path):
     _, ref = make_llama()
-    checkpoint = slice_reference(str(ref), n=2, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "slice")).folder
     state = {name: tensor.clone() for name, tensor in load_state(checkpoint).items()}
     norm = state.pop("transformer.h.1.norm_2.weight")
     for message in ("1 tensors are missing, such as transformer.h.1.norm_2.weight", r"norm_2.weight has shape \(31,\)"):
         torch.save(state, checkpoint / "lit_model.pth")
         with pytest.raises(UserError, match=message):
-            export(checkpoint, tmp_path / "hf")
+            export(ExportArgs(checkpoint, tmp_path / "hf"))
         state["transformer.h.1.norm_2.weight"] = norm[:31].clone()
     assert not (tmp_path / "hf").exists()
 
 
 def test_half_width(make_llama, tmp_path, caplog):
     _, ref = make_llama(num_attention_heads=9, num_key_value_heads=3, head_dim=6, hidden_size=20)
-    checkpoint = slice_reference(str(ref), init="half-width", out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), init="half-width", out_dir=tmp_path / "slice")).folder
     check_export(checkpoint, tmp_path / "hf", caplog)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
 def test_gpt_neox(make_neox, tmp_path, caplog, parallel):
     _, ref = make_neox(use_parallel_residual=parallel)
-    checkpoint = slice_reference(str(ref), layers="3,1", out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), layers="3,1", out_dir=tmp_path / "slice")).folder
     check_export(checkpoint, tmp_path / "hf", caplog)
     exported, stored = load_file(tmp_path / "hf/model.safetensors"), load_file(ref / "model.safetensors")
     for kind in ("weight", "bias"):
@@ -116,7 +118,7 @@ def test_gpt_neox(make_neox, tmp_path, caplog, parallel):
 @pytest.mark.parametrize("scale", ["position", "keep"])
 def test_gpt2_scale_is_folded_into_the_weights(make_gpt2, tmp_path, caplog, scale):
     _, ref = make_gpt2(scale_attn_by_inverse_layer_idx=True)
-    checkpoint = slice_reference(str(ref), layers="2-3", attn_scale=scale, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), layers="2-3", attn_scale=scale, out_dir=tmp_path / "slice")).folder
     model = check_export(checkpoint, tmp_path / "hf", caplog)
     assert model.config.scale_attn_by_inverse_layer_idx is False
     assert model.config._attn_implementation == "sdpa"
@@ -125,7 +127,7 @@ def test_gpt2_scale_is_folded_into_the_weights(make_gpt2, tmp_path, caplog, scal
 def test_gpt2_without_biases_gets_zeros(make_gpt2, tmp_path, caplog):
     """The paper's own GPT-2 models have no biases at all."""
     _, ref = make_gpt2()
-    checkpoint = slice_reference(str(ref), n=2, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "slice")).folder
     config = load_lit_config(checkpoint)
     config.bias = config.norm_bias = False
     save_lit_config(config, checkpoint)
@@ -137,7 +139,7 @@ def test_gpt2_without_biases_gets_zeros(make_gpt2, tmp_path, caplog):
 
 def test_shards_card_and_files(make_llama, tmp_path, caplog):
     _, ref = make_llama(dtype=torch.bfloat16)
-    checkpoint = slice_reference(str(ref), n=3, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), n=3, out_dir=tmp_path / "slice")).folder
     check_export(checkpoint, tmp_path / "hf", caplog, max_shard_bytes=20_000, licence="apache-2.0")
     shards = sorted((tmp_path / "hf").glob("*.safetensors"))
     assert len(shards) > 2
@@ -155,7 +157,7 @@ def test_shards_card_and_files(make_llama, tmp_path, caplog):
 
 def test_round_trip_is_byte_equal(make_llama, tmp_path):
     _, ref = make_llama(dtype=torch.bfloat16)
-    export(slice_reference(str(ref), n=5, out_dir=tmp_path / "slice"), tmp_path / "hf")
+    export(ExportArgs(slice_model(SliceArgs(str(ref), n=5, out_dir=tmp_path / "slice")).folder, tmp_path / "hf"))
     stored, exported = load_file(ref / "model.safetensors"), load_file(tmp_path / "hf/model.safetensors")
     assert stored.keys() == exported.keys()
     assert all(torch.equal(stored[name], exported[name]) for name in stored)
@@ -171,11 +173,11 @@ def test_card_follows_the_lineage(make_llama, tmp_path):
             json.dumps({"kind": "checkpoint", "tokens": tokens, "parent": parent})
         )
 
-    first = slice_reference(str(ref), layers="0,2,4", out_dir=tmp_path / "first")
+    first = slice_model(SliceArgs(str(ref), layers="0,2,4", out_dir=tmp_path / "first")).folder
     trained(first, 1000)
-    second = slice_reference(str(first), layers="last:2", out_dir=tmp_path / "second")
+    second = slice_model(SliceArgs(str(first), layers="last:2", out_dir=tmp_path / "second")).folder
     trained(second, 500)
-    export(second, tmp_path / "hf")
+    export(ExportArgs(second, tmp_path / "hf"))
     card = (tmp_path / "hf/README.md").read_text()
     assert "Reference: local/ref, 5 layers" in card
     assert "Inherited layers: 2, 4" in card
@@ -186,13 +188,13 @@ def test_bad_input(make_llama, tmp_path, capsys):
     from inheritune_lit.cli import main
 
     _, ref = make_llama()
-    checkpoint = slice_reference(str(ref), n=1, out_dir=tmp_path / "slice")
+    checkpoint = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "slice")).folder
     with pytest.raises(UserError, match="no litgpt checkpoint"):
-        export(ref, tmp_path / "hf")
+        export(ExportArgs(ref, tmp_path / "hf"))
     with pytest.raises(UserError, match="already holds"):
-        export(checkpoint, ref)
+        export(ExportArgs(checkpoint, ref))
     with pytest.raises(UserError, match="below 1"):
-        export(checkpoint, tmp_path / "hf", max_shard_bytes=0)
+        export(ExportArgs(checkpoint, tmp_path / "hf", max_shard_bytes=0))
     assert not (tmp_path / "hf").exists()
     assert main(["export", "--checkpoint_dir", str(checkpoint), "--out_dir", str(tmp_path / "hf")]) == 0
     assert (tmp_path / "hf/model.safetensors").is_file()

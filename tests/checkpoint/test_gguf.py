@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.load import load_model
 from inheritune_lit.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def test_slice_of_a_gguf_file(gguf_file, tmp_path):
     tokens_BT = torch.arange(9).reshape(1, 9) * 7
     for ref in (gguf_file, gguf_file.parent):
         # First: under Python 3.10 transformers alone finds no version of gguf, and refuses.
-        out = slice_reference(str(ref), n=2, out_dir=tmp_path / f"out-{ref.name}")
+        out = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / f"out-{ref.name}")).folder
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.bfloat16
         ).float()
@@ -91,6 +92,6 @@ def test_damaged_gguf(gguf_file, tmp_path):
     for damaged, message in ((data[:2000], "cannot be read"), (b"PK" + data, "not a GGUF file")):
         gguf_file.write_bytes(damaged)
         with pytest.raises(UserError, match=message) as caught:
-            slice_reference(str(gguf_file), n=1, out_dir=tmp_path / "out")
+            slice_model(SliceArgs(str(gguf_file), n=1, out_dir=tmp_path / "out"))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()

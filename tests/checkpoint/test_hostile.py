@@ -14,14 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.model.load import load_state
 
 
 def refused(message: str, ref: Path, out: Path, **options) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        slice_reference(str(ref), out_dir=out, **{"n": 1, **options})
+        slice_model(SliceArgs(str(ref), out_dir=out, **{"n": 1, **options}))
     assert "\n" not in str(caught.value)
     left = [path.name for path in out.parent.iterdir() if path.name.startswith((out.name, f".{out.name}"))]
     assert left == []
@@ -147,7 +148,7 @@ def test_symlinks_of_the_hub_cache_are_fine(make_llama, tmp_path):
     for number, path in enumerate(sorted(ref.iterdir())):
         path.rename(blobs / str(number))
         (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
-    assert (slice_reference(str(snapshot), n=1, out_dir=tmp_path / "out") / "lit_model.pth").is_file()
+    assert (slice_model(SliceArgs(str(snapshot), n=1, out_dir=tmp_path / "out")).folder / "lit_model.pth").is_file()
 
 
 @pytest.mark.parametrize("limit", [3_000, 40_000])
@@ -175,7 +176,7 @@ def test_disk_full_while_writing(make_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", pwrite)
     refused("No space left on device; free space", ref, tmp_path / "out")
     monkeypatch.undo()
-    assert (slice_reference(str(ref), n=1, out_dir=tmp_path / "out") / "lit_model.pth").is_file()
+    assert (slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out")).folder / "lit_model.pth").is_file()
 
 
 def _die_while_writing(ref: Path, out: Path) -> None:
@@ -188,7 +189,7 @@ def _die_while_writing(ref: Path, out: Path) -> None:
         return write(descriptor, data, offset)
 
     os.pwrite = pwrite
-    slice_reference(str(ref), n=1, out_dir=out)
+    slice_model(SliceArgs(str(ref), n=1, out_dir=out))
 
 
 def test_killed_and_run_again(make_llama, tmp_path):
@@ -198,8 +199,8 @@ def test_killed_and_run_again(make_llama, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    out = slice_reference(str(ref), n=1, out_dir=tmp_path / "out")
-    whole = slice_reference(str(ref), n=1, out_dir=tmp_path / "whole")
+    out = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out")).folder
+    whole = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "whole")).folder
     assert (out / "lit_model.pth").stat().st_size == (whole / "lit_model.pth").stat().st_size
     assert all(torch.equal(tensor, load_state(whole)[name]) for name, tensor in load_state(out).items())
 

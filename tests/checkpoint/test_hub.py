@@ -15,7 +15,8 @@ from hub_server import COMMIT, commit_of, digest
 from safetensors.torch import load_file
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 
 
@@ -26,19 +27,20 @@ def inherited_bytes(ref: Path, layers: tuple[int, ...]) -> int:
     return sum(tensor.nbytes for name, tensor in tensors.items() if name not in dropped)
 
 
-def test_single_file_by_ranges(hub, make_llama, tmp_path, capsys):
+def test_single_file_by_ranges(hub, make_llama, tmp_path, caplog):
+    caplog.set_level("INFO", "inheritune_lit")
     _, ref = make_llama()
     (ref / "a.safetensors").write_bytes(b"not of the model")
     (ref / "model.onnx").write_bytes(b"nor this")
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out")).folder
     (ref / "a.safetensors").unlink()
     expect_same(out, ref, tmp_path, n=1)
     whole = (ref / "model.safetensors").stat().st_size
     # The first read, of the header, is larger than this tiny file.
     fetched = sum(count for _, start, count in hub.reads if start > 0)
     assert fetched == inherited_bytes(ref, (0,)) < 0.7 * whole
-    assert f"{fetched / 1e9:.2f} GB of {whole / 1e9:.2f} GB are needed" in capsys.readouterr().err
+    assert f"{fetched / 1e9:.2f} GB of {whole / 1e9:.2f} GB are needed" in caplog.text
     source = read_manifest(out)["reference"]
     assert (source["source"], source["revision"]) == ("maker/tiny", COMMIT)
     assert source["files"][0]["sha256"] == digest(ref / "model.safetensors")
@@ -49,7 +51,7 @@ def test_single_file_by_ranges(hub, make_llama, tmp_path, capsys):
 def test_sharded_reads_only_shards_and_tensors_that_are_inherited(hub, make_llama, tmp_path, small_reads):
     _, ref = make_llama(shard_size="40KB")
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", layers="1", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", layers="1", out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, layers="1")
     index = json.loads((ref / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {file for name, file in index.items() if ".layers." not in name or ".layers.1." in name}
@@ -61,13 +63,13 @@ def test_interrupted_download_goes_on_where_it_stopped(hub, make_llama, tmp_path
     hub.repositories["maker/tiny"] = ref
     hub.fail_after = 12
     with pytest.raises(UserError, match="run the same command again to continue") as caught:
-        slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=2, out_dir=tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     kept = next((tmp_path / "cache/assets").rglob("*.incomplete")).stat().st_size
     hub.fail_after = None
     hub.reads.clear()
-    out = slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=2, out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, n=2)
     header = 5000
     assert kept > 4 * 4096  # readers run at once: how much of twelve reads was whole differs
@@ -80,7 +82,7 @@ def test_two_processes_fetch_the_same_file_once(hub, make_llama, tmp_path, small
     hub.repositories["maker/tiny"] = ref
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=slice_reference, args=("maker/tiny",), kwargs={"n": 1, "out_dir": tmp_path / name})
+        context.Process(target=slice_model, args=(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / name),))
         for name in ("one", "two")
     ]
     for process in processes:
@@ -97,27 +99,26 @@ def test_two_processes_fetch_the_same_file_once(hub, make_llama, tmp_path, small
 def test_second_slice_of_the_same_layers_reads_no_weights(hub, make_llama, tmp_path, small_reads):
     _, ref = make_llama()
     hub.repositories["maker/tiny"] = ref
-    slice_reference("maker/tiny", n=1, out_dir=tmp_path / "one")
+    slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "one"))
     hub.reads.clear()
-    slice_reference("maker/tiny", n=1, out_dir=tmp_path / "two")
+    slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "two"))
     assert hub.sent() < 0.2 * (ref / "model.safetensors").stat().st_size
 
 
-def test_dry_run_and_random_read_no_weights(hub, make_llama, tmp_path, capsys):
+def test_dry_run_and_random_read_no_weights(hub, make_llama, tmp_path):
     _, ref = make_llama(dtype=torch.bfloat16)
     hub.repositories["maker/tiny"] = ref
-    slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out", dry_run=True)
-    printed = capsys.readouterr().out
-    local = slice_reference(str(ref), n=2, out_dir=tmp_path / "out", dry_run=True)
-    assert printed.splitlines()[2:] == capsys.readouterr().out.splitlines()[2:]
-    slice_reference("maker/tiny", n=2, init="random", out_dir=local)
+    remote = slice_model(SliceArgs("maker/tiny", n=2, out_dir=tmp_path / "out", dry_run=True))
+    local = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "out", dry_run=True))
+    assert str(remote).splitlines()[2:] == str(local).splitlines()[2:]
+    slice_model(SliceArgs("maker/tiny", n=2, init="random", out_dir=local.folder))
     assert hub.reads == []
 
 
 def test_whole_file_goes_through_the_hub_cache(hub, make_llama, tmp_path):
     _, ref = make_llama()
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", n=5, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=5, out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, n=5)
     assert list((tmp_path / "cache/hub").rglob("model.safetensors"))
 
@@ -134,7 +135,7 @@ def test_bin_shards(hub, make_neox, tmp_path):
         torch.save({name: tensor for name, tensor in stored.items() if weight_map[name] == file}, ref / file)
     (ref / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     hub.repositories["maker/neox"] = ref
-    out = slice_reference("maker/neox", layers="2", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/neox", layers="2", out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, layers="2")
     assert {file for file, _, _ in hub.reads} == {"pytorch_model-2.bin", "pytorch_model-x.bin"}
 
@@ -152,17 +153,17 @@ def test_errors_in_one_line(hub, make_llama, tmp_path):
         ("maker/bad name", "no hub repository"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            slice_reference(name, n=1, out_dir=tmp_path / "out")
+            slice_model(SliceArgs(name, n=1, out_dir=tmp_path / "out"))
         assert "\n" not in str(caught.value)
     hub.ranges = False
     with pytest.raises(UserError, match="download the repository"):
-        slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").touch()
     hub.ranges = True
     hub.reads.clear()
     with pytest.raises(UserError, match="already holds"):
-        slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out"))
     assert hub.reads == []
 
 
@@ -179,7 +180,7 @@ def test_no_connection(hub, make_llama, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(constants, name, value)
             with pytest.raises(UserError, match="cannot download maker/tiny") as caught:
-                slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+                slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out"))
             assert "\n" not in str(caught.value)
 
 
@@ -210,7 +211,7 @@ def test_a_revision_is_fetched_and_recorded(hub, make_llama, tmp_path):
             ("smollm2-135m@v1", old, commit_of("HuggingFaceTB/SmolLM2-135M@v1")),
         ]
     ):
-        out = slice_reference(ref, n=1, out_dir=tmp_path / f"out-{number}")
+        out = slice_model(SliceArgs(ref, n=1, out_dir=tmp_path / f"out-{number}")).folder
         expect_same(out, folder, tmp_path, n=1)
         record = read_manifest(out)["reference"]
         assert record["revision"] == sha
@@ -227,14 +228,14 @@ def test_revisions_that_are_not_there(hub, make_llama, tmp_path):
         ("tiny@v1", "unknown reference 'tiny'"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            slice_reference(ref, n=1, out_dir=tmp_path / "out")
+            slice_model(SliceArgs(ref, n=1, out_dir=tmp_path / "out"))
         assert "\n" not in str(caught.value)
 
 
 def test_experts_in_one_tensor(hub, tmp_path, small_reads):
     build("mixtral").save_pretrained(tmp_path / "ref", save_original_format=False, max_shard_size="20KB")
     hub.repositories["maker/moe"] = tmp_path / "ref"
-    out = slice_reference("maker/moe", layers="3", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/moe", layers="3", out_dir=tmp_path / "out")).folder
     expect_same(out, tmp_path / "ref", tmp_path, layers="3")
     whole = sum(file.stat().st_size for file in (tmp_path / "ref").glob("*.safetensors"))
     assert hub.sent() < 0.5 * whole

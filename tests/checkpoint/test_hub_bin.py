@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from inheritune_lit.checkpoint import byte_ranges as ranged
 from inheritune_lit.checkpoint import torch_files as ranged_torch
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 
 OVERHEAD = 22_000
@@ -41,15 +42,16 @@ def kept_bytes(state: dict[str, torch.Tensor], layers: tuple[int, ...]) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_single_file(hub, make_llama, tmp_path, small_reads, capsys, dtype):
+def test_single_file(hub, make_llama, tmp_path, small_reads, caplog, dtype):
+    caplog.set_level("INFO", "inheritune_lit")
     """As open_llama's repositories are."""
     _, ref = make_llama(hidden_size=128, num_attention_heads=8, dtype=dtype)
     state = as_bin(ref)
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", layers="3,1", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", layers="3,1", out_dir=tmp_path / "out")).folder
     needed, whole = kept_bytes(state, (3, 1)), (ref / "pytorch_model.bin").stat().st_size
     assert needed < hub.sent() < needed + OVERHEAD < 0.75 * whole
-    assert f"{needed / 1e9:.2f} GB of {whole / 1e9:.2f} GB are needed" in capsys.readouterr().err
+    assert f"{needed / 1e9:.2f} GB of {whole / 1e9:.2f} GB are needed" in caplog.text
     expect_same(out, ref, tmp_path, layers="3,1")
     record = read_manifest(out)["reference"]
     assert record["format"] == "bin"
@@ -62,7 +64,7 @@ def test_single_file(hub, make_llama, tmp_path, small_reads, capsys, dtype):
         }
     ]
     hub.reads.clear()
-    slice_reference("maker/tiny", layers="3,1", out_dir=tmp_path / "again")
+    slice_model(SliceArgs("maker/tiny", layers="3,1", out_dir=tmp_path / "again"))
     assert hub.sent() < OVERHEAD
     assert not list((tmp_path / "cache/assets").rglob("probe-*"))
 
@@ -71,7 +73,7 @@ def test_shards(hub, make_neox, tmp_path, small_reads):
     _, ref = make_neox(hidden_size=128)
     state = as_bin(ref, shard_of=lambda name: str(int(name.split(".")[2]) // 2) if ".layers." in name else "x")
     hub.repositories["maker/neox"] = ref
-    out = slice_reference("maker/neox", layers="2", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/neox", layers="2", out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, layers="2")
     assert {file for file, _, _ in hub.reads} == {"pytorch_model-1.bin", "pytorch_model-x.bin"}
     files = read_manifest(out)["reference"]["files"]
@@ -88,13 +90,13 @@ def test_interrupted_download_goes_on_where_it_stopped(hub, make_llama, tmp_path
     hub.repositories["maker/tiny"] = ref
     hub.fail_after = 70
     with pytest.raises(UserError, match="run the same command again to continue") as caught:
-        slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=2, out_dir=tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     kept = next((tmp_path / "cache/assets").rglob("*.incomplete")).stat().st_size
     hub.fail_after = None
     hub.reads.clear()
-    out = slice_reference("maker/tiny", n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=2, out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, n=2)
     assert kept > 8 * 4096
     assert hub.sent() < kept_bytes(state, (0, 1)) - kept + OVERHEAD
@@ -111,7 +113,7 @@ def test_storages_that_are_shared_or_partly_used(hub, make_llama, tmp_path, smal
     (ref / "model.safetensors").unlink()
     torch.save({**state, "lm_head.weight": state["model.embed_tokens.weight"]}, ref / "pytorch_model.bin")
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", layers="2", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", layers="2", out_dir=tmp_path / "out")).folder
     assert hub.sent() < kept_bytes(state, (2,)) + OVERHEAD
     expect_same(out, ref, tmp_path, layers="2")
 
@@ -124,7 +126,7 @@ def test_files_without_ranges_are_fetched_whole(hub, make_llama, tmp_path, kind)
         state = {name: tensor.mT.contiguous().mT if tensor.ndim == 2 else tensor for name, tensor in state.items()}
         torch.save(state, ref / "pytorch_model.bin")
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out")).folder
     expect_same(out, ref, tmp_path, n=1)
     assert list((tmp_path / "cache/hub").rglob("pytorch_model.bin"))
 
@@ -145,7 +147,7 @@ def test_code_in_the_pickle_is_refused_and_not_run(hub, make_llama, tmp_path, sm
     torch.save({**state, "evil": Payload(tmp_path / "ran")}, ref / "pytorch_model.bin")
     hub.repositories["maker/tiny"] = ref
     with pytest.raises(UserError, match=r"^pytorch_model.bin holds Python objects.*use safetensors$"):
-        slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out"))
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
     assert hub.sent() < OVERHEAD
@@ -176,7 +178,7 @@ def test_damaged_files(hub, make_llama, tmp_path, small_reads, damage, message):
     damage(ref / "pytorch_model.bin")
     hub.repositories["maker/tiny"] = ref
     with pytest.raises(UserError, match=message) as caught:
-        slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -187,7 +189,7 @@ def test_an_archive_that_torch_did_not_lay_out(hub, make_llama, tmp_path, small_
     state = as_bin(ref)
     rewrite(ref / "pytorch_model.bin", lambda name, data: data)
     hub.repositories["maker/tiny"] = ref
-    out = slice_reference("maker/tiny", n=1, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs("maker/tiny", n=1, out_dir=tmp_path / "out")).folder
     assert hub.sent() < kept_bytes(state, (0,)) + OVERHEAD
     expect_same(out, ref, tmp_path, n=1)
 

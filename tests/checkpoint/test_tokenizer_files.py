@@ -6,10 +6,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.checkpoint.folder import TOKENIZER_FILES
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 
 TURN = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
@@ -34,8 +36,8 @@ def test_files_are_copied_byte_for_byte(make_llama, tmp_path):
     for number, name in enumerate(names):
         (ref / name).parent.mkdir(exist_ok=True)
         (ref / name).write_bytes(bytes([number]) * 9)
-    out = slice_reference(str(ref), n=1, out_dir=tmp_path / "out")
-    hf = export(out, tmp_path / "hf")
+    out = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out")).folder
+    hf = export(ExportArgs(out, tmp_path / "hf")).folder
     for folder in (out, hf):
         assert [(folder / name).read_bytes() for name in names] == [bytes([n]) * 9 for n in range(len(names))]
     assert set(names) <= set(read_manifest(out)["copied"])
@@ -46,7 +48,9 @@ def test_chat_templates_work_after_export(make_llama, tmp_path, templates):
     _, ref = make_llama(vocab_size=300)
     original = save_tokenizer(ref, templates)
     assert (ref / "chat_template.jinja").is_file()
-    hf = export(slice_reference(str(ref), n=1, out_dir=tmp_path / "out"), tmp_path / "hf")
+    hf = export(
+        ExportArgs(slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out")).folder, tmp_path / "hf")
+    ).folder
     tokenizer = AutoTokenizer.from_pretrained(hf)
     assert tokenizer("the fox")["input_ids"] == original("the fox")["input_ids"]
     for name in templates if isinstance(templates, dict) else [None]:
@@ -62,4 +66,4 @@ def test_a_template_that_links_out_of_the_folder(make_llama, tmp_path):
     (ref / "additional_chat_templates").mkdir()
     (ref / "additional_chat_templates/tool_use.jinja").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="symlink out of its folder"):
-        slice_reference(str(ref), n=1, out_dir=tmp_path / "out")
+        slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out"))

@@ -12,6 +12,7 @@ import torch
 from lm_eval.evaluator import simple_evaluate
 from tiny import make_packed
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
@@ -32,7 +33,7 @@ def hf_scores(folder: Path, rows_dir: Path, tasks: list[str], tmp_path: Path) ->
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     exported = tmp_path / "hf"
-    export(folder, exported)
+    export(ExportArgs(folder, exported))
     ours = Tokenizer(folder)
 
     class TheirLM(HFLM):

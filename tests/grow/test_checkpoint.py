@@ -9,10 +9,10 @@ from families import blocks_of, build, logits_without_layers
 from random_models import build_llama
 
 from inheritune_lit.checkpoint.config import load_config
-from inheritune_lit.inherit.args import SliceOptions
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.grown import write_grown
 from inheritune_lit.inherit.resolve import locate
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.studies.grow_layers import GrowOptions, plan_layers
@@ -29,10 +29,10 @@ def grow_by_two(folder: Path, reference: torch.nn.Module, trained: torch.nn.Modu
     """Two layers of the saved reference behind the first ``start`` layers of another model of its shape."""
     reference.save_pretrained(folder / "reference")
     trained.save_pretrained(folder / "trained")
-    slice_reference(str(folder / "trained"), n=start, out_dir=folder / "slice")
+    slice_model(SliceArgs(str(folder / "trained"), n=start, out_dir=folder / "slice"))
     with locate(str(folder / "reference")) as located:
         depth = located.reference.config.n_layer
-        weights = located.weights(SliceOptions(n=depth))
+        weights = located.weights()
         second = plan_layers(GrowOptions(start, new_layers=new), depth)[1]
         own = new == "own"
         write_grown(folder / "grown", located.reference, weights, folder / "slice", second, own, "position")
@@ -77,7 +77,7 @@ def test_gpt2_with_scaled_attention(make_gpt2, tmp_path):
 def test_new_layers_are_the_references_bytes_and_take_the_trained_dtype(tmp_path):
     reference, trained = build_llama(seed=0).to(torch.bfloat16), build_llama(seed=1)
     grown = load_state(grow_by_two(tmp_path, reference, trained, 2, "next"))
-    whole = load_state(slice_reference(str(tmp_path / "reference"), n=5, out_dir=tmp_path / "whole"))
+    whole = load_state(slice_model(SliceArgs(str(tmp_path / "reference"), n=5, out_dir=tmp_path / "whole")).folder)
     old = load_state(tmp_path / "slice")
     assert len(grown) == len(old) + sum(".h.2." in name or ".h.3." in name for name in whole)
     for name, tensor in grown.items():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from grow_killed import run_or_die
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model, load_state
@@ -83,7 +84,7 @@ def test_rounds_may_begin_with_the_reference_again(grow, reference, tmp_path):
 
 
 def test_a_hugging_face_folder_is_the_same_reference(grow, undisturbed, reference, tmp_path):
-    export(reference, tmp_path / "hf")
+    export(ExportArgs(reference, tmp_path / "hf"))
     grow(margin=0, ref=tmp_path / "hf")
     assert record(tmp_path / "grown")["rounds"] == record(undisturbed)["rounds"]
     for name in ("round-01-2l", "round-03-4l"):

@@ -10,10 +10,12 @@ from families import CASES, build, logits_without_layers, save
 from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model, load_state
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
@@ -31,7 +33,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def sliced(case: str, folder: Path, **options) -> Path:
-    return slice_reference(str(folder / "ref"), out_dir=folder / "out", **options)
+    return slice_model(SliceArgs(str(folder / "ref"), out_dir=folder / "out", **options)).folder
 
 
 def model_type(folder: Path) -> str:
@@ -46,7 +48,7 @@ def test_logits_without_layers(case, tmp_path):
     torch.testing.assert_close(logits(out), expected, rtol=1e-4, atol=2e-5)
     whole = model_type(out)
     (out / "config.json").unlink()
-    again = slice_reference(str(out), layers="2,0", out_dir=tmp_path / "again")
+    again = slice_model(SliceArgs(str(out), layers="2,0", out_dir=tmp_path / "again")).folder
     assert model_type(again) == WITHOUT_CONFIG.get(case, whole)
     expected = logits_without_layers(model, [2, 0], TOKENS_BT)
     torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=2e-5)
@@ -55,7 +57,7 @@ def test_logits_without_layers(case, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_exported_tensors_are_those_of_the_reference(case, tmp_path):
     save(case, tmp_path / "ref")
-    hf = export(sliced(case, tmp_path, layers="4,1-2"), tmp_path / "hf")
+    hf = export(ExportArgs(sliced(case, tmp_path, layers="4,1-2"), tmp_path / "hf")).folder
     stored, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path / "ref", hf))
     block = ".h." if "falcon" in case else ".layers."
     for name, tensor in exported.items():
@@ -70,10 +72,10 @@ def test_exported_tensors_are_those_of_the_reference(case, tmp_path):
 def test_parts_are_inherited_or_begin_afresh(case, tmp_path):
     save(case, tmp_path / "ref")
     given = {"ref": str(tmp_path / "ref"), "n": 2, "seed": 3}
-    whole = load_state(slice_reference(**given, out_dir=tmp_path / "whole"))
-    fresh = load_state(slice_reference(**given, init="random", out_dir=tmp_path / "fresh"))
+    whole = load_state(slice_model(SliceArgs(**given, out_dir=tmp_path / "whole")).folder)
+    fresh = load_state(slice_model(SliceArgs(**given, init="random", out_dir=tmp_path / "fresh")).folder)
     for part in ("attn", "mlp", "norm"):
-        state = load_state(slice_reference(**given, parts=(part,), out_dir=tmp_path / part))
+        state = load_state(slice_model(SliceArgs(**given, parts=part, out_dir=tmp_path / part)).folder)
         for name, tensor in state.items():
             child = name.split(".")[3] if ".h." in name else None
             inherited = child is None or part == ("norm" if "norm" in child else child)
@@ -97,7 +99,7 @@ def test_half_width_runs_and_exports(case, tmp_path):
     out = sliced(case, tmp_path, init="half-width")
     assert (load_config(out).n_embd, load_config(out).n_head, load_config(out).n_query_groups) == (16, 4, 2)
     exported = transformers.AutoModelForCausalLM.from_pretrained(
-        export(out, tmp_path / "hf"), attn_implementation="eager"
+        export(ExportArgs(out, tmp_path / "hf")).folder, attn_implementation="eager"
     )
     with torch.no_grad():
         torch.testing.assert_close(exported(TOKENS_BT, use_cache=False).logits, logits(out), rtol=1e-4, atol=2e-5)
@@ -113,14 +115,16 @@ def test_every_layer_keeps_its_own_kind(tmp_path):
     """Gemma 2's even layers have a window, Gemma 3's all but every sixth, wherever they are put."""
     for case, layers, windowed in (("gemma2", "1,1,2,0,3", [0, 0, 1, 1, 0]), ("gemma3", "5,6,5,0", [0, 1, 0, 1])):
         model = save(case, tmp_path / case)
-        out = slice_reference(str(tmp_path / case), layers=layers, out_dir=tmp_path / f"{case}-out")
+        out = slice_model(SliceArgs(str(tmp_path / case), layers=layers, out_dir=tmp_path / f"{case}-out")).folder
         config, hf = load_config(out), json.loads((out / "config.json").read_text())
         assert config.sliding_window_indices == windowed
         assert [kind == "sliding_attention" for kind in hf["layer_types"]] == windowed
         expected = logits_without_layers(model, [int(layer) for layer in layers.split(",")], TOKENS_BT)
         torch.testing.assert_close(logits(out), expected, rtol=1e-4, atol=2e-5)
     # Kinds are repeated with the layers: 0, 1, 2, 0, 1, 2 is windowed, not, windowed, windowed, not, windowed.
-    out = slice_reference(str(tmp_path / "gemma2"), n=6, init="hybrid-stack", out_dir=tmp_path / "stacked")
+    out = slice_model(
+        SliceArgs(str(tmp_path / "gemma2"), n=6, init="hybrid-stack", out_dir=tmp_path / "stacked")
+    ).folder
     assert load_config(out).sliding_window_indices == [1, 0, 1, 1, 0, 1]
 
 
@@ -135,7 +139,7 @@ def test_layer_kinds_that_config_json_leaves_out(tmp_path):
             hf |= {"rope_theta": 5000.0, "rope_local_base_freq": 100.0, "sliding_window_pattern": 6}
             hf |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
         file.write_text(json.dumps(hf))
-        out = slice_reference(str(tmp_path / case), layers="3-4,0", out_dir=tmp_path / f"{case}-out")
+        out = slice_model(SliceArgs(str(tmp_path / case), layers="3-4,0", out_dir=tmp_path / f"{case}-out")).folder
         expected = logits_without_layers(model, [3, 4, 0], TOKENS_BT)
         torch.testing.assert_close(logits(out), expected, rtol=1e-4, atol=2e-5)
 
@@ -143,7 +147,7 @@ def test_layer_kinds_that_config_json_leaves_out(tmp_path):
 def test_a_window_that_never_ends_is_dropped(tmp_path):
     for case in ("gemma2-long-window", "gemma3-long-window"):
         save(case, tmp_path / case)
-        out = slice_reference(str(tmp_path / case), n=2, out_dir=tmp_path / f"{case}-out")
+        out = slice_model(SliceArgs(str(tmp_path / case), n=2, out_dir=tmp_path / f"{case}-out")).folder
         assert load_config(out).sliding_window_size is None
 
 
@@ -155,7 +159,7 @@ def test_experts_stored_in_one_tensor(case, tmp_path):
     model.save_pretrained(tmp_path / "stacked", save_original_format=False)
     assert load_file(tmp_path / "stacked/model.safetensors")["model.layers.0.mlp.experts.down_proj"].ndim == 3
     state = load_state(sliced(case, tmp_path, layers="3,0"))
-    out = slice_reference(str(tmp_path / "stacked"), layers="3,0", out_dir=tmp_path / "from-stacked")
+    out = slice_model(SliceArgs(str(tmp_path / "stacked"), layers="3,0", out_dir=tmp_path / "from-stacked")).folder
     found = load_state(out)
     assert state.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
@@ -206,6 +210,6 @@ def test_litgpt_converts_the_slice_to_the_same_names(case, tmp_path):
     out = sliced(case, tmp_path, layers="4,1")
     convert_lit_checkpoint(out, tmp_path / "litgpt")
     found = torch.load(tmp_path / "litgpt/model.pth", weights_only=True)
-    expected = load_file(export(out, tmp_path / "hf") / "model.safetensors")
+    expected = load_file(export(ExportArgs(out, tmp_path / "hf")).folder / "model.safetensors")
     assert found.keys() - {"lm_head.weight"} == expected.keys() - {"lm_head.weight"}
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items() if name in found)

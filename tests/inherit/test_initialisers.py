@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 
@@ -23,8 +24,8 @@ def same(first: dict, second: dict) -> bool:
 
 def test_stack_repeats_all_layers(make_llama, tmp_path):
     _, ref = make_llama(num_hidden_layers=3)
-    whole = load_state(slice_reference(str(ref), n=3, out_dir=tmp_path / "whole"))
-    out = slice_reference(str(ref), init="stack", n=6, out_dir=tmp_path / "out")
+    whole = load_state(slice_model(SliceArgs(str(ref), n=3, out_dir=tmp_path / "whole")).folder)
+    out = slice_model(SliceArgs(str(ref), init="stack", n=6, out_dir=tmp_path / "out")).folder
     state = load_state(out)
     for layer in range(6):
         assert same(layer_of(state, layer), layer_of(whole, layer % 3))
@@ -34,12 +35,12 @@ def test_stack_repeats_all_layers(make_llama, tmp_path):
 
 def test_hybrid_stack_repeats_the_first_half(make_llama, tmp_path):
     _, ref = make_llama(num_hidden_layers=5)
-    whole = load_state(slice_reference(str(ref), n=5, out_dir=tmp_path / "whole"))
-    out = slice_reference(str(ref), init="hybrid-stack", n=4, out_dir=tmp_path / "out")
+    whole = load_state(slice_model(SliceArgs(str(ref), n=5, out_dir=tmp_path / "whole")).folder)
+    out = slice_model(SliceArgs(str(ref), init="hybrid-stack", n=4, out_dir=tmp_path / "out")).folder
     state = load_state(out)
     for layer in range(4):
         assert same(layer_of(state, layer), layer_of(whole, layer % 2))
-    deep = slice_reference(str(ref), init="hybrid-stack", layers="last:3", n=9, out_dir=tmp_path / "deep")
+    deep = slice_model(SliceArgs(str(ref), init="hybrid-stack", layers="last:3", n=9, out_dir=tmp_path / "deep")).folder
     assert read_manifest(deep)["layers"] == [2, 3, 4] * 3
 
 
@@ -48,7 +49,7 @@ def test_hybrid_stack_repeats_the_first_half(make_llama, tmp_path):
 )
 def test_half_width_takes_leading_heads_of_every_matrix(make_llama, tmp_path, heads, groups, new_heads, new_groups):
     _, ref = make_llama(num_attention_heads=heads, num_key_value_heads=groups, head_dim=6, hidden_size=20)
-    out = slice_reference(str(ref), init="half-width", out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(ref), init="half-width", out_dir=tmp_path / "out")).folder
     stored, state = load_file(ref / "model.safetensors"), load_state(out)
     q_rows, k_rows = new_heads * 6, new_groups * 6
     for layer in range(5):
@@ -73,11 +74,13 @@ def test_half_width_takes_leading_heads_of_every_matrix(make_llama, tmp_path, he
 
 def test_parts_and_switches(make_llama, tmp_path):
     _, ref = make_llama()
-    whole = load_state(slice_reference(str(ref), n=2, out_dir=tmp_path / "whole"))
-    random = load_state(slice_reference(str(ref), n=2, init="random", seed=3, out_dir=tmp_path / "random"))
+    whole = load_state(slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "whole")).folder)
+    random = load_state(
+        slice_model(SliceArgs(str(ref), n=2, init="random", seed=3, out_dir=tmp_path / "random")).folder
+    )
     cases = {
-        "attn": {"parts": ("attn",)},
-        "mlp": {"parts": ("mlp", "norm")},
+        "attn": {"parts": "attn"},
+        "mlp": {"parts": "mlp,norm"},
         "outside": {"embeddings": False, "head": False, "final_norm": False},
     }
     inherited = {
@@ -86,7 +89,7 @@ def test_parts_and_switches(make_llama, tmp_path):
         "outside": lambda name: ".h." in name,
     }
     for case, options in cases.items():
-        state = load_state(slice_reference(str(ref), n=2, seed=3, out_dir=tmp_path / case, **options))
+        state = load_state(slice_model(SliceArgs(str(ref), n=2, seed=3, out_dir=tmp_path / case, **options)).folder)
         for name, tensor in state.items():
             assert torch.equal(tensor, (whole if inherited[case](name) else random)[name]), (case, name)
 
@@ -94,14 +97,14 @@ def test_parts_and_switches(make_llama, tmp_path):
 def test_tied_head_cannot_be_switched_alone(make_llama, tmp_path):
     _, ref = make_llama(tie_word_embeddings=True)
     with pytest.raises(UserError, match="tied"):
-        slice_reference(str(ref), n=1, head=False, out_dir=tmp_path / "out")
+        slice_model(SliceArgs(str(ref), n=1, head=False, out_dir=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"init": "stack"}, "needs --n"),
-        ({"init": "stack", "n": 7}, "no multiple"),
+        ({"init": "stack", "n": 7}, "not a multiple"),
         ({"init": "hybrid-stack", "n": 5}, "odd"),
         ({"init": "hybrid-stack", "n": 12}, "the reference has 5"),
     ],
@@ -109,7 +112,7 @@ def test_tied_head_cannot_be_switched_alone(make_llama, tmp_path):
 def test_impossible_stacks(make_llama, tmp_path, options, message):
     _, ref = make_llama()
     with pytest.raises(UserError, match=message):
-        slice_reference(str(ref), out_dir=tmp_path / "out", **options)
+        slice_model(SliceArgs(str(ref), out_dir=tmp_path / "out", **options))
 
 
 def test_command_line_options(make_llama, tmp_path, capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def checkpoint(make_llama, tmp_path) -> Path:
     (ref / "tokenizer_config.json").write_text(
         '{"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}'
     )
-    return slice_reference(str(ref), n=2, out_dir=tmp_path / "slice")
+    return slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "slice")).folder
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from random_models import build_llama, randomise
 from safetensors.torch import load_file
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.export import export
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.initialise import half_width_config
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model, load_state
 
 TOKENS_BT = torch.arange(13).reshape(1, 13) * 5 % 61
@@ -49,9 +51,9 @@ def check(model, layers: list[int], folder: Path) -> None:
     """Slice, and export, then compare three models."""
     model.save_pretrained(folder / "ref", max_shard_size="30KB")
     expected = logits_without_layers(model, layers, TOKENS_BT)
-    out = slice_reference(str(folder / "ref"), layers=",".join(map(str, layers)), out_dir=folder / "out")
+    out = slice_model(SliceArgs(str(folder / "ref"), layers=",".join(map(str, layers)), out_dir=folder / "out")).folder
     torch.testing.assert_close(load_model(out)(TOKENS_BT), expected, rtol=1e-3, atol=1e-4)
-    export(out, folder / "hf")
+    export(ExportArgs(out, folder / "hf"))
     exported, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "hf", output_loading_info=True, attn_implementation=model.config._attn_implementation
     )
@@ -161,8 +163,10 @@ def test_half_width_is_the_upper_left_of_every_matrix(case):
         folder = Path(name)
         model = build_llama(**config)
         model.save_pretrained(folder / "ref")
-        whole = slice_reference(str(folder / "ref"), n=config["num_hidden_layers"], out_dir=folder / "whole")
-        narrow = slice_reference(str(folder / "ref"), init="half-width", out_dir=folder / "narrow")
+        whole = slice_model(
+            SliceArgs(str(folder / "ref"), n=config["num_hidden_layers"], out_dir=folder / "whole")
+        ).folder
+        narrow = slice_model(SliceArgs(str(folder / "ref"), init="half-width", out_dir=folder / "narrow")).folder
         wide_state, state = load_state(whole), load_state(narrow)
         expected = half_width_config(load_config(whole))
         assert load_model(narrow).config.n_head == expected.n_head <= config["num_attention_heads"]

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.load import is_tied, load_model, load_state
 
@@ -54,15 +55,15 @@ def logits(folder) -> torch.Tensor:
 )
 def test_logits_equal_transformers_with_layers_removed(make_llama, tmp_path, settings):
     model, ref = make_llama(**settings)
-    out = slice_reference(str(ref), n=3, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(ref), n=3, out_dir=tmp_path / "out")).folder
     torch.testing.assert_close(logits(out), without_layers(model, [0, 1, 2]), rtol=1e-4, atol=1e-5)
 
 
 def test_whole_reference_and_chosen_layers(make_llama, tmp_path):
     model, ref = make_llama(shard_size="20KB")
     assert len(list(ref.glob("*.safetensors"))) > 2
-    whole = slice_reference(str(ref), n=5, out_dir=tmp_path / "whole")
-    chosen = slice_reference(str(ref), layers="4,1-2", out_dir=tmp_path / "chosen")
+    whole = slice_model(SliceArgs(str(ref), n=5, out_dir=tmp_path / "whole")).folder
+    chosen = slice_model(SliceArgs(str(ref), layers="4,1-2", out_dir=tmp_path / "chosen")).folder
     torch.testing.assert_close(logits(whole), without_layers(model, [0, 1, 2, 3, 4]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(chosen), without_layers(model, [4, 1, 2]), rtol=1e-4, atol=1e-5)
     assert read_manifest(chosen)["layers"] == [4, 1, 2]
@@ -71,7 +72,7 @@ def test_whole_reference_and_chosen_layers(make_llama, tmp_path):
 def test_inherited_bytes_and_record(make_llama, tmp_path):
     _, ref = make_llama(dtype=torch.bfloat16)
     (ref / "tokenizer.json").write_text("{}")
-    out = slice_reference(str(ref), n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "out")).folder
     stored, state = load_file(ref / "model.safetensors"), load_state(out)
     assert torch.equal(state["transformer.h.1.mlp.fc_2.weight"], stored["model.layers.1.mlp.up_proj.weight"])
     q, k, v = (stored[f"model.layers.1.self_attn.{part}_proj.weight"] for part in "qkv")
@@ -99,7 +100,7 @@ def test_inherited_bytes_and_record(make_llama, tmp_path):
 
 def test_tied_head_shares_storage_in_the_file(make_llama, tmp_path):
     _, ref = make_llama(tie_word_embeddings=True)
-    out = slice_reference(str(ref), n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "out")).folder
     assert is_tied(load_state(out))
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
     assert (out / "lit_model.pth").stat().st_size < 4 * sum(p.numel() for p in load_model(out).parameters()) + 30_000
@@ -107,7 +108,7 @@ def test_tied_head_shares_storage_in_the_file(make_llama, tmp_path):
 
 def test_file_loads_with_plain_torch_and_litgpt(make_llama, tmp_path):
     _, ref = make_llama()
-    out = slice_reference(str(ref), n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "out")).folder
     from litgpt.utils import lazy_load
 
     plain = torch.load(out / "lit_model.pth", weights_only=True)
@@ -121,9 +122,9 @@ def test_file_loads_with_plain_torch_and_litgpt(make_llama, tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 def test_litgpt_folder_as_reference(make_llama, tmp_path, tied):
     _, ref = make_llama(tie_word_embeddings=tied)
-    first = slice_reference(str(ref), n=4, out_dir=tmp_path / "four")
-    second = slice_reference(str(first), layers="last:2", out_dir=tmp_path / "two")
-    direct = slice_reference(str(ref), layers="2-3", out_dir=tmp_path / "direct")
+    first = slice_model(SliceArgs(str(ref), n=4, out_dir=tmp_path / "four")).folder
+    second = slice_model(SliceArgs(str(first), layers="last:2", out_dir=tmp_path / "two")).folder
+    direct = slice_model(SliceArgs(str(ref), layers="2-3", out_dir=tmp_path / "direct")).folder
     expected, found = load_state(direct), load_state(second)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -136,11 +137,11 @@ def test_litgpt_folder_as_reference(make_llama, tmp_path, tied):
 def test_litgpt_folder_with_a_head_stored_twice(make_llama, tmp_path, change):
     """As litgpt's converter writes tied models; its training unties them."""
     _, ref = make_llama(tie_word_embeddings=True)
-    first = slice_reference(str(ref), n=2, out_dir=tmp_path / "two")
+    first = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "two")).folder
     state = {name: tensor.clone() for name, tensor in load_state(first).items()}
     state["lm_head.weight"] += change
     torch.save(state, first / "lit_model.pth")
-    out = slice_reference(str(first), n=1, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(first), n=1, out_dir=tmp_path / "out")).folder
     assert is_tied(load_state(out)) is (change == 0)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is (change == 0)
     assert torch.equal(load_state(out)["lm_head.weight"], state["lm_head.weight"])
@@ -149,22 +150,22 @@ def test_litgpt_folder_with_a_head_stored_twice(make_llama, tmp_path, change):
 def test_folder_that_is_half_litgpts(make_llama, tmp_path):
     """litgpt's download leaves safetensors beside its own files; a broken conversion leaves only some of these."""
     _, ref = make_llama()
-    litgpt = slice_reference(str(ref), n=5, out_dir=tmp_path / "litgpt")
-    expected = load_state(slice_reference(str(ref), n=2, out_dir=tmp_path / "expected"))
+    litgpt = slice_model(SliceArgs(str(ref), n=5, out_dir=tmp_path / "litgpt")).folder
+    expected = load_state(slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "expected")).folder)
     for number, files in enumerate((["lit_model.pth"], ["model_config.yaml"], ["lit_model.pth", "model_config.yaml"])):
         for file in ("lit_model.pth", "model_config.yaml"):
             (ref / file).unlink(missing_ok=True)
         for file in files:
             shutil.copyfile(litgpt / file, ref / file)
-        state = load_state(slice_reference(str(ref), n=2, out_dir=tmp_path / f"out{number}"))
+        state = load_state(slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / f"out{number}")).folder)
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 def test_litgpt_folder_without_config_json(make_llama, tmp_path):
     model, ref = make_llama()
-    first = slice_reference(str(ref), n=4, out_dir=tmp_path / "four")
+    first = slice_model(SliceArgs(str(ref), n=4, out_dir=tmp_path / "four")).folder
     (first / "config.json").unlink()
-    out = slice_reference(str(first), n=2, out_dir=tmp_path / "out")
+    out = slice_model(SliceArgs(str(first), n=2, out_dir=tmp_path / "out")).folder
     assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
     torch.testing.assert_close(logits(out), without_layers(model, [0, 1]), rtol=1e-4, atol=1e-5)
 
@@ -172,33 +173,32 @@ def test_litgpt_folder_without_config_json(make_llama, tmp_path):
 def test_default_folder_is_named_after_the_reference(make_llama, tmp_path, monkeypatch):
     make_llama(name="tiny")
     monkeypatch.chdir(tmp_path)
-    slice_reference("tiny", n=1)
+    slice_model(SliceArgs("tiny", n=1))
     assert (tmp_path / "checkpoints/local/tiny-1l/lit_model.pth").is_file()
 
 
-def test_dry_run_writes_nothing(make_llama, tmp_path, capsys):
+def test_dry_run_writes_nothing(make_llama, tmp_path):
     _, ref = make_llama()
-    slice_reference(str(ref), layers="3", out_dir=tmp_path / "out", dry_run=True)
+    printed = str(slice_model(SliceArgs(str(ref), layers="3", out_dir=tmp_path / "out", dry_run=True)))
     assert not (tmp_path / "out").exists()
-    printed = capsys.readouterr().out
     assert "transformer.h.0.attn.proj.weight <- model.layers.3.self_attn.o_proj.weight" in printed
     assert "1 layers" in printed
 
 
-def test_nan_in_the_reference_is_a_warning(make_llama, tmp_path, capsys):
+def test_nan_in_the_reference_is_a_warning(make_llama, tmp_path, caplog):
     model, _ = make_llama()
     model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
     model.save_pretrained(tmp_path / "nan")
-    slice_reference(str(tmp_path / "nan"), n=1, out_dir=tmp_path / "out")
-    assert "transformer.h.0.mlp.fc_2.weight" in capsys.readouterr().err
+    slice_model(SliceArgs(str(tmp_path / "nan"), n=1, out_dir=tmp_path / "out"))
+    assert "transformer.h.0.mlp.fc_2.weight" in caplog.text
 
 
 def test_random_needs_no_weights_and_follows_the_seed(make_llama, tmp_path):
     _, ref = make_llama(initializer_range=0.05, hidden_size=64, dtype=torch.bfloat16)
     (ref / "model.safetensors").unlink()
-    first = slice_reference(str(ref), n=3, init="random", seed=1, out_dir=tmp_path / "a")
-    again = slice_reference(str(ref), n=3, init="random", seed=1, out_dir=tmp_path / "b")
-    other = slice_reference(str(ref), n=3, init="random", seed=2, out_dir=tmp_path / "c")
+    first = slice_model(SliceArgs(str(ref), n=3, init="random", seed=1, out_dir=tmp_path / "a")).folder
+    again = slice_model(SliceArgs(str(ref), n=3, init="random", seed=1, out_dir=tmp_path / "b")).folder
+    other = slice_model(SliceArgs(str(ref), n=3, init="random", seed=2, out_dir=tmp_path / "c")).folder
     state, same, different = load_state(first), load_state(again), load_state(other)
     assert all(torch.equal(state[name], same[name]) for name in state)
     name = "transformer.h.2.mlp.fc_1.weight"
@@ -215,7 +215,7 @@ def test_random_needs_no_weights_and_follows_the_seed(make_llama, tmp_path):
 
 def assert_refused(message: str, out, *args, **kwargs) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        slice_reference(*args, out_dir=out, **kwargs)
+        slice_model(SliceArgs(*args, out_dir=out, **kwargs))
     assert "\n" not in str(caught.value)
     assert not list(out.parent.glob(f".{out.name}*"))
 

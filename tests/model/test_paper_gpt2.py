@@ -9,11 +9,13 @@ import transformers
 from tiny import make_checkpoint
 from torch.nn import functional as F
 
+from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import GPT2Config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit import initialise as scratch
-from inheritune_lit.inherit.slice import slice_reference
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import is_tied, load_model, load_state
 from inheritune_lit.references import SHAPES, Shape, find_shape
@@ -33,9 +35,9 @@ def small_shape(monkeypatch):
 @pytest.fixture
 def paper(small_shape, tokenizer_dir, tmp_path):
     """A random one, with every weight large enough to show."""
-    out = slice_reference(
-        "paper-gpt2-medium", n=4, init="random", tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "paper"
-    )
+    out = slice_model(
+        SliceArgs("paper-gpt2-medium", n=4, init="random", tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "paper")
+    ).folder
     state = load_state(out)
     torch.manual_seed(1)
     larger = {name: value * 10 if value.dim() > 1 else value + torch.randn(32) * 0.3 for name, value in state.items()}
@@ -86,7 +88,7 @@ def test_logits_and_gradients_equal_the_mathematics(paper):
 
 
 def test_export_equals_transformers(paper, tmp_path):
-    hf = export(paper, tmp_path / "hf")
+    hf = export(ExportArgs(paper, tmp_path / "hf")).folder
     for attention in ("eager", "sdpa"):
         model = transformers.AutoModelForCausalLM.from_pretrained(hf, attn_implementation=attention).eval()
         assert not model.config.scale_attn_by_inverse_layer_idx  # folded into the queries
@@ -113,9 +115,9 @@ def test_attention_is_fused_and_takes_the_scale(paper, monkeypatch):
 
 
 def test_a_fresh_model_follows_the_papers_scheme(small_shape, tokenizer_dir, tmp_path):
-    out = slice_reference(
-        "paper-gpt2-medium", n=3, init="random", tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out"
-    )
+    out = slice_model(
+        SliceArgs("paper-gpt2-medium", n=3, init="random", tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out")
+    ).folder
     state = load_state(out)
     assert is_tied(state)
     assert not any(name.endswith("bias") for name in state)
@@ -130,10 +132,10 @@ def test_a_fresh_model_follows_the_papers_scheme(small_shape, tokenizer_dir, tmp
 def test_slices_of_a_trained_one(paper, tmp_path):
     """Half width and first layers of a model without biases, by Table 10's proportions."""
     whole = load_state(paper)
-    half = load_model(slice_reference(str(paper), init="half-width", out_dir=tmp_path / "half"))
+    half = load_model(slice_model(SliceArgs(str(paper), init="half-width", out_dir=tmp_path / "half")).folder)
     assert (half.config.n_layer, half.config.n_embd, half.config.n_head) == (4, 16, 2)
     assert torch.equal(half.transformer.h[3].mlp.fc.weight, whole["transformer.h.3.mlp.fc.weight"][:64, :16])
-    first = load_model(slice_reference(str(paper), n=2, out_dir=tmp_path / "first"))
+    first = load_model(slice_model(SliceArgs(str(paper), n=2, out_dir=tmp_path / "first")).folder)
     expected = written_out(whole, TOKENS_BT, heads=4, layers=2)
     torch.testing.assert_close(first(TOKENS_BT), expected.float(), rtol=1e-4, atol=1e-4)
 
@@ -141,13 +143,13 @@ def test_slices_of_a_trained_one(paper, tmp_path):
 def test_as_the_code_inherits(paper, tokenizer_dir, tmp_path):
     """Blocks and the tied embedding, but neither positions nor the final norm."""
     whole = load_state(paper)
-    out = slice_reference(str(paper), n=2, positions=False, final_norm=False, out_dir=tmp_path / "code")
+    out = slice_model(SliceArgs(str(paper), n=2, positions=False, final_norm=False, out_dir=tmp_path / "code")).folder
     for name, tensor in load_state(out).items():
         fresh = name in ("transformer.wpe.weight", "transformer.ln_f.weight")
         assert torch.equal(tensor, whole[name]) != fresh, name
     make_checkpoint(tmp_path / "llama", tokenizer_dir)
     with pytest.raises(UserError, match="no learned positions"):
-        slice_reference(str(tmp_path / "llama"), n=2, positions=False, out_dir=tmp_path / "out")
+        slice_model(SliceArgs(str(tmp_path / "llama"), n=2, positions=False, out_dir=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -179,9 +181,11 @@ def test_named_shapes_are_table_10s(shape):
 
 def test_refusals(small_shape, tokenizer_dir, tmp_path, paper):
     with pytest.raises(UserError, match="give --init random"):
-        slice_reference("paper-gpt2-medium", n=2, tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out")
+        slice_model(SliceArgs("paper-gpt2-medium", n=2, tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out"))
     with pytest.raises(UserError, match="brings its own tokenizer"):
-        slice_reference(str(paper), n=2, tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out")
+        slice_model(SliceArgs(str(paper), n=2, tokenizer_dir=tokenizer_dir, out_dir=tmp_path / "out"))
     with pytest.raises(UserError, match="tokenizer"):
-        slice_reference("paper-gpt2-medium", n=2, init="random", tokenizer_dir=tmp_path, out_dir=tmp_path / "out")
+        slice_model(
+            SliceArgs("paper-gpt2-medium", n=2, init="random", tokenizer_dir=tmp_path, out_dir=tmp_path / "out")
+        )
     assert find_shape("gpt2-medium") is None

@@ -18,6 +18,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.model.load import is_tied, load_model, load_state
 from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, PretrainArgs, TeachArgs, TrainArgs
 from inheritune_lit.train.schedule import learning_rate
@@ -89,9 +90,9 @@ def test_an_inherited_start_beats_a_random_one_on_equal_tokens(run, tmp_path, to
     taught = run(tmp_path / "teacher", train=replace(train_args, max_steps=60)).final
     make_checkpoint(tmp_path / "one-layer", tokenizer_dir, n_layer=1)
     random_start = tmp_path / "one-layer"
-    from inheritune_lit.inherit.slice import slice_reference
+    from inheritune_lit.inherit.slice import slice_model
 
-    inherited_start = slice_reference(str(taught), n=1, out_dir=tmp_path / "slice")
+    inherited_start = slice_model(SliceArgs(str(taught), n=1, out_dir=tmp_path / "slice")).folder
     random_run = run(tmp_path / "a", initial_checkpoint_dir=random_start)
     inherited_run = run(tmp_path / "b", initial_checkpoint_dir=inherited_start)
     assert inherited_run.val_loss + 5 * inherited_run.val_stderr < random_run.val_loss
