@@ -91,11 +91,10 @@ def ours(
     """The training step of ``inheritune pretrain``."""
     from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
     from inheritune_lit.train.devices import build_fabric
-    from inheritune_lit.train.kernels import choose_kernels
     from inheritune_lit.train.loop import Trainer
     from inheritune_lit.train.metrics import NoLog
     from inheritune_lit.train.plan import RunPlan
-    from inheritune_lit.train.setup import prepare_model, set_up
+    from inheritune_lit.train.setup import choose_kernels, prepare_model, set_up
 
     clock = Clock(spec["warm_up"])
     steps, samples, T = len(tokens_SNT1), tokens_SNT1.shape[1], tokens_SNT1.shape[2] - 1
@@ -110,11 +109,11 @@ def ours(
     fabric = build_fabric(1, 1, "auto", precision)
     gpt = prepare_model(folder / "checkpoint", precision, chosen, T)
     kernels = choose_kernels(gpt.config, chosen, fabric.device, 0.0, spec["flops"])
-    trainee = set_up(fabric, gpt, adamw, chosen, precision, kernels, 0.0)
+    state = set_up(fabric, gpt, adamw, chosen, precision, kernels, 0.0)
     accumulation = samples // spec["micro_batch_size"]
     plan = RunPlan(steps, 0, 0, accumulation, T, samples * T, 0, 0, spec["flops_per_token"], None)
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
-    trainer = Trainer(fabric, trainee, plan, train, EvalArgs(), adamw, data, data, data, None, NoLog())
+    trainer = Trainer(fabric, state, plan, train, EvalArgs(), adamw, data, data, data, None, NoLog())
     gpt.train()
     for step in range(steps):
         trainer.step = step

@@ -14,7 +14,7 @@ from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
-from inheritune_lit.train.gpus import find_cards
+from inheritune_lit.train.gpus import find_gpus
 from inheritune_lit.train.memory import step_memory
 
 
@@ -125,7 +125,7 @@ def check_training(training: AdviceArgs, config: Config) -> tuple[int, float]:
             raise UserError(f"--advice.{name} is {value}; give 1 or more")
     if not 0 < training.mfu <= 1:
         raise UserError(f"--advice.mfu is {training.mfu}; give a share above 0, at most 1")
-    (card,) = find_cards(training.gpu, "--advice.gpu")
+    (card,) = find_gpus(training.gpu, "--advice.gpu")
     block_size = min(config.block_size, LONGEST_BLOCK) if training.max_seq_length is None else training.max_seq_length
     if not 1 <= block_size <= config.block_size:
         raise UserError(

@@ -8,7 +8,7 @@ from inheritune_lit.model.devices import USABLE
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.planning.model_spec import Subject
 from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs, TrainArgs
-from inheritune_lit.train.gpus import ASSUMED_MFU, Card
+from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
 
 _RECOMPUTING = 4 / 3
@@ -68,12 +68,12 @@ class Job:
             compiled=True,
         )
 
-    def largest_micro_batch(self, card: Card) -> int:
+    def largest_micro_batch(self, card: Gpu) -> int:
         """How many samples a forward pass fit into a card, at most those of a step."""
         fits = largest_micro_batch(int(card.memory * USABLE), self.memory(), self.train.micro_batch_size)
         return min(fits, self.train.global_batch_size // self.devices)
 
-    def seconds(self, card: Card) -> float:
+    def seconds(self, card: Gpu) -> float:
         """The run's duration on a kind of card."""
         rate = card.peak_flops * (self.mfu or ASSUMED_MFU) * self.devices
         return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
@@ -96,7 +96,7 @@ class OnCard:
         hours: of the whole run; infinite where nothing fits.
     """
 
-    card: Card
+    card: Gpu
     job: Job | None
     micro_batch_size: int
     hours: float
@@ -110,7 +110,7 @@ class OnCard:
         return max(size for size in range(1, self.micro_batch_size + 1) if samples % size == 0)
 
 
-def on_card(asked: Job, card: Card) -> OnCard:
+def on_card(asked: Job, card: Gpu) -> OnCard:
     """What a job needs on a kind of card."""
     for job in asked.savers():
         if fits := job.largest_micro_batch(card):
@@ -133,7 +133,7 @@ class Wish:
     n_layer: int
 
 
-def within(job: Job, card: Card, hours: float) -> Wish:
+def within(job: Job, card: Gpu, hours: float) -> Wish:
     """What a time has room for on a kind of card."""
     wished, seconds = hours * 3600, job.seconds(card)
     depths = range(job.subject.config.n_layer, 0, -1)

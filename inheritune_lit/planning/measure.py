@@ -12,11 +12,9 @@ from inheritune_lit.model.gpt import build_model
 from inheritune_lit.planning.estimate import Job
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.gpus import peak_flops
-from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.memory import step_memory
 from inheritune_lit.train.optim import clip_gradients
-from inheritune_lit.train.preflight import check_machine
-from inheritune_lit.train.setup import set_up
+from inheritune_lit.train.setup import check_machine, choose_kernels, set_up
 
 _WARM_UP, _TIMED = 2, 3
 
@@ -64,17 +62,17 @@ def measure(job: Job) -> Measured:
     if job.recomputes:
         checkpoint_activations(gpt)
     kernels = choose_kernels(gpt.config, job.speed, fabric.device, job.train.z_loss, job.flops)
-    trainee = set_up(fabric, gpt, job.optimizer, job.speed, job.precision, kernels, job.train.z_loss)
+    state = set_up(fabric, gpt, job.optimizer, job.speed, job.precision, kernels, job.train.z_loss)
     gpt.train()
     batches, updates = [], []
     for number in range(_WARM_UP + _TIMED):
         clock = _now(fabric.device)
-        summed = trainee.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
+        summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
         fabric.backward(summed / tokens_BT1[:, 1:].numel())
         halfway = _now(fabric.device)
         clip_gradients(gpt.parameters(), job.train.max_norm)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
         if number >= _WARM_UP:
             batches.append(halfway - clock)
             updates.append(_now(fabric.device) - halfway)

@@ -12,7 +12,7 @@ from inheritune_lit.planning.estimate import Job, disk_of, on_card
 from inheritune_lit.planning.model_spec import Subject, subject_of_checkpoint, subject_of_reference
 from inheritune_lit.planning.text import plan_text
 from inheritune_lit.train.args import OptimizerArgs, Precision, PretrainArgs, SpeedArgs, TrainArgs, at_depth
-from inheritune_lit.train.gpus import find_cards
+from inheritune_lit.train.gpus import find_gpus
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -59,7 +59,7 @@ def plan(
     _check(mfu=mfu, price_per_hour=price_per_hour, max_hours=max_hours)
     if mfu is not None and mfu > 1:
         raise UserError(f"--mfu is {mfu}; give a share of the card's peak, above 0 and at most 1")
-    cards = find_cards(gpu)
+    cards = find_gpus(gpu)
     if recipe is None and ref is None:
         raise UserError("nothing to plan; give --recipe, or --ref with --n and --tokens")
     settings = read_recipe(recipe, PretrainArgs, "pretrain") if recipe is not None else {}

@@ -12,7 +12,7 @@ from inheritune_lit.planning.model_spec import Subject, subject_of_reference
 from inheritune_lit.planning.plan import parse_count
 from inheritune_lit.planning.text import plan_text
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.gpus import Card, find_cards
+from inheritune_lit.train.gpus import Gpu, find_gpus
 
 _DATA_RECIPE, _DATA = "recipes/data/redpajama-1t-sample.yaml", "data/redpajama-1b"
 _TOKENS_A_STEP = 131_072
@@ -34,7 +34,7 @@ class Answers:
     ref: str
     n: int
     tokens: int
-    card: Card
+    card: Gpu
 
 
 def init_recipe(
@@ -85,7 +85,7 @@ def _ask(ref: str | None, n: int | None, tokens: str | None, gpu: str | None) ->
         n = int(_answer(f"layers to take, of {depth} (the paper takes half)", str(half), str.isdigit)) if asks else half
     tokens = tokens or _answer("tokens to train on", "8B")
     gpu = gpu or _answer("card, such as a6000, a100-80gb or h100", "a6000")
-    return Answers(ref, n, parse_count(tokens), find_cards(gpu)[0])
+    return Answers(ref, n, parse_count(tokens), find_gpus(gpu)[0])
 
 
 def _answer(question: str, default: str, accepts=lambda text: True) -> str:

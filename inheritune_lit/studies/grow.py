@@ -35,7 +35,7 @@ from inheritune_lit.studies.grow_training import Training
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.devices import build_fabric
 from inheritune_lit.train.gpus import peak_flops
-from inheritune_lit.train.optimizer_file import OPTIMIZER
+from inheritune_lit.train.optim import OPTIMIZER
 from inheritune_lit.train.plan import block_size_of
 from inheritune_lit.train.pretrain import pretrain
 from inheritune_lit.train.run_folder import FINAL, data_settings

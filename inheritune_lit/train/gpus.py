@@ -27,7 +27,7 @@ ASSUMED_MFU = 0.5
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A GPU.
 
     Attributes:
@@ -41,38 +41,38 @@ class Card:
     peak_flops: float
 
 
-def _card(name: str, gigabytes: int, known: str) -> Card:
-    return Card(name, gigabytes * 10**9, DENSE_BF16_FLOPS[known])
+def _gpu(name: str, gigabytes: int, known: str) -> Gpu:
+    return Gpu(name, gigabytes * 10**9, DENSE_BF16_FLOPS[known])
 
 
-CARDS = (
-    _card("rtx3090", 24, "RTX 3090"),
-    _card("rtx4090", 24, "RTX 4090"),
-    _card("l4", 24, "L4"),
-    _card("a10g", 24, "A10G"),
-    _card("a100-40gb", 40, "A100"),
-    _card("a6000", 48, "A6000"),
-    _card("l40s", 48, "L40S"),
-    _card("a100-80gb", 80, "A100"),
-    _card("h100", 80, "H100"),
-    _card("h200", 141, "H200"),
-    _card("b200", 180, "B200"),
+GPUS = (
+    _gpu("rtx3090", 24, "RTX 3090"),
+    _gpu("rtx4090", 24, "RTX 4090"),
+    _gpu("l4", 24, "L4"),
+    _gpu("a10g", 24, "A10G"),
+    _gpu("a100-40gb", 40, "A100"),
+    _gpu("a6000", 48, "A6000"),
+    _gpu("l40s", 48, "L40S"),
+    _gpu("a100-80gb", 80, "A100"),
+    _gpu("h100", 80, "H100"),
+    _gpu("h200", 141, "H200"),
+    _gpu("b200", 180, "B200"),
 )
 USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")
-"""Shown where no card is named: one or two of each size."""
+"""Shown where no GPU is named: one or two of each size."""
 
 
-def find_cards(name: str | None, flag: str = "--gpu") -> list[Card]:
-    """The card of a name, the usual ones when None.
+def find_gpus(name: str | None, flag: str = "--gpu") -> list[Gpu]:
+    """The GPU of a name, the usual ones when None.
 
     Raises:
         UserError: an unknown name.
     """
     if name is None:
-        return [card for card in CARDS if card.name in USUAL]
-    chosen = [card for card in CARDS if card.name == name.lower()]
+        return [gpu for gpu in GPUS if gpu.name in USUAL]
+    chosen = [gpu for gpu in GPUS if gpu.name == name.lower()]
     if not chosen:
-        known = [card.name for card in CARDS]
+        known = [gpu.name for gpu in GPUS]
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4) or known
         raise UserError(f"{flag} {name} is not known; give one of {', '.join(near)}")
     return chosen

@@ -5,13 +5,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricModule
-from litgpt.model import GPT
 
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
@@ -21,27 +18,13 @@ from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saving import Saver
 from inheritune_lit.train.schedule import LossGuard, learning_rate
-from inheritune_lit.train.teacher_logits import TeacherLogits
-
-
-@dataclass
-class Trainee:
-    """What is trained.
-
-    Attributes:
-        gpt: the model.
-        loss: the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
-        optimizer: over the model's parameters.
-    """
-
-    gpt: GPT
-    loss: _FabricModule
-    optimizer: torch.optim.Optimizer
+from inheritune_lit.train.setup import TrainState
 
 
 class Trainer:
@@ -63,7 +46,7 @@ class Trainer:
     def __init__(
         self,
         fabric: Fabric,
-        trainee: Trainee,
+        state: TrainState,
         plan: RunPlan,
         train: TrainArgs,
         eval: EvalArgs,
@@ -75,7 +58,7 @@ class Trainer:
         log: MetricsLog | NoLog,
         teacher_logits: TeacherLogits | None = None,
     ) -> None:
-        self.fabric, self.trainee, self.saver, self.log = fabric, trainee, saver, log
+        self.fabric, self.state, self.saver, self.log = fabric, state, saver, log
         self.plan, self.train, self.eval, self.optimizer_args = plan, train, eval, optimizer_args
         self.data, self.sampler, self.val_data, self.teacher_logits = data, sampler, val_data, teacher_logits
         self._ranks = Ranks.of(fabric)
@@ -167,7 +150,7 @@ class Trainer:
             total_steps=self.plan.total_steps,
             decay_steps=self.train.lr_decay_steps,
         )
-        for group in self.trainee.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = lr
         whole = range(self.step * self.train.global_batch_size, (self.step + 1) * self.train.global_batch_size)
         targets = int(self.data.targets(self.sampler.blocks(whole)).sum())
@@ -179,16 +162,16 @@ class Trainer:
             # ranks average their gradients.
             scaled = summed * (self.fabric.world_size / targets)
             last = micro == self.plan.accumulation - 1
-            with self.fabric.no_backward_sync(self.trainee.loss, enabled=not last and self.fabric.world_size > 1):
+            with self.fabric.no_backward_sync(self.state.loss, enabled=not last and self.fabric.world_size > 1):
                 self.fabric.backward(scaled)
-        norm = clip_gradients(self.trainee.gpt.parameters(), self.train.max_norm)
+        norm = clip_gradients(self.state.gpt.parameters(), self.train.max_norm)
         micro_losses_M = self._ranks.add_up(torch.stack(losses))
         loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
         if fault := self.guard.fault(loss, grad_norm):
             self._bad_step(fault, micro_losses_M)
         else:
-            self.trainee.optimizer.step()
-        self.trainee.optimizer.zero_grad()
+            self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
         self.tokens += targets
         return loss, grad_norm, lr
 
@@ -208,7 +191,7 @@ class Trainer:
             self.guard.skipped += 1
             self._say(f"inheritune: warning: {what}; the step is left out", stream=sys.stderr)
             return
-        self.trainee.optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         if self.step > self._saved_step:
             self._save()
         self.saver.wait()
@@ -238,7 +221,7 @@ class Trainer:
         tokens_BT1 = self._on_device(torch.from_numpy(self.data.batch(blocks)))
         teacher = self.teacher_logits.batch(blocks) if self.teacher_logits else ()
         # Padding follows the last target, so causal attention never sees the token that stands in for it.
-        return self.trainee.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:], *map(self._on_device, teacher))
+        return self.state.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:], *map(self._on_device, teacher))
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.fabric.device.type == "cuda":
@@ -248,7 +231,7 @@ class Trainer:
     def _validate(self) -> ValidationResult:
         with self.fabric.autocast():
             return validate(
-                self.trainee.gpt,
+                self.state.gpt,
                 self.val_data,
                 self.train.micro_batch_size,
                 self.plan.val_blocks,

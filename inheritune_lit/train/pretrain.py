@@ -17,14 +17,11 @@ from inheritune_lit.model.devices import device_count
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.devices import build_fabric, default_precision, stop_requests
 from inheritune_lit.train.distillation import prepare_distillation
-from inheritune_lit.train.estimate import Room
 from inheritune_lit.train.gpus import peak_flops
-from inheritune_lit.train.kernels import choose_kernels
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import MetricsLog, NoLog
-from inheritune_lit.train.optimizer_file import OPTIMIZER, load_optimizer, save_optimizer
-from inheritune_lit.train.plan import block_size_of, plan_run, plan_text
-from inheritune_lit.train.preflight import check_machine
+from inheritune_lit.train.optim import OPTIMIZER, load_optimizer, save_optimizer
+from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run, plan_text
 from inheritune_lit.train.run_folder import (
     FINAL,
     RunResult,
@@ -34,9 +31,8 @@ from inheritune_lit.train.run_folder import (
     find_run,
     run_sampler,
 )
-from inheritune_lit.train.saving import Saver
-from inheritune_lit.train.setup import prepare_model, set_up
-from inheritune_lit.train.state import drop_state
+from inheritune_lit.train.saving import Saver, drop_state
+from inheritune_lit.train.setup import check_machine, choose_kernels, prepare_model, set_up
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
 # is continued.
@@ -106,7 +102,7 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
     sharded = args.strategy in ("fsdp", "hybrid")
     shards = fabric.world_size if sharded else 1
     teacher = distillation.memory(train.micro_batch_size) if distillation else 0
-    room = Room.of(
+    room = ResourceEstimate.of(
         config, parameters, block_size, precision, train, speed, optimizer, kernels, fabric.device, shards, teacher
     )
     settings = {
@@ -143,15 +139,15 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         room.warn()
         begin_run(out_dir, settings, changes)
     fabric.barrier()
-    trainee = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss, distillation)
+    state = set_up(fabric, gpt, optimizer, speed, precision, kernels, train.z_loss, distillation)
     if initial_optimizer:
-        load_optimizer(initial_optimizer, gpt, trainee.optimizer)
-    saver = Saver(fabric, gpt, trainee.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
+        load_optimizer(initial_optimizer, gpt, state.optimizer)
+    saver = Saver(fabric, gpt, state.optimizer, sharded, out_dir, initial_checkpoint_dir, train)
     sampler = run_sampler(settings, changes)
     names = [name for name, size in val_data.domains.items() if size.blocks]
     log = MetricsLog(out_dir, args.logger_name, out_dir.name, names) if fabric.global_rank == 0 else NoLog()
     stored = distillation.logits if distillation else None
-    trainer = Trainer(fabric, trainee, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log, stored)
+    trainer = Trainer(fabric, state, plan, train, eval, optimizer, train_data, sampler, val_data, saver, log, stored)
     with stop_requests() as stop:
         try:
             validation = trainer.fit(stop)
@@ -169,7 +165,7 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
             "run": read_manifest(out_dir),
         }
         if keep_optimizer and fabric.global_rank == 0:
-            save_optimizer(out_dir / OPTIMIZER, gpt, trainee.optimizer)
+            save_optimizer(out_dir / OPTIMIZER, gpt, state.optimizer)
         saver.save_final(out_dir / FINAL, record)
         if fabric.global_rank == 0:
             drop_state(out_dir)

@@ -1,21 +1,138 @@
-"""The model, its loss and its optimizer made ready for training."""
+"""What a run needs of its machine: kernels chosen, packages checked, and the model made ready for training."""
 
 import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
 
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.errors import UserError
+from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.forward import checkpoint_activations
 from inheritune_lit.model.load import load_model
-from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs
+from inheritune_lit.train.args import LoggerName, OptimizerArgs, Precision, SpeedArgs
 from inheritune_lit.train.distillation import Distillation
-from inheritune_lit.train.kernels import Kernels, apply_kernels
-from inheritune_lit.train.loop import Trainee
-from inheritune_lit.train.loss import TrainingModel
+from inheritune_lit.train.loss import Kernel, TrainingModel, choose_kernel
 from inheritune_lit.train.optim import build_optimizer
+
+_WORTH_COMPILING = 1e14
+"""FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Choices for one device.
+
+    Attributes:
+        loss: "plain", "chunked", "liger" or "distilled".
+        compiled: model and loss go through torch.compile.
+    """
+
+    loss: Kernel | Literal["distilled"]
+    compiled: bool
+
+
+def choose_kernels(
+    config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float, distilled: bool = False
+) -> Kernels:
+    """What the settings mean on a device.
+
+    Args:
+        flops: of the whole run.
+        distilled: there is a teacher, and so a loss of its own, which is not compiled.
+
+    Raises:
+        UserError: the settings contradict each other, or need a compiler that is not there.
+    """
+    compiled = speed.compile
+    if compiled is None:
+        compiled = device.type == "cuda" or (flops >= _WORTH_COMPILING and _has_compiler())
+    elif compiled and device.type == "cpu" and not _has_compiler():
+        raise UserError("--speed.compile true on CPU needs a C++ compiler and Python.h; install them, or leave it out")
+    if distilled:
+        return Kernels("distilled", compiled)
+    if compiled and speed.loss_kernel == "chunked":
+        raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
+    return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss, compiled), compiled)
+
+
+def _has_compiler() -> bool:
+    """Whether torch can compile for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        return False
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+def apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
+    """Make attention fast where it is not, and tell all the kernels in one line.
+
+    Args:
+        gpt: the model, on its device.
+    """
+    padded = device.type == "cuda" and pad_head_size(gpt)
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    attention = attention_kernel(gpt, gpt.max_seq_length, device, dtype)
+    words = [f"attention {attention}{' with padded heads' if padded else ''}", f"loss {kernels.loss}"]
+    words += ["compiled"] * kernels.compiled + ["fp8"] * speed.fp8
+    words += ["activations recomputed"] * speed.activation_checkpointing
+    return ", ".join(words)
+
+
+def check_machine(
+    optimizer: OptimizerArgs, speed: SpeedArgs, device: torch.device, logger_name: LoggerName = "csv"
+) -> None:
+    """Refuse settings that this machine cannot serve.
+
+    Args:
+        device: where the run computes.
+
+    Raises:
+        UserError: no such optimizer or it does not take its arguments, no fp8 here, or a package is missing.
+    """
+    build_optimizer(torch.nn.Linear(1, 1, device=device), optimizer)
+    if speed.fp8:
+        _check_fp8(device)
+    if logger_name in ("wandb", "mlflow"):  # TensorBoard comes with this package
+        try:
+            import_module(logger_name)
+        except ImportError as error:
+            raise UserError(
+                f"--logger_name {logger_name} needs the package {logger_name}; install it, or use csv"
+            ) from error
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError(f"--speed.fp8 needs a Hopper or Ada GPU, this run is on {device.type}; leave it out")
+    if find_spec("torchao") is None:
+        raise UserError("--speed.fp8 needs torchao; install inheritune-lit[gpu], or leave it out")
+
+
+@dataclass
+class TrainState:
+    """What a run changes: weights, and the optimizer over them.
+
+    Attributes:
+        gpt: the model.
+        loss: the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
+        optimizer: over the model's parameters.
+    """
+
+    gpt: GPT
+    loss: torch.nn.Module
+    optimizer: torch.optim.Optimizer
 
 
 def prepare_model(initial_checkpoint_dir: Path, precision: Precision, speed: SpeedArgs, block_size: int) -> GPT:
@@ -40,7 +157,7 @@ def set_up(
     kernels: Kernels,
     z_loss: float,
     distillation: Distillation | None = None,
-) -> Trainee:
+) -> TrainState:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
     ``check_machine`` says beforehand whether the settings can be served.
@@ -59,7 +176,7 @@ def set_up(
         model = TrainingModel(gpt, kernels.loss, z_loss)
         if kernels.compiled:
             model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    return Trainee(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
+    return TrainState(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
 
 
 def _use_fp8(gpt: GPT) -> None:

@@ -20,9 +20,8 @@ from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.forward import head_logits
 from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.train.args import TeachArgs
-from inheritune_lit.train.distillation import open_teacher
+from inheritune_lit.train.distillation import IDS, KIND, LOGPROBS, id_dtype, open_arrays, open_teacher
 from inheritune_lit.train.loss import CHUNK_TOKENS
-from inheritune_lit.train.teacher_logits import IDS, KIND, LOGPROBS, id_dtype, open_arrays
 
 _DONE = "done.json"
 _SAVE_BLOCKS = 1024

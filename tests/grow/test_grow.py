@@ -18,7 +18,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.train.optimizer_file import OPTIMIZER
+from inheritune_lit.train.optim import OPTIMIZER
 
 
 def record(folder: Path) -> dict:

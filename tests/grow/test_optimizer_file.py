@@ -8,8 +8,7 @@ from tiny import SHAPE
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.train.args import OptimizerArgs
-from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.optimizer_file import load_optimizer, save_optimizer
+from inheritune_lit.train.optim import build_optimizer, load_optimizer, save_optimizer
 
 
 def trained(n_layer: int, dtype: torch.dtype, steps: int, seed: int = 0):

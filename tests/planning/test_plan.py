@@ -13,7 +13,7 @@ from inheritune_lit.planning.model_spec import subject_of_checkpoint, subject_of
 from inheritune_lit.planning.plan import parse_count
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.gpus import CARDS, find_cards
+from inheritune_lit.train.gpus import GPUS, find_gpus
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -41,24 +41,24 @@ def test_the_papers_main_run(job):
     assert job.subject.parameters == 13 * 123_910_400 + 2 * 32_000 * 3200 + 3200
     assert job.subject.non_embedding_parameters == 13 * 123_910_400 + 3200
     assert job.flops_per_token == pytest.approx(10.79e9, rel=1e-3)
-    hours = {card.name: job.seconds(card) / 3600 for card in CARDS}
+    hours = {card.name: job.seconds(card) / 3600 for card in GPUS}
     assert (round(hours["a6000"]), round(hours["a100-80gb"])) == (310, 154)
     # Eight hours on an A6000: 19 to 20 times its peak.
-    assert 19 < within(job, find_cards("a6000")[0], 8).mfu < 20
+    assert 19 < within(job, find_gpus("a6000")[0], 8).mfu < 20
     disk = disk_of(job)
     assert disk.data == 2 * 10**9
     assert disk.state == 2 * 12 * job.subject.parameters and disk.checkpoints == 4 * job.subject.parameters
 
 
-@pytest.mark.parametrize("card", [card.name for card in CARDS])
+@pytest.mark.parametrize("card", [card.name for card in GPUS])
 def test_largest_micro_batch_fits_and_one_more_does_not(job, card):
-    each = on_card(job, find_cards(card)[0])
+    each = on_card(job, find_gpus(card)[0])
     room = each.card.memory * 0.94
     assert each.job.memory(each.micro_batch_size).total <= room < each.job.memory(each.micro_batch_size + 1).total
 
 
 def test_what_fits_into_a_time_is_found_by_trying(job):
-    card = find_cards("h100")[0]
+    card = find_gpus("h100")[0]
     wish = within(job, card, 20)
     seconds = [replace(job, subject=subject_of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
     assert wish.n_layer == sum(each <= 20 * 3600 for each in seconds)

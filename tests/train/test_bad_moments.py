@@ -15,7 +15,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.train import loop
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.train.state import load_state, save_state
+from inheritune_lit.train.saving import load_state, save_state
 
 TIMES = ("tokens_per_s", "mfu", "memory_gb", "seconds")
 

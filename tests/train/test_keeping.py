@@ -12,8 +12,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import is_tied, load_model, load_state
-from inheritune_lit.train import saving as saver
-from inheritune_lit.train import state
+from inheritune_lit.train import saving
 from inheritune_lit.train.metrics import read_metrics
 
 
@@ -65,16 +64,16 @@ def test_what_is_saved_in_the_background_is_of_one_step(checkpoint, packed, tmp_
             before = {name: tensor.clone() for name, tensor in model.items()}
             go_on.wait(10)
             saved.append(all(torch.equal(before[name], tensor) for name, tensor in model.items()))
-        state.save_state(folder, model, optimizer, counters)
+        save_state(folder, model, optimizer, counters)
 
-    original = saver.Saver.wait
+    save_state, original = saving.save_state, saving.Saver.wait
 
     def wait(self):
         go_on.set()
         original(self)
 
-    monkeypatch.setattr(saver, "save_state", slow_save)
-    monkeypatch.setattr(saver.Saver, "wait", wait)
+    monkeypatch.setattr(saving, "save_state", slow_save)
+    monkeypatch.setattr(saving.Saver, "wait", wait)
     assert main(pretrain_command(checkpoint, packed, tmp_path / "run", train__async_save="true")) == 0
     assert saved == [True]
 

@@ -8,9 +8,9 @@ from train_command import losses_of, pretrain_command
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
-from inheritune_lit.train import kernels
+from inheritune_lit.train import setup as kernels
 from inheritune_lit.train.args import SpeedArgs
-from inheritune_lit.train.kernels import Kernels, choose_kernels
+from inheritune_lit.train.setup import Kernels, choose_kernels
 
 CONFIG = Config(name="x", n_layer=2, n_embd=16, n_head=2, intermediate_size=32, padded_vocab_size=64, block_size=16)
 CPU = torch.device("cpu")

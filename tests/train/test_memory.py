@@ -13,10 +13,10 @@ from train_command import losses_of, pretrain_command
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
-from inheritune_lit.train import estimate as room
+from inheritune_lit.train import plan as room
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
-from inheritune_lit.train.kernels import Kernels
 from inheritune_lit.train.memory import largest_micro_batch, step_memory
+from inheritune_lit.train.setup import Kernels
 
 # glibc keeps what is freed in its heap: without it the process holds what its tensors hold.
 EXACT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
@@ -139,7 +139,7 @@ def test_advice(available, advice, capsys, monkeypatch):
     monkeypatch.setattr(room, "free_memory", lambda device: int(available))
     kernels, cpu = Kernels("liger", True), torch.device("cpu")
     args = (TrainArgs(micro_batch_size=8), SpeedArgs(), OptimizerArgs(), kernels, cpu, 1)
-    needs = room.Room.of(OPENLLAMA_13, 1_815_638_400, 2048, "bf16-mixed", *args)
+    needs = room.ResourceEstimate.of(OPENLLAMA_13, 1_815_638_400, 2048, "bf16-mixed", *args)
     needs.warn()
     assert advice in capsys.readouterr().err
 
