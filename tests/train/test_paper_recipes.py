@@ -20,7 +20,7 @@ from inheritune_lit.train.gpus import DENSE_BF16_FLOPS
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 RECIPES = sorted(PAPER.glob("*.yaml"))
 COST = re.compile(
-    r"#   n=(\d+)( half width)?( with teacher)?: ([\d,]+) parameters, ([\d.]+) GFLOP a token; "
+    r"#   n=(\d+)( half width)?( with teacher)?: ([\d,]+) parameters, ([\d.]+) GFLOP per token; "
     r"A6000 (\d+), A100 (\d+), H100 (\d+)"
 )
 
