@@ -26,7 +26,7 @@ from slice import SHAPES, build_reference
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.analysis.stream import LayerStream
-from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.model.attention import capture_attention
 
 RESULT = Path(__file__).parent / "results" / "analyze.json"
@@ -35,12 +35,12 @@ TAU, T, HEADS, SEQUENCES, REPEATS = 0.9, 100, 24 * 16, 4, 3
 
 def real_attention(model: Path, data: Path) -> torch.Tensor:
     """Attention of a model on text, all its layers and heads, as many matrices as GPT-2 medium's heads give."""
-    with locate(str(model)) as located, torch.no_grad():
-        config = located.reference.config
+    with resolve(str(model)) as resolved, torch.no_grad():
+        config = resolved.reference.config
         count = -(-HEADS * SEQUENCES // (config.n_layer * config.n_head))
         tokens_BT1 = draw_sequences(data, model, config.padded_vocab_size, count, T, seed=0)
-        weights = located.weights()
-        stream = LayerStream(located.reference, weights, T, torch.device("cpu"))
+        resolved = resolved.open()
+        stream = LayerStream(resolved.reference, T, torch.device("cpu"))
         x_BTC, matrices = stream.embed(tokens_BT1[:, :-1]), []
         for layer in range(config.n_layer):
             with (

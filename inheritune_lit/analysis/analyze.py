@@ -20,10 +20,9 @@ from inheritune_lit.analysis.rank import lazy_layers, mean_and_std, protocol_v2,
 from inheritune_lit.analysis.result import RESULT, Analysis, Cost
 from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.analysis.stream import LayerStream, StateStore, check_capturable
-from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.inherit.resolve import Located, locate
+from inheritune_lit.inherit.resolve import ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
@@ -47,8 +46,8 @@ def analyze(ref: str, data: Path, out_dir: Path, options: AnalyzeOptions, dry_ru
     Raises:
         UserError: bad input; nothing is left behind.
     """
-    with locate(ref) as located:
-        reference = located.reference
+    with resolve(ref) as resolved:
+        reference = resolved.reference
         check_capturable(reference.config)
         if options.seq_length > reference.config.block_size:
             raise UserError(
@@ -70,30 +69,18 @@ def analyze(ref: str, data: Path, out_dir: Path, options: AnalyzeOptions, dry_ru
             options.seq_length,
             options.seed,
         )
-        weights = _open_all(located)
+        resolved = resolved.open()
         with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-            analysis = _measure(located, weights, tokens_BT1, data, options, maps, cost, staging)
+            analysis = _measure(resolved, tokens_BT1, data, options, maps, cost, staging)
             analysis.save(staging / RESULT)
             write_manifest(staging, "analysis", {"model": analysis.model, "settings": analysis.settings})
     print(f"wrote {out_dir}", file=sys.stderr)
     return analysis
 
 
-def _open_all(located: Located) -> Weights:
-    reference = located.reference
-    weights = located.weights()
-    if missing := sorted(reference.stored_shapes().keys() - weights.specs.keys()):
-        raise UserError(
-            f"{located.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
-            f"tensors are missing, such as {missing[0]}; get the checkpoint again"
-        )
-    return weights
-
-
 @torch.no_grad()
 def _measure(
-    located: Located,
-    weights: Weights,
+    resolved: ResolvedReference,
     tokens_BT1: torch.Tensor,
     data: Path,
     options: AnalyzeOptions,
@@ -101,9 +88,9 @@ def _measure(
     cost: Cost,
     staging: Path,
 ) -> Analysis:
-    reference = located.reference
+    reference = resolved.reference
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = LayerStream(reference, weights, options.seq_length, device)
+    stream = LayerStream(reference, options.seq_length, device)
     states = staging / "states"
     (states / "inputs").mkdir(parents=True)
     (states / "dropped").mkdir()
@@ -126,11 +113,11 @@ def _measure(
             )
     shutil.rmtree(states)
     settings = {**asdict(options), "data": str(data)}
-    return _assemble(located, settings, forward, gradients, dropped, maps)
+    return _assemble(resolved, settings, forward, gradients, dropped, maps)
 
 
 def _assemble(
-    located: Located,
+    resolved: ResolvedReference,
     settings: dict[str, Any],
     forward: ForwardMeasures,
     gradients: dict[str, torch.Tensor],
@@ -154,7 +141,7 @@ def _assemble(
         spans["drop_loss"] = {str(length): losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
     return Analysis(
-        model=_model(located.reference, located.source),
+        model=_model(resolved.reference, resolved.source),
         settings=settings,
         heads={name: mean_and_std(values_BLH) for name, values_BLH in forward.heads.items()},
         layers={name: mean_and_std(values_BL) for name, values_BL in layers.items()},

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD
-from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import read_tensor
 from inheritune_lit.inherit.reference import ReferenceModel
@@ -64,15 +63,14 @@ class LayerStream:
     """litgpt's model of a checkpoint in fp32, of which embeddings, one layer, or the head are in memory.
 
     Args:
-        reference: the checkpoint, in any format that ``inheritune slice`` reads.
-        weights: all of its tensors, mapped.
+        reference: the opened checkpoint, in any format that ``inheritune slice`` reads.
         seq_length: tokens a sequence.
         device: where it computes.
     """
 
-    def __init__(self, reference: ReferenceModel, weights: Weights, seq_length: int, device: torch.device) -> None:
+    def __init__(self, reference: ReferenceModel, seq_length: int, device: torch.device) -> None:
         self.config, self.device = reference.config, device
-        self._reference, self._weights = reference, weights
+        self._reference = reference
         with torch.device("meta"):
             self._model = build_model(self.config).requires_grad_(False)
         self._model.max_seq_length = seq_length
@@ -99,7 +97,7 @@ class LayerStream:
     def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
         """One layer with its weights, and the function (B, T, C) -> (B, T, C) that it is; gone after the block."""
         # Otherwise the pages of the layers before would count as this process's memory.
-        self._weights = self._weights.remapped()
+        self._reference = self._reference.remapped()
         block = self._model.transformer.h[number]
         self._load(block, f"transformer.h.{number}.")
         rope = rope_of_layer(self._model, self._rope, number)
@@ -168,4 +166,4 @@ class LayerStream:
         module.load_state_dict(on_device, strict=True, assign=True)
 
     def _tensor(self, name: str) -> torch.Tensor:
-        return read_tensor(self._reference, self._weights, name)
+        return read_tensor(self._reference, name)

@@ -11,12 +11,11 @@ import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.data.packed import PackedDataset, content_sha256
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import BlockLosses, block_losses, mean_loss
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.inherit.resolve import Located
+from inheritune_lit.inherit.resolve import ResolvedReference
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.train.args import Precision
@@ -82,14 +81,16 @@ class Judge:
         }
 
 
-def reference_identity(located: Located, weights: Weights) -> dict[str, Any]:
+def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
     """What the reference is: where it comes from, and the hashes of its files."""
-    if located.repository:
-        files = located.repository.record(weights)
+    weights = opened.reference.weights
+    assert weights, "an opened reference"
+    if opened.repository:
+        files = opened.repository.record(weights)
         hashes = {file["path"]: file["sha256"] for file in files}
     else:
         hashes = {path.name: sha256_file(path) for path in weights.files}
-    return {"source": located.source, "files": hashes}
+    return {"source": opened.source, "files": hashes}
 
 
 def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:

@@ -1,4 +1,4 @@
-"""A checkpoint to start from in place of a slice: does it belong to the reference?"""
+"""Checkpoints that grow: whether one belongs to a reference, and a trained one with more layers."""
 
 import json
 from collections.abc import Iterator
@@ -16,12 +16,11 @@ from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights, open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.plan import Initialise, Plan, build_plan, student_config
+from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, student_config
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.io.folders import explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.model.load import is_tied, load_state
-from inheritune_lit.studies.grow_layers import Round
 
 _LABELS = ("name", "hf_config")
 _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
@@ -107,7 +106,7 @@ class _Grown:
             yield from read_piece(stored, Piece(self.own[name], 0, len(stored)))
             return
         source = self.plan.tensors[name].source
-        if isinstance(source, Initialise):  # a bias that the reference does not store
+        if isinstance(source, FreshValues):  # a bias that the reference does not store
             yield torch.zeros(self.plan.tensors[name].spec.shape, dtype=self.dtype)
             return
         for piece in source:
@@ -120,7 +119,7 @@ class _Grown:
         for name, own in self.own.items():
             words[name] = f"trained {own}"
         for name, tensor in self.plan.tensors.items():
-            if name not in self.own and not isinstance(tensor.source, Initialise):
+            if name not in self.own and not isinstance(tensor.source, FreshValues):
                 words[name] = f"reference {describe(list(tensor.source), self.plan.stored_shapes)}"
         return words
 
@@ -133,34 +132,37 @@ def slice_options(layers: tuple[int, ...], attn_scale: str, ref: str = "") -> Sl
 def write_grown(
     out_dir: Path,
     reference: ReferenceModel,
-    weights: Weights,
     trained_dir: Path,
-    grown: Round,
+    layers: tuple[int, ...],
+    added: int,
     own_layers: bool,
     attn_scale: str,
 ) -> None:
-    """Write the checkpoint that a round starts from.
+    """Write a trained model with more layers.
 
     Embeddings, final norm, head and old layers are those of the trained model, byte for byte; new layers stand behind
     them and take the trained model's dtype.
 
     Args:
         out_dir: the new folder.
-        reference, weights: the opened reference.
-        trained_dir: what the round before ended with.
-        grown: the round.
+        reference: the opened reference.
+        trained_dir: the trained model, which gets more layers.
+        layers: the reference's layer behind each layer of the new model.
+        added: how many of them, the last ones, are new.
         own_layers: new layers are copies of the model's own last ones.
         attn_scale: see ``SliceArgs``.
 
     Raises:
         UserError: the disk is full, or something is damaged.
     """
-    plan = build_plan(reference, weights, slice_options(grown.layers, attn_scale))
+    args = slice_options(layers, attn_scale)
+    plan = build_plan(reference, args, student_config(reference, args))
     trained = open_weights(trained_dir)
-    old = len(grown.layers) - grown.added
-    own = {name: source for name in plan.tensors if (source := _own_source(name, old, grown.added, own_layers))}
+    old = len(layers) - added
+    own = {name: source for name in plan.tensors if (source := _own_source(name, old, added, own_layers))}
     dtype = trained.specs[EMBEDDING].dtype
-    content = _Grown(plan, own, trained, weights, dtype)
+    assert reference.weights, "an opened reference"
+    content = _Grown(plan, own, trained, reference.weights, dtype)
     specs = {name: TensorSpec(tensor.spec.shape, dtype) for name, tensor in plan.tensors.items()}
     specs |= {name: trained.specs[source] for name, source in own.items()}
     dtype_name = str(dtype).removeprefix("torch.")
@@ -172,9 +174,9 @@ def write_grown(
         copy_files(trained_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
         parent = read_manifest(trained_dir) or {}
         record = {
-            "n_layer": len(grown.layers),
-            "layers": list(grown.layers),
-            "grown_layers": list(range(old, len(grown.layers))),
+            "n_layer": len(layers),
+            "layers": list(layers),
+            "grown_layers": list(range(old, len(layers))),
             "dtype": dtype_name,
             "tensors": content.sources(),
             "parent": {key: value for key, value in parent.items() if key != "tensors"},

@@ -1,23 +1,32 @@
-"""The plan of a slice: which teacher tensor feeds which student tensor, or which initialiser. No weights move here."""
+"""The plan of a slice: which tensor of the reference, or which fresh values, fill a student's. No weights move here."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from inheritune_lit.checkpoint.architectures.base import split_name
+from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.checkpoint.hf_config import trim_lists
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, describe, tensor_shapes
+from inheritune_lit.checkpoint.tensors import (
+    EMBEDDING,
+    HEAD,
+    Piece,
+    count_parameters,
+    describe,
+    select_columns,
+    select_rows,
+    tensor_shapes,
+)
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs, layer_map
-from inheritune_lit.inherit.initialise import half_width_config, narrow
 from inheritune_lit.inherit.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
-class Initialise:
+class FreshValues:
     """Fresh values: normal with standard deviation ``std``, or a constant."""
 
     kind: str
@@ -32,7 +41,7 @@ class TensorPlan:
     """One student tensor: its shape and dtype, and what fills it (pieces are stacked top to bottom)."""
 
     spec: TensorSpec
-    source: tuple[Piece, ...] | Initialise
+    source: tuple[Piece, ...] | FreshValues
 
 
 @dataclass
@@ -92,23 +101,29 @@ class Plan:
         """Student tensor -> what feeds it, in words."""
         words = {
             name: str(tensor.source)
-            if isinstance(tensor.source, Initialise)
+            if isinstance(tensor.source, FreshValues)
             else describe(list(tensor.source), self.stored_shapes)
             for name, tensor in self.tensors.items()
         }
         return words | {name: f"tied to {target}" for name, target in self.aliases.items()}
 
 
-def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, list[int]]:
-    """The student's configuration and its layer map.
+class Student(NamedTuple):
+    """The student's configuration, and the reference's layer behind each of its layers."""
+
+    config: Config
+    layers: list[int]
+
+
+def student_config(reference: ReferenceModel, args: SliceArgs) -> Student:
+    """What a slice of a reference is, by its configuration alone.
 
     Raises:
         UserError: arguments that do not fit the reference.
     """
     config = reference.config
     layers = layer_map(args, config.n_layer)
-    if reference.tied and args.embeddings != args.head:
-        raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
+    _check_tied(reference, args)
     if not args.positions and not isinstance(config, GPT2Config):
         raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
     per_layer: dict[str, list[int] | None] = {
@@ -135,45 +150,50 @@ def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, 
                 f"--init half-width: {reference.config.n_head} heads of size {config.head_size} cannot be halved,"
                 f" and this architecture ties head size to width; choose another --init"
             )
-    return config, layers
+    return Student(config, layers)
 
 
-def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
+def _check_tied(reference: ReferenceModel, args: SliceArgs) -> None:
+    if reference.tied and args.embeddings != args.head:
+        raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
+
+
+def inherited_names(reference: ReferenceModel, args: SliceArgs, student: Student) -> set[str]:
     """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
-    config, layers = student_config(reference, args)
     return {
-        teacher
-        for name in tensor_shapes(config, reference.tied)
-        if (teacher := _teacher_name(name, layers, args)) is not None
+        source
+        for name in tensor_shapes(student.config, reference.tied)
+        if (source := _source_name(name, student.layers, args)) is not None
     }
 
 
-def build_plan(reference: ReferenceModel, weights: Weights | None, args: SliceArgs) -> Plan:
+def build_plan(reference: ReferenceModel, args: SliceArgs, student: Student) -> Plan:
     """Plan a student.
 
     Args:
-        reference: the opened reference.
-        weights: its weights; None plans from the configuration alone.
+        reference: the reference; without weights, the plan is made from its configuration alone.
         args: what to build.
+        student: the answer of ``student_config``.
 
     Raises:
         UserError: arguments that do not fit the reference, or a needed tensor that is missing.
     """
-    config, layers = student_config(reference, args)
+    _check_tied(reference, args)  # again: the weights may say otherwise than the configuration
+    config, layers = student
     shapes = tensor_shapes(config, reference.tied)
-    default = _default_dtype(reference, weights)
+    default = _default_dtype(reference)
     tensors: dict[str, TensorPlan] = {}
     for name, shape in shapes.items():
         module = split_name(name)[1]
-        teacher = _teacher_name(name, layers, args)
-        pieces = reference.pieces(teacher) if teacher is not None else None
+        source = _source_name(name, layers, args)
+        pieces = reference.pieces(source) if source is not None else None
         if pieces is None:
-            fresh = Initialise("zeros") if teacher is not None else _initialiser(reference, config, name)
+            fresh = FreshValues("zeros") if source is not None else _initialiser(reference, config, name)
             tensors[name] = TensorPlan(TensorSpec(shape, default), fresh)
             continue
         if args.init == "half-width":
-            pieces = narrow(module, pieces, shape, reference.config, config)
-        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, weights, default)), tuple(pieces))
+            pieces = _narrow(module, pieces, shape, reference.config, config)
+        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, reference.weights, default)), tuple(pieces))
     stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
     hf = {
         **trim_lists(reference.hf, layers, reference.config.n_layer),
@@ -196,7 +216,7 @@ def build_plan(reference: ReferenceModel, weights: Weights | None, args: SliceAr
     )
 
 
-def _teacher_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
+def _source_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
     """The reference's litgpt tensor behind a student's, None where it is initialised afresh."""
     if args.init == "random":
         return None
@@ -213,17 +233,17 @@ def _teacher_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
     return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in args.inherited_parts else None
 
 
-def _initialiser(reference: ReferenceModel, config: Config, name: str) -> Initialise:
+def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshValues:
     """The architecture's own scheme: normal weights, norms at one, biases at zero."""
     _, module, kind = split_name(name)
     if kind == "bias":
-        return Initialise("zeros")
+        return FreshValues("zeros")
     if "norm" in module or module == "transformer.ln_f":
-        return Initialise(reference.architecture.norm_init)
+        return FreshValues(reference.architecture.norm_init)
     std = float(reference.hf.get("initializer_range", 0.02))
     if module in reference.architecture.residual_modules:
         std /= (2 * config.n_layer) ** 0.5
-    return Initialise("normal", std)
+    return FreshValues("normal", std)
 
 
 def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype) -> torch.dtype:
@@ -239,9 +259,54 @@ def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype
     return dtypes.pop()
 
 
-def _default_dtype(reference: ReferenceModel, weights: Weights | None) -> torch.dtype:
+def _default_dtype(reference: ReferenceModel) -> torch.dtype:
     """Floating-point type of what is not inherited: the stored embedding's, else what ``config.json`` says."""
     for name in reference.stored_names([EMBEDDING]):
-        if weights is not None and name in weights.specs:
-            return weights.specs[name].dtype
+        if reference.weights is not None and name in reference.weights.specs:
+            return reference.weights.specs[name].dtype
     return reference.dtype
+
+
+def half_width_config(config: Config) -> Config:
+    """The configuration at half the width; head size stays.
+
+    Query groups are halved, rounding up, and keep their number of heads; with one group its heads are halved.
+
+    Raises:
+        UserError: embedding or MLP size is odd, or the model has experts.
+    """
+    if config.mlp_class_name == "LLaMAMoE":
+        # Half of the experts, or all of them at half their width? The router's choice would be another either way.
+        raise UserError("--init half-width is not defined for a mixture of experts; choose another --init")
+    for field in ("n_embd", "intermediate_size"):
+        if getattr(config, field) % 2:
+            raise UserError(f"--init half-width: {field} of the reference is {getattr(config, field)}, which is odd")
+    groups = -(-config.n_query_groups // 2)
+    heads = groups * (config.n_head // config.n_query_groups) if config.n_query_groups > 1 else -(-config.n_head // 2)
+    return replace(
+        config,
+        n_embd=config.n_embd // 2,
+        intermediate_size=config.intermediate_size // 2,
+        n_head=heads,
+        n_query_groups=groups,
+    )
+
+
+def _narrow(
+    module: str, pieces: list[Piece], shape: tuple[int, ...], reference: Config, student: Config
+) -> list[Piece]:
+    """The part of a litgpt tensor that the narrow model keeps.
+
+    Args:
+        module: its module, such as "attn.qkv".
+        pieces: the reference's tensor.
+        shape: the student's tensor.
+        reference, student: the two configurations.
+    """
+    if module == "attn.qkv":
+        starts = (0, qkv_rows(reference)[0], sum(qkv_rows(reference)[:2]))
+        ranges = [(start, start + rows) for start, rows in zip(starts, qkv_rows(student), strict=True)]
+    else:
+        ranges = [(0, shape[0])]
+    kept = select_rows(pieces, ranges)
+    return kept if len(shape) == 1 else select_columns(kept, shape[1])

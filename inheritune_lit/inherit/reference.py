@@ -1,7 +1,8 @@
-"""A reference opened for reading: its configuration, key names and weights, whatever format it comes in."""
+"""A reference: its configuration, the names of its tensors and, once opened, its weights, in whatever format."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_
 from inheritune_lit.checkpoint.hf_config import load_hf_config, require
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass
+@dataclass(frozen=True)
 class ReferenceModel:
-    """A pretrained model described, not loaded.
+    """A pretrained model, described by its configuration; its weights are mapped, not loaded.
 
     Attributes:
         folder: where its files are.
@@ -31,7 +32,7 @@ class ReferenceModel:
         architecture: the key table.
         hf_keys: the weights carry Hugging Face names (else litgpt's).
         tied: the head is the token embedding.
-        shapes: every litgpt tensor of the reference with its shape; a tied head is left out.
+        weights: its tensors, or some of them, under their full names; None until it is opened.
     """
 
     folder: Path
@@ -42,7 +43,12 @@ class ReferenceModel:
     architecture: Architecture
     hf_keys: bool
     tied: bool
-    shapes: dict[str, tuple[int, ...]]
+    weights: Weights | None = None
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every litgpt tensor of the reference with its shape; a tied head is left out."""
+        return tensor_shapes(self.config, self.tied)
 
     def pieces(self, name: str) -> list[Piece] | None:
         """Stored tensors that a litgpt tensor of the reference is made of; None for a bias it does not have."""
@@ -70,6 +76,10 @@ class ReferenceModel:
                 if piece.name not in last or last[piece.name][0].stop < piece.stop:
                     last[piece.name] = piece, shape[1:]
         return {name: _stored_shape(piece, columns) for name, (piece, columns) in last.items()}
+
+    def remapped(self) -> "ReferenceModel":
+        """The same with its weights mapped anew: pages that were read leave memory with the old mapping."""
+        return replace(self, weights=self.weights.remapped()) if self.weights else self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,9 +122,11 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
             **fields,
         )
     except (AssertionError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / HF_CONFIG} describes no possible model ({_reason(error)}); get it again") from error
+        raise UserError(
+            f"{folder / HF_CONFIG} describes no possible model ({first_line(error)}); get it again"
+        ) from error
     tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
-    return ReferenceModel(folder, org, name, config, hf, architecture, True, tied, tensor_shapes(config, tied))
+    return ReferenceModel(folder, org, name, config, hf, architecture, True, tied)
 
 
 def _open_litgpt(folder: Path, org: str, name: str | None, hf: dict[str, Any] | None) -> ReferenceModel:
@@ -131,23 +143,21 @@ def _open_litgpt(folder: Path, org: str, name: str | None, hf: dict[str, Any] | 
     name = name or config.name or folder.resolve().name
     org = config.hf_config.get("org", org) if org == "local" else org
     tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
-    return ReferenceModel(folder, org, name, config, hf, architecture, False, tied, tensor_shapes(config, tied))
+    return ReferenceModel(folder, org, name, config, hf, architecture, False, tied)
 
 
-def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
-    """Compare the weights that are there with what the configuration promises.
+def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel:
+    """The reference with its weights, which are compared with what the configuration promises.
 
-    Sets ``reference.tied`` as the weights of a litgpt folder have it, whatever ``config.json`` says.
-
-    Returns:
-        The weights under their full names.
+    Whether experts are stored in one tensor, and whether the head of a litgpt folder is tied, is as the weights have
+    it, whatever ``config.json`` says.
 
     Raises:
         UserError: a tensor that the model does not have, a wrong shape, or a tied head that differs.
     """
     if reference.hf_keys:
         weights = weights.renamed(full_name(reference.architecture, weights.specs))
-        reference.architecture = reference.architecture.as_stored(weights.specs)
+        reference = replace(reference, architecture=reference.architecture.as_stored(weights.specs), weights=weights)
     else:
         # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
         tied = (EMBEDDING, HEAD) in weights.tied or (
@@ -155,7 +165,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
             and {EMBEDDING, HEAD} <= weights.specs.keys()
             and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
         )
-        reference.tied, reference.shapes = tied, tensor_shapes(reference.config, tied)
+        reference = replace(reference, tied=tied, weights=weights)
     embedding = next(iter(reference.stored_names([EMBEDDING])))
     expected = reference.stored_shapes()
     for name, spec in weights.specs.items():
@@ -179,7 +189,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> Weights:
                 f"{weights.file_of[name]}: {name} has dtype {spec.dtype}; quantised weights are not supported,"
                 f" give the floating-point checkpoint"
             )
-    return weights
+    return reference
 
 
 def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,7 +205,3 @@ def _check_same(weights: Weights, embedding: str, head: str) -> None:
             f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
             f" correct tie_word_embeddings"
         )
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

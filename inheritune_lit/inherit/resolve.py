@@ -1,72 +1,77 @@
 """What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository, both of these at a revision or not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import full_name
+from inheritune_lit.checkpoint.architectures.gpt import GPT2
+from inheritune_lit.checkpoint.config import GPT2Config
 from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
 from inheritune_lit.checkpoint.hub import Repository, open_repository
-from inheritune_lit.checkpoint.weights import Weights, open_weights
+from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.initialise import describe_shape
-from inheritune_lit.inherit.plan import inherited_names
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
-from inheritune_lit.references import TOKENIZER_OF_SHAPES, find_reference, find_shape, unknown_reference
+from inheritune_lit.references import TOKENIZER_OF_SHAPES, Shape, find_reference, find_shape, unknown_reference
 from inheritune_lit.tokenizer import Tokenizer
 
 
-@dataclass
-class Located:
+@dataclass(frozen=True)
+class ResolvedReference:
     """A reference and where it comes from.
 
     Attributes:
-        reference: the opened reference.
+        reference: the model, without weights until it is opened.
         source: its folder, file or repository (with the revision that was asked for), for the manifest.
         repository: its hub repository, if it is from the hub.
         gguf: its GGUF file, if it is one.
-        scratch: it has a shape only.
+        shape_only: it has no weights.
     """
 
     reference: ReferenceModel
     source: str
     repository: Repository | None = None
     gguf: Path | None = None
-    scratch: bool = False
+    shape_only: bool = False
 
-    def weights_at_hand(self, args: SliceArgs) -> Weights | None:
-        """The weights a slice needs; None where it needs none, or where they would have to be downloaded."""
-        return None if args.init == "random" or self.repository else self.weights(args)
+    def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
+        """The same with its weights, which are mapped, or downloaded from the hub.
 
-    def weights(self, args: SliceArgs | None = None) -> Weights:
-        """The weights that a slice inherits; all of them without arguments.
+        Args:
+            names: litgpt names of the tensors that are needed; all of them when None.
 
         Raises:
             UserError: there are none, they are damaged or do not fit the configuration.
         """
-        if self.scratch:
+        if self.shape_only:
             raise UserError(
                 f"nobody has published weights of {self.source}: give --init random and train it, then slice the "
                 "folder of the trained one"
             )
         if self.repository is None:
-            weights = attach_weights(self.reference, open_weights(self.reference.folder))
+            weights = open_weights(self.reference.folder)
         else:
-            wanted = inherited_names(self.reference, args) if args else self.reference.shapes
-            needed = self.reference.stored_names(wanted)
-            downloaded = self.repository.download(needed, partial(full_name, self.reference.architecture))
-            weights = attach_weights(self.reference, downloaded)
+            needed = self.reference.stored_names(self.reference.shapes if names is None else names)
+            weights = self.repository.download(needed, partial(full_name, self.reference.architecture))
+        reference = attach_weights(self.reference, weights)
+        assert reference.weights
+        if names is None and (missing := sorted(reference.stored_shapes().keys() - reference.weights.specs.keys())):
+            raise UserError(
+                f"{self.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
+                f"tensors are missing, such as {missing[0]}; get the checkpoint again"
+            )
         if self.gguf:
-            weights.files, weights.format = [self.gguf], "gguf"
-        return weights
+            weights = replace(reference.weights, files=[self.gguf], format="gguf")
+            reference = replace(reference, weights=weights)
+        return replace(self, reference=reference)
 
 
 @contextmanager
-def locate(ref: str, tokenizer_dir: Path | None = None) -> Iterator[Located]:
-    """Open a reference for the length of the block.
+def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedReference]:
+    """Find a reference and read its configuration; it is there for the length of the block.
 
     Args:
         tokenizer_dir: GPT-2's tokenizer, for a shape without weights; fetched from the hub when None.
@@ -79,13 +84,13 @@ def locate(ref: str, tokenizer_dir: Path | None = None) -> Iterator[Located]:
         raise UserError(f"--tokenizer_dir {tokenizer_dir}: --ref {ref} brings its own tokenizer; leave it out")
     if gguf := find_gguf(path):
         with as_huggingface(gguf) as folder:
-            yield Located(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
+            yield ResolvedReference(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
     elif path.is_dir():
-        yield Located(open_reference(path, "local"), str(path))
+        yield ResolvedReference(open_reference(path, "local"), str(path))
     elif shape := find_shape(ref):
         folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES, None, gated=False).folder
         Tokenizer(folder)  # or the new model would have none
-        yield Located(describe_shape(shape, folder), shape.name, scratch=True)
+        yield ResolvedReference(describe_shape(shape, folder), shape.name, shape_only=True)
     else:
         name, at, revision = ref.partition("@")
         if at and not revision:
@@ -94,7 +99,7 @@ def locate(ref: str, tokenizer_dir: Path | None = None) -> Iterator[Located]:
             )
         repository = _find_repository(name, revision or None)
         reference = open_reference(repository.folder, *repository.name.split("/"))
-        yield Located(reference, repository.name + at + revision, repository)
+        yield ResolvedReference(reference, repository.name + at + revision, repository)
 
 
 def _find_repository(ref: str, revision: str | None) -> Repository:
@@ -104,3 +109,41 @@ def _find_repository(ref: str, revision: str | None) -> Repository:
     if known is None and ref.count("/") != 1:
         raise unknown_reference(ref)
     return open_repository(known.repository if known else ref, revision, gated=bool(known and known.gated))
+
+
+VOCABULARY = 50304
+"""GPT-2's 50,257 tokens and 47 that no text has: a multiple of 64 (the paper's code)."""
+
+
+def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
+    """A reference that only has a shape: no biases, tied head, attention divided by the layer's number.
+
+    Args:
+        tokenizer_dir: where GPT-2's tokenizer is.
+    """
+    hf: dict[str, Any] = {
+        "model_type": "gpt2",
+        "n_layer": shape.layers,
+        "n_embd": shape.width,
+        "n_head": shape.heads,
+        "n_positions": 1024,
+        "activation_function": "gelu_new",
+        "initializer_range": 0.02,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "scale_attn_by_inverse_layer_idx": True,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+    }
+    fields = {**GPT2.to_lit(hf), "bias": False, "norm_bias": False}
+    config = GPT2Config(
+        name=shape.name,
+        hf_config={"org": "paper", "name": shape.name},
+        vocab_size=VOCABULARY,
+        padded_vocab_size=VOCABULARY,
+        **fields,
+    )
+    return ReferenceModel(tokenizer_dir, "paper", shape.name, config, hf, GPT2, True, True)

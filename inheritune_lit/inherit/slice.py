@@ -19,8 +19,9 @@ from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, read_piece
 from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.plan import Initialise, Plan, build_plan, student_config
-from inheritune_lit.inherit.resolve import Located, locate
+from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
+from inheritune_lit.inherit.reference import ReferenceModel
+from inheritune_lit.inherit.resolve import ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
@@ -47,7 +48,7 @@ def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress)
 
     def chunks_of(name: str) -> Iterator[torch.Tensor]:
         tensor = plan.tensors[name]
-        if isinstance(tensor.source, Initialise):
+        if isinstance(tensor.source, FreshValues):
             chunks = initial_values(tensor.source, tensor.spec.shape, tensor.spec.dtype, plan.seed, name)
         else:
             assert weights, "a plan that inherits"
@@ -64,7 +65,7 @@ def execute(plan: Plan, weights: Weights | None, path: Path, progress: Progress)
 
 
 def initial_values(
-    initialise: Initialise, shape: tuple[int, ...], dtype: torch.dtype, seed: int, name: str
+    values: FreshValues, shape: tuple[int, ...], dtype: torch.dtype, seed: int, name: str
 ) -> Iterator[torch.Tensor]:
     """Fresh values of one tensor as flat chunks, drawn in fp32.
 
@@ -76,10 +77,10 @@ def initial_values(
     left, step = torch.Size(shape).numel(), CHUNK_BYTES // 4
     while left:
         count = min(left, step)
-        if initialise.kind == "normal":
-            yield (torch.randn(count, generator=generator) * initialise.std).to(dtype)
+        if values.kind == "normal":
+            yield (torch.randn(count, generator=generator) * values.std).to(dtype)
         else:
-            yield torch.full((count,), float(initialise.kind == "ones"), dtype=dtype)
+            yield torch.full((count,), float(values.kind == "ones"), dtype=dtype)
         left -= count
 
 
@@ -142,22 +143,22 @@ def slice_model(args: SliceArgs) -> SliceResult:
     Raises:
         UserError: bad input; nothing is left behind.
     """
-    with locate(args.ref, args.tokenizer_dir) as located:
-        return _slice(located, args)
+    with resolve(args.ref, args.tokenizer_dir) as resolved:
+        return _slice(resolved, args)
 
 
-def _slice(located: Located, args: SliceArgs) -> SliceResult:
-    reference = located.reference
-    student = student_config(reference, args)[0]
-    out_dir = args.out_dir or Path("checkpoints") / reference.org / student.hf_config["name"]
+def _slice(resolved: ResolvedReference, args: SliceArgs) -> SliceResult:
+    student = student_config(resolved.reference, args)
+    out_dir = args.out_dir or Path("checkpoints") / resolved.reference.org / student.config.hf_config["name"]
     if not args.dry_run:
         check_vacant(out_dir)
-    needed = args.init != "random" and not args.dry_run
-    weights = located.weights(args) if needed else located.weights_at_hand(args)
-    plan = build_plan(reference, weights, args)
+    if args.init != "random" and not (args.dry_run and resolved.repository):
+        resolved = resolved.open(inherited_names(resolved.reference, args, student))
+    reference = resolved.reference
+    plan = build_plan(reference, args, student)
     if not args.dry_run:
         with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-            _write(located, weights, plan, args, staging)
+            _write(resolved, plan, args, staging)
         logger.info("wrote %s", out_dir)
     return SliceResult(
         folder=out_dir,
@@ -177,8 +178,8 @@ def _slice(located: Located, args: SliceArgs) -> SliceResult:
     )
 
 
-def _write(located: Located, weights: Weights | None, plan: Plan, args: SliceArgs, staging: Path) -> None:
-    reference, repository = located.reference, located.repository
+def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path) -> None:
+    reference, repository, weights = resolved.reference, resolved.repository, resolved.reference.weights
     # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
     local = _feeding_files(plan, weights) if weights and not repository else []
     with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
@@ -200,7 +201,7 @@ def _write(located: Located, weights: Weights | None, plan: Plan, args: SliceArg
         "reference": {
             "org": reference.org,
             "name": reference.name,
-            "source": located.source,
+            "source": resolved.source,
             "revision": repository.revision if repository else None,
             "format": weights.format if weights else None,
             "n_layer": reference.config.n_layer,
@@ -221,14 +222,14 @@ def _write(located: Located, weights: Weights | None, plan: Plan, args: SliceArg
         "parameters": {"total": plan.parameters, "non_embedding": plan.non_embedding_parameters},
         "copied": copied,
         "tensors": plan.sources(),
-        "parent": _parent(located),
+        "parent": _parent(reference),
     }
     write_manifest(staging, "slice", record)
 
 
-def _parent(located: Located) -> dict[str, Any] | None:
+def _parent(reference: ReferenceModel) -> dict[str, Any] | None:
     """The manifest of a reference that this package has made, without its list of tensors."""
-    manifest = read_manifest(located.reference.folder)
+    manifest = read_manifest(reference.folder)
     return {key: value for key, value in manifest.items() if key != "tensors"} if manifest else None
 
 

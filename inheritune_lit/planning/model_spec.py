@@ -12,7 +12,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import student_config
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.references import REFERENCES, Reference, find_reference
 
 
@@ -61,8 +61,8 @@ def subject_of_reference(ref: str, n: int | None) -> Subject:
     known = find_reference(ref)
     opened = _from_table(known) if known else None
     if opened is None:
-        with locate(ref) as located:
-            opened = located.reference
+        with resolve(ref) as resolved:
+            opened = resolved.reference
     depth = opened.config.n_layer
     if n is None:
         return Subject(f"{ref}, all {depth} layers", opened.config, opened.tied)
@@ -77,8 +77,8 @@ def subject_of_checkpoint(checkpoint_dir: Path) -> Subject:
         UserError: neither.
     """
     if is_litgpt_folder(checkpoint_dir):
-        with locate(str(checkpoint_dir)) as located:
-            reference = located.reference
+        with resolve(str(checkpoint_dir)) as resolved:
+            reference = resolved.reference
             return Subject(reference.config.name, reference.config, reference.tied)
     match = re.fullmatch(r"(.+)-(\d+)l(?:-[a-z]+)?", checkpoint_dir.name)
     if match:
@@ -107,5 +107,5 @@ def _from_table(known: Reference) -> ReferenceModel | None:
                 shapes = tensor_shapes(config, tied)
                 if count_parameters(shapes) == known.parameters:
                     architecture = architecture_of_lit(config)
-                    return ReferenceModel(Path(), org, name, config, {}, architecture, False, tied, shapes)
+                    return ReferenceModel(Path(), org, name, config, {}, architecture, False, tied)
     return None

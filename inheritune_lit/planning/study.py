@@ -11,7 +11,7 @@ from inheritune_lit.analysis.page import sentence
 from inheritune_lit.analysis.report import write_report
 from inheritune_lit.analysis.result import RESULT, Analysis, load_analysis
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.planning.advise import advice_text, advise, check_training
 from inheritune_lit.studies.ablate import compare_criteria, layers_to_keep
@@ -45,8 +45,8 @@ def study(
         UserError: bad input.
     """
     other = load_analysis(compare) if compare is not None else None
-    with locate(ref) as located:
-        reference, source = located.reference, located.source
+    with resolve(ref) as resolved:
+        reference, source = resolved.reference, resolved.source
         if advice is not None:
             check_training(advice, reference.config)
         if healing is not None:

@@ -12,7 +12,6 @@ import torch
 from lightning.fabric import Fabric
 
 from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.data.compatibility import check_fits_model
 from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset
@@ -22,7 +21,7 @@ from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, write_grown
 from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.resolve import Located, locate
+from inheritune_lit.inherit.resolve import ResolvedReference, resolve
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
@@ -51,7 +50,7 @@ class Setup:
         settings: everything that changes the outcome, the reference's identity aside.
     """
 
-    located: Located
+    located: ResolvedReference
     out_dir: Path
     options: GrowOptions
     plans: list[RoundPlan]
@@ -73,7 +72,9 @@ class Setup:
             print(text, file=sys.stderr, flush=True)
 
 
-def prepare(located: Located, out_dir: Path, options: GrowOptions, training: Training, initial: Path | None) -> Setup:
+def prepare(
+    located: ResolvedReference, out_dir: Path, options: GrowOptions, training: Training, initial: Path | None
+) -> Setup:
     """Check everything that can be checked without computing."""
     reference = located.reference
     attn_scale = attn_scale_of(initial)
@@ -154,9 +155,9 @@ def grow(
         )
     if optimizer_state == "keep" and options.old_layers == "inherited":
         raise UserError("--optimizer_state keep is for layers that go on; with --old_layers inherited use reset")
-    with locate(ref) as located:
+    with resolve(ref) as located:
         # Nothing is downloaded before everything else is known to be right.
-        weights = None if located.repository else located.weights()
+        located = located if located.repository else located.open()
         setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
         rule = {"margin": margin, "optimizer_state": optimizer_state}
         setup = replace(setup, settings={**setup.settings, **rule})
@@ -164,8 +165,8 @@ def grow(
         setup.say(setup.plan_text(margin))
         if dry_run:
             return None
-        weights = weights or located.weights()
-        return _Growing(setup, ref, weights, training, initial_checkpoint_dir, margin, optimizer_state).run()
+        setup = replace(setup, located=located if located.reference.weights else located.open())
+        return _Growing(setup, ref, training, initial_checkpoint_dir, margin, optimizer_state).run()
 
 
 class _Growing:
@@ -175,13 +176,12 @@ class _Growing:
         self,
         setup: Setup,
         ref: str,
-        weights: Weights,
         training: Training,
         initial: Path | None,
         margin: float,
         optimizer_state: OptimizerState,
     ) -> None:
-        self.setup, self.ref, self.weights, self.training, self.initial = setup, ref, weights, training, initial
+        self.setup, self.ref, self.training, self.initial = setup, ref, training, initial
         self.margin, self.optimizer_state = margin, optimizer_state
         self.reference, self.fabric, self.out_dir = setup.located.reference, setup.fabric, setup.out_dir
         self.first = setup.fabric.global_rank == 0
@@ -190,13 +190,13 @@ class _Growing:
         self.judge = Judge(setup.fabric, setup.val_data, training.documents, run.val_blocks, batch, training.precision)
 
     def run(self) -> History:
-        identity = reference_identity(self.setup.located, self.weights)
+        identity = reference_identity(self.setup.located)
         self._open_folder(identity)
         losses = self.judge.measure(
             self.out_dir / _REFERENCE_LOSSES,
             identity,
             f"measure {self.reference.name}",
-            partial(build_reference, self.reference, self.weights),
+            partial(build_reference, self.reference),
         )
         history = History.of(self.out_dir, self._about_reference(losses))
         for plan in self.setup.plans:
@@ -260,7 +260,7 @@ class _Growing:
             else:
                 own = self.setup.options.new_layers == "own"
                 trained = self.out_dir / before.name / FINAL
-                write_grown(start, self.reference, self.weights, trained, one, own, self.setup.attn_scale)
+                write_grown(start, self.reference, trained, one.layers, one.added, own, self.setup.attn_scale)
         self.fabric.barrier()
         return start
 

@@ -13,7 +13,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.tokenizer import Tokenizer
@@ -114,16 +114,16 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
     Raises:
         UserError: there is no such model, or it cannot read the data.
     """
-    with locate(ref) as located:
-        reference = located.reference
+    with resolve(ref) as resolved:
+        reference = resolved.reference
         _check_teacher(reference.folder, reference.config, tokenizer_sha256, block_size)
-        weights = located.weights()
-        gpt = build_reference(reference, weights, dtype, "cpu").eval().requires_grad_(False)
-        if located.repository:
-            identity: dict[str, Any] = {"source": located.source, "revision": located.repository.revision}
+        resolved = resolved.open()
+        gpt = build_reference(resolved.reference, dtype, "cpu").eval().requires_grad_(False)
+        if resolved.repository:
+            identity: dict[str, Any] = {"source": resolved.source, "revision": resolved.repository.revision}
         else:
-            hashes = {path.name: sha256_file(path) for path in weights.files}
-            identity = {"source": located.source, "sha256": hashes}
+            hashes = {path.name: sha256_file(path) for path in resolved.reference.weights.files}
+            identity = {"source": resolved.source, "sha256": hashes}
     gpt.max_seq_length = block_size
     return Teacher(gpt, reference.name, identity)
 

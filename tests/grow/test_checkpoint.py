@@ -11,7 +11,7 @@ from random_models import build_llama
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.grown import write_grown
-from inheritune_lit.inherit.resolve import locate
+from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
@@ -30,12 +30,12 @@ def grow_by_two(folder: Path, reference: torch.nn.Module, trained: torch.nn.Modu
     reference.save_pretrained(folder / "reference")
     trained.save_pretrained(folder / "trained")
     slice_model(SliceArgs(str(folder / "trained"), n=start, out_dir=folder / "slice"))
-    with locate(str(folder / "reference")) as located:
-        depth = located.reference.config.n_layer
-        weights = located.weights()
+    with resolve(str(folder / "reference")) as resolved:
+        depth = resolved.reference.config.n_layer
+        reference = resolved.open().reference
         second = plan_layers(GrowOptions(start, new_layers=new), depth)[1]
         own = new == "own"
-        write_grown(folder / "grown", located.reference, weights, folder / "slice", second, own, "position")
+        write_grown(folder / "grown", reference, folder / "slice", second.layers, second.added, own, "position")
     return folder / "grown"
 
 

@@ -15,7 +15,7 @@ from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.initialise import half_width_config
+from inheritune_lit.inherit.plan import half_width_config
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model, load_state
 

@@ -13,7 +13,7 @@ from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import GPT2Config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit import initialise as scratch
+from inheritune_lit.inherit import resolve as resolving
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.gpt import build_model
@@ -28,7 +28,7 @@ def small_shape(monkeypatch):
     """``paper-gpt2-medium`` with a width that a test can afford."""
     shape = Shape("paper-gpt2-medium", 4, 32, 4)
     monkeypatch.setattr("inheritune_lit.references.SHAPES", (shape,))
-    monkeypatch.setattr(scratch, "VOCABULARY", 448)
+    monkeypatch.setattr(resolving, "VOCABULARY", 448)
     return shape
 
 
