@@ -1,17 +1,17 @@
-"""The notebook runs from top to bottom in an empty folder."""
+"""The notebook runs from top to bottom in an empty folder, and is saved with what its cells print."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-NOTEBOOK = Path(__file__).parents[2] / "docs" / "tour.ipynb"
+from tour import NOTEBOOK, code_of
+
+CELLS = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
 def test_every_cell_runs(tmp_path):
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    program = "\n\n".join("".join(cell["source"]) for cell in cells)
+    program = "\n\n".join(map(code_of, CELLS))
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -26,3 +26,9 @@ def test_every_cell_runs(tmp_path):
     assert inherited < random  # what the recipe is for, by far more than the noise of such a run
     assert (tmp_path / "tour/report/report.html").is_file() and (tmp_path / "tour/analysis/analysis.md").is_file()
     assert "1,815,638,400 parameters" in done.stdout
+
+
+def test_it_is_saved_with_its_outputs():
+    for number, cell in enumerate(CELLS, start=1):
+        assert cell["execution_count"] == number
+        assert bool(cell["outputs"]) == ("print(" in code_of(cell)), code_of(cell)
