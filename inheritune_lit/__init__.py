@@ -37,15 +37,15 @@ if TYPE_CHECKING:
         at_depth,
     )
     from inheritune_lit.train.args import Precision as Precision
-    from inheritune_lit.train.devices import build_fabric, default_precision
+    from inheritune_lit.train.devices import build_fabric, default_precision, machine_name, peak_flops_of
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
     from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
     from inheritune_lit.train.optim import OPTIMIZER
     from inheritune_lit.train.plan import ResourceEstimate, RunPlan, plan_run
     from inheritune_lit.train.plan import block_size_of as sample_length
-    from inheritune_lit.train.pretrain import pretrain, training_settings
-    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run
+    from inheritune_lit.train.pretrain import pretrain
+    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
     from inheritune_lit.train.teach import TeachResult, teach
 
 try:
@@ -91,8 +91,10 @@ _MODULES = {
     "iter_documents": "data.sources",
     "largest_micro_batch": "train.memory",
     "load_model": "model.load",
+    "machine_name": "train.devices",
     "make_report": "report.report",
     "peak_flops": "train.gpus",
+    "peak_flops_of": "train.devices",
     "plan": "planning.plan",
     "plan_run": "train.plan",
     "prepare": "data.prepare",
@@ -104,7 +106,7 @@ _MODULES = {
     "slice_model": "inherit.slice",
     "step_memory": "train.memory",
     "teach": "train.teach",
-    "training_settings": "train.pretrain",
+    "training_settings": "train.run_folder",
 }
 
 __all__ = [
@@ -144,8 +146,10 @@ __all__ = [
     "iter_documents",
     "largest_micro_batch",
     "load_model",
+    "machine_name",
     "make_report",
     "peak_flops",
+    "peak_flops_of",
     "plan",
     "plan_run",
     "prepare",

@@ -14,7 +14,7 @@ from inheritune_lit.train.args import (
     Strategy,
     TrainArgs,
 )
-from inheritune_lit.train.pretrain import training_settings
+from inheritune_lit.train.run_folder import training_settings
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""SIGTERM and Ctrl-C as requests to stop at the next good moment."""
+"""Devices of a run, and the signals that stop it at the next good moment."""
 
+import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
@@ -15,23 +16,36 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from inheritune_lit.model.devices import device_count, launch
 from inheritune_lit.train.args import Precision, Strategy
+from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.loss import TrainingModel
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[signal.Signals]]:
-    """Yield a list that takes up SIGTERM and SIGINT while the block runs, instead of their usual effect."""
+def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signal.Signals]]:
+    """Yields a list that takes up SIGTERM and SIGINT while the block runs, instead of their usual effect.
+
+    Each is acknowledged at once; a second one of the same kind stops the block where it is.
+
+    Args:
+        doing: what will be finished first, in words; nothing is said when None.
+    """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python lets only the main thread handle signals
         return
 
     def note(number: int, frame: object) -> None:
+        again = number in received
         received.append(signal.Signals(number))
+        if again:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if doing:
+            with suppress(RuntimeError):  # the signal came in the middle of another line
+                logger.info(f"finishing {doing()}, then saving; again to stop now")
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
@@ -85,3 +99,14 @@ def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -
 def default_precision() -> Precision:
     """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def machine_name(fabric: Fabric) -> str:
+    """What a run computes on, such as "2 x NVIDIA A100-SXM4-80GB"."""
+    name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+    return f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
+
+
+def peak_flops_of(device: torch.device) -> float | None:
+    """Peak of a device in bf16, FLOP/s; None where it is not known."""
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

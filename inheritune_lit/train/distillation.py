@@ -15,9 +15,10 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.train.args import DistillArgs, Precision
+from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs
 from inheritune_lit.train.loss import DistillationModel
 
 IDS, LOGPROBS = "ids.bin", "logprobs.bin"
@@ -61,12 +62,8 @@ class TeacherLogits:
         if manifest is None or manifest.get("kind") != KIND:
             raise UserError(f"{folder} holds no teacher's predictions; make them with `inheritune teach`")
         self.settings: dict[str, Any] = manifest["settings"]
-        for name, value in expected.items():
-            if self.settings[name] != value:
-                raise UserError(
-                    f"{folder} was made with {name} {self.settings[name]!r}, this run has {value!r}; make it again "
-                    "with `inheritune teach`, or change the run"
-                )
+        remedy = "make it again with `inheritune teach`, or change the run"
+        check_settings(f"{folder} was made", {name: self.settings[name] for name in expected}, expected, remedy)
         try:
             self._ids, self._logprobs = open_arrays(folder, self.settings, "r")
         except (OSError, ValueError) as error:
@@ -213,37 +210,34 @@ class Distillation:
 
 
 def prepare_distillation(
-    distill: DistillArgs,
-    data: Path,
-    dataset: PackedDataset,
-    documents: str,
-    config: Config,
-    precision: Precision,
+    args: PretrainArgs, dataset: PackedDataset, config: Config, precision: Precision
 ) -> Distillation | None:
     """Open what the student learns from; None where only the text counts.
 
     Args:
-        data, dataset, documents: the training data.
+        args: the run's.
+        dataset: the training data.
         config: the student's.
 
     Raises:
-        UserError: arguments out of range, or a teacher that does not fit student and data.
+        UserError: the teacher does not fit student and data.
     """
+    distill, block_size = args.distill, dataset.block_size
     if not distill.active:
         return None
     if distill.teacher_logits is not None:
         expected = {
-            "data_sha256": content_sha256(data),
-            "documents": documents,
+            "data_sha256": content_sha256(args.data),
+            "documents": args.documents,
             "blocks": len(dataset),
-            "block_size": dataset.block_size,
+            "block_size": block_size,
             "vocabulary": config.padded_vocab_size,
             "temperature": distill.temperature,
         }
-        return Distillation(distill, dataset.block_size, TeacherLogits(distill.teacher_logits, expected))
+        return Distillation(distill, block_size, TeacherLogits(distill.teacher_logits, expected))
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    tokenizer = load_packed_manifest(data)["tokenizer"]["sha256"]
+    tokenizer = load_packed_manifest(args.data)["tokenizer"]["sha256"]
     assert distill.teacher, "active without stored logits"
-    teacher = open_teacher(distill.teacher, tokenizer, dataset.block_size, dtype)
+    teacher = open_teacher(distill.teacher, tokenizer, block_size, dtype)
     check_student(teacher.gpt.config, config, distill.kind)
-    return Distillation(distill, dataset.block_size, teacher)
+    return Distillation(distill, block_size, teacher)

@@ -1,8 +1,8 @@
 """The training loop: optimizer steps, logging, validation, saving, stopping."""
 
+import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from inheritune_lit.evaluation.held_out import ValidationResult, validate
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.devices import peak_memory
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, NoLog
 from inheritune_lit.train.optim import clip_gradients
@@ -25,6 +25,8 @@ from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saving import Saver
 from inheritune_lit.train.schedule import LossGuard, learning_rate
 from inheritune_lit.train.setup import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -48,9 +50,7 @@ class Trainer:
         fabric: Fabric,
         state: TrainState,
         plan: RunPlan,
-        train: TrainArgs,
-        eval: EvalArgs,
-        optimizer_args: OptimizerArgs,
+        args: TrainingArgs,
         data: PackedDataset,
         sampler: MixtureSampler,
         val_data: PackedDataset,
@@ -59,11 +59,16 @@ class Trainer:
         teacher_logits: TeacherLogits | None = None,
     ) -> None:
         self.fabric, self.state, self.saver, self.log = fabric, state, saver, log
-        self.plan, self.train, self.eval, self.optimizer_args = plan, train, eval, optimizer_args
+        self.plan, self.train, self.eval, self.optimizer = plan, args.train, args.eval, args.optimizer
         self.data, self.sampler, self.val_data, self.teacher_logits = data, sampler, val_data, teacher_logits
         self._ranks = Ranks.of(fabric)
-        self.guard = LossGuard(train.max_loss_jump)
+        self.guard = LossGuard(args.train.max_loss_jump)
         self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
+        self._running_step = 0
+
+    def doing(self) -> str:
+        """What is done right now, in words."""
+        return f"step {self._running_step:,}" if self._running_step else "the first validation"
 
     def fit(self, stop: Sequence[signal.Signals]) -> ValidationResult | None:
         """Train to the end, or until ``stop`` is no longer empty, from the saved state where there is one.
@@ -100,16 +105,17 @@ class Trainer:
             self.step, self.tokens = counters["step"], counters["tokens"]
             self._seconds, self._best = counters["seconds"], counters["best"]
             self.guard.restore(counters["guard"])
-            self._say(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
+            self._log(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
         self._saved_step = self.step
         self.log.open(self.step)
         if self.step == 0 and self.eval.initial_validation:
             first = self._validate()
             self.log.write({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
-            self._say(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
+            self._log(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
 
     def _advance(self, progress: Progress) -> ValidationResult | None:
         """Do one optimizer step and whatever is due after it; returns the validation, if there was one."""
+        self._running_step = self.step + 1
         start = time.perf_counter()
         loss, grad_norm, lr = self.train_step()
         self.step += 1
@@ -144,7 +150,7 @@ class Trainer:
         lr = learning_rate(
             self.step,
             schedule=self.train.schedule,
-            lr=self.optimizer_args.lr,
+            lr=self.optimizer.lr,
             min_lr=self.train.min_lr,
             warmup_steps=self.train.lr_warmup_steps,
             total_steps=self.plan.total_steps,
@@ -189,7 +195,7 @@ class Trainer:
         what = f"{fault} at step {self.step + 1}, {samples} {self.sampler.seed}"
         if self.train.bad_step == "skip":
             self.guard.skipped += 1
-            self._say(f"inheritune: warning: {what}; the step is left out", stream=sys.stderr)
+            self._log(f"inheritune: warning: {what}; the step is left out", logging.WARNING)
             return
         self.state.optimizer.zero_grad()
         if self.step > self._saved_step:
@@ -261,7 +267,7 @@ class Trainer:
         self.saver.wait()
         self.log.close()
         if signal.SIGINT in stop:
-            self._say(f"stopped after step {self.step:,}, saved; the same command continues")
+            self._log(f"stopped after step {self.step:,}, saved; the same command continues")
             raise KeyboardInterrupt
 
     def _any_rank(self, here: bool) -> bool:
@@ -270,9 +276,9 @@ class Trainer:
             return here
         return bool(self._ranks.add_up(torch.tensor(float(here), device=self.fabric.device)).item())
 
-    def _say(self, line: str, stream: Any = None) -> None:
+    def _log(self, line: str, level: int = logging.INFO) -> None:
         if self.fabric.global_rank == 0:
-            print(line, file=stream, flush=True)
+            logger.log(level, line)
 
 
 def _columns(validation: ValidationResult) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What a run will do and cost, worked out and checked before anything is spent."""
 
+import logging
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +14,11 @@ from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import USABLE, free_memory
 from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, Precision, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import EvalArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
 from inheritune_lit.train.setup import Kernels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,24 +210,19 @@ class ResourceEstimate:
     def of(
         cls,
         config: Config,
-        parameters: int,
-        block_size: int,
+        plan: RunPlan,
+        args: TrainingArgs,
         precision: Precision,
-        train: TrainArgs,
-        speed: SpeedArgs,
-        optimizer: OptimizerArgs,
         kernels: Kernels,
         device: torch.device,
-        shards: int,
+        shards: int = 1,
         teacher: int = 0,
     ) -> "ResourceEstimate":
         """Predict a run's needs; ``shards`` devices share the parameters, and each holds the ``teacher``'s bytes."""
 
         def predict(speed: SpeedArgs) -> StepMemory:
-            batch = (train.micro_batch_size, block_size)
-            memory = step_memory(
-                config, parameters, *batch, precision, speed, optimizer, kernels.loss, kernels.compiled
-            )
+            size = (plan.parameters, args.train.micro_batch_size, plan.block_size)
+            memory = step_memory(config, *size, precision, speed, args.optimizer, kernels.loss, kernels.compiled)
             return replace(
                 memory,
                 weights=memory.weights // shards,
@@ -234,17 +231,16 @@ class ResourceEstimate:
                 teacher=teacher,
             )
 
-        return cls(predict(speed), predict(replace(speed, activation_checkpointing=True)), train, device)
+        checkpointed = predict(replace(args.speed, activation_checkpointing=True))
+        return cls(predict(args.speed), checkpointed, args.train, device)
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
         available = free_memory(self.device)
         if available is not None and self.memory.total > available:
-            print(
+            logger.warning(
                 f"inheritune: warning: a step needs about {self.memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB "
-                f"are free; {self._advice(available)}",
-                file=sys.stderr,
-                flush=True,
+                f"are free; {self._advice(available)}"
             )
 
     def out_of_memory(self) -> UserError:

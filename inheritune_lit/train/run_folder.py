@@ -1,7 +1,7 @@
 """The folder of a run: what it was started with, what may change when it is continued, and what came out."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,13 +15,37 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, replace_manifest, write_manifest
-from inheritune_lit.io.settings_guard import check_folder
+from inheritune_lit.io.settings_guard import check_folder, differences
 from inheritune_lit.model.flops import flops_per_token
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saving import saved_step
 
+# These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
+# is continued.
+_FREE_SETTINGS = (
+    "log_interval",
+    "save_interval",
+    "max_time",
+    "keep_last",
+    "keep_best",
+    "async_save",
+    "bad_step",
+    "max_loss_jump",
+    "micro_batch_size",
+)
 DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
+
+
+def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:
+    """All arguments that change the outcome: a run is continued only where every value is the same."""
+    return {
+        "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
+        "eval": {"interval": eval.interval, "samples": eval.max_iters and eval.max_iters * train.micro_batch_size},
+        "optimizer": asdict(optimizer),
+        "fp8": speed.fp8,
+    }
 
 
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
@@ -121,10 +145,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             different.append(
                 f"other text in domain {name!r} ({_tokens_text(domains[name])}, now {_tokens_text(now[name])})"
             )
-    if old["documents"] != new["documents"]:
-        different.append(f"documents {old['documents']!r}, not {new['documents']!r}")
-    if old["mixture"] != new["mixture"]:
-        different += _other_shares(old["mixture"], new["mixture"])
+    mixtures = [each["mixture"] for each in (old, new)]
+    if all(isinstance(mixture, dict) for mixture in mixtures):
+        names = sorted(mixtures[0].keys() | mixtures[1].keys())
+        mixtures = [{name: mixture.get(name, 0) for name in names} for mixture in mixtures]
+    was, asked = ({"documents": each["documents"], "mixture": m} for each, m in zip((old, new), mixtures, strict=True))
+    different += [f"{name} {value!r}, not {other!r}" for name, value, other in differences(was, asked)]
     if old["data_sha256"] != new["data_sha256"] and not different:
         different.append(f"data_sha256 {old['data_sha256']!r}, not {new['data_sha256']!r}")
     return different
@@ -132,17 +158,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _tokens_text(domain: dict[str, Any]) -> str:
     return f"{domain['train_tokens']:,} training tokens"
-
-
-def _other_shares(old: Any, new: Any) -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [f"mixture {old!r}, not {new!r}"]
-    names = sorted(old.keys() | new.keys())
-    return [
-        f"mixture.{name} {old.get(name, 0)}, not {new.get(name, 0)}"
-        for name in names
-        if old.get(name, 0) != new.get(name, 0)
-    ]
 
 
 @dataclass(frozen=True)

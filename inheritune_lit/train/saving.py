@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from lightning.fabric import Fabric
-from litgpt.model import GPT
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -27,6 +26,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.train.args import TrainArgs
+from inheritune_lit.train.setup import TrainState
 
 STATE = "state.pth"
 SHARDED_STATE = "state"
@@ -221,7 +221,7 @@ class Saver:
 
     Args:
         fabric: only the first rank writes, except where the model is sharded.
-        gpt: the model, without what wraps it in training.
+        state: model and optimizer.
         sharded: parameters are spread over ranks.
         run_dir: the run folder.
         initial_dir: the checkpoint that the run started from.
@@ -230,14 +230,13 @@ class Saver:
     def __init__(
         self,
         fabric: Fabric,
-        gpt: GPT,
-        optimizer: torch.optim.Optimizer,
+        state: TrainState,
         sharded: bool,
         run_dir: Path,
         initial_dir: Path,
         train: TrainArgs,
     ) -> None:
-        self.fabric, self.gpt, self.optimizer, self.sharded = fabric, gpt, optimizer, sharded
+        self.fabric, self.gpt, self.optimizer, self.sharded = fabric, state.gpt, state.optimizer, sharded
         self.run_dir, self.initial_dir, self.train = run_dir, initial_dir, train
         self._pool = ThreadPoolExecutor(1) if train.async_save else None
         self._running: Future[None] | None = None

@@ -1,6 +1,6 @@
 """What a run needs of its machine: kernels chosen, packages checked, and the model made ready for training."""
 
-import sys
+import logging
 import sysconfig
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +21,8 @@ from inheritune_lit.train.args import LoggerName, OptimizerArgs, Precision, Spee
 from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.loss import Kernel, TrainingModel, choose_kernel
 from inheritune_lit.train.optim import build_optimizer
+
+logger = logging.getLogger(__name__)
 
 _WORTH_COMPILING = 1e14
 """FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
@@ -166,7 +168,7 @@ def set_up(
         _use_fp8(gpt)
     told = apply_kernels(gpt, kernels, speed, precision, fabric.device)
     if fabric.global_rank == 0:
-        print(f"      {told}", file=sys.stderr, flush=True)
+        logger.info(f"      {told}")
     if distillation:
         if distillation.teacher:
             apply_kernels(distillation.teacher.gpt, kernels, speed, precision, fabric.device)

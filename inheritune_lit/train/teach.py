@@ -1,9 +1,9 @@
 """``inheritune teach``: a teacher's predictions on training data, written once for any number of students."""
 
 import json
+import logging
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.train.args import TeachArgs
 from inheritune_lit.train.distillation import IDS, KIND, LOGPROBS, id_dtype, open_arrays, open_teacher
 from inheritune_lit.train.loss import CHUNK_TOKENS
+
+logger = logging.getLogger(__name__)
 
 _DONE = "done.json"
 _SAVE_BLOCKS = 1024
@@ -79,11 +81,9 @@ def teach(args: TeachArgs) -> TeachResult:
     positions = len(dataset) * args.max_seq_length
     size = positions * args.top_k * (id_dtype(vocabulary).itemsize + np.dtype(args.dtype).itemsize)
     flops = positions * model.flops(args.max_seq_length)
-    print(
+    logger.info(
         f"teach {model.name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
         f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
-        file=sys.stderr,
-        flush=True,
     )
     if args.dry_run:
         return TeachResult(None, positions, size, flops)
@@ -94,7 +94,7 @@ def teach(args: TeachArgs) -> TeachResult:
         write_manifest(folder, KIND, {"settings": settings})
         os.replace(folder, args.out_dir)
         (args.out_dir / _DONE).unlink()
-    print(f"wrote {args.out_dir}", file=sys.stderr)
+    logger.info(f"wrote {args.out_dir}")
     return TeachResult(args.out_dir, positions, size, flops)
 
 

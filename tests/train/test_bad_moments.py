@@ -78,7 +78,7 @@ def test_killed_while_saving(command, tmp_path, uninterrupted, capsys):
     assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["counters"]["step"] == 10
     assert not (tmp_path / "run" / "final").exists()
     assert main(command()) == 0
-    assert "continues after step 10 of 30" in capsys.readouterr().out
+    assert "continues after step 10 of 30" in capsys.readouterr().err
     same_run(tmp_path / "run", uninterrupted)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["final", "inheritune.json", "metrics.csv"]
 
@@ -104,7 +104,9 @@ def test_a_signal_saves_and_leaves(command, tmp_path, uninterrupted, monkeypatch
         patch.setattr(*((loop.Trainer, "train_step") if where == "step" else (loop, "validate")), signalled)
         assert main(args) == code
     done = 8 if where == "step" else 10
-    assert f"stopped after step {done}, saved" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"stopped after step {done}, saved" in told.out + told.err
+    assert f"finishing step {done}, then saving; again to stop now" in told.err
     assert torch.load(tmp_path / "run" / "state.pth", weights_only=True)["counters"]["step"] == done
     assert signal.getsignal(signal.SIGINT) is before
     assert main(args) == 0

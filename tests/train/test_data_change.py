@@ -99,7 +99,7 @@ def test_an_allowed_change_goes_on_and_is_recorded(stopped, mixed, more, tmp_pat
     args = stopped(packed=more, mixture__weights=json.dumps(weights), allow_data_change="true")
     assert main(args) == 0
     told = capsys.readouterr()
-    assert "continues after step 8 of 30" in told.out
+    assert "continues after step 8 of 30" in told.err
     assert "data changed at sample 32, before: no domain 'zines'; mixture.code 0.2, not 0.1" in told.err
     # Blocks before and after, as (domain, number in it): each domain goes on in its own permutation.
     before = _named(old_data, old.blocks(range(32)))

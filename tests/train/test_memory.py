@@ -14,7 +14,7 @@ from train_command import losses_of, pretrain_command
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
 from inheritune_lit.train import plan as room
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.memory import largest_micro_batch, step_memory
 from inheritune_lit.train.setup import Kernels
 
@@ -135,13 +135,13 @@ def test_too_little_memory_is_said_before_the_start(checkpoint, packed, tmp_path
         (20e9, "the model and its optimizer alone take 29.1 GB"),
     ],
 )
-def test_advice(available, advice, capsys, monkeypatch):
+def test_advice(available, advice, caplog, monkeypatch):
     monkeypatch.setattr(room, "free_memory", lambda device: int(available))
     kernels, cpu = Kernels("liger", True), torch.device("cpu")
-    args = (TrainArgs(micro_batch_size=8), SpeedArgs(), OptimizerArgs(), kernels, cpu, 1)
-    needs = room.ResourceEstimate.of(OPENLLAMA_13, 1_815_638_400, 2048, "bf16-mixed", *args)
-    needs.warn()
-    assert advice in capsys.readouterr().err
+    plan = room.RunPlan(1, 1, 1, 1, 2048, 1, 1, parameters=1_815_638_400, flops_per_token=1.0, peak_flops=None)
+    args = TrainingArgs(train=TrainArgs(micro_batch_size=8))
+    room.ResourceEstimate.of(OPENLLAMA_13, plan, args, "bf16-mixed", kernels, cpu).warn()
+    assert advice in caplog.text
 
 
 def test_a_full_disk_is_said_before_the_start(checkpoint, packed, tmp_path, monkeypatch, capsys):

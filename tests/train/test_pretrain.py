@@ -245,10 +245,11 @@ def test_tensorboard_events_beside_the_csv(run, tmp_path):
     assert dict(logged) == pytest.approx(dict(rows))
 
 
-def test_dry_run_writes_nothing(run, tmp_path, capsys):
+def test_dry_run_writes_nothing(run, tmp_path, caplog):
+    caplog.set_level("INFO", "inheritune_lit")
     planned = run(dry_run=True)
     assert planned.final is None and planned.plan.total_steps == 12 and str(planned) == ""
-    assert "12 steps of 256 tokens = 3,072 tokens" in capsys.readouterr().err
+    assert "12 steps of 256 tokens = 3,072 tokens" in caplog.text
     assert not (tmp_path / "run").exists()
 
 
