@@ -1,9 +1,8 @@
 """Named references: what ``--ref openllama-3b`` means."""
 
-import difflib
 from dataclasses import dataclass
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Matrices and two norms a layer, token embedding (the head is tied), 1,024 positions, and the last norm."""
+        """Matrices and two norms per layer, token embedding (the head is tied), 1,024 positions, and the last norm."""
         return self.layers * (12 * self.width**2 + 2 * self.width) + (50304 + 1024 + 1) * self.width
 
 
@@ -114,7 +113,7 @@ def find_shape(name: str) -> Shape | None:
 
 
 def reference_table() -> str:
-    """The named references and shapes as aligned text, one a line; no network is used."""
+    """The named references and shapes as aligned text, one per line; no network is used."""
     rows = [("name", "layers", "width", "parameters", "size", "licence", "repository")]
     rows += [
         (
@@ -150,8 +149,7 @@ def find_reference(name: str) -> Reference | None:
 
 
 def unknown_reference(name: str) -> UserError:
-    """The error for a name that is no reference, no folder and no hub repository, with near names."""
+    """The error for a name that is not a reference, a folder or a hub repository, with near names."""
     known = [reference.name for reference in (*REFERENCES, *SHAPES)]
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known)}"
+    hint = suggest(name, known, f"known names: {', '.join(known)}", most=3, cutoff=0.5)
     return UserError(f"unknown reference {name!r}: no such folder, known name or hub repository (org/name); {hint}")

@@ -1,17 +1,16 @@
 """Files that come with the program: suites and recipes, from the repository or from where the wheel puts them."""
 
-import difflib
 import re
 import textwrap
 from pathlib import Path
 
 import yaml
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
 _COMMANDS = {"data": "prepare", "grow": "grow", "analysis": "ablate"}
-"""Which command the recipes of a folder are for; the others are for ``pretrain``."""
+"""The command that the recipes of a folder are for; the others are for ``pretrain``."""
 
 
 def suites_dir() -> Path:
@@ -33,7 +32,7 @@ def find_recipes(args: list[str]) -> list[str]:
         args: command line without the program's name.
 
     Raises:
-        UserError: neither there is a file of that name, or it holds no flags.
+        UserError: there is no file of that name, or it holds no flags.
     """
     found = list(args)
     for position, arg in enumerate(args):
@@ -73,8 +72,8 @@ def _find(flag: str, name: str) -> str:
         return name
     if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
         return str(shipped)
-    near = difflib.get_close_matches(name, [_name(each) for each in recipes_dir().rglob("*.yaml")], n=1)
-    hint = f"did you mean {near[0]}?" if near else "give a YAML file, or one of those that `inheritune recipes` lists"
+    known = [_name(each) for each in recipes_dir().rglob("*.yaml")]
+    hint = suggest(name, known, "give a YAML file, or one of those that `inheritune recipes` lists")
     raise UserError(f"{flag} {name}: there is no such file; {hint}")
 
 
@@ -82,7 +81,7 @@ def _check(flag: str, path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{flag} {path} is no YAML ({' '.join(str(error).split())}); mend it") from error
+        raise UserError(f"{flag} {path} is not a valid YAML file ({' '.join(str(error).split())}); fix it") from error
     if not isinstance(content, dict):
         raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
 

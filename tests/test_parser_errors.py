@@ -44,7 +44,7 @@ def test_on_the_command_line(line, told, capsys):
         ("train: {max_steps: many}", "--train.max_steps is 'many'; give a whole number"),
         ("train: 3", "recipe.yaml is 3; give flags, a line each below `train:`"),
         ("- a", "holds no flags; give a YAML file of lines such as `seed: 1`"),
-        ("a: [1", "recipe.yaml is no YAML (while parsing a flow sequence"),
+        ("a: [1", "recipe.yaml is not a valid YAML file (while parsing a flow sequence"),
         ("", "holds no flags"),
     ],
 )
@@ -54,4 +54,4 @@ def test_in_a_recipe(recipe, told, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("inheritune: error: ") and told in error and error.count("\n") == 1
     assert main(shlex.split(f"{TRAIN} --config {tmp_path}")) == 2
-    assert f"--config {tmp_path} is no YAML" in capsys.readouterr().err
+    assert f"--config {tmp_path} is not a valid YAML file" in capsys.readouterr().err

@@ -8,8 +8,8 @@ WITH_FLAGS = [name for name in COMMANDS if name not in ("references", "recipes")
 FILES = {
     "unknown.yaml": (b"lairs: 3\n", "there is no flag --lairs"),
     "list.yaml": (b"- a\n- b\n", "list.yaml holds no flags"),
-    "broken.yaml": (b"a: [1,2", "broken.yaml is no YAML"),
-    "binary.yaml": (b"\xff\xfe\x00", "binary.yaml is no YAML"),
+    "broken.yaml": (b"a: [1,2", "broken.yaml is not a valid YAML file"),
+    "binary.yaml": (b"\xff\xfe\x00", "binary.yaml is not a valid YAML file"),
     "text": (b"hello", "text holds no flags"),
 }
 
@@ -32,7 +32,7 @@ def test_config(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "--config none.yaml: there is no such file" in refused(capsys, name, "--config", "none.yaml")
     (tmp_path / "folder").mkdir()
-    assert "--config folder is no YAML" in refused(capsys, name, "--config", "folder")
+    assert "--config folder is not a valid YAML file" in refused(capsys, name, "--config", "folder")
     for file, (content, told) in FILES.items():
         (tmp_path / file).write_bytes(content)
         assert told in refused(capsys, name, f"--config={file}")

@@ -42,7 +42,7 @@ class RangedFile:
         """Read the header of a safetensors file.
 
         Raises:
-            UserError: the remote file is no safetensors file, or the server has no ranged reads.
+            UserError: the remote file is not a safetensors file, or the server has no ranged reads.
         """
         start = read_range(url, 0, min(size, FIRST_READ))
         end = 8 + header_length(start[:8], file)
@@ -68,7 +68,7 @@ def fetch_tensors(remote: RangedFile, folder: Path) -> Path:
         The file, named after the remote file and the choice of tensors.
 
     Raises:
-        UserError: the server's answers don't fit the file.
+        UserError: the server's answers do not fit the file.
     """
     digest = hashlib.sha256("\n".join(remote.chosen).encode()).hexdigest()[:12]
     path = folder / f"{Path(remote.file).stem}~{digest}.safetensors"
@@ -79,7 +79,7 @@ def fetch_tensors(remote: RangedFile, folder: Path) -> Path:
     )
     partial = path.with_suffix(".incomplete")
     with open(partial, "a+b") as file:
-        # Another process may be fetching the same: wait for it, and go on where it stopped if it died.
+        # Another process may be fetching the same: wait for it, and continue where it stopped if it died.
         fcntl.flock(file, fcntl.LOCK_EX)
         if path.is_file():
             return path

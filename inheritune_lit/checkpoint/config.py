@@ -1,23 +1,24 @@
-"""``model_config.yaml``: litgpt's ``Config`` without the rest of litgpt, and ours for GPT-2, which it does not have.
+"""The two configuration files of a checkpoint: litgpt's ``model_config.yaml`` and transformers' ``config.json``.
 
 Importing the package ``litgpt`` brings Lightning, torchmetrics and transformers: seconds and 230 MB that a slice or an
 export has no use for. ``litgpt/config.py`` itself needs nothing but PyYAML, and is registered under its own name, so
-that a later ``import litgpt`` finds the same class.
+that a later ``import litgpt`` finds the same class. GPT-2, which litgpt does not have, gets a subclass.
 """
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from inheritune_lit.checkpoint.folder import MODEL_CONFIG, require_checkpoint
-from inheritune_lit.errors import UserError
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, require_checkpoint
+from inheritune_lit.errors import UserError, first_line
 
 if "litgpt.config" not in sys.modules:
     _package = importlib.util.find_spec("litgpt")
@@ -40,7 +41,7 @@ class GPT2Config(Config):
     """litgpt's ``Config`` with what GPT-2 adds; its key ``learned_positions`` marks the file.
 
     Attributes:
-        learned_positions: a learned vector a position is added to the token embedding.
+        learned_positions: a learned vector per position is added to the token embedding.
         norm_bias: the norms have biases; released GPT-2 models do, the paper's own do not.
         scale_attn_by_inverse_layer_idx: attention logits of a layer are divided by its position, counted from 1.
         attn_scale_layers: layer numbers, from 0, that scale follows; the own position where None.
@@ -74,8 +75,9 @@ def load_lit_config(checkpoint_dir: Path) -> Config:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         return (GPT2Config if "learned_positions" in fields else Config)(**fields)
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a litgpt model configuration ({reason}); make the checkpoint again") from error
+        raise UserError(
+            f"{path} is not a litgpt model configuration ({first_line(error)}); make the checkpoint again"
+        ) from error
 
 
 def save_lit_config(config: Config, folder: Path) -> None:
@@ -84,10 +86,87 @@ def save_lit_config(config: Config, folder: Path) -> None:
 
 
 def load_config(checkpoint_dir: Path) -> Config:
-    """Read ``model_config.yaml``.
+    """``load_lit_config`` of a folder that must be a whole checkpoint.
 
     Raises:
-        UserError: the folder is no checkpoint, or the file does not describe a model litgpt knows.
+        UserError: the folder is not a checkpoint, or the file does not describe a model litgpt knows.
     """
     require_checkpoint(checkpoint_dir)
     return load_lit_config(checkpoint_dir)
+
+
+def load_hf_config(folder: Path) -> dict[str, Any] | None:
+    """The folder's ``config.json``, or None where there is none.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    path = folder / HF_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); get it again") from error
+    if not isinstance(hf, dict):
+        raise UserError(f"{path} holds a {type(hf).__name__}, not an object; get it again")
+    return hf
+
+
+def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
+    """A positive number that must be there.
+
+    Args:
+        kind: int for sizes, float for the rest.
+
+    Raises:
+        UserError: it is not there, or something else.
+    """
+    value = hf.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
+        raise UserError(
+            f"config.json: {key} is {value!r}, a positive {kind.__name__} is needed; get the reference again"
+        )
+    return value
+
+
+def require_value(hf: dict[str, Any], key: str, wanted: Any, default: Any) -> None:
+    """Refuse a setting that the litgpt model would silently compute differently.
+
+    Raises:
+        UserError: ``hf[key]`` is not ``wanted``.
+    """
+    if (value := hf.get(key, default)) != wanted:
+        raise UserError(f"config.json: {key} is {value!r}, only {wanted!r} is supported for this architecture")
+
+
+_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+def gelu_from_hf(hf: dict[str, Any], key: str) -> str:
+    """litgpt's ``gelu_approximate`` for an activation name.
+
+    Raises:
+        UserError: another activation.
+    """
+    if (name := hf.get(key)) not in _GELU:
+        raise UserError(f"config.json: {key} is {name!r}, only {', '.join(_GELU)} are supported for this architecture")
+    return _GELU[name]
+
+
+def gelu_to_hf(approximate: str) -> str:
+    """The activation name for litgpt's ``gelu_approximate``."""
+    return "gelu_new" if approximate == "tanh" else "gelu"
+
+
+_NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+
+
+def trim_lists(hf: dict[str, Any], layers: list[int], depth: int) -> dict[str, Any]:
+    """Entries that list one value per layer, reduced to ``layers``."""
+    return {
+        key: [value[layer] for layer in layers]
+        if isinstance(value, list) and len(value) == depth and key not in _NOT_PER_LAYER
+        else value
+        for key, value in hf.items()
+    }

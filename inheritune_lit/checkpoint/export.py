@@ -13,9 +13,8 @@ from inheritune_lit.checkpoint.architectures.base import Architecture, lit_piece
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.args import ExportArgs
-from inheritune_lit.checkpoint.config import Config, GPT2Config, load_lit_config
+from inheritune_lit.checkpoint.config import Config, GPT2Config, load_hf_config, load_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
-from inheritune_lit.checkpoint.hf_config import load_hf_config
 from inheritune_lit.checkpoint.safetensors_files import write_safetensors
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, disagreement, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights

@@ -37,13 +37,13 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
     for name in (MODEL_CONFIG, WEIGHTS):
         if not (checkpoint_dir / name).is_file():
             raise UserError(
-                f"{checkpoint_dir} is no litgpt checkpoint: {name} is missing; "
-                + (meant(checkpoint_dir) or "`inheritune slice` makes one")
+                f"{checkpoint_dir} is not a litgpt checkpoint: {name} is missing; "
+                + (suggest_final(checkpoint_dir) or "`inheritune slice` makes one")
             )
 
 
-def meant(folder: Path) -> str | None:
-    """Where the checkpoint is when somebody gives a run's folder in its place."""
+def suggest_final(folder: Path) -> str | None:
+    """Ask whether a run's checkpoint was meant, where somebody gives the run's folder instead of it."""
     return f"did you mean {folder / FINAL}?" if is_litgpt_folder(folder / FINAL) else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 
 def find_gguf(ref: Path) -> Path | None:
@@ -52,9 +52,8 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
             model.save_pretrained(folder, max_shard_size="2GB")
         except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{path} cannot be read ({reason}); get it again, or give a safetensors checkpoint"
+                f"{path} cannot be read ({first_line(error)}); get it again, or give a safetensors checkpoint"
             ) from error
         del model
         try:
@@ -62,8 +61,9 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             # Some versions copy the GGUF file itself under the name of a SentencePiece model.
             (folder / "tokenizer.model").unlink(missing_ok=True)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{path} has no readable tokenizer ({reason}); give a safetensors checkpoint") from error
+            raise UserError(
+                f"{path} has no readable tokenizer ({first_line(error)}); give a safetensors checkpoint"
+            ) from error
         yield folder
 
 

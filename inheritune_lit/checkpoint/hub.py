@@ -151,7 +151,7 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
             for sibling in info.siblings or ()
         }
         if HF_CONFIG not in files:
-            raise UserError(f"{name} has no {HF_CONFIG}: it is no model of transformers; check --ref")
+            raise UserError(f"{name} has no {HF_CONFIG}: it is not a model of transformers; check --ref")
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
         fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, str(info.sha), Path(fetched[0]).parent, files)

@@ -73,7 +73,7 @@ def header_length(prefix: bytes, path: object) -> int:
     """Length in bytes of the JSON header, from the first 8 bytes of a file.
 
     Raises:
-        UserError: this is no safetensors file.
+        UserError: this is not a safetensors file.
     """
     if len(prefix) < 8:
         raise UserError(f"{path} is truncated: {len(prefix)} bytes, too short for a safetensors file; get it again")
@@ -87,7 +87,7 @@ def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
     """Turn the JSON header into entries, in the order of their bytes.
 
     Raises:
-        UserError: the header is no JSON of the format, or names bytes that don't fit shape and dtype.
+        UserError: the header is not JSON of the format, or names bytes that do not fit shape and dtype.
     """
     try:
         raw = json.loads(header)
@@ -132,7 +132,7 @@ def write_safetensors(
         OSError: the disk is full or cannot be written.
         ValueError: the chunks of a tensor do not fill it.
     """
-    # transformers refuses files that don't say "pt".
+    # transformers refuses files that do not say "pt".
     header = build_header(specs, {"format": "pt"})
     places, position = {}, len(header)
     for name, (dtype, shape) in specs.items():

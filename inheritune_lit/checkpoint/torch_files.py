@@ -85,7 +85,7 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RangedTorch
         folder: for the sparse file, which is removed.
 
     Returns:
-        None where its tensors cannot be had by ranges: an old file that is no archive, or views that are no blocks.
+        None where its tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous.
 
     Raises:
         UserError: the file is damaged or holds Python objects other than tensors.
@@ -129,7 +129,7 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RangedTorch
 
 
 def _read_directory(url: str, file: str, size: int) -> tuple[list[_Record], int] | None:
-    """Records in the order of their bytes, and where the directory begins; None where the file is no archive."""
+    """Records in the order of their bytes, and where the directory begins; None where the file is not an archive."""
     if size < _END_BYTES:
         return None
     tail_start = max(0, size - ranged.FIRST_READ)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
 from inheritune_lit.checkpoint.safetensors_files import TensorEntry, read_header
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -187,7 +188,6 @@ def _check_index(index: dict[str, str] | None, file_of: dict[str, Path]) -> None
 
 def _open_litgpt(path: Path) -> Weights:
     state = load_torch_file(path)
-    state = state.get("model", state)
     return _from_state(state, [path], "litgpt", dict.fromkeys(state, path))
 
 
@@ -201,8 +201,10 @@ def _open_bin(files: list[Path], index: dict[str, str] | None) -> Weights:
     return _from_state(state, files, "bin", file_of)
 
 
-def load_torch_file(path: Path, label: str | None = None) -> dict:
-    """Map a file written by ``torch.save``; nothing but tensors and containers is ever unpickled.
+def load_torch_file(path: Path, label: str | None = None) -> dict[str, Any]:
+    """Map a state dict written by ``torch.save``, or the one under "model" in it.
+
+    Nothing is read until it is used, and nothing but tensors and containers is ever unpickled.
 
     Args:
         path: the file.
@@ -222,11 +224,10 @@ def load_torch_file(path: Path, label: str | None = None) -> dict:
             f"{label} holds Python objects other than tensors and was not loaded; use safetensors"
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ... for damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{label} cannot be read ({reason}); get it again") from error
+        raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
     if not isinstance(state, dict):
         raise UserError(f"{label} holds a {type(state).__name__}, not a state dict; get it again")
-    return state
+    return state.get("model", state)
 
 
 def _from_state(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 from inheritune_lit.io.manifest import sha256_file
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
@@ -107,7 +107,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}); copy it again") from error
+        raise UserError(f"{path} is no parquet file ({first_line(error)}); copy it again") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path} row {number}", row
 

@@ -17,7 +17,7 @@ class SliceArgs(CommandArgs):
 
     ref: str
     """The reference: a known name (see ``inheritune references``) or hub repository, with ``@`` and a branch, tag
-    or commit behind it where it shall not be the main branch; a folder (Hugging Face or litgpt) or a GGUF file."""
+    or commit behind it if it is not the main branch; a folder (Hugging Face or litgpt) or a GGUF file."""
     _: KW_ONLY
     n: int | None = None
     """Take the first n layers; short for ``--layers first:n``."""
@@ -55,7 +55,9 @@ class SliceArgs(CommandArgs):
         object.__setattr__(self, "ref", str(self.ref))
         for part in self.inherited_parts:
             if part not in PARTS:
-                raise UserError(f"--parts {self.parts}: {part!r} is no part of a layer; use any of {','.join(PARTS)}")
+                raise UserError(
+                    f"--parts {self.parts}: {part!r} is not a part of a layer; use any of {','.join(PARTS)}"
+                )
         if self.n is not None and self.n < 1:
             raise UserError(f"--n {self.n} is below 1; give the number of layers to take")
         if self.init in ("stack", "hybrid-stack"):

@@ -31,7 +31,7 @@ def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
     none says so.
 
     Raises:
-        UserError: the folder is no checkpoint.
+        UserError: the folder is not a checkpoint.
     """
     depth = load_config(checkpoint_dir).n_layer
     manifest: dict[str, Any] | None = read_manifest(checkpoint_dir)

@@ -20,8 +20,8 @@ def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str |
         device: where the parameters go.
 
     Raises:
-        UserError: the folder is no checkpoint, its architecture is not supported, or its weights and its configuration
-            disagree.
+        UserError: the folder is not a checkpoint, its architecture is not supported, or its weights do not fit its
+            configuration.
     """
     return build_reference(
         ResolvedReference(open_reference(folder, "local"), str(folder)).open().reference, dtype, device

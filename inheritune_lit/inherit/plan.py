@@ -7,8 +7,7 @@ import torch
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
-from inheritune_lit.checkpoint.config import Config, GPT2Config
-from inheritune_lit.checkpoint.hf_config import trim_lists
+from inheritune_lit.checkpoint.config import Config, GPT2Config, trim_lists
 from inheritune_lit.checkpoint.tensors import (
     EMBEDDING,
     HEAD,
@@ -176,7 +175,7 @@ def build_plan(reference: ReferenceModel, args: SliceArgs, student: Student) -> 
         student: the answer of ``student_config``.
 
     Raises:
-        UserError: arguments that do not fit the reference, or a needed tensor that is missing.
+        UserError: arguments that do not fit the reference, or a needed tensor is missing.
     """
     _check_tied(reference, args)  # again: the weights may say otherwise than the configuration
     config, layers = student

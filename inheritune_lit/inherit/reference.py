@@ -10,9 +10,14 @@ import torch
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, litgpt_name, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.config import Config, load_lit_config
-from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, is_litgpt_folder, meant, refuse_outside_links
-from inheritune_lit.checkpoint.hf_config import load_hf_config, require
+from inheritune_lit.checkpoint.config import Config, load_hf_config, load_lit_config, require
+from inheritune_lit.checkpoint.folder import (
+    HF_CONFIG,
+    MODEL_CONFIG,
+    is_litgpt_folder,
+    refuse_outside_links,
+    suggest_final,
+)
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError, first_line
@@ -96,7 +101,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
         name: its name; the one it carries, else the folder's, when None.
 
     Raises:
-        UserError: the folder is no checkpoint, or its configuration is damaged or not supported.
+        UserError: the folder is not a checkpoint, or its configuration is damaged or not supported.
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
@@ -107,7 +112,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     if hf is None:
         raise UserError(
             f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; "
-            + (meant(folder) or "give the folder of one")
+            + (suggest_final(folder) or "give the folder of one")
         )
     architecture = architecture_of_hf(hf)
     name = name or folder.resolve().name

@@ -26,7 +26,7 @@ def check_vacant(out_dir: Path) -> None:
     else:
         above = next(path for path in out_dir.absolute().parents if os.path.lexists(path))
         if not above.is_dir():
-            raise UserError(f"cannot write {out_dir}: {above} is no folder; give another --out_dir")
+            raise UserError(f"cannot write {out_dir}: {above} is not a folder; give another --out_dir")
         if not os.access(above, os.W_OK | os.X_OK):
             raise UserError(f"cannot write {out_dir}: no permission to write into {above}; give another --out_dir")
 
@@ -96,7 +96,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Put a file in the place of the one that may be there; a kill or a failure leaves the one or the other.
+    """Replace a file, or write a new one; a kill or a failure leaves the old one or the new one, whole.
 
     Args:
         path: the file.

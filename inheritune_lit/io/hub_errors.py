@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 
 @contextmanager
@@ -42,14 +42,14 @@ def explain_hub_errors(
     except RevisionNotFoundError as error:
         raise UserError(f"{name} has no such revision (branch, tag or commit); check {flag}") from error
     except HFValidationError as error:
-        raise UserError(f"{name!r} is no hub repository, known name or folder; check {flag}") from error
+        raise UserError(f"{name!r} is not a hub repository, a known name or a folder; check {flag}") from error
     except unreachable as error:
         # huggingface_hub 1.x retries a refused connection with the client that it has just closed: a RuntimeError.
         if isinstance(error, RuntimeError) and "closed" not in str(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot download {name} ({reason}); run the same command again to continue, or give a local folder"
+            f"cannot download {name} ({first_line(error)}); "
+            "run the same command again to continue, or give a local folder"
         ) from error
 
 

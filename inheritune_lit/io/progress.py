@@ -16,7 +16,7 @@ class Progress:
         total: amount of work, or None when it is not known.
         unit: unit of ``total``, such as "step" or "B" for bytes.
         done: work done before, when something is continued.
-        interval_s: seconds between plain lines where the output is no terminal.
+        interval_s: seconds between plain lines where the output is not a terminal.
         stream: where to write; stderr by default, so results on stdout stay clean.
         hidden: count, but show nothing.
     """

@@ -1,13 +1,13 @@
 """litgpt checkpoints into litgpt models."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, disagreement
+from inheritune_lit.checkpoint.weights import load_torch_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt import Transformer, build_model
 
@@ -19,12 +19,7 @@ def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
         UserError: the file is damaged or holds more than tensors.
     """
     require_checkpoint(checkpoint_dir)
-    path = checkpoint_dir / WEIGHTS
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); make or download it again") from error
-    return state.get("model", state)
+    return load_torch_file(checkpoint_dir / WEIGHTS)
 
 
 def is_tied(state: dict[str, torch.Tensor]) -> bool:
@@ -89,7 +84,3 @@ def _check_state(checkpoint_dir: Path, model: Transformer, state: dict[str, torc
             f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; "
             "make the checkpoint again"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from litgpt.model import GPT
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
 
@@ -33,7 +33,7 @@ def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device)
         model.to(device)
         _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"bitsandbytes cannot do {mode} on {torch.device(device).type} ({reason}); choose another --quantize"
         ) from error

@@ -189,7 +189,7 @@ def test_bad_input(make_llama, tmp_path, capsys):
 
     _, ref = make_llama()
     checkpoint = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "slice")).folder
-    with pytest.raises(UserError, match="no litgpt checkpoint"):
+    with pytest.raises(UserError, match="not a litgpt checkpoint"):
         export(ExportArgs(ref, tmp_path / "hf"))
     with pytest.raises(UserError, match="already holds"):
         export(ExportArgs(checkpoint, ref))

@@ -150,7 +150,7 @@ def test_errors_in_one_line(hub, make_llama, tmp_path):
         ("maker/absent", "no public hub repository"),
         ("maker/none", "no config.json"),
         ("llama2-7b", "gated: ask for access at https://huggingface.co/meta-llama/Llama-2-7b-hf"),
-        ("maker/bad name", "no hub repository"),
+        ("maker/bad name", "not a hub repository"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             slice_model(SliceArgs(name, n=1, out_dir=tmp_path / "out"))

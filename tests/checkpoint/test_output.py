@@ -91,7 +91,7 @@ def test_killed_process_never_shows_the_folder(tmp_path):
 
 def test_folder_below_a_file_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file is no folder; give another --out_dir"):
+    with pytest.raises(UserError, match="file is not a folder; give another --out_dir"):
         check_vacant(tmp_path / "file" / "a" / "out")
     check_vacant(tmp_path / "a" / "b" / "out")
 

@@ -218,7 +218,7 @@ def test_checkpoints_are_looked_at_before_rows(two_models, rows_dir, tmp_path, c
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
         evaluate(**_arguments(tmp_path / "empty", rows_dir))
-    with pytest.raises(UserError, match="is no folder; give another --out_dir"):
+    with pytest.raises(UserError, match="is not a folder; give another --out_dir"):
         evaluate(**_arguments(two_models[0], rows_dir), out_dir=two_models[0] / "lit_model.pth" / "out")
     assert "reading" not in capsys.readouterr().err
 

@@ -124,4 +124,4 @@ def test_command_line_options(make_llama, tmp_path, capsys):
     record = read_manifest(tmp_path / "out")
     assert (record["layers"], record["parts"], record["embeddings"]) == ([3, 4], ["mlp"], False)
     assert main([*arguments[:-3], "mlp,heads", "--out_dir", str(tmp_path / "none")]) == 2
-    assert "'heads' is no part" in capsys.readouterr().err
+    assert "'heads' is not a part" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_out_dir_is_taken(refused, checkpoint, tmp_path):
     (taken / "thesis.txt").write_text("precious")
     refused("already holds files", "--dry_run", out_dir=taken)
     refused("is a file", out_dir=taken / "thesis.txt")
-    refused("is no folder", out_dir=taken / "thesis.txt" / "run")
+    refused("is not a folder", out_dir=taken / "thesis.txt" / "run")
     refused("holds a slice, not a run", out_dir=_as_slice(checkpoint))
     assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
 

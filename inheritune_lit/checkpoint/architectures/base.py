@@ -1,4 +1,8 @@
-"""The entries of ``config.json`` that most architectures share, Hugging Face <-> litgpt."""
+"""What an architecture declares, and the entries of ``config.json`` that most architectures share.
+
+For rotary positions, transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes both into
+``rope_parameters``.
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -6,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.sources import LitTensor, Plain, Source, Stacked, Stored
-from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.hf_config import require
+from inheritune_lit.checkpoint.config import Config, require
 from inheritune_lit.checkpoint.tensors import Piece
 from inheritune_lit.errors import UserError
 
@@ -16,7 +19,7 @@ def sizes_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     """Depth, widths, heads and context as litgpt fields.
 
     Raises:
-        UserError: one of them is missing or no positive number.
+        UserError: one of them is missing or not a positive number.
     """
     n_head = require(hf, "num_attention_heads")
     return {
@@ -77,7 +80,7 @@ class Architecture:
         stacked: entries of ``block`` as they are where experts are stored in one tensor.
         bias_switches: module -> the ``config.json`` entry that says whether it has a bias, and the entry's default.
         config_class: litgpt's ``Config`` or a subclass.
-        ignored: endings of stored tensors that are no weights, such as masks of old files.
+        ignored: endings of stored tensors that are not weights, such as masks of old files.
         free_head_size: ``config.json`` can state a head size other than width / heads.
         tied_by_default: what transformers assumes when ``tie_word_embeddings`` is absent.
         residual_modules: modules whose initial deviation shrinks with depth (GPT-2).
@@ -141,7 +144,7 @@ def split_name(name: str) -> tuple[int | None, str, str]:
         return int(match[1]), match[2], match[3]
     match = _OUTER.match(name)
     if match is None:
-        raise UserError(f"unknown tensor name {name}; this is no litgpt checkpoint of a supported model")
+        raise UserError(f"unknown tensor name {name}; this is not a litgpt checkpoint of a supported model")
     return None, match[1], match[2]
 
 
@@ -187,3 +190,71 @@ def litgpt_name(architecture: Architecture, name: str) -> str:
         if re.match(architecture.litgpt_names, candidate):
             return candidate
     return architecture.litgpt_name
+
+
+_LLAMA3 = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_seq_len",
+}
+
+
+def rope_from_hf(hf: dict[str, Any], default_fraction: float = 1.0) -> dict[str, Any]:
+    """litgpt's rotary fields.
+
+    Args:
+        hf: ``config.json``.
+        default_fraction: rotated share of a head where the file does not say.
+
+    Raises:
+        UserError: a scaling that litgpt does not compute.
+    """
+    parameters: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(value := hf.get(key) or {}, dict):
+            raise UserError(f"config.json: {key} is {value!r}, not an object; get the reference again")
+        parameters |= value
+    base = parameters.get("rope_theta", hf.get("rope_theta", hf.get("rotary_emb_base", 10000)))
+    fraction = parameters.get(
+        "partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", default_fraction))
+    )
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    fields: dict[str, Any] = {
+        "rope_base": int(base) if float(base).is_integer() else base,
+        "rotary_percentage": fraction,
+    }
+    if kind in ("default", None):
+        return fields
+    try:
+        if kind == "linear":
+            return fields | {"rope_adjustments": {"factor": parameters["factor"]}}
+        if kind == "llama3":
+            return fields | {"rope_adjustments": {lit: parameters[name] for name, lit in _LLAMA3.items()}}
+    except KeyError as error:
+        raise UserError(f"config.json: rope type {kind} without {error}; get the reference again") from error
+    raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
+
+
+def rope_to_hf(config: Config, partial: bool = False) -> dict[str, Any]:
+    """Entries for ``config.json`` that transformers 4 and 5 both read.
+
+    ``rope_theta`` and ``rope_scaling`` are the old names, ``rope_parameters`` the new one.
+
+    Args:
+        config: the model.
+        partial: the architecture rotates a part of a head only; ``config.json`` says which.
+    """
+    base, adjustments = float(config.rope_base), config.rope_adjustments
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if adjustments is not None:
+        kind = "llama3" if "low_freq_factor" in adjustments else "linear"
+        back = {lit: name for name, lit in _LLAMA3.items()}
+        scaling = {"rope_type": kind} | {back[name]: value for name, value in adjustments.items()}
+    fraction = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
+    return {
+        **fraction,
+        "rope_theta": base,
+        "rope_scaling": scaling if adjustments is not None else None,
+        "rope_parameters": {"rope_theta": base} | fraction | scaling,
+    }

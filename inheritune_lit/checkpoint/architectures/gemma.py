@@ -7,11 +7,15 @@ norms of q and k instead of soft-capping, and its windowed layers have rotary po
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import sizes_from_hf, sizes_to_hf, window_from_hf
+from inheritune_lit.checkpoint.architectures.base import (
+    rope_from_hf,
+    rope_to_hf,
+    sizes_from_hf,
+    sizes_to_hf,
+    window_from_hf,
+)
 from inheritune_lit.checkpoint.architectures.llama import LLAMA
-from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
-from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.hf_config import gelu_from_hf, require, require_value
+from inheritune_lit.checkpoint.config import Config, gelu_from_hf, require, require_value
 from inheritune_lit.errors import UserError
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -3,12 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, sizes_from_hf, sizes_to_hf, window_from_hf
+from inheritune_lit.checkpoint.architectures.base import (
+    Architecture,
+    rope_from_hf,
+    rope_to_hf,
+    sizes_from_hf,
+    sizes_to_hf,
+    window_from_hf,
+)
 from inheritune_lit.checkpoint.architectures.llama import LLAMA, without
-from inheritune_lit.checkpoint.architectures.rope import rope_from_hf, rope_to_hf
 from inheritune_lit.checkpoint.architectures.sources import Half, Split
-from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.hf_config import gelu_from_hf, gelu_to_hf, require_value
+from inheritune_lit.checkpoint.config import Config, gelu_from_hf, gelu_to_hf, require_value
 
 
 def _phi_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +92,7 @@ PHI3 = replace(
 
 
 def _to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    # Its norms of q and k differ by head, litgpt's don't.
+    # Its norms of q and k differ by head, litgpt's do not.
     require_value(hf, "qk_layernorm", False, default=False)
     parallel = bool(hf.get("use_parallel_residual"))
     eps = hf.get("layer_norm_eps", 1e-5)

@@ -4,12 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, litgpt_name
-from inheritune_lit.checkpoint.architectures.falcon import FALCON, FALCON_TWO_NORMS
 from inheritune_lit.checkpoint.architectures.gemma import GEMMA, GEMMA2, GEMMA3
-from inheritune_lit.checkpoint.architectures.gpt import GPT2, GPT_NEOX
-from inheritune_lit.checkpoint.architectures.llama import LLAMA, MISTRAL, QWEN2, QWEN3
-from inheritune_lit.checkpoint.architectures.moe import MIXTRAL, QWEN3_MOE
-from inheritune_lit.checkpoint.architectures.olmo import OLMO, OLMO2
+from inheritune_lit.checkpoint.architectures.gpt import FALCON, FALCON_TWO_NORMS, GPT2, GPT_NEOX
+from inheritune_lit.checkpoint.architectures.llama import LLAMA, MISTRAL, MIXTRAL, OLMO, OLMO2, QWEN2, QWEN3, QWEN3_MOE
 from inheritune_lit.checkpoint.architectures.phi import PHI, PHI3, STABLELM
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.errors import UserError
@@ -41,7 +38,7 @@ def architecture_of_hf(hf: dict[str, Any]) -> Architecture:
     """The architecture of a ``config.json``.
 
     Raises:
-        UserError: it is none of the supported ones.
+        UserError: it is not a supported one.
     """
     model_type = hf.get("model_type")
     for architecture in ARCHITECTURES:
@@ -64,7 +61,7 @@ def architecture_of_lit(config: Config) -> Architecture:
     for architecture in ARCHITECTURES:
         if architecture is not GPT2 and _can_say(architecture, config):
             return architecture
-    raise UserError(f"model_config.yaml describes {config.name!r}, which is none of the supported architectures")
+    raise UserError(f"model_config.yaml describes {config.name!r}, which is not a supported architecture")
 
 
 def _can_say(architecture: Architecture, config: Config) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.formats.report import BrokenRow, ReadReport, string_field
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -84,7 +84,7 @@ def _open(path: Path) -> Iterator["ParquetFile"]:
         with ParquetFile(path) as file:
             yield file
     except (ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path} cannot be read as parquet ({reason}); fetch it again") from error
 
 
