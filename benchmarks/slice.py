@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from measuring import measure
 
-from inheritune_lit.checkpoint.safetensors_files import write_safetensors
+from inheritune_lit.checkpoint.write import write_safetensors
 
 SHAPES = {
     "openllama-3b": {

@@ -15,9 +15,9 @@ from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, ar
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import Config, GPT2Config, load_hf_config, load_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
-from inheritune_lit.checkpoint.safetensors_files import write_safetensors
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, disagreement, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
+from inheritune_lit.checkpoint.write import write_safetensors
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest

@@ -6,14 +6,11 @@ maps and unpickles as carefully as ever. Where a storage's bytes would be, its n
 record a tensor belongs to.
 """
 
-import errno
 import io
-import mmap
 import struct
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +18,8 @@ import torch
 
 from inheritune_lit.checkpoint import byte_ranges as ranged
 from inheritune_lit.checkpoint.byte_ranges import RangedFile, read_ahead, read_range
-from inheritune_lit.checkpoint.safetensors_files import DTYPE_NAMES, MAX_HEADER_BYTES, Place, TensorEntry, write_tensors
-from inheritune_lit.checkpoint.weights import TensorSpec, load_torch_file
+from inheritune_lit.checkpoint.safetensors_files import DTYPE_NAMES, MAX_HEADER_BYTES, TensorEntry
+from inheritune_lit.checkpoint.weights import load_torch_file
 from inheritune_lit.errors import UserError
 
 _ZIP_HEADER = struct.Struct("<26xHH")
@@ -198,75 +195,3 @@ class _Remote(io.RawIOBase):
         if start >= self._tail_start:
             return self._tail[start - self._tail_start : end - self._tail_start]
         return read_range(self._url, start, end)
-
-
-_LOCAL_HEADER = struct.Struct("<26xHH")
-"""Zip local file header up to the lengths of the name and of the extra field, which come before the data."""
-
-
-def write_torch_checkpoint(
-    path: Path,
-    specs: dict[str, TensorSpec],
-    aliases: dict[str, str],
-    chunks_of: Callable[[str], Iterable[torch.Tensor]],
-) -> None:
-    """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
-
-    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place.
-
-    Args:
-        path: the file to write.
-        specs: the tensors in the order they should have.
-        aliases: names that share the storage of a name in ``specs``, such as a tied head.
-        chunks_of: as for ``write_tensors``.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-        ValueError: the chunks of a tensor do not fill it.
-    """
-    state = _untouched_tensors(specs)
-    state |= {name: state[target] for name, target in aliases.items()}
-    try:
-        with torch.serialization.skip_data():
-            torch.save(state, path)
-    except RuntimeError as error:
-        # Only sizes and names are written here: torch's stream fails when the file may not grow.
-        raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
-    offsets = _storage_offsets(path, [spec.nbytes for spec in specs.values()])
-    places = {name: Place(offset, specs[name].nbytes) for name, offset in zip(specs, offsets, strict=True)}
-    write_tensors(path, places, chunks_of)
-
-
-def _untouched_tensors(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
-    """Tensors of the wanted sizes over pages that are never touched, and so take no memory.
-
-    Fake tensors would say as much, but import the compiler: a second and 85 MB.
-    """
-    # Read-only private pages are not reserved, whatever the machine's overcommit policy.
-    pages = mmap.mmap(-1, max(1, sum(spec.nbytes for spec in specs.values())), mmap.MAP_PRIVATE, mmap.PROT_READ)
-    tensors, position = {}, 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        for name, spec in specs.items():
-            if spec.numel:
-                flat = torch.frombuffer(pages, dtype=spec.dtype, count=spec.numel, offset=position)
-            else:
-                flat = torch.empty(0, dtype=spec.dtype)
-            tensors[name] = flat.view(spec.shape)
-            position += spec.nbytes
-    return tensors
-
-
-def _storage_offsets(path: Path, sizes: list[int]) -> list[int]:
-    """Where each storage begins. torch numbers them in the order in which the state dict names them."""
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        records = {Path(info.filename).name: info for info in archive.infolist() if "/data/" in info.filename}
-        offsets = []
-        for number, size in enumerate(sizes):
-            info = records[str(number)]
-            if info.file_size != size:
-                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {size}")
-            file.seek(info.header_offset)
-            name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            offsets.append(info.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
-    return offsets

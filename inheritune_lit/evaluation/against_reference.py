@@ -17,7 +17,6 @@ from inheritune_lit.evaluation.held_out import BlockLosses, block_losses, mean_l
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.resolve import ResolvedReference
 from inheritune_lit.io.folders import replace_text
-from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.train.args import Precision
 
 
@@ -83,14 +82,7 @@ class Judge:
 
 def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
     """What the reference is: where it comes from, and the hashes of its files."""
-    weights = opened.reference.weights
-    assert weights, "an opened reference"
-    if opened.repository:
-        files = opened.repository.record(weights)
-        hashes = {file["path"]: file["sha256"] for file in files}
-    else:
-        hashes = {path.name: sha256_file(path) for path in weights.files}
-    return {"source": opened.source, "files": hashes}
+    return {"source": opened.source, "files": opened.file_hashes()}
 
 
 def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:

@@ -12,8 +12,8 @@ from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, save_lit_config
 from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.tensors import EMBEDDING, Piece, describe, read_piece
-from inheritune_lit.checkpoint.torch_files import write_torch_checkpoint
 from inheritune_lit.checkpoint.weights import TensorSpec, Weights, open_weights
+from inheritune_lit.checkpoint.write import write_torch_checkpoint
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, student_config

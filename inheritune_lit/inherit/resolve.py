@@ -15,6 +15,7 @@ from inheritune_lit.checkpoint.hub import Repository, open_repository
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, attach_weights, open_reference
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.references import TOKENIZER_OF_SHAPES, Shape, find_reference, find_shape, unknown_reference
 from inheritune_lit.tokenizer import Tokenizer
 
@@ -67,6 +68,13 @@ class ResolvedReference:
             weights = replace(reference.weights, files=[self.gguf], format="gguf")
             reference = replace(reference, weights=weights)
         return replace(self, reference=reference)
+
+    def file_hashes(self) -> dict[str, str | None]:
+        """Names and SHA-256 of the files behind the opened weights; the hub states its own."""
+        assert self.reference.weights, "an opened reference"
+        if self.repository:
+            return {file["path"]: file["sha256"] for file in self.repository.record(self.reference.weights)}
+        return {path.name: sha256_file(path) for path in self.reference.weights.files}
 
 
 @contextmanager

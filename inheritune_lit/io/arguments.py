@@ -41,7 +41,8 @@ def is_list(kind: Any) -> bool:
 
 def flags_of(kind: type) -> dict[str, Any]:
     """Flags of an argument dataclass without dashes, and their types; ``train.max_steps`` for those in a group."""
-    hints, flags = get_type_hints(kind), {}
+    hints = get_type_hints(kind)
+    flags: dict[str, Any] = {}
     for field in fields(kind):
         of = hints[field.name]
         if isinstance(of, type) and is_dataclass(of):

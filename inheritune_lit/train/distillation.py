@@ -14,7 +14,7 @@ from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packe
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import resolve
-from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.tokenizer import Tokenizer
@@ -119,8 +119,7 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
         if resolved.repository:
             identity: dict[str, Any] = {"source": resolved.source, "revision": resolved.repository.revision}
         else:
-            hashes = {path.name: sha256_file(path) for path in resolved.reference.weights.files}
-            identity = {"source": resolved.source, "sha256": hashes}
+            identity = {"source": resolved.source, "sha256": resolved.file_hashes()}
     gpt.max_seq_length = block_size
     return Teacher(gpt, reference.name, identity)
 
