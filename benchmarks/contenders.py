@@ -92,7 +92,6 @@ def ours(
     from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
     from inheritune_lit.train.devices import build_fabric
     from inheritune_lit.train.loop import Trainer
-    from inheritune_lit.train.metrics import NoLog
     from inheritune_lit.train.plan import RunPlan
     from inheritune_lit.train.setup import choose_kernels, prepare_model, set_up
 
@@ -113,7 +112,7 @@ def ours(
     accumulation = samples // spec["micro_batch_size"]
     plan = RunPlan(steps, 0, 0, accumulation, T, samples * T, 0, 0, spec["flops_per_token"], None)
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
-    trainer = Trainer(fabric, state, plan, TrainingArgs(train=train, optimizer=adamw), data, data, data, None, NoLog())
+    trainer = Trainer(fabric, state, plan, TrainingArgs(train=train, optimizer=adamw), data, data, data, None, None)
     gpt.train()
     for step in range(steps):
         trainer.step = step

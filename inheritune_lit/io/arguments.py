@@ -3,7 +3,10 @@
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+"""Fabric's names of how weights are kept and computed with."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, Precision
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
 Documents = Literal["packed", "separate"]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
@@ -34,11 +33,11 @@ class TrainArgs:
     """How long and in which batches to train. A step is an optimizer step."""
 
     global_batch_size: int = 64
-    """Samples an optimizer step, over all devices; a multiple of micro_batch_size times devices"""
+    """Samples per optimizer step, over all devices; a multiple of micro_batch_size times devices"""
     micro_batch_size: int = 4
-    """Samples a forward pass"""
+    """Samples per forward pass"""
     max_seq_length: int | None = None
-    """Tokens a sample; the model's block size when not given"""
+    """Tokens per sample; the model's block size when not given"""
     max_tokens: int | None = None
     """Token budget; give exactly one of max_tokens, max_steps and epochs"""
     max_steps: int | None = None
@@ -137,7 +136,7 @@ class EvalArgs:
     interval: int = 200
     """Steps between validations; the last step is always validated"""
     max_iters: int | None = None
-    """Micro-batches a validation, always the same ones; the whole validation split when not given"""
+    """Micro-batches per validation, always the same ones; the whole validation split when not given"""
     initial_validation: bool = True
     """Validate before the first step: the loss of the slice before healing"""
 
@@ -201,7 +200,7 @@ class DistillArgs:
     teacher: str | None = None
     """The model to learn from, of the same tokenizer: a folder, or what --ref of `inheritune slice` takes"""
     teacher_logits: Path | None = None
-    """Its predictions on this data, written by `inheritune teach`, in the place of teacher"""
+    """Its predictions on this data, written by `inheritune teach`, instead of teacher"""
     alpha: float = 0.6
     """Weight of the plain loss; that of the teacher's predictions is 1 - alpha, and 1 is plain training"""
     temperature: float = 1.0
@@ -242,13 +241,13 @@ class TrainingArgs(CommandArgs):
     eval: EvalArgs = EvalArgs()
     """Validation."""
     optimizer: OptimizerArgs = OptimizerArgs()
-    """Which one, and its settings."""
+    """Which optimizer, and its settings."""
     speed: SpeedArgs = SpeedArgs()
     """Kernels, compiler, memory."""
     precision: Precision | None = None
     """bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights."""
     devices: int | Literal["auto"] = 1
-    """GPUs (or CPU processes) a node, or "auto" for every GPU."""
+    """GPUs (or CPU processes) per node, or "auto" for every GPU."""
     num_nodes: int = 1
     """Nodes, each started with this command by torchrun or SLURM."""
     strategy: Strategy = "auto"
@@ -261,7 +260,7 @@ class TrainingArgs(CommandArgs):
     seed: int = 1337
     """Seed of the data order."""
     logger_name: LoggerName = "csv"
-    """A logger beside ``metrics.csv``."""
+    """Logger beside ``metrics.csv``."""
     dry_run: bool = False
     """Print the plan and stop."""
 
@@ -353,17 +352,17 @@ class TeachArgs(CommandArgs):
     """The new folder."""
     _: KW_ONLY
     max_seq_length: int
-    """Tokens a sample, as the student will be trained."""
+    """Tokens per sample, as the student will be trained."""
     documents: Documents = "packed"
     """As the student will be trained."""
     top_k: int = 50
-    """How many of the likeliest tokens to keep at each position; 4 bytes each, so 50 take 200 bytes a token."""
+    """How many of the likeliest tokens to keep at each position; 4 bytes each, so 50 take 200 bytes per token."""
     temperature: float = 1.0
     """What the student's --distill.temperature will be."""
     dtype: Literal["float16", "float32"] = "float16"
     """Of log-probabilities."""
     batch_size: int = 4
-    """Samples a forward pass."""
+    """Samples per forward pass."""
     dry_run: bool = False
     """Print the plan and stop."""
 

@@ -57,9 +57,9 @@ def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strat
     """Fabric, launched: with several devices every one of them runs this program from here on.
 
     Args:
-        devices: a node; "auto" takes every GPU, or one CPU process.
+        devices: per node; "auto" takes every GPU, or one CPU process.
         num_nodes: nodes.
-        strategy: "ddp" keeps a replica a device; "fsdp" shards parameters and optimizer state over all devices;
+        strategy: "ddp" keeps a replica per device; "fsdp" shards parameters and optimizer state over all devices;
             "hybrid" shards within a node and replicates over nodes; "auto" is one device or "ddp".
         precision: see ``pretrain``.
 

@@ -60,7 +60,7 @@ class TeacherLogits:
     def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
         manifest = read_manifest(folder) if folder.is_dir() else None
         if manifest is None or manifest.get("kind") != KIND:
-            raise UserError(f"{folder} holds no teacher's predictions; make them with `inheritune teach`")
+            raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
         self.settings: dict[str, Any] = manifest["settings"]
         remedy = "make it again with `inheritune teach`, or change the run"
         check_settings(f"{folder} was made", {name: self.settings[name] for name in expected}, expected, remedy)
@@ -95,7 +95,7 @@ class Teacher:
         return sum(parameter.numel() for parameter in self.gpt.parameters())
 
     def flops(self, block_size: int) -> float:
-        """FLOPs a token of its forward pass: a third of forward and backward."""
+        """FLOPs per token of its forward pass: a third of forward and backward."""
         return flops_per_token(self.gpt.config, block_size) / 3
 
 
@@ -105,7 +105,7 @@ def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.
     Args:
         ref: as ``--ref`` of ``inheritune slice``.
         tokenizer_sha256: of the tokenizer that the data was made with.
-        block_size: tokens a sample.
+        block_size: tokens per sample.
         dtype: of its weights; RoPE tables stay fp32.
 
     Raises:
@@ -185,7 +185,7 @@ class Distillation:
 
     @property
     def flops_per_token(self) -> float:
-        """FLOPs that the teacher adds to a token of training."""
+        """FLOPs per token that the teacher adds to training."""
         return self.teacher.flops(self.block_size) if self.teacher else 0.0
 
     @property

@@ -19,10 +19,10 @@ from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
-from inheritune_lit.train.metrics import MetricsLog, NoLog
+from inheritune_lit.train.metrics import MetricsLog, Row
 from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import Saver
+from inheritune_lit.train.saving import BEST, Saver
 from inheritune_lit.train.schedule import LossGuard, learning_rate
 from inheritune_lit.train.setup import TrainState
 
@@ -37,7 +37,7 @@ class Trainer:
         data, sampler: training samples and their order.
         val_data: what is held out.
         saver: writes states and checkpoints.
-        log: takes the metrics; only the first rank's is written.
+        log: takes the metrics; None on all ranks but the first.
         teacher_logits: goes into the loss with the samples.
 
     Attributes:
@@ -55,7 +55,7 @@ class Trainer:
         sampler: MixtureSampler,
         val_data: PackedDataset,
         saver: Saver,
-        log: MetricsLog | NoLog,
+        log: MetricsLog | None,
         teacher_logits: TeacherLogits | None = None,
     ) -> None:
         self.fabric, self.state, self.saver, self.log = fabric, state, saver, log
@@ -95,8 +95,7 @@ class Trainer:
                     self._stopped(stop)
                     return None
                 validation = self._advance(progress)
-        self.saver.wait()
-        self.log.close()
+        self._close()
         return validation
 
     def _restore(self) -> None:
@@ -107,10 +106,11 @@ class Trainer:
             self.guard.restore(counters["guard"])
             self._log(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
         self._saved_step = self.step
-        self.log.open(self.step)
+        if self.log:
+            self.log.open(self.step)
         if self.step == 0 and self.eval.initial_validation:
             first = self._validate()
-            self.log.write({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
+            self._write_row({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
             self._log(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
 
     def _advance(self, progress: Progress) -> ValidationResult | None:
@@ -132,10 +132,10 @@ class Trainer:
                 validation = self._validate()
                 row |= _columns(validation)
                 note += f", held-out {validation.loss:.4f} ± {validation.stderr:.4f}"
-            self.log.write(row)
+            self._write_row(row)
         if validation and self.train.keep_best and validation.loss < self._best:
             self._best = validation.loss
-            self.saver.save_best(self.step, validation.loss)
+            self.saver.save_weights(BEST, {"steps": self.step, "val_loss": validation.loss})
         if not last and self.step % (self.train.save_interval or self.step + 1) == 0:
             self._save()
         progress.update(1, note)
@@ -264,8 +264,7 @@ class Trainer:
         """Save what is not saved yet and say so."""
         if self.step > self._saved_step:
             self._save()
-        self.saver.wait()
-        self.log.close()
+        self._close()
         if signal.SIGINT in stop:
             self._log(f"stopped after step {self.step:,}, saved; the same command continues")
             raise KeyboardInterrupt
@@ -275,6 +274,15 @@ class Trainer:
         if self.fabric.world_size == 1:
             return here
         return bool(self._ranks.add_up(torch.tensor(float(here), device=self.fabric.device)).item())
+
+    def _write_row(self, row: Row) -> None:
+        if self.log:
+            self.log.write(row)
+
+    def _close(self) -> None:
+        self.saver.wait()
+        if self.log:
+            self.log.close()
 
     def _log(self, line: str, level: int = logging.INFO) -> None:
         if self.fabric.global_rank == 0:

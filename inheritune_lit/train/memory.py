@@ -108,10 +108,10 @@ def _loss_bytes(config: Config, tokens: int, kernel: str, precision: Precision) 
 
 
 def _compiled_elements(config: Config) -> int:
-    """Numbers a token and block that a compiled model keeps: what cannot be recomputed without a matrix product.
+    """Numbers per token and block that a compiled model keeps: what cannot be recomputed without a matrix product.
 
     Both residual sums, queries, keys and values as attention takes them, attention's output, and the MLP's products.
-    For the OpenLLaMA-3B slice 73 KB a token and layer in bf16.
+    For the OpenLLaMA-3B slice 73 KB per token and layer in bf16.
     """
     mlp = 2 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 1
     return 2 * config.n_embd + 4 * config.n_head * config.head_size + mlp * config.intermediate_size
@@ -121,7 +121,7 @@ def _eager_bytes(config: Config, block_size: int, precision: Precision) -> tuple
     """What autograd keeps of one block, counted by autograd itself on tensors without data.
 
     Returns:
-        Bytes whatever the batch (casts of weights), and bytes a sample.
+        Bytes whatever the batch (casts of weights), and bytes per sample.
     """
     one, two = (_kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
     return 2 * one - two, two - one
@@ -165,7 +165,7 @@ def _flash_like(
 
 
 class _FlashLike(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: inputs, output, and one number a row."""
+    """Keeps what a fused attention kernel keeps: inputs, output, and one number per row."""
 
     @staticmethod
     def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Metrics of a run: always ``metrics.csv``, and one of litgpt's loggers on top when asked for."""
+"""Metrics of a run: always ``metrics.csv``, and TensorBoard, Weights & Biases or MLflow on top when asked for."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Row = dict[str, float | int]
 
 
 class MetricsLog:
-    """One row a logged step.
+    """One row per logged step.
 
     Args:
         folder: the run folder.
@@ -46,7 +46,7 @@ class MetricsLog:
         self._finish: Callable[[], None] | None = None
 
     def open(self, resumed_step: int) -> None:
-        """Begin, or go on after ``resumed_step``: rows after it are dropped so that none appears twice."""
+        """Begin, or continue after ``resumed_step``: rows after it are dropped so that none appears twice."""
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
         # A kill here must not cost the rows that are there.
         replace_file(self.path, lambda aside: self._write_rows(aside, kept))
@@ -72,19 +72,6 @@ class MetricsLog:
             writer.writerows(rows)
 
 
-class NoLog:
-    """A log for ranks whose metrics nobody reads."""
-
-    def open(self, resumed_step: int) -> None:
-        """Nothing."""
-
-    def write(self, row: Row) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Rows of a ``metrics.csv``, none where there is no file; a line cut short by a kill is left out.
 
@@ -96,12 +83,14 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
     if rows and "step" not in rows[0]:
-        raise UserError(f"{path} holds no metrics of a run: it has no column step; restore it, or leave the folder out")
+        raise UserError(
+            f"{path} does not hold the metrics of a run: it has no column step; restore it, or leave the folder out"
+        )
     return [row for row in rows if row["step"].isdigit() and None not in row.values()]
 
 
 class Validation(NamedTuple):
-    """Held-out loss after so many tokens, in nats a token; ``stderr`` is NaN of a single sample."""
+    """Held-out loss after so many tokens, in nats per token; ``stderr`` is NaN for a single sample."""
 
     tokens: int
     loss: float
@@ -129,7 +118,7 @@ def _tensorboard(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[
 def _wandb(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
     import wandb
 
-    # The name is the identity too, so that a restarted run goes on in the same curve.
+    # The name is the identity too, so that a restarted run continues the same curve.
     run = wandb.init(project="inheritune", name=name, id=name, dir=folder, resume="allow")
     return (lambda row: run.log(_values(row), step=int(row["step"]))), run.finish
 

@@ -217,7 +217,7 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
                         master.copy_(copies[number])
             inner.load_state_dict({**state_dict, "state": saved})
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path} is no optimizer state of this model; give --optimizer_state reset") from error
+        raise UserError(f"{path} is not an optimizer state of this model; give --optimizer_state reset") from error
 
 
 def _parts(

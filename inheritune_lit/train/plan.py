@@ -29,10 +29,10 @@ class RunPlan:
         total_steps: optimizer steps.
         budget: tokens asked for; what is over whole steps is not trained.
         tokens: tokens the run trains on (targets; the expected number where samples hold padding).
-        accumulation: micro-batches a step.
-        block_size: tokens a sample.
-        tokens_per_step: inputs a step, padding included.
-        val_blocks: samples a validation.
+        accumulation: micro-batches per step.
+        block_size: tokens per sample.
+        tokens_per_step: inputs per step, padding included.
+        val_blocks: samples per validation.
         parameters: parameters of the model, a tied head counted once.
         flops_per_token: forward and backward, and a teacher's forward.
         peak_flops: of one device in bf16, FLOP/s; None where it is not known.
@@ -51,7 +51,7 @@ class RunPlan:
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
-    """Tokens a sample.
+    """Returns the tokens per sample.
 
     Raises:
         UserError: more than the model can attend to, or fewer than one.
@@ -85,7 +85,7 @@ def plan_run(
         parameters: parameters of the model, a tied head counted once.
         devices: over all nodes.
         peak_flops: of one device.
-        teacher_flops: a token, for a teacher that runs along.
+        teacher_flops: per token, for a teacher that runs along.
 
     Raises:
         UserError: the arguments contradict each other or make no run.
@@ -139,11 +139,11 @@ def plan_text(
     memory: StepMemory,
     learns_from: str | None = None,
 ) -> str:
-    """Lines that tell a run.
+    """Returns lines that describe a run.
 
     Args:
         name: the model's.
-        changes: of the run's data, the last one is told.
+        changes: of the run's data; the last one is shown.
         device: what it runs on, and in which precision.
         memory: predicted for a step.
         learns_from: the teacher, None without one.
@@ -168,8 +168,8 @@ def plan_text(
             for domain, size in mixture.domains.items()
         ]
     lines += [
-        f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} a step, "
-        f"{plan.val_blocks:,} samples a validation",
+        f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} per step, "
+        f"{plan.val_blocks:,} samples per validation",
         f"{positions * plan.flops_per_token:.2e} FLOPs on {device}",
     ]
     if learns_from:
@@ -184,7 +184,7 @@ def memory_text(memory: StepMemory) -> str:
     model = memory.weights + memory.gradients + memory.optimizer
     batch = memory.total - model - memory.teacher
     teacher = f"{_size(memory.teacher)} teacher, " if memory.teacher else ""
-    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {teacher}{_size(batch)} a micro-batch)"
+    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {teacher}{_size(batch)} per micro-batch)"
 
 
 def _size(count: int) -> str:

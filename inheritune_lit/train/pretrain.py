@@ -17,7 +17,7 @@ from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.devices import build_fabric, default_precision, machine_name, peak_flops_of, stop_requests
 from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.loop import Trainer
-from inheritune_lit.train.metrics import MetricsLog, NoLog
+from inheritune_lit.train.metrics import MetricsLog
 from inheritune_lit.train.optim import OPTIMIZER, load_optimizer, save_optimizer
 from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run, plan_text
 from inheritune_lit.train.run_folder import (
@@ -172,7 +172,7 @@ class _Run:
             run_sampler(self.settings, self.changes),
             self.val_data,
             Saver(self.fabric, state, self.sharded, args.out_dir, args.initial_checkpoint_dir, args.train),
-            MetricsLog(args.out_dir, args.logger_name, args.out_dir.name, domains) if first else NoLog(),
+            MetricsLog(args.out_dir, args.logger_name, args.out_dir.name, domains) if first else None,
             learns_from.logits if learns_from else None,
         )
 
@@ -197,7 +197,7 @@ class _Run:
             }
             if keep_optimizer and self.is_first:
                 save_optimizer(out_dir / OPTIMIZER, self.gpt, trainer.state.optimizer)
-            trainer.saver.save_final(out_dir / FINAL, record)
+            trainer.saver.save_weights(FINAL, record)
             if self.is_first:
                 drop_state(out_dir)
         numbers = (trainer.step, trainer.tokens, validation.loss, validation.stderr)

@@ -3,8 +3,9 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def save_state(
         ) from error
 
 
-def load_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a saved state into model and optimizer.
 
     Returns:
@@ -78,13 +79,11 @@ def load_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     path = run_dir / STATE
     if not path.is_file():
         return {}
-    try:
+    with _reading(path):
         content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-        return dict(content["counters"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path} cannot be read; remove it to start the run again") from error
+    return dict(content["counters"])
 
 
 def saved_step(run_dir: Path) -> int:
@@ -97,10 +96,17 @@ def saved_step(run_dir: Path) -> int:
     path = folder / _COUNTERS if folder else run_dir / STATE
     if not path.is_file():
         return 0
-    try:
+    with _reading(path):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return int((content if folder else content["counters"])["step"])
-    except Exception as error:
+        step = (content if folder else content["counters"])["step"]
+    return int(step)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} cannot be read; remove it to start the run again") from error
 
 
@@ -127,8 +133,8 @@ def save_sharded_state(
     torch.distributed.barrier()
 
 
-def load_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As ``load_state``, for any number of ranks.
+def restore_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """As ``restore_state``, for any number of ranks.
 
     Raises:
         UserError: a file is damaged.
@@ -136,14 +142,12 @@ def load_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.o
     path = _sharded_folder(run_dir)
     if path is None:
         return {}
-    try:
+    with _reading(path):
         counters = torch.load(path / _COUNTERS, weights_only=True)
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
         distributed_checkpoint.load(state, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    except Exception as error:  # many kinds, as for one file
-        raise UserError(f"{path} cannot be read; remove it to start the run again") from error
     return dict(counters)
 
 
@@ -167,7 +171,8 @@ _STEP = re.compile(r"^step-(\d{8})$")
 def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
     """Write a litgpt checkpoint, tensor by tensor from whatever device they are on.
 
-    The initial checkpoint's configuration and tokenizer travel along; its manifest is kept as ``parent``.
+    The initial checkpoint's configuration and tokenizer are copied; its manifest is kept as ``parent``. An older
+    checkpoint in its place stays until the new one is whole.
 
     Args:
         folder: the new folder.
@@ -184,30 +189,14 @@ def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Ten
     specs = {
         name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items() if name not in aliases
     }
-    with new_folder(folder) as staging:
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    with new_folder(new) as staging:
         write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda name: _chunks(state[name]))
         copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
         write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(initial_dir)})
-
-
-def replace_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """``write_checkpoint`` in place of an older one, which is there until the new one is whole."""
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    write_checkpoint(new, initial_dir, state, record)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-
-
-def step_folder(run_dir: Path, step: int) -> Path:
-    """Where the weights of a step are kept, named as litgpt names them."""
-    return run_dir / f"step-{step:08}"
-
-
-def drop_old_checkpoints(run_dir: Path, keep_last: int) -> None:
-    """Remove all but the newest ``step-*`` folders."""
-    for folder in sorted(folder for folder in run_dir.iterdir() if _STEP.match(folder.name))[:-keep_last]:
-        shutil.rmtree(folder)
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -243,8 +232,8 @@ class Saver:
 
     def load(self) -> dict[str, Any]:
         """Restore the last saved state; its counters, empty where there is none."""
-        load = load_sharded_state if self.sharded else load_state
-        return load(self.run_dir, self.gpt, self.optimizer)
+        restore = restore_sharded_state if self.sharded else restore_state
+        return restore(self.run_dir, self.gpt, self.optimizer)
 
     def save(self, counters: dict[str, Any]) -> None:
         """Save the state, and the weights as a checkpoint where checkpoints are kept.
@@ -257,21 +246,23 @@ class Saver:
         if self.sharded:
             save_sharded_state(self.run_dir, self.gpt, self.optimizer, counters)
         elif self.fabric.global_rank == 0:
-            self._run(save_state, self.run_dir, self.gpt.state_dict(), self.optimizer.state_dict(), counters)
+            content = (self.gpt.state_dict(), self.optimizer.state_dict(), counters)
+            if self._pool is None:
+                save_state(self.run_dir, *content)
+            else:
+                self._running = self._pool.submit(save_state, self.run_dir, *map(_on_host, content))
         if self.train.keep_last:
-            self._write(step_folder(self.run_dir, step), {"steps": step})
+            self.save_weights(f"step-{step:08}", {"steps": step})  # as litgpt names them
             if self.fabric.global_rank == 0:
-                drop_old_checkpoints(self.run_dir, self.train.keep_last)
+                kept = sorted(folder for folder in self.run_dir.iterdir() if _STEP.match(folder.name))
+                for folder in kept[: -self.train.keep_last]:
+                    shutil.rmtree(folder)
 
-    def save_best(self, step: int, val_loss: float) -> None:
-        """Save the weights with the lowest held-out loss so far."""
-        self._write(self.run_dir / BEST, {"steps": step, "val_loss": val_loss})
-
-    def save_final(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the checkpoint at the end of the run."""
+    def save_weights(self, name: str, record: dict[str, Any]) -> None:
+        """Write the weights as a checkpoint in the run folder, in place of an older one of this name."""
         state = self._weights()
         if self.fabric.global_rank == 0:
-            write_checkpoint(folder, self.initial_dir, state, record)
+            write_checkpoint(self.run_dir / name, self.initial_dir, state, record)
         self.fabric.barrier()
 
     def wait(self) -> None:
@@ -284,23 +275,11 @@ class Saver:
             running, self._running = self._running, None
             running.result()
 
-    def _write(self, folder: Path, record: dict[str, Any]) -> None:
-        state = self._weights()
-        if self.fabric.global_rank == 0:
-            replace_checkpoint(folder, self.initial_dir, state, record)
-        self.fabric.barrier()
-
     def _weights(self) -> dict[str, Any]:
         """The model's state dict, whole on the first rank."""
         if not self.sharded:
             return self.gpt.state_dict()
         return get_model_state_dict(self.gpt, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-    def _run(self, write: Callable[..., None], folder: Path, *content: Any) -> None:
-        if self._pool is None:
-            write(folder, *content)
-        else:
-            self._running = self._pool.submit(write, folder, *(_on_host(part) for part in content))
 
 
 def _on_host(content: Any) -> Any:

@@ -78,7 +78,7 @@ def _has_compiler() -> bool:
 
 
 def apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
-    """Make attention fast where it is not, and tell all the kernels in one line.
+    """Make attention fast where it is not, and return all the kernels in one line.
 
     Args:
         gpt: the model, on its device.
@@ -141,7 +141,7 @@ def prepare_model(initial_checkpoint_dir: Path, precision: Precision, speed: Spe
     """Load a checkpoint on the CPU in the type that its weights are trained in.
 
     Raises:
-        UserError: the folder is no checkpoint.
+        UserError: the folder is not a checkpoint.
     """
     gpt = load_model(initial_checkpoint_dir, dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
     gpt.max_seq_length = block_size
@@ -166,9 +166,9 @@ def set_up(
     """
     if speed.fp8:
         _use_fp8(gpt)
-    told = apply_kernels(gpt, kernels, speed, precision, fabric.device)
+    chosen = apply_kernels(gpt, kernels, speed, precision, fabric.device)
     if fabric.global_rank == 0:
-        logger.info(f"      {told}")
+        logger.info(f"      {chosen}")
     if distillation:
         if distillation.teacher:
             apply_kernels(distillation.teacher.gpt, kernels, speed, precision, fabric.device)
@@ -182,7 +182,7 @@ def set_up(
 
 
 def _use_fp8(gpt: GPT) -> None:
-    """Swap the blocks' linear layers for torchao's, which multiply in fp8 with a scale a tensor."""
+    """Swap the blocks' linear layers for torchao's, which multiply in fp8 with a scale per tensor."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     # The head stays in bf16: its gradients span too many magnitudes.

@@ -15,7 +15,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.train import loop
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.train.saving import load_state, save_state
+from inheritune_lit.train.saving import restore_state, save_state
 
 TIMES = ("tokens_per_s", "mfu", "memory_gb", "seconds")
 
@@ -172,4 +172,4 @@ def test_a_full_disk_keeps_the_old_state(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pth"]
-    assert load_state(tmp_path, model, optimizer) == {"step": 5}
+    assert restore_state(tmp_path, model, optimizer) == {"step": 5}
