@@ -75,15 +75,11 @@ class Weights:
 
     def renamed(self, rename: Callable[[str], str]) -> "Weights":
         """The same tensors under other names."""
-        return Weights(
-            self.files,
-            self.format,
-            {rename(name): spec for name, spec in self.specs.items()},
-            {rename(name): path for name, path in self.file_of.items()},
-            [(rename(first), rename(second)) for first, second in self.tied],
-            {rename(name): tensor for name, tensor in self._mapped.items()},
-            {rename(name): entry for name, entry in self._entries.items()},
-        )
+        tables = ("specs", "file_of", "_mapped", "_entries")
+        renamed: dict[str, Any] = {
+            table: {rename(name): value for name, value in getattr(self, table).items()} for table in tables
+        }
+        return replace(self, **renamed, tied=[(rename(first), rename(second)) for first, second in self.tied], _maps={})
 
     def remapped(self) -> "Weights":
         """The same tensors over new mappings: pages read through the old ones leave memory together with them.
@@ -131,14 +127,13 @@ def open_files(files: list[Path], format_name: str) -> Weights:
     """
     first = _open_safetensors([file for file in files if file.suffix == ".safetensors"], None)
     second = _open_bin([file for file in files if file.suffix != ".safetensors"], None)
-    return Weights(
-        files,
-        format_name,
-        first.specs | second.specs,
-        first.file_of | second.file_of,
-        second.tied,
-        second._mapped,
-        first._entries,
+    return replace(
+        second,
+        files=files,
+        format=format_name,
+        specs=first.specs | second.specs,
+        file_of=first.file_of | second.file_of,
+        _entries=first._entries,
     )
 
 

@@ -186,7 +186,10 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
         hashes = [pool.submit(_sha256, file) if args.hash_sources else None for file in local]
         with Progress(f"slice {plan.name}", plan.nbytes, "B") as progress:
             not_finite = execute(plan, weights, staging / WEIGHTS, progress)
-        files = _files_record(local, [future.result() if future else None for future in hashes])
+        files = [
+            {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256.result() if sha256 else None}
+            for path, sha256 in zip(local, hashes, strict=True)
+        ]
     if weights and repository:
         files = repository.record(weights)
     if not_finite:
@@ -195,7 +198,8 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
             len(not_finite),
             not_finite[0],
         )
-    _write_configs(plan, staging)
+    save_lit_config(plan.config, staging)
+    (staging / HF_CONFIG).write_text(json.dumps(plan.hf, indent=2) + "\n", encoding="utf-8")
     copied = copy_files(reference.folder, staging, (*TOKENIZER_FILES, "generation_config.json"))
     record = {
         "reference": {
@@ -245,15 +249,3 @@ def _sha256(file: Path) -> str:
     blob = file.resolve()
     stated = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
     return blob.name if stated else sha256_file(file)
-
-
-def _files_record(files: list[Path], hashes: list[str | None]) -> list[dict[str, Any]]:
-    return [
-        {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256}
-        for path, sha256 in zip(files, hashes, strict=True)
-    ]
-
-
-def _write_configs(plan: Plan, staging: Path) -> None:
-    save_lit_config(plan.config, staging)
-    (staging / HF_CONFIG).write_text(json.dumps(plan.hf, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -279,3 +281,30 @@ def test_config_and_weights_disagree(make_llama, tmp_path):
     ):
         (ref / "config.json").write_text(json.dumps({**hf, entry: value}))
         assert_refused(message, tmp_path / "out", str(ref), layers="last:1")
+
+
+def test_arguments_are_checked_without_torch():
+    code = (
+        "import sys; from inheritune_lit import SliceArgs, UserError\n"
+        "args = SliceArgs('openllama-3b', layers='0-2', parts='attn, mlp', out_dir='out')\n"
+        "print(args.inherited_parts, args.out_dir.name)\n"
+        "for wrong in ({}, {'n': 0}, {'n': 1, 'layers': 'last'}, {'n': 1, 'parts': 'heads'}, {'init': 'stack'}):\n"
+        "    try: SliceArgs('openllama-3b', **wrong)\n"
+        "    except UserError as error: print(str(error).partition(';')[0])\n"
+        "print([name for name in ('torch', 'numpy', 'litgpt') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[0] == "('attn', 'mlp') out"
+    assert len(shown) == 7
+    assert shown[-1] == "[]"
+
+
+def test_what_a_slice_returns(make_llama, tmp_path):
+    _, ref = make_llama()
+    result = slice_model(SliceArgs(str(ref), layers="3,1", out_dir=tmp_path / "out"))
+    state, manifest = load_state(result.folder), read_manifest(result.folder)
+    assert (result.layers, result.n_layer, result.dry_run) == ([3, 1], 2, False)
+    assert result.parameters == sum(tensor.numel() for tensor in state.values()) == manifest["parameters"]["total"]
+    assert result.nbytes == sum(tensor.nbytes for tensor in state.values())
+    assert result.sources == manifest["tensors"]
+    assert str(result).splitlines()[1] == f"student   {result.name}: 2 layers, init inherit, from layers 3,1"

@@ -127,28 +127,27 @@ def without(entries: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if key not in keys}
 
 
+_WITHOUT_BIAS = replace(LLAMA, bias_switches={})
+_TIED_HEAD_SIZE = replace(_WITHOUT_BIAS, free_head_size=False)
 MISTRAL = replace(
-    LLAMA,
+    _WITHOUT_BIAS,
     model_type="mistral",
     class_name="MistralForCausalLM",
     to_lit=mistral_to_lit,
     to_hf=mistral_to_hf,
     litgpt_name="mistral",
-    bias_switches={},
 )
 QWEN2 = replace(
-    LLAMA,
+    _TIED_HEAD_SIZE,
     model_type="qwen2",
     class_name="Qwen2ForCausalLM",
     to_lit=_qwen2_to_lit,
     to_hf=_qwen2_to_hf,
     litgpt_names=r"(?!.*(falcon|Gemma))(?i:qwen2\.5|qwq)",
     litgpt_name="Qwen2.5",
-    bias_switches={},
-    free_head_size=False,
 )
 QWEN3 = replace(
-    LLAMA,
+    _WITHOUT_BIAS,
     model_type="qwen3",
     class_name="Qwen3ForCausalLM",
     block={**LLAMA.block, "attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"},
@@ -156,7 +155,6 @@ QWEN3 = replace(
     to_hf=qwen3_to_hf,
     litgpt_names=r"(?!.*(falcon|Gemma))(?i:qwen3)",
     litgpt_name="Qwen3",
-    bias_switches={},
 )
 
 
@@ -193,18 +191,16 @@ def _olmo2_to_hf(config: Config) -> dict[str, Any]:
 
 
 OLMO = replace(
-    LLAMA,
+    _TIED_HEAD_SIZE,
     model_type="olmo",
     class_name="OlmoForCausalLM",
     to_lit=_olmo_to_lit,
     to_hf=_olmo_to_hf,
     litgpt_names=r"(?!.*(falcon|Gemma))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-)).*OLMo",
     litgpt_name="OLMo",
-    bias_switches={},
-    free_head_size=False,
 )
 OLMO2 = replace(
-    LLAMA,
+    _TIED_HEAD_SIZE,
     model_type="olmo2",
     class_name="Olmo2ForCausalLM",
     block={
@@ -218,8 +214,6 @@ OLMO2 = replace(
     to_hf=_olmo2_to_hf,
     litgpt_names="(?!.*(falcon|Gemma))(?i:olmo-2-)",
     litgpt_name="OLMo-2-1124",
-    bias_switches={},
-    free_head_size=False,
 )
 
 
@@ -288,7 +282,7 @@ def _with_experts(block: dict[str, Source | str], gate: str, w1: str, w2: str, w
 
 _MIXTRAL = "block_sparse_moe.experts.{}."
 MIXTRAL = replace(
-    LLAMA,
+    _WITHOUT_BIAS,
     model_type="mixtral",
     class_name="MixtralForCausalLM",
     block=_with_experts(LLAMA.block, "block_sparse_moe.gate", _MIXTRAL + "w1", _MIXTRAL + "w2", _MIXTRAL + "w3"),
@@ -296,7 +290,6 @@ MIXTRAL = replace(
     to_hf=_mixtral_to_hf,
     litgpt_name="Mixtral",
     stacked=_STACKED,
-    bias_switches={},
 )
 _QWEN = "mlp.experts.{}."
 QWEN3_MOE = replace(
