@@ -17,6 +17,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.forward import head_logits
 from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.train.args import TeachArgs
@@ -106,8 +107,8 @@ def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
     """
     if (folder / _DONE).is_file():
         found = json.loads((folder / _DONE).read_text())
-        if found["settings"] != settings:
-            raise UserError(f"{folder} holds unfinished work with other settings; remove it or give another --out_dir")
+        remedy = f"use the old value, remove {folder} or give another --out_dir"
+        check_settings(f"{folder} was started", found["settings"], settings, remedy)
         return int(found["blocks"])
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder.parent, folder.parent)

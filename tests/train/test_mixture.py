@@ -134,11 +134,11 @@ def test_validation_counts_real_targets_by_domain(checkpoint, mixed):
     assert result.stderr == pytest.approx(means.std(), rel=0.15)
 
 
-def test_the_result_tells_the_loss_by_domain(run, mixed, capsys):
-    final = run(data=mixed, eval=EvalArgs(interval=6)).final
+def test_the_result_tells_the_loss_by_domain(run, mixed):
+    result = run(data=mixed, eval=EvalArgs(interval=6))
+    final, told = result.final, str(result)
     recorded = json.loads((final / "inheritune.json").read_text())["val_domains"]
     whole = validate(load_model(final), PackedDataset(mixed, "val", 32), 4)
-    told = capsys.readouterr().out
     last = read_metrics(final.parent / "metrics.csv")[-1]
     for name, loss in whole.domains.items():
         assert float(last[f"val_loss/{name}"]) == pytest.approx(loss.loss, abs=1e-5)
