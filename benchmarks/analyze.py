@@ -131,13 +131,13 @@ def stream(folder: Path, layers: int, sequences: int) -> dict:
 def analyze_random_tokens(reference: str, out: str, sequences: int) -> None:
     """The measured process: everything but the text."""
     from inheritune_lit.analysis import analyze
-    from inheritune_lit.analysis.args import AnalyzeOptions
+    from inheritune_lit.analysis.args import AnalyzeArgs
 
     analyze.draw_sequences = lambda data, tokenizer, vocabulary, count, length, seed: torch.randint(
         0, vocabulary, (count, length + 1), generator=torch.Generator().manual_seed(seed)
     )
-    options = AnalyzeOptions(num_sequences=sequences, drop_length=0)
-    analyze.analyze(reference, Path("random token ids"), Path(out), options)
+    arguments = AnalyzeArgs(reference, "random token ids", out, num_sequences=sequences, drop_length=0)
+    analyze.analyze_model(arguments)
 
 
 def add(name: str, result: dict) -> None:

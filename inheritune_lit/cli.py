@@ -35,10 +35,10 @@ class ReferencesArgs(CommandArgs):
 
 
 COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
-    "init": (InitArgs, "commands.planning:init_command"),
+    "init": (InitArgs, "planning.recipe:init_recipe"),
     "references": (ReferencesArgs, "references:reference_table"),
     "recipes": (RecipesArgs, "resources:recipe_table"),
-    "plan": (PlanArgs, "commands.planning:plan_command"),
+    "plan": (PlanArgs, "planning.plan:plan"),
     "slice": (SliceArgs, "inherit.slice:slice_model"),
     "export": (ExportArgs, "checkpoint.export:export"),
     "prepare": (PrepareArgs, "commands.data:prepare_command"),
@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "commands.growing:grow_command"),
     "eval": (EvaluateArgs, "commands.evaluation:evaluate_command"),
-    "analyze": (AnalyzeArgs, "commands.analysis:analyze_command"),
+    "analyze": (AnalyzeArgs, "planning.advise:analyze"),
     "ablate": (AblateArgs, "studies.ablate:ablate"),
     "reproduce": (ReproduceArgs, "commands.replicating:reproduce_command"),
     "report": (ReportArgs, "report.report:make_report"),

@@ -2,7 +2,20 @@
 
 import numpy as np
 
-from inheritune_lit.analysis.result import Analysis
+from inheritune_lit.analysis.result import (
+    Analysis,
+    AnalyzedModel,
+    AttentionMap,
+    ByHead,
+    ByLayer,
+    LazyLayers,
+    MapCollection,
+    MeanLoss,
+    Measure,
+    Protocols,
+    ProtocolV2,
+    ProtocolV4,
+)
 
 HEAD_MEASURES = (
     "attention_rank",
@@ -21,10 +34,10 @@ def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed
     lazy = list(range(n_layer - n_layer // 3, n_layer))
     rank_LH = np.maximum(1, 60 * draw.random((n_layer, n_head)) * np.linspace(1, 0.3, n_layer)[:, None])
     rank_LH[lazy] = 1
-    heads = {measure: _spread(draw.random((n_layer, n_head))) for measure in HEAD_MEASURES}
-    heads |= {"attention_rank": _spread(rank_LH), "attention_mass": _spread(np.maximum(1, rank_LH * 0.8))}
-    layers = {measure: _spread(draw.random(n_layer) + 0.1) for measure in LAYER_MEASURES}
-    layers["logit_lens_loss"] = _spread(np.linspace(10, 3, n_layer + 1))
+    heads = {measure: _by_head(draw.random((n_layer, n_head))) for measure in HEAD_MEASURES}
+    heads |= {"attention_rank": _by_head(rank_LH), "attention_mass": _by_head(np.maximum(1, rank_LH * 0.8))}
+    layers = {measure: _by_layer(draw.random(n_layer) + 0.1) for measure in LAYER_MEASURES}
+    layers["logit_lens_loss"] = _by_layer(np.linspace(10, 3, n_layer + 1))
     spans = {
         measure: {
             str(length): (draw.random(n_layer - length + 1) + 0.1 * length).tolist() for length in range(1, n_layer)
@@ -34,14 +47,7 @@ def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed
     attention_TT = np.tril(draw.random((40, 40)))
     attention_TT /= attention_TT.sum(axis=1, keepdims=True)
     return Analysis(
-        model={
-            "name": name,
-            "source": "nowhere",
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": 32,
-            "parameters": 12345,
-        },
+        model=AnalyzedModel(name, "nowhere", n_layer, n_head, n_embd=32, parameters=12345),
         settings={
             "tau": 0.9,
             "num_sequences": 100,
@@ -53,33 +59,37 @@ def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed
         heads=heads,
         layers=layers,
         spans=spans,
-        protocols={
-            "v2": {"max_rank": _spread(rank_LH.max(axis=1)), "max_mass": _spread(rank_LH.max(axis=1))},
-            "v4": {
-                "max_rank": rank_LH.max(axis=1).tolist(),
-                "max_mass": rank_LH.max(axis=1).tolist(),
-                "avg_rank": rank_LH.mean(axis=1).tolist(),
-                "avg_mass": rank_LH.mean(axis=1).tolist(),
-            },
-        },
-        lazy={"layers": lazy, "groups": [[lazy[0], lazy[-1]]] if lazy else [], "first": lazy[0] if lazy else None},
-        maps={
-            "kind": "causal",
-            "tokens": 40,
-            "strings": 3,
-            "attention": [
-                {"layer": layer, "head": head, "weights": attention_TT.tolist()}
+        protocols=Protocols(
+            v2=ProtocolV2(max_rank=_by_layer(rank_LH.max(axis=1)), max_mass=_by_layer(rank_LH.max(axis=1))),
+            v4=ProtocolV4(
+                max_rank=rank_LH.max(axis=1).tolist(),
+                max_mass=rank_LH.max(axis=1).tolist(),
+                avg_rank=rank_LH.mean(axis=1).tolist(),
+                avg_mass=rank_LH.mean(axis=1).tolist(),
+            ),
+        ),
+        lazy=LazyLayers(lazy, [[lazy[0], lazy[-1]]] if lazy else [], lazy[0] if lazy else None),
+        maps=MapCollection(
+            kind="causal",
+            tokens=40,
+            strings=3,
+            attention=[
+                AttentionMap(layer, head, attention_TT.tolist())
                 for layer in range(0, n_layer, max(1, n_layer // 4))
                 for head in range(min(maps, n_head))
             ],
-        },
-        loss={"mean": 3.0, "stderr": 0.1},
+        ),
+        loss=MeanLoss(3.0, 0.1),
         measures={
-            measure: {"formula": f"formula of {measure} | x", "source": "somewhere", "unit": "units"}
+            measure: Measure(f"formula of {measure} | x", "somewhere", "units")
             for measure in (*HEAD_MEASURES, *LAYER_MEASURES, "logit_lens_loss", "angular_distance")
         },
     )
 
 
-def _spread(mean: np.ndarray) -> dict[str, list]:
-    return {"mean": mean.tolist(), "std": (0.2 * np.abs(mean)).tolist()}
+def _by_layer(mean: np.ndarray) -> ByLayer:
+    return ByLayer(mean.tolist(), (0.2 * np.abs(mean)).tolist())
+
+
+def _by_head(mean: np.ndarray) -> ByHead:
+    return ByHead(mean.tolist(), (0.2 * np.abs(mean)).tolist())

@@ -54,7 +54,7 @@ def test_importing_it_costs_nothing():
 PROGRAM = """
 from pathlib import Path
 from inheritune_lit import PrepareArgs, PretrainArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
-from inheritune_lit import ExportArgs, PrepareArgs, SliceArgs, slice_model
+from inheritune_lit import ExportArgs, PlanArgs, SliceArgs, slice_model
 
 folder: Path = slice_model(SliceArgs("openllama-3b", n=13)).folder
 packed: str = str(prepare(PrepareArgs("text", folder, Path("data"), val_fraction=0.01)))
@@ -62,7 +62,7 @@ result = pretrain(PretrainArgs(folder, Path("data"), Path("run"), train=TrainArg
 if result.final is not None:
     scores: dict[str, object] = evaluate([result.final], suite="quick")
     hf: Path = export(ExportArgs(result.final, Path("hf"))).folder
-text: str = plan(ref="openllama-3b", n=13, tokens="8B")
+hours: dict[str, float] = plan(PlanArgs("openllama-3b", n=13, tokens="8B")).hours
 """
 
 

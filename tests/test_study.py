@@ -1,6 +1,5 @@
 """``inheritune analyze`` with its page, advice on n, and comparison of criteria."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from inheritune_lit.cli import main
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model
-from inheritune_lit.train.metrics import read_metrics
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "analysis" / "criteria-cpu.yaml"
 
@@ -84,30 +82,12 @@ def test_compare_draws_the_other_model(command, inputs, tokenizer_dir, tmp_path)
     assert "of 2 layers" in (tmp_path / "out" / "analysis.md").read_text()
 
 
-def test_recipe_compares_criteria_and_goes_on(command, tmp_path, capsys):
-    small = ["--healing.train.max_tokens", "400", "--healing.train.global_batch_size", "4"]
-    small += ["--healing.train.micro_batch_size", "4", "--healing.train.lr_warmup_steps", "1"]
-    small += ["--healing.criteria", "[first,last]", "--healing.seeds", "[3]", "--healing.n", "1"]
-    call = ["analyze", "--config", str(RECIPE), *command[1:], *small]
-    assert main(call) == 0
-    assert "| first | 0 |" in capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "criteria.json").read_text())
-    assert [one["layers"] for one in record["criteria"]] == [[0], [3]]
-    last = read_metrics(tmp_path / "out" / "runs" / "layers-3-seed3" / "metrics.csv")
-    assert record["runs"][1]["loss"] == pytest.approx(float(last[-1]["val_loss"]), abs=1e-6)
-    assert record["runs"][1]["untrained"] == pytest.approx(float(last[0]["val_loss"]), abs=1e-6)
-    assert main(call) == 0
-    assert json.loads((tmp_path / "out" / "criteria.json").read_text()) == record
-
-
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["--healing.n", "1"], "--healing settings are given without --criteria"),
+        (["--criteria"], "ways of choosing layers are compared by `inheritune ablate`"),
         (["--advice.gpu", "H100"], "--advice settings are given without --advise"),
         (["--advise", "--advice.gpu", "Abacus"], "--advice.gpu Abacus is not known"),
-        (["--criteria", "--healing.n", "9"], "--healing.n is 9; give 1 to 4"),
-        (["--criteria", "--data", __file__], "is no packed data; make it with `inheritune prepare`"),
         (["--compare", "nowhere"], "nowhere can't be read as the result of an analysis"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the columns and rows of attention matrices say: mass, attention sink, entropy."""
+"""Measures and maps of attention, and of what a layer does to its input; formulas and sources of all measures."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,8 +7,11 @@ import torch
 from litgpt.model import CausalSelfAttention
 from torch.nn import functional as F
 
+from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.rank import attention_rank, count_to_reach
+from inheritune_lit.analysis.result import AttentionMap, MapCollection, Measure
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.layers import parse_layers
 
 
 def attention_mass(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
@@ -30,7 +33,7 @@ def entropy(attention_BHTT: torch.Tensor) -> torch.Tensor:
 
 
 def entropy_without_sink(attention_BHTT: torch.Tensor) -> torch.Tensor:
-    """Mean entropy in nats of what the rows pay to others than the first token, scaled to sum up to 1, (B, H).
+    """Mean entropy in nats of what the rows pay to others than the first token, scaled to sum to 1, (B, H).
 
     Rows in which nothing is left after rounding are left out; NaN where that is all of them, or T = 1.
     """
@@ -102,8 +105,89 @@ def head_output_norm(heads_BHTD: torch.Tensor, proj_CI: torch.Tensor) -> torch.T
     return squares_BHT.clamp(min=0).sqrt().mean(dim=-1)
 
 
-MEASURES: dict[str, dict[str, str]] = {
-    name: {"formula": formula, "source": source, "unit": unit}
+def block_influence(before_BTC: torch.Tensor, after_BTC: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine over tokens of a layer's input and output, (B,) (Men et al. 2024, arXiv 2403.03853, Eq. 1)."""
+    return 1 - F.cosine_similarity(before_BTC.double(), after_BTC.double(), dim=-1).mean(dim=-1)
+
+
+def output_variance(after_BTC: torch.Tensor) -> torch.Tensor:
+    """Variance of all entries of a layer's output, (B,) (Sun et al. 2025, arXiv 2502.05795)."""
+    return after_BTC.double().flatten(1).var(dim=1, correction=0)
+
+
+def angular_distances(last_LBC: torch.Tensor) -> dict[int, list[float]]:
+    """Angle over pi between what goes into a span and what comes out, mean over sequences, by length, then first layer.
+
+    Of the last token (Gromov et al. 2024, arXiv 2403.17887, Section 3.1).
+
+    Args:
+        last_LBC: the last token's state before each layer and after the last, L + 1 of them.
+    """
+    unit_BLC = F.normalize(last_LBC.double(), dim=-1).transpose(0, 1)
+    cosines_BLL = (unit_BLC @ unit_BLC.mT).clamp(-1, 1)
+    angles_LL = (cosines_BLL.arccos() / math.pi).mean(dim=0)
+    layers = len(last_LBC) - 1
+    return {length: angles_LL.diagonal(length).tolist() for length in range(1, layers + 1)}
+
+
+_MAP_TOKENS, _MAP_STRINGS = 40, 3
+_FIGURE_2 = (4 / 24, 7 / 24, 20 / 24, 22 / 24)
+"""Where in the depth the layers of the paper's Figure 2 are."""
+
+
+class MapCollector:
+    """Collects attention maps of some heads, as the paper's Figure 2: of the first tokens, mean of the first sequences.
+
+    Args:
+        args: which maps.
+        layers, heads: how many the model has.
+
+    Raises:
+        UserError: maps of layers or heads that the model does not have.
+    """
+
+    def __init__(self, args: AnalyzeArgs, layers: int, heads: int) -> None:
+        self._kind = args.maps
+        self._tokens, self._strings = min(_MAP_TOKENS, args.seq_length), min(_MAP_STRINGS, args.num_sequences)
+        if args.map_layers is not None:
+            self._layers = set(parse_layers(args.map_layers, layers))
+        else:
+            self._layers = {int(place * layers) for place in _FIGURE_2}
+        self._heads = list(range(heads)) if args.map_heads is None else args.map_heads
+        for head in self._heads:
+            if not 0 <= head < heads:
+                raise UserError(f"--map_heads names head {head}; the model has heads 0 to {heads - 1}")
+        self._maps: list[AttentionMap] = []
+
+    def add(self, layer: int, logits_BHTT: torch.Tensor, attention_BHTT: torch.Tensor) -> None:
+        """Add maps of a layer if they are wanted.
+
+        Args:
+            layer: its number.
+            logits_BHTT: of the first sequences, without a mask.
+            attention_BHTT: as the model computes it.
+        """
+        if self._kind == "none" or layer not in self._layers:
+            return
+        first = slice(self._strings), slice(None), slice(self._tokens), slice(self._tokens)
+        if self._kind == "full":
+            # The model never sees the tokens that come after; the paper's figure does.
+            map_HTT = logits_BHTT[first].softmax(dim=-1).mean(dim=0)
+        else:
+            map_HTT = attention_BHTT[first].mean(dim=0)
+        for head in self._heads:
+            weights = [[round(weight, 5) for weight in row] for row in map_HTT[head].tolist()]
+            self._maps.append(AttentionMap(layer, head, weights))
+
+    def result(self) -> MapCollection:
+        """The maps of all layers so far."""
+        if self._kind == "none":
+            return MapCollection()
+        return MapCollection(self._kind, self._tokens, self._strings, self._maps)
+
+
+MEASURES: dict[str, Measure] = {
+    name: Measure(formula, source, unit)
     for name, formula, source, unit in (
         (
             "attention_rank",
@@ -120,7 +204,7 @@ MEASURES: dict[str, dict[str, str]] = {
         ("entropy", "mean over rows of -sum_j a_j ln a_j", "Zhai et al. 2023, arXiv 2303.06296, Section 3", "nats"),
         (
             "entropy_without_sink",
-            "entropy of the rows without the first token, scaled to sum up to 1",
+            "entropy of the rows without the first token, scaled to sum to 1",
             "Zhai et al. 2023, arXiv 2303.06296, without the sink of Xiao et al. 2023, arXiv 2309.17453",
             "nats",
         ),
@@ -148,29 +232,29 @@ MEASURES: dict[str, dict[str, str]] = {
             "logit_lens_loss",
             "cross-entropy of head(norm(x_n)): the first n layers without training",
             "nostalgebraist 2020, the logit lens",
-            "nats a token",
+            "nats per token",
         ),
         (
             "drop_loss",
             "cross-entropy with the layers left out",
             "Veit et al. 2016, arXiv 1605.06431, Section 4.1",
-            "nats a token",
+            "nats per token",
         ),
         (
             "drop_increase",
             "drop_loss - the loss of the whole model on the same sequences",
             "Veit et al. 2016, arXiv 1605.06431, Section 4.1",
-            "nats a token",
+            "nats per token",
         ),
         (
             "grad_norm_q",
-            "|dloss/dW_Q|_F, a sequence at a time",
+            "|dloss/dW_Q|_F, per sequence",
             "Noci et al. 2022, arXiv 2206.03126; arXiv 2404.08634v2, Section 2",
             "norm",
         ),
         (
             "grad_norm_k",
-            "|dloss/dW_K|_F, a sequence at a time",
+            "|dloss/dW_K|_F, per sequence",
             "Noci et al. 2022, arXiv 2206.03126; arXiv 2404.08634v2, Section 2",
             "norm",
         ),
@@ -185,28 +269,3 @@ MEASURES: dict[str, dict[str, str]] = {
         ("avg_mass", "mean over sequences and heads of m*", "arXiv 2404.08634v4", "columns"),
     )
 }
-
-
-def block_influence(before_BTC: torch.Tensor, after_BTC: torch.Tensor) -> torch.Tensor:
-    """1 - mean cosine over tokens of a layer's input and output, (B,) (Men et al. 2024, arXiv 2403.03853, Eq. 1)."""
-    return 1 - F.cosine_similarity(before_BTC.double(), after_BTC.double(), dim=-1).mean(dim=-1)
-
-
-def output_variance(after_BTC: torch.Tensor) -> torch.Tensor:
-    """Variance of all entries of a layer's output, (B,) (Sun et al. 2025, arXiv 2502.05795)."""
-    return after_BTC.double().flatten(1).var(dim=1, correction=0)
-
-
-def angular_distances(last_LBC: torch.Tensor) -> dict[int, list[float]]:
-    """Angle over pi between what goes into a span and what comes out, mean over sequences, by length, then first layer.
-
-    Of the last token (Gromov et al. 2024, arXiv 2403.17887, Section 3.1).
-
-    Args:
-        last_LBC: the last token's state before each layer and after the last, L + 1 of them.
-    """
-    unit_BLC = F.normalize(last_LBC.double(), dim=-1).transpose(0, 1)
-    cosines_BLL = (unit_BLC @ unit_BLC.mT).clamp(-1, 1)
-    angles_LL = (cosines_BLL.arccos() / math.pi).mean(dim=0)
-    layers = len(last_LBC) - 1
-    return {length: angles_LL.diagonal(length).tolist() for length in range(1, layers + 1)}

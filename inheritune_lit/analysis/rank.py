@@ -1,10 +1,11 @@
-"""Approximate rank of attention matrices, many at a time."""
+"""Approximate rank of attention matrices, many at a time, and the lazy layers that follow from it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
+
+from inheritune_lit.analysis.result import ByLayer, LazyLayers, Protocols, ProtocolV2, ProtocolV4
 
 TIE = 1e-9
 """A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
@@ -28,8 +29,8 @@ def attention_rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
     """Approximate rank k* of each matrix, (N,), int64, on the CPU.
 
     The least k such that the k largest squared singular values hold a share ``tau`` of them all (paper, Section 2,
-    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. Most matrices need but the largest few:
-    bounds from a subspace decide, and where they don't, all eigenvalues in fp64 do. The integers are those of a full
+    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. For most matrices the largest few suffice:
+    bounds from a subspace decide, and where they do not, all eigenvalues in fp64 do. The integers are those of a full
     SVD.
 
     Args:
@@ -109,41 +110,39 @@ def _rank_by_subspace(gram_NTT: torch.Tensor, tau: float) -> torch.Tensor:
     return torch.where((at_most_N == at_least_N) & (at_most_N <= width), at_most_N, 0)
 
 
-Statistics = dict[str, list]
-
-
-def mean_and_std(values_B: torch.Tensor) -> Statistics:
+def mean_and_std(values_B: torch.Tensor) -> dict[str, list]:
     """Mean and sample standard deviation over the first dimension as lists; the deviation of one is 0."""
     std = values_B.std(dim=0) if len(values_B) > 1 else torch.zeros_like(values_B[0])
     return {"mean": values_B.mean(dim=0).tolist(), "std": std.tolist()}
 
 
-def protocol_v2(rank_BLH: torch.Tensor, mass_BLH: torch.Tensor) -> dict[str, Statistics]:
-    """Largest over the heads in each run, then mean and deviation over the runs (arXiv 2404.08634v2, Section 2)."""
-    return {"max_rank": mean_and_std(rank_BLH.amax(dim=-1)), "max_mass": mean_and_std(mass_BLH.amax(dim=-1))}
-
-
-def protocol_v4(rank_BLH: torch.Tensor, mass_BLH: torch.Tensor) -> dict[str, list[float]]:
-    """Mean over the runs, then largest and mean over the heads (arXiv 2404.08634v4)."""
+def both_protocols(rank_BLH: torch.Tensor, mass_BLH: torch.Tensor) -> Protocols:
+    """Rank and mass of layers by both versions of the paper, from those of each sequence and head."""
     rank_LH, mass_LH = rank_BLH.mean(dim=0), mass_BLH.mean(dim=0)
-    return {
-        "max_rank": rank_LH.amax(dim=-1).tolist(),
-        "max_mass": mass_LH.amax(dim=-1).tolist(),
-        "avg_rank": rank_LH.mean(dim=-1).tolist(),
-        "avg_mass": mass_LH.mean(dim=-1).tolist(),
-    }
+    return Protocols(
+        v2=ProtocolV2(
+            max_rank=ByLayer(**mean_and_std(rank_BLH.amax(dim=-1))),
+            max_mass=ByLayer(**mean_and_std(mass_BLH.amax(dim=-1))),
+        ),
+        v4=ProtocolV4(
+            max_rank=rank_LH.amax(dim=-1).tolist(),
+            max_mass=mass_LH.amax(dim=-1).tolist(),
+            avg_rank=rank_LH.mean(dim=-1).tolist(),
+            avg_mass=mass_LH.mean(dim=-1).tolist(),
+        ),
+    )
 
 
-def lazy_layers(protocols: dict[str, dict[str, Any]], protocol: str) -> dict[str, Any]:
-    """Lazy layers, lazy groups (first and last layer of each), and the first lazy layer.
+def lazy_layers(protocols: Protocols, protocol: str) -> LazyLayers:
+    """Lazy layers and groups by one version of the paper.
 
     A layer is lazy where MaxRank, rounded down, is 1. Version 4 also calls a run of layers a lazy group where AvgRank,
     rounded down, is 1; for version 2 the groups are the runs of lazy layers.
     """
     if protocol == "v2":
-        max_rank = grouped = protocols["v2"]["max_rank"]["mean"]
+        max_rank = grouped = protocols.v2.max_rank.mean
     else:
-        max_rank, grouped = protocols["v4"]["max_rank"], protocols["v4"]["avg_rank"]
+        max_rank, grouped = protocols.v4.max_rank, protocols.v4.avg_rank
     layers = [layer for layer, rank in enumerate(max_rank) if int(rank) == 1]
     groups: list[list[int]] = []
     for layer, rank in enumerate(grouped):
@@ -152,4 +151,4 @@ def lazy_layers(protocols: dict[str, dict[str, Any]], protocol: str) -> dict[str
                 groups[-1][1] = layer
             else:
                 groups.append([layer, layer])
-    return {"layers": layers, "groups": groups, "first": layers[0] if layers else None}
+    return LazyLayers(layers, groups, layers[0] if layers else None)

@@ -1,4 +1,4 @@
-"""Hidden states that wait on the disk: a deep model's don't fit into memory together."""
+"""A model of which one layer at a time is in memory, and its activations, which wait on the disk."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from inheritune_lit.model.forward import embed, head_logits, rope_of_layer
 from inheritune_lit.model.gpt import build_model
 
 
-class StateStore:
-    """Hidden states by name, fp32.
+class ActivationStore:
+    """Activations by name, fp32, on the disk: those of a deep model do not fit into memory together.
 
     Args:
         folder: an empty folder of their own.
@@ -29,17 +29,17 @@ class StateStore:
         self._folder = folder
 
     def put(self, name: str, x_BTC: torch.Tensor) -> None:
-        """Keep a state, in place of the former one of that name."""
+        """Keep an activation; it replaces an earlier one of that name."""
         np.save(self._folder / f"{name}.npy", x_BTC.cpu().numpy(), allow_pickle=False)
 
     def get(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Some sequences of a state, on the CPU."""
+        """An activation of some sequences, on the CPU."""
         mapped = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return torch.from_numpy(np.array(mapped[start:stop]))
 
 
 def check_capturable(config: Config) -> None:
-    """Check that a model's attention is made of matrices of softmax weights, one a head.
+    """Check that a model's attention is made of matrices of softmax weights, one per head.
 
     Raises:
         UserError: it is not.
@@ -64,7 +64,7 @@ class LayerStream:
 
     Args:
         reference: the opened checkpoint, in any format that ``inheritune slice`` reads.
-        seq_length: tokens a sequence.
+        seq_length: tokens per sequence.
         device: where it computes.
     """
 
@@ -84,7 +84,7 @@ class LayerStream:
         return self.config.n_head * self.config.head_size, self.config.n_query_groups * self.config.head_size
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """What goes into the first layer, (B, T, C)."""
+        """Input of the first layer, (B, T, C)."""
         if "wpe" in self._model.transformer:
             self._load(self._model.transformer.wpe, "transformer.wpe.")
 
@@ -95,7 +95,7 @@ class LayerStream:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
-        """One layer with its weights, and the function (B, T, C) -> (B, T, C) that it is; gone after the block."""
+        """One layer with its weights and the function (B, T, C) -> (B, T, C) that it computes; gone after the block."""
         # Otherwise the pages of the layers before would count as this process's memory.
         self._reference = self._reference.remapped()
         block = self._model.transformer.h[number]
@@ -107,12 +107,12 @@ class LayerStream:
             block.to(device="meta")
 
     def losses(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of each sequence in nats a token, (B,), fp64, of a model that ends here: norm and head.
+        """Mean cross-entropy of each sequence in nats per token, (B,), fp64, of a model that ends here: norm and head.
 
-        This is the loss of ``inheritune slice --n`` before training, where ``x_BTC`` comes out of layer n - 1.
+        This is the loss of ``inheritune slice --n`` before training, where ``x_BTC`` is the output of layer n - 1.
 
         Args:
-            x_BTC: what comes out of a layer.
+            x_BTC: output of a layer.
             targets_BT: the tokens that follow.
         """
         self._load_head()
@@ -127,18 +127,18 @@ class LayerStream:
         return torch.cat(losses)
 
     def chunks(self, sequences: int) -> list[slice]:
-        """Rows of states that a layer is run on at a time."""
+        """Sequences that a layer is run on at a time."""
         step = max(1, _TOKENS // self._model.max_seq_length)
         return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
 
     def in_chunks(self, run: RunBlock, x_BTC: torch.Tensor) -> torch.Tensor:
-        """Run a layer on states, which are overwritten."""
+        """Run a layer on activations, which are overwritten."""
         for rows in self.chunks(len(x_BTC)):
             x_BTC[rows] = run(x_BTC[rows])
         return x_BTC
 
     def loss_gradient(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Gradient of each sequence's loss with respect to what comes out of the last layer, (B, T, C)."""
+        """Gradient of each sequence's loss with respect to the output of the last layer, (B, T, C)."""
         gradients = []
         for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
             x_1TC = x_1TC.detach().requires_grad_()

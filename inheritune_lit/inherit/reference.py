@@ -10,7 +10,7 @@ import torch
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, litgpt_name, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.config import Config, load_hf_config, load_lit_config, require
+from inheritune_lit.checkpoint.config import Config, configs, load_hf_config, load_lit_config, require
 from inheritune_lit.checkpoint.folder import (
     HF_CONFIG,
     MODEL_CONFIG,
@@ -18,9 +18,10 @@ from inheritune_lit.checkpoint.folder import (
     refuse_outside_links,
     suggest_final,
 )
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, tensor_shapes
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.references import Reference
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -210,3 +211,22 @@ def _check_same(weights: Weights, embedding: str, head: str) -> None:
             f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
             f" correct tie_word_embeddings"
         )
+
+
+def reference_from_table(known: Reference) -> ReferenceModel | None:
+    """A named reference from litgpt's table of models, without files and network; None where the table lacks it.
+
+    The table pads vocabularies and does not say which heads are tied: the known number of parameters decides.
+    """
+    org, name = known.repository.split("/")
+    for entry in configs:
+        if (entry["hf_config"]["org"], entry["hf_config"]["name"]) != (org, name):
+            continue
+        padded = Config(**entry)
+        for vocabulary in (padded.vocab_size, padded.padded_vocab_size):
+            config = replace(padded, padded_vocab_size=vocabulary)
+            for tied in (False, True):
+                if count_parameters(tensor_shapes(config, tied)) == known.parameters:
+                    architecture = architecture_of_lit(config)
+                    return ReferenceModel(Path(), org, name, config, {}, architecture, False, tied)
+    return None

@@ -1,21 +1,30 @@
-"""Advice on n: what is known about each depth before anything is trained."""
+"""``inheritune analyze`` with advice on n: what is known about each depth before anything is trained."""
 
 import math
 from dataclasses import dataclass
 
-from inheritune_lit.analysis.args import AdviceArgs
-from inheritune_lit.analysis.page import markdown
-from inheritune_lit.analysis.result import Analysis
-from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
-from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.plan import student_config
-from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs
-from inheritune_lit.train.gpus import find_gpus
-from inheritune_lit.train.memory import step_memory
+from inheritune_lit import (
+    LONGEST_BLOCK,
+    AdviceArgs,
+    Analysis,
+    AnalysisResult,
+    AnalyzeArgs,
+    Config,
+    OptimizerArgs,
+    ReferenceModel,
+    SliceArgs,
+    SpeedArgs,
+    UserError,
+    analyze_model,
+    count_parameters,
+    find_gpus,
+    flops_per_token,
+    resolve_reference,
+    step_memory,
+    student_config,
+    tensor_shapes,
+)
+from inheritune_lit.io.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Depth:
     """The first n layers.
 
     Attributes:
-        loss, stderr: of the untrained slice, nats a token: measured by truncating.
+        n: how many.
+        loss, stderr: of the untrained slice, nats per token: measured by truncating.
         lazy: lazy layers among them.
         parameters: a tied head counted once.
         memory: bytes of a training step, bf16-mixed, AdamW, compiled.
@@ -43,12 +53,14 @@ class Depth:
 
 @dataclass(frozen=True)
 class Advice:
-    """Every n from 1 to the reference's depth, and under which settings it was worked out.
+    """Every n from 1 to the reference's depth, and the settings it holds for; ``str()`` of it is Markdown.
 
     Attributes:
+        depths: one entry per n.
         sequences, seq_length: how many sequences of how many tokens the loss was measured on.
-        block_size: tokens a sample of the training.
+        block_size: tokens per sample of the training.
         vocabulary: tokens that the model chooses from.
+        training: the training whose cost is estimated.
     """
 
     depths: list[Depth]
@@ -58,27 +70,56 @@ class Advice:
     vocabulary: int
     training: AdviceArgs
 
+    def __str__(self) -> str:
+        training = self.training
+        header = ["n", "step-0 loss", "lazy layers left", "parameters", "memory", f"hours on {training.gpu}", ""]
+        return (
+            f"## Advice on n\n\n{markdown_table(header, [_row(depth) for depth in self.depths])}\n\n"
+            f"Step-0 loss: of the first n layers before any training, in nats per token, on {self.sequences} sequences "
+            f"of {self.seq_length} tokens; longer ones score lower, and guessing scores ln {self.vocabulary:,} = "
+            f"{math.log(self.vocabulary):.3f}. Memory: of a training step with "
+            f"{training.micro_batch_size} x {self.block_size} tokens per micro-batch, bf16-mixed, AdamW, compiled. "
+            f"Hours: for {training.max_tokens:,} tokens on one {training.gpu} at {training.mfu:.0%} of its peak.\n\n"
+            "The loss after healing is not in this table and does not follow from it: a slice that starts worse may "
+            "heal better, and how much a layer, lazy or not, is worth after training shows only when slices of "
+            "several n are trained: `inheritune grow` does that."
+        )
+
+
+def analyze(args: AnalyzeArgs) -> AnalysisResult:
+    """Measure a model unless ``out_dir`` holds the same analysis; write page and figures, with advice if asked for.
+
+    Raises:
+        UserError: bad input; nothing is left behind.
+    """
+    if not args.advise:
+        return analyze_model(args)
+    with resolve_reference(args.ref) as located:
+        reference = located.reference
+        _block_and_peak(args.advice, reference.config)
+        return analyze_model(args, lambda analysis: str(advise(analysis, reference, args.advice)))
+
 
 def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) -> Advice:
-    """Work out what is known about each n.
+    """Collect what is known about each n.
 
     Args:
         analysis: of ``reference``, with the logit-lens loss.
-        reference: what would be sliced.
-        training: the healing whose cost is told.
+        reference: the model to slice.
+        training: the training of a slice whose cost is estimated.
 
     Raises:
-        UserError: arguments out of range, or the analysis is of a model of another depth.
+        UserError: training that does not fit the model, or the analysis is of a model of another depth.
     """
-    block_size, peak = check_training(training, reference.config)
-    if analysis.model["n_layer"] != reference.config.n_layer:
+    block_size, peak = _block_and_peak(training, reference.config)
+    if analysis.model.n_layer != reference.config.n_layer:
         raise UserError(
-            f"the analysis is of {analysis.model['n_layer']} layers, {reference.folder} has "
+            f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has "
             f"{reference.config.n_layer}; analyze it again"
         )
     lens = analysis.layers["logit_lens_loss"]
     depth, sequences = reference.config.n_layer, analysis.settings["num_sequences"]
-    lazy = sorted(analysis.lazy["layers"])
+    lazy = sorted(analysis.lazy.layers)
     depths = []
     for n in range(1, depth + 1):
         config, _ = student_config(reference, SliceArgs(reference.name, n=n))
@@ -102,8 +143,8 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
         depths.append(
             Depth(
                 n=n,
-                loss=lens["mean"][n],
-                stderr=lens["std"][n] / math.sqrt(sequences),
+                loss=lens.mean[n],
+                stderr=lens.std[n] / math.sqrt(sequences),
                 lazy=sum(layer < n for layer in lazy),
                 parameters=parameters,
                 memory=memory.total,
@@ -114,48 +155,19 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     return Advice(depths, sequences, analysis.settings["seq_length"], block_size, reference.config.vocab_size, training)
 
 
-def check_training(training: AdviceArgs, config: Config) -> tuple[int, float]:
-    """Tokens a sample, and the GPU's peak in FLOP/s.
+def _block_and_peak(training: AdviceArgs, config: Config) -> tuple[int, float]:
+    """Tokens per sample, and the GPU's peak in FLOP/s.
 
     Raises:
-        UserError: arguments out of range.
+        UserError: an unknown GPU, or samples that are too long for the model.
     """
-    for name, value in (("max_tokens", training.max_tokens), ("micro_batch_size", training.micro_batch_size)):
-        if value < 1:
-            raise UserError(f"--advice.{name} is {value}; give 1 or more")
-    if not 0 < training.mfu <= 1:
-        raise UserError(f"--advice.mfu is {training.mfu}; give a share above 0, at most 1")
-    (card,) = find_gpus(training.gpu, "--advice.gpu")
-    block_size = min(config.block_size, LONGEST_BLOCK) if training.max_seq_length is None else training.max_seq_length
-    if not 1 <= block_size <= config.block_size:
+    (gpu,) = find_gpus(training.gpu, "--advice.gpu")
+    block_size = training.max_seq_length or min(config.block_size, LONGEST_BLOCK)
+    if block_size > config.block_size:
         raise UserError(
             f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
         )
-    return block_size, card.peak_flops
-
-
-def advice_text(advice: Advice) -> str:
-    """Advice as Markdown: a table of every n, and what it cannot say."""
-    training = advice.training
-    rows = [_row(depth) for depth in advice.depths]
-    header = ["n", "step-0 loss", "lazy layers left", "parameters", "memory", f"hours on {training.gpu}", ""]
-    return "\n".join(
-        [
-            "## Advice on n",
-            "",
-            *markdown(header, rows),
-            "",
-            f"Step-0 loss: of the first n layers before any training, in nats a token, on {advice.sequences} sequences "
-            f"of {advice.seq_length} tokens; longer ones score lower, and guessing scores ln {advice.vocabulary:,} = "
-            f"{math.log(advice.vocabulary):.3f}. Memory: of a training step with "
-            f"{training.micro_batch_size} x {advice.block_size} tokens a micro-batch, bf16-mixed, AdamW, compiled. "
-            f"Hours: for {training.max_tokens:,} tokens on one {training.gpu} at {training.mfu:.0%} of its peak.",
-            "",
-            "The loss after healing is not in this table and cannot be told from it: a slice that starts worse may "
-            "heal better, and how much a layer, lazy or not, is worth after training shows only when slices of "
-            "several n are trained: `inheritune grow` does that.",
-        ]
-    )
+    return block_size, gpu.peak_flops
 
 
 def _row(depth: Depth) -> list[str]:

@@ -1,35 +1,43 @@
-"""What training a model costs: memory by part, micro-batches, hours and money by card, disk."""
+"""What training a model costs: memory, micro-batches and hours per GPU, disk space."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from inheritune_lit.model.devices import USABLE
-from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.planning.model_spec import Subject
-from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs, TrainArgs
-from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu
-from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
+from inheritune_lit import (
+    ASSUMED_MFU,
+    USABLE_GPU_MEMORY,
+    Gpu,
+    OptimizerArgs,
+    Precision,
+    SpeedArgs,
+    StepMemory,
+    TrainArgs,
+    flops_per_token,
+    largest_micro_batch,
+    step_memory,
+)
+from inheritune_lit.planning.model_spec import ModelSpec
 
 _RECOMPUTING = 4 / 3
 """Activation checkpointing repeats the forward pass, a third of a step."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is to be trained, and how.
 
     Attributes:
-        subject: the model.
-        tokens: to train on.
-        unique_tokens: of data on the disk, fewer where it is gone through several times; None where not known.
-        block_size: tokens a sample.
+        model: its shape.
+        tokens: tokens to train on.
+        unique_tokens: tokens of the data on the disk, fewer than ``tokens`` after several epochs; None where not known.
+        block_size: tokens per sample.
         train, optimizer, speed, precision: as ``inheritune pretrain`` takes them.
-        mfu: share of a card's peak that is reached; None for the assumed one.
+        mfu: share of a GPU's peak that training reaches; None for the assumed one.
         devices: GPUs that share the work.
     """
 
-    subject: Subject
+    model: ModelSpec
     tokens: int
     unique_tokens: int | None
     block_size: int
@@ -42,11 +50,11 @@ class Job:
 
     @property
     def flops_per_token(self) -> float:
-        return flops_per_token(self.subject.config, self.block_size)
+        return flops_per_token(self.model.config, self.block_size)
 
     @property
     def flops(self) -> float:
-        """Of the whole run, recomputing not counted."""
+        """FLOPs of the whole run, recomputing not counted."""
         return self.tokens * self.flops_per_token
 
     @property
@@ -55,10 +63,10 @@ class Job:
         return self.speed.activation_checkpointing
 
     def memory(self, micro_batch_size: int | None = None) -> StepMemory:
-        """Predicted for a step on one GPU with kernels as they are chosen there: compiled, whole logits."""
+        """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
         return step_memory(
-            self.subject.config,
-            self.subject.parameters,
+            self.model.config,
+            self.model.parameters,
             micro_batch_size or self.train.micro_batch_size,
             self.block_size,
             self.precision,
@@ -68,18 +76,18 @@ class Job:
             compiled=True,
         )
 
-    def largest_micro_batch(self, card: Gpu) -> int:
-        """How many samples a forward pass fit into a card, at most those of a step."""
-        fits = largest_micro_batch(int(card.memory * USABLE), self.memory(), self.train.micro_batch_size)
+    def largest_micro_batch(self, gpu: Gpu) -> int:
+        """How many samples per forward pass fit into a GPU, at most those of a step."""
+        fits = largest_micro_batch(int(gpu.memory * USABLE_GPU_MEMORY), self.memory(), self.train.micro_batch_size)
         return min(fits, self.train.global_batch_size // self.devices)
 
-    def seconds(self, card: Gpu) -> float:
-        """The run's duration on a kind of card."""
-        rate = card.peak_flops * (self.mfu or ASSUMED_MFU) * self.devices
+    def seconds(self, gpu: Gpu) -> float:
+        """The run's duration on a kind of gpu."""
+        rate = gpu.peak_flops * (self.mfu or ASSUMED_MFU) * self.devices
         return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
 
-    def savers(self) -> Iterator["Job"]:
-        """The same with less and less memory."""
+    def with_less_memory(self) -> Iterator["TrainingJob"]:
+        """The job itself, then with recomputing, then with 8-bit optimizer state as well."""
         yield self
         recomputing = replace(self, speed=replace(self.speed, activation_checkpointing=True))
         yield recomputing
@@ -87,17 +95,18 @@ class Job:
 
 
 @dataclass(frozen=True)
-class OnCard:
-    """A job on a kind of card.
+class GpuFit:
+    """A job on a kind of GPU.
 
     Attributes:
-        job: as asked for, or with less memory where that is what fits; None where nothing does.
+        gpu: its kind.
+        job: as asked for, or with less memory where only that fits; None where nothing does.
         micro_batch_size: largest that fits, 0 where none does.
         hours: of the whole run; infinite where nothing fits.
     """
 
-    card: Gpu
-    job: Job | None
+    gpu: Gpu
+    job: TrainingJob | None
     micro_batch_size: int
     hours: float
 
@@ -110,21 +119,21 @@ class OnCard:
         return max(size for size in range(1, self.micro_batch_size + 1) if samples % size == 0)
 
 
-def on_card(asked: Job, card: Gpu) -> OnCard:
-    """What a job needs on a kind of card."""
-    for job in asked.savers():
-        if fits := job.largest_micro_batch(card):
-            return OnCard(card, job, fits, job.seconds(card) / 3600)
-    return OnCard(card, None, 0, math.inf)
+def fit_gpu(asked: TrainingJob, gpu: Gpu) -> GpuFit:
+    """How a job fits a kind of GPU."""
+    for job in asked.with_less_memory():
+        if fits := job.largest_micro_batch(gpu):
+            return GpuFit(gpu, job, fits, job.seconds(gpu) / 3600)
+    return GpuFit(gpu, None, 0, math.inf)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a time has room for.
+class TimeBudget:
+    """What fits into a time limit.
 
     Attributes:
-        mfu: share of the peak that the whole job would take.
-        tokens: that fit, of those asked for.
+        mfu: share of the peak that the whole job would need.
+        tokens: how many of the tokens fit.
         n_layer: most layers with which all the tokens fit; 0 where not even one does.
     """
 
@@ -133,22 +142,22 @@ class Wish:
     n_layer: int
 
 
-def within(job: Job, card: Gpu, hours: float) -> Wish:
-    """What a time has room for on a kind of card."""
-    wished, seconds = hours * 3600, job.seconds(card)
-    depths = range(job.subject.config.n_layer, 0, -1)
-    fitting = (n for n in depths if replace(job, subject=job.subject.at(n)).seconds(card) <= wished)
-    share = seconds / wished
-    return Wish(share * (job.mfu or ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))
+def fit_time(job: TrainingJob, gpu: Gpu, hours: float) -> TimeBudget:
+    """What fits into a time limit on a kind of GPU."""
+    limit, seconds = hours * 3600, job.seconds(gpu)
+    depths = range(job.model.config.n_layer, 0, -1)
+    fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
+    share = seconds / limit
+    return TimeBudget(share * (job.mfu or ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))
 
 
 @dataclass(frozen=True)
-class Disk:
-    """Bytes.
+class DiskSpace:
+    """Bytes on the disk.
 
     Attributes:
         data: packed tokens; None where their number is not known.
-        state: to continue from, twice while one replaces the other.
+        state: training state to continue from, twice while one replaces the other.
         checkpoints: the final one and those that are kept.
     """
 
@@ -156,11 +165,11 @@ class Disk:
     state: int
     checkpoints: int
 
-
-def disk_of(job: Job) -> Disk:
-    """Disk space of a run."""
-    memory = job.memory()
-    kept = 1 + job.train.keep_last + 2 * job.train.keep_best
-    width = 2 if job.subject.config.padded_vocab_size <= 2**16 else 4
-    data = None if job.unique_tokens is None else job.unique_tokens * width
-    return Disk(data, 2 * (memory.weights + memory.optimizer), kept * memory.weights)
+    @classmethod
+    def of(cls, job: TrainingJob) -> "DiskSpace":
+        """Disk space of a run."""
+        memory = job.memory()
+        kept = 1 + job.train.keep_last + 2 * job.train.keep_best
+        width = 2 if job.model.config.padded_vocab_size <= 2**16 else 4
+        data = None if job.unique_tokens is None else job.unique_tokens * width
+        return cls(data, 2 * (memory.weights + memory.optimizer), kept * memory.weights)

@@ -1,125 +1,159 @@
 """``inheritune plan``: what a run costs, before anything is spent."""
 
-import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from inheritune_lit.data.packed import load_packed_manifest
-from inheritune_lit.errors import UserError
-from inheritune_lit.model.flops import LONGEST_BLOCK
+from inheritune_lit import (
+    ASSUMED_MFU,
+    LONGEST_BLOCK,
+    USABLE_GPU_MEMORY,
+    OptimizerArgs,
+    PretrainArgs,
+    SpeedArgs,
+    StepMemory,
+    TrainArgs,
+    UserError,
+    at_depth,
+    find_gpus,
+    load_packed_manifest,
+)
 from inheritune_lit.parsing import read_recipe
-from inheritune_lit.planning.estimate import Job, disk_of, on_card
-from inheritune_lit.planning.model_spec import Subject, subject_of_checkpoint, subject_of_reference
-from inheritune_lit.planning.text import plan_text
-from inheritune_lit.train.args import OptimizerArgs, Precision, PretrainArgs, SpeedArgs, TrainArgs, at_depth
-from inheritune_lit.train.gpus import find_gpus
+from inheritune_lit.planning.args import PlanArgs, parse_count
+from inheritune_lit.planning.estimate import DiskSpace, GpuFit, TrainingJob, fit_gpu, fit_time
+from inheritune_lit.planning.model_spec import ModelSpec, model_of_checkpoint, model_of_reference
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+if TYPE_CHECKING:
+    from inheritune_lit import MeasuredSteps
 
 
-def plan(
-    recipe: Path | None = None,
-    ref: str | None = None,
-    n: int | None = None,
-    tokens: str | None = None,
-    *,
-    gpu: str | None = None,
-    devices: int = 1,
-    micro_batch_size: int | None = None,
-    max_seq_length: int | None = None,
-    precision: Precision | None = None,
-    optimizer: str | None = None,
-    activation_checkpointing: bool = False,
-    mfu: float | None = None,
-    price_per_hour: float | None = None,
-    max_hours: float | None = None,
-    measure: bool = False,
-) -> str:
-    """Work out a run's cost; no weights and no data are needed.
+@dataclass(frozen=True)
+class Plan:
+    """What a run costs; ``str()`` of it is what the command prints.
 
-    Args:
-        recipe: of ``inheritune pretrain``; its settings count where no other is given.
-        ref, n: instead, or where the recipe's checkpoint is not there: a reference's first n layers (all when None).
-        tokens: to train on, such as "8B"; None for the recipe's budget.
-        gpu: a card's name; the usual ones when None.
-        devices: cards that share the work.
-        micro_batch_size, max_seq_length, precision, optimizer, activation_checkpointing: as in ``inheritune pretrain``.
-        mfu: share of the peak that training reaches.
-        price_per_hour: of one card.
-        max_hours: time that is wished for.
-        measure: time a few steps on this machine.
+    Attributes:
+        job: what is planned.
+        gpus: how it fits each kind of GPU.
+        price_per_hour: of one GPU, None where not given.
+        max_hours: time limit, None where not given.
+        measured: on this machine, None where nothing was measured.
+    """
 
-    Returns:
-        The plan as text.
+    job: TrainingJob
+    gpus: tuple[GpuFit, ...]
+    price_per_hour: float | None = None
+    max_hours: float | None = None
+    measured: "MeasuredSteps | None" = None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, a tied head counted once."""
+        return self.job.model.parameters
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run."""
+        return self.job.flops
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Hours of the whole run by GPU, infinite where it does not fit."""
+        return {each.gpu.name: each.hours for each in self.gpus}
+
+    @property
+    def memory(self) -> StepMemory:
+        """Memory of a step on one GPU by part, at the micro-batch of the job."""
+        return self.job.memory()
+
+    @property
+    def disk(self) -> DiskSpace:
+        """Disk space by part."""
+        return DiskSpace.of(self.job)
+
+    def __str__(self) -> str:
+        job, model, train = self.job, self.job.model, self.job.train
+        step = train.global_batch_size * job.block_size
+        lines = [
+            f"{model.title}: {model.parameters:,} parameters, {model.non_embedding_parameters:,} of them not "
+            "embeddings or head",
+            f"{job.tokens:,} tokens in {job.tokens // step:,} steps of {train.global_batch_size} x "
+            f"{job.block_size:,} = {step:,}",
+            f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all",
+            "",
+            *_memory_lines(job),
+            f"disk: {_disk_text(self.disk)}",
+            "",
+            *_gpu_table(job, self.gpus, self.price_per_hour),
+            "",
+            _assumption(job),
+            f"of a GPU's memory {1 - USABLE_GPU_MEMORY:.0%} is left to CUDA's context, workspace and fragments",
+        ]
+        if self.max_hours is not None:
+            hours = f"in {self.max_hours:g} hour{'s' * (self.max_hours != 1)}:"
+            lines += ["", hours, *(f"  {_time_text(each, self.max_hours)}" for each in self.gpus)]
+        if self.measured is not None:
+            lines += ["", _measured_text(job, self.measured)]
+        return "\n".join(lines)
+
+
+def plan(args: PlanArgs) -> Plan:
+    """Estimate what a run costs; neither weights nor data are needed.
 
     Raises:
         UserError: bad input.
     """
-    _check(devices=devices, micro_batch_size=micro_batch_size, max_seq_length=max_seq_length)
-    _check(mfu=mfu, price_per_hour=price_per_hour, max_hours=max_hours)
-    if mfu is not None and mfu > 1:
-        raise UserError(f"--mfu is {mfu}; give a share of the card's peak, above 0 and at most 1")
-    cards = find_gpus(gpu)
-    if recipe is None and ref is None:
-        raise UserError("nothing to plan; give --recipe, or --ref with --n and --tokens")
-    settings = read_recipe(recipe, PretrainArgs, "pretrain") if recipe is not None else {}
-    subject = _subject(settings, ref, n)
+    settings = read_recipe(args.recipe, PretrainArgs, "pretrain") if args.recipe is not None else {}
+    model = _model(settings, args.ref, args.n)
     train: TrainArgs = settings.get("train", TrainArgs())
     speed: SpeedArgs = settings.get("speed", SpeedArgs())
-    adam: OptimizerArgs = settings.get("optimizer", OptimizerArgs())
-    block = max_seq_length or train.max_seq_length or min(subject.config.block_size, LONGEST_BLOCK)
-    if block > subject.config.block_size:
-        raise UserError(f"--max_seq_length is {block}; the model attends to at most {subject.config.block_size} tokens")
-    budget, unique = _tokens(tokens, train, settings.get("data"), block)
-    if budget < train.global_batch_size * block:
-        raise UserError(f"--tokens {tokens or budget} makes no step of {train.global_batch_size * block:,} tokens")
-    if optimizer is not None and optimizer not in ("adamw", "adamw8bit") and "." not in optimizer:
-        raise UserError(f"--optimizer is {optimizer!r}; give adamw, adamw8bit or the path of a class")
-    micro = micro_batch_size or train.micro_batch_size
-    if train.global_batch_size % (micro * devices):
+    optimizer: OptimizerArgs = settings.get("optimizer", OptimizerArgs())
+    block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, LONGEST_BLOCK)
+    if block > model.config.block_size:
+        raise UserError(f"--max_seq_length is {block}; the model attends to at most {model.config.block_size} tokens")
+    tokens, unique = _tokens(args.tokens, train, settings.get("data"), block)
+    if tokens < train.global_batch_size * block:
+        raise UserError(f"--tokens {args.tokens or tokens} makes no step of {train.global_batch_size * block:,} tokens")
+    micro_batch = args.micro_batch_size or train.micro_batch_size
+    if train.global_batch_size % (micro_batch * args.devices):
         raise UserError(
-            f"a step's {train.global_batch_size} samples are no multiple of a micro-batch of {micro} times {devices} "
-            "devices; change --micro_batch_size or --devices"
+            f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of {micro_batch} times "
+            f"{args.devices} devices; change --micro_batch_size or --devices"
         )
-    job = Job(
-        subject,
-        budget,
+    job = TrainingJob(
+        model,
+        tokens,
         unique,
         block,
-        replace(train, micro_batch_size=micro),
-        replace(adam, name=optimizer or adam.name),
-        replace(speed, activation_checkpointing=speed.activation_checkpointing or activation_checkpointing),
-        precision or settings.get("precision") or "bf16-mixed",
-        mfu,
-        devices,
+        replace(train, micro_batch_size=micro_batch),
+        replace(optimizer, name=args.optimizer or optimizer.name),
+        replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing),
+        args.precision or settings.get("precision") or "bf16-mixed",
+        args.mfu,
+        args.devices,
     )
     measured = None
-    if measure:
-        from inheritune_lit.planning.measure import measure as measure_steps
+    if args.measure:
+        from inheritune_lit import measure_steps
 
-        measured = measure_steps(job)
-    each = [on_card(job, card) for card in cards]
-    return plan_text(job, disk_of(job), each, price_per_hour, max_hours, measured)
-
-
-def _check(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name} is {value}; give a number above 0")
+        shape = (job.model.config, job.model.tied, job.block_size)
+        choices = (job.train, job.optimizer, job.speed, job.precision)
+        measured = measure_steps(*shape, *choices, devices=job.devices, flops=job.flops)
+    fits = tuple(fit_gpu(job, gpu) for gpu in find_gpus(args.gpu))
+    return Plan(job, fits, args.price_per_hour, args.max_hours, measured)
 
 
-def _subject(settings: dict, ref: str | None, n: int | None) -> Subject:
+def _model(settings: dict[str, Any], ref: str | None, n: int | None) -> ModelSpec:
     if ref is not None:
-        return subject_of_reference(ref, n)
+        return model_of_reference(ref, n)
     path = Path(settings["initial_checkpoint_dir"])
-    several = "{n}" in str(path)
-    if n is not None and not several:
+    if n is not None and "{n}" not in str(path):
         raise UserError(f"--n {n} needs --ref: the recipe is for one depth, {path}")
-    return subject_of_checkpoint(at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"])
+    return model_of_checkpoint(at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"])
 
 
 def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) -> tuple[int, int | None]:
-    """Tokens to train on, and tokens of data where that is known."""
+    """Tokens to train on, and tokens of the data where that is known."""
     there = None
     if data is not None and Path(data).is_dir():
         domains = load_packed_manifest(Path(data))["domains"]
@@ -138,14 +172,94 @@ def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) 
     return train.epochs * there, there
 
 
-def parse_count(text: str) -> int:
-    """``8B``, ``1.5b``, ``300M`` or ``1e9`` as a number.
+def _memory_lines(job: TrainingJob) -> list[str]:
+    memory = job.memory()
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        f"{job.optimizer.name} state": memory.optimizer,
+        "bf16 copies": memory.casts,
+        "activations": memory.activations,
+        "logits": memory.loss,
+    }
+    listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count)
+    how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
+    return [
+        f"memory at a micro-batch of {job.train.micro_batch_size} ({how}): {_size(memory.total)}",
+        f"  {listed}",
+    ]
 
-    Raises:
-        UserError: none of these.
-    """
-    match = re.fullmatch(r"(\d[\d_,]*\.?\d*(?:e\d+)?)([kmbt]?)", text.strip().lower())
-    count = float(match[1].replace(",", "").replace("_", "")) * _UNITS[match[2]] if match else float("inf")
-    if count == float("inf"):
-        raise UserError(f"--tokens {text} is no number of tokens; give one such as 8B, 300M or 1e9")
-    return round(count)
+
+def _disk_text(disk: DiskSpace) -> str:
+    data = f"{_size(disk.data)} of packed data, " if disk.data is not None else "packed data besides, "
+    total = (disk.data or 0) + disk.state + disk.checkpoints
+    return (
+        f"{_size(total)} ({data}{_size(disk.state)} to continue from, {_size(disk.checkpoints)} of checkpoints; the "
+        "raw text besides)"
+    )
+
+
+def _gpu_table(job: TrainingJob, gpus: Sequence[GpuFit], price_per_hour: float | None) -> list[str]:
+    samples = job.train.global_batch_size // job.devices
+    titles = ["GPU", "memory", "largest micro-batch", f"dividing {samples}", "hours"]
+    rows = [titles + ["cost"] * (price_per_hour is not None)]
+    for each in gpus:
+        row = [each.gpu.name, _size(each.gpu.memory), _fits(job, each), str(each.dividing_micro_batch or "-")]
+        row.append(_hours(each.hours) if each.job else "-")
+        if price_per_hour is not None:
+            row.append(f"{each.hours * price_per_hour * job.devices:,.0f}" if each.job else "-")
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _fits(job: TrainingJob, each: GpuFit) -> str:
+    if each.job is None:
+        return "does not fit"
+    extra = [" recomputing"] if each.job.recomputes and not job.recomputes else []
+    extra += [f" {each.job.optimizer.name}"] if each.job.optimizer.name != job.optimizer.name else []
+    return f"{each.micro_batch_size}{','.join(extra)}"
+
+
+def _assumption(job: TrainingJob) -> str:
+    share = f"{job.mfu or ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak"
+    source = "as given with --mfu" if job.mfu else "assumed, not measured: --measure times this machine"
+    several = f", {job.devices} GPUs of a kind" if job.devices > 1 else ""
+    return f"hours at {share} ({source}){several}"
+
+
+def _time_text(each: GpuFit, hours: float) -> str:
+    name = each.gpu.name
+    if each.job is None:
+        return f"{name}: does not fit"
+    if each.hours <= hours:
+        return f"{name}: yes, {_hours(each.hours)} hours"
+    budget = fit_time(each.job, each.gpu, hours)
+    reach = (
+        f"out of reach, {budget.mfu:.1f} times the GPU's peak"
+        if budget.mfu > 1
+        else f"only at {budget.mfu:.0%} of the GPU's peak"
+    )
+    layers = f"all of them with {budget.n_layer} layer{'s' * (budget.n_layer > 1)}" if budget.n_layer else ""
+    return f"{name}: {reach}; what fits: {budget.tokens / 1e9:.3g}B tokens{', or ' * bool(layers)}{layers}"
+
+
+def _measured_text(job: TrainingJob, measured: "MeasuredSteps") -> str:
+    share = f", {measured.mfu:.0%} of its peak" if measured.mfu is not None else ""
+    hours = job.tokens / measured.tokens_per_s / 3600 / job.devices
+    return (
+        f"measured here ({measured.machine}): {measured.tokens_per_s:,.0f} tokens/s{share}, so {_hours(hours)} hours; "
+        f"{_size(measured.memory)} of memory, {_size(measured.predicted)} predicted"
+    )
+
+
+def _hours(hours: float) -> str:
+    if hours < 0.1:
+        return "< 0.1"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _size(count: int) -> str:
+    if count >= 1e10:
+        return f"{count / 1e9:,.0f} GB"
+    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"

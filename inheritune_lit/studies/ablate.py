@@ -33,7 +33,7 @@ def select_layers(criterion: Criterion, n: int, analysis: Analysis) -> list[int]
     Raises:
         UserError: the analysis lacks the measure.
     """
-    depth = analysis.model["n_layer"]
+    depth = analysis.model.n_layer
     if criterion == "random":
         return None
     if criterion == "alternate":
@@ -41,9 +41,9 @@ def select_layers(criterion: Criterion, n: int, analysis: Analysis) -> list[int]
     if criterion == "block-influence":
         if "block_influence" not in analysis.layers:
             raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
-        return _highest(analysis.layers["block_influence"]["mean"], n)
+        return _highest(analysis.layers["block_influence"].mean, n)
     if criterion == "avg-rank":
-        return _highest(analysis.protocols["v4"]["avg_rank"], n)
+        return _highest(analysis.protocols.v4.avg_rank, n)
     return parse_layers(f"{criterion}:{n}", depth)
 
 
@@ -87,7 +87,7 @@ def compare_criteria(ref: str, analysis: Analysis, data: Path, out_dir: Path, he
         UserError: bad input, or ``out_dir`` holds runs of other settings.
         SystemExit: stopped by SIGTERM, after saving.
     """
-    n = layers_to_keep(analysis.model["n_layer"], healing)
+    n = layers_to_keep(analysis.model.n_layer, healing)
     chosen = {criterion: select_layers(criterion, n, analysis) for criterion in healing.criteria}
     _print_plan(chosen, n, analysis, healing)
     healed: dict[tuple[str, int], Healed] = {}
@@ -155,7 +155,7 @@ def layers_to_keep(depth: int, healing: HealingArgs) -> int:
 def _print_plan(chosen: dict[Criterion, list[int] | None], n: int, analysis: Analysis, healing: HealingArgs) -> None:
     width = max(map(len, chosen))
     different = {layers_text(layers) if layers is not None else "random" for layers in chosen.values()}
-    print(f"criteria: {n} of {analysis.model['n_layer']} layers of {analysis.model['name']}", file=sys.stderr)
+    print(f"criteria: {n} of {analysis.model.n_layer} layers of {analysis.model.name}", file=sys.stderr)
     for criterion, layers in chosen.items():
         print(f"  {criterion:<{width}}  {'fresh weights' if layers is None else layers_text(layers)}", file=sys.stderr)
     seeds = len(healing.seeds)

@@ -10,11 +10,12 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from inheritune_lit.analysis.page import markdown
-from inheritune_lit.analysis.result import Analysis, without_nan
+from inheritune_lit.analysis.result import Analysis
 from inheritune_lit.inherit.layers import layers_text
 from inheritune_lit.io.folders import replace_file, replace_text
 from inheritune_lit.io.manifest import installed_versions
+from inheritune_lit.io.records import without_nan
+from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.ablate_args import Criterion, HealingArgs
 
 
@@ -145,7 +146,7 @@ def write_outcome(outcomes: list[Healed], out_dir: Path, analysis: Analysis, n: 
     found = spreads(outcomes)
     text = outcome_text(found, outcomes, analysis, n)
     record = {
-        "reference": analysis.model,
+        "reference": asdict(analysis.model),
         "n": n,
         "healing": asdict(healing),
         "criteria": [asdict(one) for one in found],
@@ -179,9 +180,9 @@ def outcome_text(found: list[Spread], outcomes: list[Healed], analysis: Analysis
     shared = [f"{one.criterion} chose the same layers as {one.same_as}" for one in found if one.same_as]
     noise = fmean(one.stderr for one in outcomes)
     lines = [
-        f"# {n} of {analysis.model['n_layer']} layers of {analysis.model['name']}, by criterion",
+        f"# {n} of {analysis.model.n_layer} layers of {analysis.model.name}, by criterion",
         "",
-        *markdown(header, rows),
+        markdown_table(header, rows),
         "",
         f"Held-out loss in nats a token after {outcomes[0].tokens:,} tokens; mean ± standard deviation over {seeds} "
         f"seeds of the data order, the same for every criterion. Differences are taken seed by seed. The held-out text "

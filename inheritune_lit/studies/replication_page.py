@@ -6,12 +6,12 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.analyze import analyze_model
+from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.page import sentence
 from inheritune_lit.analysis.result import load_analysis
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.io.folders import replace_text
-from inheritune_lit.planning.study import study
 from inheritune_lit.studies.replication_grid import FIGURE_1, FIGURE_3, TABLE_1, TABLE_2, TABLE_3, Scale, folder_of
 from inheritune_lit.studies.replication_results import Summary, Trained, paired_difference, summarise
 from inheritune_lit.train.run_folder import FINAL
@@ -32,14 +32,13 @@ def rank_section(out_dir: Path, scale: Scale) -> list[str]:
     tokens = min(_TOKENS, scale.block_size)
     held_out = PackedDataset(out_dir / "data", "val", tokens)
     whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
-    options = AnalyzeOptions(
-        num_sequences=min(_SEQUENCES, whole), seq_length=tokens, maps="none", gradients=False, drop_length=0
-    )
+    quick = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
+    quick |= {"maps": "none", "gradients": False, "drop_length": 0}
     folders = {name: out_dir / "analysis" / name for name in models}
     (out_dir / "analysis").mkdir(exist_ok=True)
-    study(str(models["inheritune"]), out_dir / "data", folders["inheritune"], options)
-    other = folders["inheritune"]
-    study(str(models["reference"]), out_dir / "data", folders["reference"], options, compare=other)
+    for name, folder in folders.items():
+        other = None if name == "inheritune" else folders["inheritune"]
+        analyze_model(AnalyzeArgs(str(models[name]), out_dir / "data", folder, **quick, compare=other))
     told = [f"- {name}: {sentence(load_analysis(folder))}" for name, folder in folders.items()]
     return [
         "## Figure 9: attention rank by layer",

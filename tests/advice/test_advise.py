@@ -12,7 +12,7 @@ from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
-from inheritune_lit.planning.advise import advice_text, advise
+from inheritune_lit.planning.advise import advise
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ OPENLLAMA_3B = """{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
 def test_loss_lazy_layers_and_marks(make_llama):
     _, folder = make_llama(num_hidden_layers=9)
     analysis = make_analysis(9)
-    analysis.lazy["layers"][:] = [2, 7, 8]
+    analysis.lazy.layers[:] = [2, 7, 8]
     rows = advise(analysis, open_reference(folder, "local"), AdviceArgs()).depths
     lens = analysis.layers["logit_lens_loss"]
-    assert [row.loss for row in rows] == lens["mean"][1:]
-    assert rows[4].stderr == pytest.approx(lens["std"][5] / 10)
+    assert [row.loss for row in rows] == lens.mean[1:]
+    assert rows[4].stderr == pytest.approx(lens.std[5] / 10)
     assert [row.lazy for row in rows] == [0, 0, 1, 1, 1, 1, 1, 2, 3]
     marks = {row.n: row.marks for row in rows if row.marks}
     assert marks == {
@@ -71,7 +71,7 @@ def test_loss_lazy_layers_and_marks(make_llama):
 
 def test_text_marks_rows_and_says_what_it_cannot_know(make_llama):
     _, folder = make_llama()
-    text = advice_text(advise(make_analysis(5), open_reference(folder, "local"), AdviceArgs(gpu="H100")))
+    text = str(advise(make_analysis(5), open_reference(folder, "local"), AdviceArgs(gpu="H100")))
     assert "| **2** |" in text and "paper's choice, k/2" in text
     assert "The loss after healing is not in this table" in text
     assert "guessing scores ln 97 = 4.575" in text

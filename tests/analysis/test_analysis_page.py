@@ -7,8 +7,7 @@ from matplotlib.image import imread
 from synthetic_analysis import LAYER_MEASURES, make_analysis
 
 from inheritune_lit.analysis.figures import draw_figures
-from inheritune_lit.analysis.page import by_layer, sentence
-from inheritune_lit.analysis.report import write_report
+from inheritune_lit.analysis.page import by_layer, sentence, write_report
 
 ALL = {"rank_and_mass.png", "depth.png", "attention_maps.png", "heads.png", "spans.png"}
 
@@ -49,7 +48,7 @@ def test_absent_measures_leave_their_figures_out(tmp_path):
     for measure in (*LAYER_MEASURES, "logit_lens_loss"):
         del analysis.layers[measure]
     analysis.spans.clear()
-    analysis.maps["attention"].clear()
+    analysis.maps.attention.clear()
     analysis.measures.clear()
     assert write_report(analysis, tmp_path) == ["rank_and_mass.png", "heads.png", "analysis.md"]
     assert set(sizes(tmp_path)) == {"rank_and_mass.png", "heads.png"}
@@ -60,8 +59,8 @@ def test_single_absent_measures_and_values(tmp_path):
     del analysis.layers["grad_norm_q"]
     del analysis.spans["drop_loss"]
     del analysis.heads["entropy"]
-    analysis.layers["block_influence"]["mean"][2] = math.nan
-    analysis.heads["attention_rank"]["mean"][1][0] = math.nan
+    analysis.layers["block_influence"].mean[2] = math.nan
+    analysis.heads["attention_rank"].mean[1][0] = math.nan
     write_report(analysis, tmp_path)
     assert set(sizes(tmp_path)) == ALL
     page = (tmp_path / "analysis.md").read_text()
@@ -80,11 +79,11 @@ def test_page_says_what_the_numbers_say(tmp_path):
     header = [cell.strip() for cell in rows[0]]
     third = dict(zip(header, (cell.strip() for cell in rows[4]), strict=True))
     assert third["layer"] == "2"
-    assert float(third["block influence"]) == pytest.approx(analysis.layers["block_influence"]["mean"][2], rel=1e-3)
-    heads = analysis.heads["sink_mass"]["mean"][2]
+    assert float(third["block influence"]) == pytest.approx(analysis.layers["block_influence"].mean[2], rel=1e-3)
+    heads = analysis.heads["sink_mass"].mean[2]
     assert float(third["sink mass"]) == pytest.approx(sum(heads) / len(heads), rel=1e-3)
     # The loss after the third layer is the lens's fourth value: the first is that of no layer.
-    assert float(third["logit lens loss"]) == pytest.approx(analysis.layers["logit_lens_loss"]["mean"][3], rel=1e-3)
+    assert float(third["logit lens loss"]) == pytest.approx(analysis.layers["logit_lens_loss"].mean[3], rel=1e-3)
     assert all(len(row) == len(header) for row in rows[:8])
     for measure in analysis.measures:
         assert f"formula of {measure} \\| x" in page
@@ -97,9 +96,9 @@ def test_every_column_has_a_number_a_layer():
 
 def test_sentence_counts():
     analysis = make_analysis(9)
-    analysis.lazy["layers"][:] = [2, 3, 7]
+    analysis.lazy.layers[:] = [2, 3, 7]
     assert "3 of 9 layers are lazy, 2-3,7 counted from 0; the first is layer 2; lazy groups 6-8 (" in sentence(analysis)
-    analysis.lazy["layers"][:] = [8]
+    analysis.lazy.layers[:] = [8]
     assert "1 of 9 layers is lazy, 8 counted" in sentence(analysis)
-    analysis.lazy["layers"].clear()
+    analysis.lazy.layers.clear()
     assert sentence(analysis).startswith("made-up: none of 9 layers is lazy (100 sequences, T=100")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from inheritune_lit.analysis.layer_dropping import spearman
+from inheritune_lit.analysis.page import spearman
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -9,20 +9,31 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from inheritune_lit.analysis.analyze import analyze
-from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.analyze import analyze_model
+from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.attention_stats import attention_mass, sink_mass
 from inheritune_lit.analysis.rank import attention_rank
-from inheritune_lit.analysis.result import load_analysis
+from inheritune_lit.analysis.result import Analysis, load_analysis
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model
 
 B, T = 6, 48
-OPTIONS = AnalyzeOptions(
-    num_sequences=B, seq_length=T, drop_sequences=4, drop_length=3, map_layers="0,2", map_heads=[1]
-)
+OPTIONS = {
+    "num_sequences": B,
+    "seq_length": T,
+    "drop_sequences": 4,
+    "drop_length": 3,
+    "map_layers": "0,2",
+    "map_heads": [1],
+}
+
+
+def analyze(ref: Path, out_dir: Path, **options) -> Analysis:
+    analysis = analyze_model(AnalyzeArgs(ref, "text", out_dir, **options)).analysis
+    assert analysis is not None
+    return analysis
 
 
 @pytest.fixture
@@ -52,7 +63,7 @@ def losses_of(logits_BTV: torch.Tensor, tokens_BT1: torch.Tensor) -> torch.Tenso
 
 def test_measures_against_transformers(model_and_folder, tokens_BT1, tmp_path):
     model, folder = model_and_folder
-    result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
+    result = analyze(folder, tmp_path / "out", **OPTIONS)
     with torch.no_grad():
         output = model(tokens_BT1[:, :-1], output_attentions=True, output_hidden_states=True)
     for layer, attention_BHTT in enumerate(output.attentions):
@@ -62,35 +73,40 @@ def test_measures_against_transformers(model_and_folder, tokens_BT1, tmp_path):
             "attention_mass": attention_mass(attention_NTT, 0.9).view(B, -1).double(),
             "sink_mass": sink_mass(attention_BHTT),
         }.items():
-            np.testing.assert_allclose(result.heads[name]["mean"][layer], values_BH.mean(0), rtol=1e-5)
-            np.testing.assert_allclose(result.heads[name]["std"][layer], values_BH.std(0), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(result.heads[name].mean[layer], values_BH.mean(0), rtol=1e-5)
+            np.testing.assert_allclose(result.heads[name].std[layer], values_BH.std(0), rtol=1e-4, atol=1e-6)
     # The last hidden state comes after the norm.
     states = output.hidden_states[:-1]
     for layer, (before_BTC, after_BTC) in enumerate(pairwise(states)):
         influence_B = 1 - F.cosine_similarity(before_BTC, after_BTC, dim=-1).mean(1)
-        assert result.layers["block_influence"]["mean"][layer] == pytest.approx(influence_B.mean().item(), rel=1e-4)
-        assert result.layers["block_influence"]["std"][layer] == pytest.approx(influence_B.std().item(), rel=1e-3)
+        assert result.layers["block_influence"].mean[layer] == pytest.approx(influence_B.mean().item(), rel=1e-4)
+        assert result.layers["block_influence"].std[layer] == pytest.approx(influence_B.std().item(), rel=1e-3)
         variance = np.mean([state.var() for state in after_BTC.numpy()])
-        assert result.layers["output_variance"]["mean"][layer] == pytest.approx(variance, rel=1e-4)
+        assert result.layers["output_variance"].mean[layer] == pytest.approx(variance, rel=1e-4)
     for start, length in ((0, 1), (1, 2), (0, 3)):
         cosine_B = F.cosine_similarity(states[start][:, -1], states[start + length][:, -1], dim=-1)
         expected = np.mean([math.acos(cosine) / math.pi for cosine in cosine_B])
         assert result.spans["angular_distance"][str(length)][start] == pytest.approx(expected, rel=1e-4)
-    assert result.loss["mean"] == pytest.approx(losses_of(output.logits, tokens_BT1).mean().item(), rel=1e-5)
+    assert result.loss.mean == pytest.approx(losses_of(output.logits, tokens_BT1).mean().item(), rel=1e-5)
     assert load_analysis(tmp_path / "out") == result
 
 
 def test_attention_maps_against_transformers(make_llama, tokens_BT1, tmp_path):
     model, folder = make_llama(num_hidden_layers=4, attn_implementation="eager")
-    causal = AnalyzeOptions(
-        num_sequences=B, seq_length=T, maps="causal", map_layers="1", gradients=False, drop_length=0
-    )
-    result = analyze(str(folder), Path("text"), tmp_path / "causal", causal)
+    causal = {
+        "num_sequences": B,
+        "seq_length": T,
+        "maps": "causal",
+        "map_layers": "1",
+        "gradients": False,
+        "drop_length": 0,
+    }
+    result = analyze(folder, tmp_path / "causal", **causal)
     with torch.no_grad():
         # Three strings of 40 tokens (paper, Figure 2).
         attention_BHTT = model(tokens_BT1[:3, :40], output_attentions=True).attentions[1]
-    assert [(found["layer"], found["head"]) for found in result.maps["attention"]] == [(1, head) for head in range(4)]
-    found_HTT = np.array([found["weights"] for found in result.maps["attention"]])
+    assert [(found.layer, found.head) for found in result.maps.attention] == [(1, head) for head in range(4)]
+    found_HTT = np.array([found.weights for found in result.maps.attention])
     np.testing.assert_allclose(found_HTT, attention_BHTT.mean(dim=0), atol=2e-5)
 
 
@@ -98,8 +114,15 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
     """Of one sequence: what a row pays to earlier tokens, scaled to sum up to 1, is the row that the model computes."""
     model, folder = make_llama(num_hidden_layers=4, attn_implementation="eager")
     monkeypatch.setattr("inheritune_lit.analysis.analyze.draw_sequences", lambda *args: tokens_BT1[:1])
-    one = AnalyzeOptions(num_sequences=1, seq_length=T, map_layers="1", map_heads=[2], gradients=False, drop_length=0)
-    full_TT = np.array(analyze(str(folder), Path("text"), tmp_path / "full", one).maps["attention"][0]["weights"])
+    one = {
+        "num_sequences": 1,
+        "seq_length": T,
+        "map_layers": "1",
+        "map_heads": [2],
+        "gradients": False,
+        "drop_length": 0,
+    }
+    full_TT = np.array(analyze(folder, tmp_path / "full", **one).maps.attention[0].weights)
     with torch.no_grad():
         causal_TT = model(tokens_BT1[:1, :40], output_attentions=True).attentions[1][0, 2].numpy()
     np.testing.assert_allclose(full_TT.sum(axis=-1), 1, atol=1e-3)
@@ -115,8 +138,8 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
 
 def test_head_output_norm_is_what_a_head_writes(make_llama, tokens_BT1, tmp_path):
     model, folder = make_llama(num_hidden_layers=2, attn_implementation="eager")
-    small = AnalyzeOptions(num_sequences=B, seq_length=T, gradients=False, drop_length=0, maps="none")
-    result = analyze(str(folder), Path("text"), tmp_path / "out", small)
+    small = {"num_sequences": B, "seq_length": T, "gradients": False, "drop_length": 0, "maps": "none"}
+    result = analyze(folder, tmp_path / "out", **small)
     projection = model.model.layers[1].self_attn.o_proj
     seen = {}
     projection.register_forward_hook(lambda module, args, output: seen.update(heads=args[0]))
@@ -126,24 +149,24 @@ def test_head_output_norm_is_what_a_head_writes(make_llama, tokens_BT1, tmp_path
             alone_BTI = torch.zeros_like(seen["heads"])
             alone_BTI[..., head * 8 : head * 8 + 8] = seen["heads"][..., head * 8 : head * 8 + 8]
             norm = (alone_BTI @ projection.weight.T).norm(dim=-1).mean().item()
-            assert result.heads["head_output_norm"]["mean"][1][head] == pytest.approx(norm, rel=1e-4)
+            assert result.heads["head_output_norm"].mean[1][head] == pytest.approx(norm, rel=1e-4)
 
 
 def test_logit_lens_is_the_loss_of_real_slices(model_and_folder, tokens_BT1, tmp_path):
     _, folder = model_and_folder
-    result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
+    result = analyze(folder, tmp_path / "out", **OPTIONS)
     for n in range(1, 5):
         slice_model(SliceArgs(str(folder), n=n, out_dir=tmp_path / f"slice-{n}"))
         with torch.no_grad():
             losses_B = losses_of(load_model(tmp_path / f"slice-{n}")(tokens_BT1[:, :-1]), tokens_BT1)
-        assert result.layers["logit_lens_loss"]["mean"][n] == pytest.approx(losses_B.mean().item(), rel=1e-5)
-        assert result.layers["logit_lens_loss"]["std"][n] == pytest.approx(losses_B.std().item(), rel=1e-3)
-    assert len(result.layers["logit_lens_loss"]["mean"]) == 5
+        assert result.layers["logit_lens_loss"].mean[n] == pytest.approx(losses_B.mean().item(), rel=1e-5)
+        assert result.layers["logit_lens_loss"].std[n] == pytest.approx(losses_B.std().item(), rel=1e-3)
+    assert len(result.layers["logit_lens_loss"].mean) == 5
 
 
 def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, tokens_BT1, tmp_path):
     _, folder = model_and_folder
-    result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
+    result = analyze(folder, tmp_path / "out", **OPTIONS)
     some_BT1 = tokens_BT1[:4]
     with torch.no_grad():
         whole_B = losses_of(load_reference(folder)(some_BT1[:, :-1]), some_BT1)
@@ -157,18 +180,16 @@ def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, token
             expected = losses_B.mean().item()
             assert result.spans["drop_loss"][str(length)][start] == pytest.approx(expected, rel=1e-5)
             if length == 1:
-                assert result.layers["drop_loss"]["mean"][start] == pytest.approx(expected, rel=1e-5)
-                assert result.layers["drop_loss"]["std"][start] == pytest.approx(losses_B.std().item(), rel=1e-3)
+                assert result.layers["drop_loss"].mean[start] == pytest.approx(expected, rel=1e-5)
+                assert result.layers["drop_loss"].std[start] == pytest.approx(losses_B.std().item(), rel=1e-3)
                 increase_B = losses_B - whole_B
-                assert result.layers["drop_increase"]["mean"][start] == pytest.approx(
-                    increase_B.mean().item(), abs=1e-5
-                )
-                assert result.layers["drop_increase"]["std"][start] == pytest.approx(increase_B.std().item(), rel=1e-3)
+                assert result.layers["drop_increase"].mean[start] == pytest.approx(increase_B.mean().item(), abs=1e-5)
+                assert result.layers["drop_increase"].std[start] == pytest.approx(increase_B.std().item(), rel=1e-3)
 
 
 def test_gradient_norms_are_those_of_autograd(model_and_folder, tokens_BT1, tmp_path):
     _, folder = model_and_folder
-    result = analyze(str(folder), Path("text"), tmp_path / "out", OPTIONS)
+    result = analyze(folder, tmp_path / "out", **OPTIONS)
     model = load_reference(folder)
     config = model.config
     norms_BL2 = torch.zeros(B, 4, 2)
@@ -181,17 +202,17 @@ def test_gradient_norms_are_those_of_autograd(model_and_folder, tokens_BT1, tmp_
             query, key, _ = block.attn.qkv.weight.grad.split(sizes)
             norms_BL2[number, layer] = torch.stack([query.norm(), key.norm()])
     for name, norms_BL in zip(("grad_norm_q", "grad_norm_k"), norms_BL2.unbind(-1), strict=True):
-        np.testing.assert_allclose(result.layers[name]["mean"], norms_BL.mean(0), rtol=1e-4)
-        np.testing.assert_allclose(result.layers[name]["std"], norms_BL.std(0), rtol=1e-3)
+        np.testing.assert_allclose(result.layers[name].mean, norms_BL.mean(0), rtol=1e-4)
+        np.testing.assert_allclose(result.layers[name].std, norms_BL.std(0), rtol=1e-3)
 
 
 def test_a_slice_and_its_reference_agree(make_llama, tokens_BT1, tmp_path):
     """A litgpt folder and a Hugging Face folder give the same measures of the same layers."""
     _, folder = make_llama(num_hidden_layers=4)
     slice_model(SliceArgs(str(folder), n=2, out_dir=tmp_path / "slice"))
-    small = AnalyzeOptions(num_sequences=B, seq_length=T, drop_length=0, maps="none")
-    whole = analyze(str(folder), Path("text"), tmp_path / "whole", small)
-    part = analyze(str(tmp_path / "slice"), Path("text"), tmp_path / "part", small)
+    small = {"num_sequences": B, "seq_length": T, "drop_length": 0, "maps": "none"}
+    whole = analyze(folder, tmp_path / "whole", **small)
+    part = analyze(tmp_path / "slice", tmp_path / "part", **small)
     for name, measured in part.heads.items():
-        assert measured["mean"] == whole.heads[name]["mean"][:2]
-    assert part.loss["mean"] == pytest.approx(whole.layers["logit_lens_loss"]["mean"][2])
+        assert measured.mean == whole.heads[name].mean[:2]
+    assert part.loss.mean == pytest.approx(whole.layers["logit_lens_loss"].mean[2])

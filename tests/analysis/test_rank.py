@@ -5,7 +5,7 @@ import pytest
 import torch
 from attention_samples import closed_forms, random_attention
 
-from inheritune_lit.analysis.args import AnalyzeOptions
+from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.attention_stats import attention_mass, entropy, entropy_without_sink, sink_mass
 from inheritune_lit.analysis.rank import TIE, attention_rank
 from inheritune_lit.errors import UserError
@@ -82,7 +82,7 @@ def test_entropy_and_sink_of_known_matrices():
 @pytest.mark.parametrize("tau", [0, -0.1, 1.1, float("nan")])
 def test_tau_outside_its_range_is_refused(tau):
     with pytest.raises(UserError, match=r"--tau is .* above 0 and at most 1"):
-        AnalyzeOptions(tau=tau)
+        AnalyzeArgs("gpt2", "text", "out", tau=tau)
 
 
 def test_threads_share_the_work_and_leave_torch_as_it_was():

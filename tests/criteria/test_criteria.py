@@ -64,7 +64,7 @@ compare_criteria(sys.argv[1], of_depth_4(), Path(sys.argv[2]), Path(sys.argv[3])
 def of_depth_4():
     """An analysis in which AvgRank chooses the same layers as "first"."""
     analysis = make_analysis(4)
-    analysis.protocols["v4"]["avg_rank"] = [9.0, 8.0, 2.0, 1.0]
+    analysis.protocols.v4.avg_rank[:] = [9.0, 8.0, 2.0, 1.0]
     return analysis
 
 
@@ -136,8 +136,8 @@ def test_other_settings_are_refused(inputs, tmp_path):
 
 def test_selections():
     analysis = make_analysis(8)
-    analysis.layers["block_influence"]["mean"] = [5, 1, 4, 1, 1, 1, 3, 6]
-    analysis.protocols["v4"]["avg_rank"] = [1, 1, 7, 7, 7, 7, 1, 1]
+    analysis.layers["block_influence"].mean[:] = [5, 1, 4, 1, 1, 1, 3, 6]
+    analysis.protocols.v4.avg_rank[:] = [1, 1, 7, 7, 7, 7, 1, 1]
     assert select_layers("first", 3, analysis) == [0, 1, 2]
     assert select_layers("middle", 4, analysis) == [2, 3, 4, 5]
     assert select_layers("last", 3, analysis) == [5, 6, 7]

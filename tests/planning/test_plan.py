@@ -8,9 +8,9 @@ from tiny import make_checkpoint
 
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_model
-from inheritune_lit.planning.estimate import Job, disk_of, on_card, within
-from inheritune_lit.planning.model_spec import subject_of_checkpoint, subject_of_reference
-from inheritune_lit.planning.plan import parse_count
+from inheritune_lit.planning.args import parse_count
+from inheritune_lit.planning.estimate import DiskSpace, TrainingJob, fit_gpu, fit_time
+from inheritune_lit.planning.model_spec import model_of_checkpoint, model_of_reference
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.gpus import GPUS, find_gpus
@@ -20,58 +20,58 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def job() -> Job:
+def job() -> TrainingJob:
     """The paper's main run."""
-    subject = subject_of_reference("openllama-3b", 13)
+    model = model_of_reference("openllama-3b", 13)
     settings = (TrainArgs(), OptimizerArgs(), SpeedArgs(), "bf16-mixed")
-    return Job(subject, 8 * 10**9, 10**9, 2048, *settings)
+    return TrainingJob(model, 8 * 10**9, 10**9, 2048, *settings)
 
 
 def test_known_models_need_no_network():
     offline = [reference for reference in REFERENCES if "-v2" not in reference.name and "gpt2" not in reference.name]
     assert len(offline) > 15
     for reference in offline:
-        subject = subject_of_reference(reference.name, None)
-        assert (subject.config.n_layer, subject.config.n_embd) == (reference.layers, reference.width)
-        assert subject.parameters == reference.parameters
+        model = model_of_reference(reference.name, None)
+        assert (model.config.n_layer, model.config.n_embd) == (reference.layers, reference.width)
+        assert model.parameters == reference.parameters
 
 
 def test_the_papers_main_run(job):
     # The sizes and costs that the paper's shape gives by hand: 13 layers of 123,910,400, two matrices of 32,000 x 3200.
-    assert job.subject.parameters == 13 * 123_910_400 + 2 * 32_000 * 3200 + 3200
-    assert job.subject.non_embedding_parameters == 13 * 123_910_400 + 3200
+    assert job.model.parameters == 13 * 123_910_400 + 2 * 32_000 * 3200 + 3200
+    assert job.model.non_embedding_parameters == 13 * 123_910_400 + 3200
     assert job.flops_per_token == pytest.approx(10.79e9, rel=1e-3)
     hours = {card.name: job.seconds(card) / 3600 for card in GPUS}
     assert (round(hours["a6000"]), round(hours["a100-80gb"])) == (310, 154)
     # Eight hours on an A6000: 19 to 20 times its peak.
-    assert 19 < within(job, find_gpus("a6000")[0], 8).mfu < 20
-    disk = disk_of(job)
+    assert 19 < fit_time(job, find_gpus("a6000")[0], 8).mfu < 20
+    disk = DiskSpace.of(job)
     assert disk.data == 2 * 10**9
-    assert disk.state == 2 * 12 * job.subject.parameters and disk.checkpoints == 4 * job.subject.parameters
+    assert disk.state == 2 * 12 * job.model.parameters and disk.checkpoints == 4 * job.model.parameters
 
 
 @pytest.mark.parametrize("card", [card.name for card in GPUS])
 def test_largest_micro_batch_fits_and_one_more_does_not(job, card):
-    each = on_card(job, find_gpus(card)[0])
-    room = each.card.memory * 0.94
+    each = fit_gpu(job, find_gpus(card)[0])
+    room = each.gpu.memory * 0.94
     assert each.job.memory(each.micro_batch_size).total <= room < each.job.memory(each.micro_batch_size + 1).total
 
 
 def test_what_fits_into_a_time_is_found_by_trying(job):
     card = find_gpus("h100")[0]
-    wish = within(job, card, 20)
-    seconds = [replace(job, subject=subject_of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
-    assert wish.n_layer == sum(each <= 20 * 3600 for each in seconds)
-    assert replace(job, tokens=wish.tokens).seconds(card) == pytest.approx(20 * 3600)
+    budget = fit_time(job, card, 20)
+    seconds = [replace(job, model=model_of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
+    assert budget.n_layer == sum(each <= 20 * 3600 for each in seconds)
+    assert replace(job, tokens=budget.tokens).seconds(card) == pytest.approx(20 * 3600)
 
 
 def test_a_checkpoint_folder_is_counted_as_torch_does(tmp_path, tokenizer_dir):
     checkpoint = tmp_path / "three"
     make_checkpoint(checkpoint, tokenizer_dir, n_layer=3)
-    subject = subject_of_checkpoint(checkpoint)
-    assert subject.parameters == sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
+    model = model_of_checkpoint(checkpoint)
+    assert model.parameters == sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
     make_checkpoint(tmp_path / "one", tokenizer_dir, n_layer=1)
-    assert subject.at(1).parameters == subject_of_checkpoint(tmp_path / "one").parameters
+    assert model.first_layers(1).parameters == model_of_checkpoint(tmp_path / "one").parameters
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -114,9 +114,9 @@ def test_numbers_of_tokens():
         ("--ref openllama-3b --n 13", "no budget; give --tokens, such as 8B"),
         ("--ref openllama-3b --n 27 --tokens 8B", "--n 27 is more than the reference's 26 layers"),
         ("--ref openllama-3c --n 2 --tokens 8B", "did you mean openllama-3b"),
-        ("--ref openllama-3b --n 13 --tokens lots", "--tokens lots is no number of tokens"),
-        ("--ref openllama-3b --n 13 --tokens 1e400", "--tokens 1e400 is no number of tokens"),
-        ("--ref openllama-3b --n 13 --tokens 8B --devices 7", "no multiple of a micro-batch of 4 times 7 devices"),
+        ("--ref openllama-3b --n 13 --tokens lots", "--tokens lots is not a number of tokens"),
+        ("--ref openllama-3b --n 13 --tokens 1e400", "--tokens 1e400 is not a number of tokens"),
+        ("--ref openllama-3b --n 13 --tokens 8B --devices 7", "not a multiple of a micro-batch of 4 times 7 devices"),
         ("--ref openllama-3b --n 13 --tokens 8B --optimizer adm", "--optimizer is 'adm'; give adamw"),
         ("--ref openllama-3b --n 13 --tokens 5", "makes no step of 131,072 tokens"),
         ("--ref openllama-3b --n 13 --tokens 8B --gpu a1000", "--gpu a1000 is not known; give one of"),
