@@ -84,13 +84,14 @@ class Trainer:
             KeyboardInterrupt: after saving, when stopped with Ctrl-C.
         """
         self._restore()
-        began = time.monotonic()
+        began, first = time.monotonic(), self.step
         self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
         validation = None
         hidden = self.fabric.global_rank > 0
         with Progress("train", self.plan.total_steps, "step", self.step, hidden=hidden) as progress:
             while self.step < self.plan.total_steps:
                 late = self.train.max_time is not None and time.monotonic() - began >= self.train.max_time
+                late = late and self.step > first  # so that every call comes further
                 if self._any_rank(bool(stop) or late):
                     self._stopped(stop)
                     return None

@@ -185,7 +185,7 @@ class _Run:
             except torch.OutOfMemoryError as error:
                 raise self.estimate.out_of_memory() from error
             if validation is None:
-                return RunResult(self.plan, None, trainer.step, trainer.tokens)
+                return RunResult(self.plan, None, trainer.step, trainer.tokens, stopped=True)
             record = {
                 "steps": trainer.step,
                 "tokens": trainer.tokens,

@@ -170,6 +170,7 @@ class RunResult:
         steps, tokens: done so far, over all restarts.
         val_loss, val_stderr: of the trained checkpoint; None without one.
         domains: held-out loss by domain, where this call finished the run.
+        stopped: a signal or ``train.max_time`` ended the call before the run's end.
     """
 
     plan: RunPlan | None = field(compare=False, repr=False)
@@ -179,10 +180,13 @@ class RunResult:
     val_loss: float | None = None
     val_stderr: float | None = None
     domains: dict[str, DomainLoss] = field(default_factory=dict, compare=False)
+    stopped: bool = False
 
     def __str__(self) -> str:
+        if self.stopped:
+            return f"stopped after step {self.steps:,}, saved; the same command continues"
         if self.final is None:
-            return f"stopped after step {self.steps:,}, saved; the same command continues" if self.steps else ""
+            return ""
         if self.plan is None:
             return f"{self.final.parent} is finished: {self.steps} steps, held-out loss {self.val_loss:.4f}"
         lines = [f"held-out loss {self.val_loss:.4f} ± {self.val_stderr:.4f}; wrote {self.final}"]

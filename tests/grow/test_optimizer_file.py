@@ -78,5 +78,5 @@ def test_another_models_state_is_refused(tmp_path):
     path = tmp_path / "optimizer.pth"
     save_optimizer(path, small, done)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match="no optimizer state of this model"):
+    with pytest.raises(UserError, match="not an optimizer state of this model"):
         load_optimizer(path, small, done)
