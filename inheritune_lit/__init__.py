@@ -13,19 +13,32 @@ if TYPE_CHECKING:
     from inheritune_lit.analysis.args import AdviceArgs, AnalyzeArgs
     from inheritune_lit.analysis.result import Analysis, load_analysis
     from inheritune_lit.checkpoint.args import ExportArgs
-    from inheritune_lit.checkpoint.config import Config
+    from inheritune_lit.checkpoint.config import Config, GPT2Config, save_lit_config
     from inheritune_lit.checkpoint.export import export
-    from inheritune_lit.checkpoint.folder import FINAL, is_litgpt_folder
+    from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS, is_litgpt_folder
     from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
+    from inheritune_lit.checkpoint.weights import Weights
     from inheritune_lit.data.args import PrepareArgs
-    from inheritune_lit.data.packed import load_packed_manifest
+    from inheritune_lit.data.compatibility import check_fits_model
+    from inheritune_lit.data.mixture import make_mixture
+    from inheritune_lit.data.packed import PackedDataset, load_packed_manifest
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
+    from inheritune_lit.data.split import is_validation
     from inheritune_lit.errors import UserError
+    from inheritune_lit.evaluation.against_reference import Comparison, Z, reference_identity
+    from inheritune_lit.evaluation.against_reference import Judge as HeldOutEvaluator
+    from inheritune_lit.evaluation.against_reference import compare as compare_losses
+    from inheritune_lit.evaluation.args import EvaluateArgs
     from inheritune_lit.evaluation.harness import evaluate
+    from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
     from inheritune_lit.inherit.args import SliceArgs
+    from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, slice_options, write_grown
+    from inheritune_lit.inherit.layers import layers_text, parse_layers
+    from inheritune_lit.inherit.load import build_reference
     from inheritune_lit.inherit.plan import student_config
     from inheritune_lit.inherit.reference import ReferenceModel, reference_from_table
+    from inheritune_lit.inherit.resolve import ResolvedReference
     from inheritune_lit.inherit.resolve import resolve as resolve_reference
     from inheritune_lit.inherit.slice import slice_model
     from inheritune_lit.model.devices import USABLE as USABLE_GPU_MEMORY
@@ -56,8 +69,8 @@ if TYPE_CHECKING:
     from inheritune_lit.train.optim import OPTIMIZER
     from inheritune_lit.train.plan import ResourceEstimate, RunPlan, plan_run
     from inheritune_lit.train.plan import block_size_of as sample_length
-    from inheritune_lit.train.pretrain import pretrain
-    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
+    from inheritune_lit.train.pretrain import pretrain, training_settings
+    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run
     from inheritune_lit.train.teach import TeachResult, teach
     from inheritune_lit.train.timing import MeasuredSteps, measure_steps
 
@@ -72,12 +85,17 @@ _MODULES = {
     "Analysis": "analysis.result",
     "AnalysisResult": "analysis.analyze",
     "AnalyzeArgs": "analysis.args",
+    "BlockLosses": "evaluation.held_out",
+    "Comparison": "evaluation.against_reference",
     "Config": "checkpoint.config",
     "DistillArgs": "train.args",
     "EvalArgs": "train.args",
+    "EvaluateArgs": "evaluation.args",
     "ExportArgs": "checkpoint.args",
     "FINAL": "checkpoint.folder",
+    "GPT2Config": "checkpoint.config",
     "Gpu": "train.gpus",
+    "HeldOutEvaluator": "evaluation.against_reference:Judge",
     "InitArgs": "planning.args",
     "LONGEST_BLOCK": "model.flops",
     "METRICS": "train.metrics",
@@ -85,11 +103,13 @@ _MODULES = {
     "MixtureArgs": "train.args",
     "OPTIMIZER": "train.optim",
     "OptimizerArgs": "train.args",
+    "PackedDataset": "data.packed",
     "PlanArgs": "planning.args",
     "Precision": "train.args",
     "PrepareArgs": "data.args",
     "PretrainArgs": "train.args",
     "ReferenceModel": "inherit.reference",
+    "ResolvedReference": "inherit.resolve",
     "ResourceEstimate": "train.plan",
     "RunPlan": "train.plan",
     "RunRecord": "train.run_folder",
@@ -103,10 +123,18 @@ _MODULES = {
     "TrainingArgs": "train.args",
     "USABLE_GPU_MEMORY": "model.devices:USABLE",
     "UserError": "errors",
+    "WEIGHTS": "checkpoint.folder",
+    "Weights": "checkpoint.weights",
+    "Z": "evaluation.against_reference",
     "analyze": "planning.advise",
     "analyze_model": "analysis.analyze",
     "at_depth": "train.args",
+    "attn_scale_of": "inherit.grown",
     "build_fabric": "train.devices",
+    "build_reference": "inherit.load",
+    "check_fits_model": "data.compatibility",
+    "check_start": "inherit.grown",
+    "compare_losses": "evaluation.against_reference:compare",
     "count_parameters": "checkpoint.tensors",
     "data_settings": "train.run_folder",
     "default_precision": "train.devices",
@@ -116,14 +144,20 @@ _MODULES = {
     "flops_per_token": "model.flops",
     "init_recipe": "planning.recipe",
     "is_litgpt_folder": "checkpoint.folder",
+    "is_validation": "data.split",
     "iter_documents": "data.sources",
     "largest_micro_batch": "train.memory",
+    "layers_of": "inherit.grown",
+    "layers_text": "inherit.layers",
     "load_analysis": "analysis.result",
     "load_model": "model.load",
     "load_packed_manifest": "data.packed",
     "machine_name": "train.devices",
+    "make_mixture": "data.mixture",
     "make_report": "report.report",
+    "mean_loss": "evaluation.held_out",
     "measure_steps": "train.timing",
+    "parse_layers": "inherit.layers",
     "peak_flops": "train.gpus",
     "peak_flops_of": "train.devices",
     "plan": "planning.plan",
@@ -134,14 +168,18 @@ _MODULES = {
     "read_run": "train.run_folder",
     "read_validations": "train.metrics",
     "reference_from_table": "inherit.reference",
+    "reference_identity": "evaluation.against_reference",
     "resolve_reference": "inherit.resolve:resolve",
     "sample_length": "train.plan:block_size_of",
+    "save_lit_config": "checkpoint.config",
     "slice_model": "inherit.slice",
+    "slice_options": "inherit.grown",
     "step_memory": "train.memory",
     "student_config": "inherit.plan",
     "teach": "train.teach",
     "tensor_shapes": "checkpoint.tensors",
-    "training_settings": "train.run_folder",
+    "training_settings": "train.pretrain",
+    "write_grown": "inherit.grown",
 }
 
 __all__ = [
@@ -151,24 +189,32 @@ __all__ = [
     "METRICS",
     "OPTIMIZER",
     "USABLE_GPU_MEMORY",
+    "WEIGHTS",
     "AdviceArgs",
     "Analysis",
     "AnalysisResult",
     "AnalyzeArgs",
+    "BlockLosses",
+    "Comparison",
     "Config",
     "DistillArgs",
     "EvalArgs",
+    "EvaluateArgs",
     "ExportArgs",
+    "GPT2Config",
     "Gpu",
+    "HeldOutEvaluator",
     "InitArgs",
     "MeasuredSteps",
     "MixtureArgs",
     "OptimizerArgs",
+    "PackedDataset",
     "PlanArgs",
     "Precision",
     "PrepareArgs",
     "PretrainArgs",
     "ReferenceModel",
+    "ResolvedReference",
     "ResourceEstimate",
     "RunPlan",
     "RunRecord",
@@ -181,10 +227,17 @@ __all__ = [
     "TrainArgs",
     "TrainingArgs",
     "UserError",
+    "Weights",
+    "Z",
     "analyze",
     "analyze_model",
     "at_depth",
+    "attn_scale_of",
     "build_fabric",
+    "build_reference",
+    "check_fits_model",
+    "check_start",
+    "compare_losses",
     "count_parameters",
     "data_settings",
     "default_precision",
@@ -194,14 +247,20 @@ __all__ = [
     "flops_per_token",
     "init_recipe",
     "is_litgpt_folder",
+    "is_validation",
     "iter_documents",
     "largest_micro_batch",
+    "layers_of",
+    "layers_text",
     "load_analysis",
     "load_model",
     "load_packed_manifest",
     "machine_name",
+    "make_mixture",
     "make_report",
+    "mean_loss",
     "measure_steps",
+    "parse_layers",
     "peak_flops",
     "peak_flops_of",
     "plan",
@@ -212,14 +271,18 @@ __all__ = [
     "read_run",
     "read_validations",
     "reference_from_table",
+    "reference_identity",
     "resolve_reference",
     "sample_length",
+    "save_lit_config",
     "slice_model",
+    "slice_options",
     "step_memory",
     "student_config",
     "teach",
     "tensor_shapes",
     "training_settings",
+    "write_grown",
 ]
 
 

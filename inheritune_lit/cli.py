@@ -44,13 +44,13 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "prepare": (PrepareArgs, "commands.data:prepare_command"),
     "teach": (TeachArgs, "train.teach:teach"),
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
-    "grow": (GrowArgs, "commands.growing:grow_command"),
+    "grow": (GrowArgs, "studies.grow:grow"),
     "eval": (EvaluateArgs, "commands.evaluation:evaluate_command"),
     "analyze": (AnalyzeArgs, "planning.advise:analyze"),
     "ablate": (AblateArgs, "studies.ablate:ablate"),
-    "reproduce": (ReproduceArgs, "commands.replicating:reproduce_command"),
+    "reproduce": (ReproduceArgs, "studies.replication:reproduce"),
     "report": (ReportArgs, "report.report:make_report"),
-    "demo": (DemoArgs, "commands.demo:demo_command"),
+    "demo": (DemoArgs, "studies.demo:run_demo"),
 }
 """Each command's arguments, and the function that takes them; ``str()`` of what it returns is printed."""
 

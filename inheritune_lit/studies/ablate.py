@@ -1,31 +1,150 @@
-"""Which layers a criterion takes."""
+"""``inheritune ablate``: slices by several criteria, all trained alike with several seeds, and compared."""
 
+import logging
 import math
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
-from inheritune_lit.analysis.result import Analysis
+from inheritune_lit import (
+    Analysis,
+    AnalyzeArgs,
+    PretrainArgs,
+    SliceArgs,
+    TrainingArgs,
+    analyze,
+    layers_text,
+    load_analysis,
+    parse_layers,
+    resolve_reference,
+    slice_model,
+)
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.layers import layers_text, parse_layers
-from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.studies.ablate_args import Criterion, HealingArgs
-from inheritune_lit.studies.ablate_outcome import Healed, write_outcome
-from inheritune_lit.train.args import PretrainArgs
-from inheritune_lit.train.metrics import METRICS, read_validations
-from inheritune_lit.train.pretrain import pretrain
+from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.manifest import installed_versions, read_manifest
+from inheritune_lit.io.plotting import COLOURS, engineering_ticks, label_ends, new_figure, save_png
+from inheritune_lit.io.records import write_record
+from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.studies.args import AblateArgs, Criterion
+from inheritune_lit.studies.results import SeedSummary, by_title, draw_mean_curve, summarize
+from inheritune_lit.studies.runner import Experiment, ExperimentResult, run_experiments
+
+RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
+_MEASURED = ("block-influence", "avg-rank")
+_TOKENS = 100  # per sequence of an analysis, the paper's
+_SHARED = [field.name for field in fields(TrainingArgs)]
+logger = logging.getLogger(__name__)
 
 
-def select_layers(criterion: Criterion, n: int, analysis: Analysis) -> list[int] | None:
-    """Choose n of the reference's layers, counted from 0, in their order.
+@dataclass(frozen=True)
+class CriterionSummary(SeedSummary):
+    """A criterion over all seeds, compared with the one listed first; its name is ``title``.
+
+    Attributes:
+        layers: that it chose, None for fresh weights.
+        same_as: a criterion before it that chose the same layers.
+    """
+
+    layers: list[int] | None
+    same_as: str | None
+
+
+@dataclass(frozen=True)
+class AblationRecord:
+    """``ablation.json``."""
+
+    reference: str
+    depth: int
+    n: int
+    training: dict[str, object]
+    criteria: list[CriterionSummary]
+    runs: list[ExperimentResult]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """Outcome of ``ablate``.
+
+    Attributes:
+        record: what ``ablation.json`` holds; None where nothing was trained or a training was stopped.
+        out_dir: where it was written.
+    """
+
+    record: AblationRecord | None
+    out_dir: Path
+
+    def __str__(self) -> str:
+        if self.record is None:
+            return ""
+        return f"{ablation_text(self.record)}\nwrote {self.out_dir}/{RECORD}, {PAGE} and {FIGURE}"
+
+
+def ablate(args: AblateArgs) -> AblationResult:
+    """Slices a reference by every criterion, trains each slice with every seed, and compares what they score.
+
+    Everything is a folder below ``out_dir``: ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end
+    ``ablation.json``, ``.md`` and ``.png``. What is there is kept: the same call continues. Criteria that choose the
+    same layers share their runs.
+
+    Raises:
+        UserError: bad input, or ``out_dir`` holds runs with other settings.
+    """
+    if (read_manifest(args.data) or {}).get("kind") != "packed_data":
+        raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
+    with resolve_reference(args.ref) as resolved:
+        name, config = resolved.reference.name, resolved.reference.config
+    depth = config.n_layer
+    n = max(1, depth // 2) if args.n is None else args.n
+    if not 1 <= n <= depth:
+        raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
+    analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
+    measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
+    chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
+    logger.info(_plan_text(args, name, depth, n, chosen))
+    if args.dry_run:
+        return AblationResult(None, args.out_dir)
+    experiments = _experiments(args, n, chosen)
+    different = list({one.name: one for one in experiments.values()}.values())
+    results = {one.name: one for one in run_experiments(different, args.num_workers, args.cluster)}
+    if len(results) < len(different):
+        return AblationResult(None, args.out_dir)
+    runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
+    training = asdict(TrainingArgs(**{each: getattr(args, each) for each in _SHARED}))
+    record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
+    write_record(args.out_dir / RECORD, record)
+    replace_text(args.out_dir / PAGE, ablation_text(record))
+    _draw(record, args.out_dir / FIGURE)
+    return AblationResult(record, args.out_dir)
+
+
+def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:
+    """The analysis that criteria need: the given one, or one that is made here unless this is a dry run."""
+    if args.analysis is not None:
+        analysis = load_analysis(args.analysis)
+        if analysis.model.n_layer != depth:
+            found = f"{analysis.model.name} with {analysis.model.n_layer} layers"
+            raise UserError(f"--analysis {args.analysis} is of {found}; the reference has {depth}: give its own")
+        return analysis
+    if args.dry_run or not set(args.criteria).intersection(_MEASURED):
+        return None
+    folder = args.out_dir / "analysis"
+    options = {"seq_length": seq_length, "maps": "none", "gradients": False, "drop_length": 0, "seed": args.seed}
+    analyze(AnalyzeArgs(args.ref, args.data, folder, **options))
+    return load_analysis(folder)
+
+
+def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis | None = None) -> list[int] | None:
+    """Chooses n of the reference's layers, counted from 0, in their order.
 
     Args:
         criterion: "first", "middle" or "last" n layers; "alternate", n layers at equal distances from layer 0 on, every
             other one where n is half; "block-influence", those with the highest (ShortGPT, arXiv 2403.03853, drops the
             lowest); "avg-rank", those with the highest AvgRank (protocol v4 of the paper); "random", none.
         n: at most the depth.
-        analysis: of the reference.
+        depth: layers of the reference.
+        analysis: of the reference, for "block-influence" and "avg-rank".
 
     Returns:
         None for "random".
@@ -33,130 +152,135 @@ def select_layers(criterion: Criterion, n: int, analysis: Analysis) -> list[int]
     Raises:
         UserError: the analysis lacks the measure.
     """
-    depth = analysis.model.n_layer
     if criterion == "random":
         return None
     if criterion == "alternate":
         return [number * depth // n for number in range(n)]
-    if criterion == "block-influence":
-        if "block_influence" not in analysis.layers:
-            raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
-        return _highest(analysis.layers["block_influence"].mean, n)
+    if criterion not in _MEASURED:
+        return parse_layers(f"{criterion}:{n}", depth)
+    assert analysis is not None
     if criterion == "avg-rank":
-        return _highest(analysis.protocols.v4.avg_rank, n)
-    return parse_layers(f"{criterion}:{n}", depth)
-
-
-def _highest(values: list[float], n: int) -> list[int]:
-    """Where the n highest values are; of equal ones the first."""
+        values = analysis.protocols.v4.avg_rank
+    elif "block_influence" in analysis.layers:
+        values = analysis.layers["block_influence"].mean
+    else:
+        raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
     return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])
 
 
-@dataclass(frozen=True)
-class _Start:
-    """A slice to be healed: None where its weights are fresh."""
-
-    layers: list[int] | None
-    seed: int
-
-    @property
-    def name(self) -> str:
-        if self.layers is None:
-            return f"random-seed{self.seed}"
-        return "layers-" + layers_text(self.layers).replace(",", "_")
-
-
-def compare_criteria(ref: str, analysis: Analysis, data: Path, out_dir: Path, healing: HealingArgs) -> list[Healed]:
-    """Slice a reference by every criterion, train each slice with every seed, and compare what they score.
-
-    Everything is a folder below ``out_dir``: ``slices/``, ``runs/``, and at the end ``criteria.json``, ``criteria.md``
-    and ``criteria.png``. What is there is kept: the same call continues after a kill. Criteria that choose the same
-    layers share their runs.
-
-    Args:
-        ref: the reference, as ``inheritune slice`` takes it.
-        analysis: of this reference.
-        data: packed data to train and validate on.
-        out_dir: folder for everything.
-        healing: n, criteria, seeds, and the training of each run.
-
-    Returns:
-        One entry a criterion and seed.
-
-    Raises:
-        UserError: bad input, or ``out_dir`` holds runs of other settings.
-        SystemExit: stopped by SIGTERM, after saving.
-    """
-    n = layers_to_keep(analysis.model.n_layer, healing)
-    chosen = {criterion: select_layers(criterion, n, analysis) for criterion in healing.criteria}
-    _print_plan(chosen, n, analysis, healing)
-    healed: dict[tuple[str, int], Healed] = {}
-    for seed in healing.seeds:
+def _experiments(
+    args: AblateArgs, n: int, chosen: dict[Criterion, list[int] | None]
+) -> dict[tuple[str, int], Experiment]:
+    """The experiment of each criterion and seed; criteria with the same layers share theirs."""
+    shared = {name: getattr(args, name) for name in _SHARED if name not in ("seed", "dry_run")}
+    by_name: dict[str, Experiment] = {}
+    found: dict[tuple[str, int], Experiment] = {}
+    for seed in args.seeds:
         for criterion, layers in chosen.items():
-            start = _Start(layers, seed)
-            same = next((one for one in healed.values() if one.layers == layers and one.seed == seed), None)
-            if same is not None and layers is not None:
-                healed[criterion, seed] = same.by(criterion)
-                continue
-            print(f"criteria: {criterion}, seed {seed}", file=sys.stderr, flush=True)
-            healed[criterion, seed] = _heal(ref, start, criterion, n, data, out_dir, healing)
-    outcomes = [healed[criterion, seed] for criterion in chosen for seed in healing.seeds]
-    write_outcome(outcomes, out_dir, analysis, n, healing)
-    return outcomes
+            if layers is None:
+                slice_name = name = f"random-seed{seed}"
+                slicing = SliceArgs(args.ref, n=n, out_dir=args.out_dir / "slices" / name, init="random", seed=seed)
+            else:
+                slice_name = "layers-" + layers_text(layers).replace(",", "_")
+                name = f"{slice_name}-seed{seed}"
+                slicing = SliceArgs(args.ref, layers=layers_text(layers), out_dir=args.out_dir / "slices" / slice_name)
+            start = args.out_dir / "slices" / slice_name
+            training = PretrainArgs(start, args.data, args.out_dir / "runs" / name, seed=seed, **shared)
+            experiment = Experiment(name, criterion, partial(slice_model, slicing), training)
+            found[criterion, seed] = by_name.setdefault(name, experiment)
+    return found
 
 
-def _heal(
-    ref: str, start: _Start, criterion: Criterion, n: int, data: Path, out_dir: Path, healing: HealingArgs
-) -> Healed:
-    initial = out_dir / "slices" / start.name
-    if not initial.exists():
-        if start.layers is None:
-            slice_model(SliceArgs(ref, n=n, out_dir=initial, init="random", seed=start.seed))
-        else:
-            slice_model(SliceArgs(ref, layers=layers_text(start.layers), out_dir=initial))
-    run_dir = out_dir / "runs" / (start.name if start.layers is None else f"{start.name}-seed{start.seed}")
-    result = pretrain(
-        PretrainArgs(
-            initial,
-            data,
-            run_dir,
-            train=healing.train,
-            eval=healing.eval,
-            optimizer=healing.optimizer,
-            precision=healing.precision,
-            seed=start.seed,
+def compare_criteria(runs: list[ExperimentResult]) -> list[CriterionSummary]:
+    """Puts the seeds of each criterion together, in the order of the criteria."""
+    criteria = list(by_title(runs).values())
+    found: list[CriterionSummary] = []
+    for own in criteria:
+        layers = own[0].layers
+        same = next((one.title for one in found if layers is not None and one.layers == layers), None)
+        found.append(CriterionSummary(**vars(summarize(own, criteria[0])), layers=layers, same_as=same))
+    return found
+
+
+def _plan_text(args: AblateArgs, reference: str, depth: int, n: int, chosen: dict[Criterion, list[int] | None]) -> str:
+    width = max(map(len, args.criteria))
+    lines = [f"ablate: {n} of {depth} layers of {reference}"]
+    for criterion in args.criteria:
+        layers = chosen.get(criterion)
+        words = "fresh weights" if criterion == "random" else "chosen after an analysis of the reference"
+        lines.append(f"  {criterion:<{width}}  {words if layers is None else layers_text(layers)}")
+    different = len({tuple(layers or ()) for layers in chosen.values()}) if chosen else len(args.criteria)
+    seeds = len(args.seeds)
+    lines.append(f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs")
+    return "\n".join(lines)
+
+
+def ablation_text(record: AblationRecord) -> str:
+    """The table and what it says, as Markdown."""
+    found, seeds = record.criteria, len(record.criteria[0].seeds)
+    first, best = found[0], min(found, key=lambda one: one.loss)
+    rows = [
+        [
+            one.title,
+            "fresh weights" if one.layers is None else layers_text(one.layers),
+            _loss(one.untrained),
+            f"{_loss(one.loss)} ± {_loss(one.std)}",
+            f"{_loss(one.low)} to {_loss(one.high)}",
+            "" if one is first else f"{one.difference:+.4f} ± {_loss(one.difference_std)}",
+            "" if one is first else f"{one.lower_in} of {seeds}",
+        ]
+        for one in found
+    ]
+    header = ["criterion", "layers", "untrained", "trained", "range", f"minus {first.title}", "lower in"]
+    shared = [f"{one.title} chose the same layers as {one.same_as}" for one in found if one.same_as]
+    verdict = f"No criterion has a lower mean than {first.title}."
+    if best.loss != first.loss:
+        verdict = (
+            f"The lowest mean has {best.title}: {-best.difference:.4f} below {first.title}, "
+            f"lower in {best.lower_in} of {seeds} seeds."
         )
-    )
-    if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
-        raise SystemExit(0)
-    assert result.val_loss is not None and result.val_stderr is not None
-    curve = [(each.tokens, each.loss) for each in read_validations(run_dir / METRICS)]
-    untrained = curve[0][1] if curve and curve[0][0] == 0 else math.nan
-    return Healed(
-        criterion, start.layers, start.seed, untrained, result.val_loss, result.val_stderr, result.tokens, curve
-    )
+    lines = [
+        f"# {record.n} of {record.depth} layers of {record.reference}, by criterion",
+        "",
+        markdown_table(header, rows),
+        "",
+        f"Held-out loss in nats per token after {record.runs[0].tokens:,} tokens; mean ± standard deviation over "
+        f"{seeds} seeds of the data order, the same for every criterion. Differences are taken seed by seed. The "
+        f"held-out text itself adds a standard error of {fmean(one.stderr for one in found):.4f}, which all criteria "
+        "share.",
+        *([f"{'; '.join(shared)}: one run counts for both."] if shared else []),
+        verdict,
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def layers_to_keep(depth: int, healing: HealingArgs) -> int:
-    """The n of all slices.
-
-    Raises:
-        UserError: arguments out of range.
-    """
-    n = max(1, depth // 2) if healing.n is None else healing.n
-    if not 1 <= n <= depth:
-        raise UserError(f"--healing.n is {n}; give 1 to {depth}, the reference's layers")
-    for name, values in (("seeds", healing.seeds), ("criteria", healing.criteria)):
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"--healing.{name} is {values}; give one or more, each once")
-    return n
+def _loss(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _print_plan(chosen: dict[Criterion, list[int] | None], n: int, analysis: Analysis, healing: HealingArgs) -> None:
-    width = max(map(len, chosen))
-    different = {layers_text(layers) if layers is not None else "random" for layers in chosen.values()}
-    print(f"criteria: {n} of {analysis.model.n_layer} layers of {analysis.model.name}", file=sys.stderr)
-    for criterion, layers in chosen.items():
-        print(f"  {criterion:<{width}}  {'fresh weights' if layers is None else layers_text(layers)}", file=sys.stderr)
-    seeds = len(healing.seeds)
-    print(f"  {len(different)} different x {seeds} seeds = {len(different) * seeds} runs", file=sys.stderr, flush=True)
+def _draw(record: AblationRecord, path: Path) -> None:
+    """Loss of every seed by criterion, its difference to the first criterion, and loss against tokens."""
+    figure, (trained, difference, curves) = new_figure(3, size=(5.3, 4.4))
+    groups = by_title(record.runs)
+    first = {run.seed: run.val_loss for run in groups[record.criteria[0].title]}
+    for number, one in enumerate(record.criteria):
+        runs, colour = groups[one.title], COLOURS[number % len(COLOURS)]
+        gaps = [run.val_loss - first[run.seed] for run in runs]
+        trained.scatter([number] * len(runs), [run.val_loss for run in runs], color=colour, s=18, alpha=0.6)
+        noise = None if math.isnan(one.std) else one.std
+        trained.errorbar(number, one.loss, yerr=noise, color=colour, marker="_", ms=18)
+        difference.scatter([number] * len(runs), gaps, color=colour, s=18, alpha=0.6)
+        draw_mean_curve(curves, number, runs)
+    for axes in (trained, difference):
+        axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right")
+    trained.set(ylabel="held-out loss (nats per token)", title="After training: every seed, mean ± std")
+    # Some criteria may be behind by nats where others differ by hundredths.
+    difference.set_yscale("symlog", linthresh=0.01)
+    difference.yaxis.set_major_formatter("{x:g}")
+    difference.margins(y=0.1)
+    difference.axhline(0, color="0.4", lw=0.8)
+    difference.set(ylabel="nats per token, linear below 0.01", title=f"Minus {record.criteria[0].title}, seed by seed")
+    engineering_ticks(curves.xaxis)
+    curves.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While training")
+    label_ends(curves)
+    save_png(figure, path)

@@ -1,11 +1,13 @@
 """Arguments of the studies. Free of torch, so that help and errors are instant."""
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, TrainingArgs
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, TrainArgs, TrainingArgs
 
 Criterion = Literal["first", "middle", "last", "alternate", "block-influence", "avg-rank", "random"]
 
@@ -15,7 +17,7 @@ class GrowArgs(TrainingArgs):
     """Train a small model, add layers and train again until it is as good as the reference (Algorithm 1 of the
     paper).
 
-    The same command again continues what was stopped, and goes on with a larger --max_layers or --max_flops.
+    The same command again continues what was stopped, and continues with a larger --max_layers or --max_flops.
     """
 
     ref: str
@@ -23,31 +25,53 @@ class GrowArgs(TrainingArgs):
     data: Path
     """Packed data from ``inheritune prepare``; its validation part decides."""
     out_dir: Path
-    """Folder of everything: a run folder a round, and grow.md, grow.json and grow.png, the history."""
+    """Folder of everything: a run folder per round, and grow.md, grow.json and grow.png, the history."""
     _: KW_ONLY
     n: int | None = None
     """Layers to start with, the reference's first ones; half of them when not given."""
     initial_checkpoint_dir: Path | None = None
-    """A checkpoint of the reference's shape to start from in place of its first n layers."""
+    """A checkpoint of the reference's shape to start from instead of its first n layers."""
     grow_by: int = 2
     """Layers that a round adds."""
     new_layers: str = "next"
     """"next", the reference's at the next positions; "own", copies of the model's own last ones; or which layers of
     the reference to take in turn, such as its lazy ones: last:8, or 16-23."""
     old_layers: Literal["trained", "inherited"] = "trained"
-    """"trained" goes on with the model of the round before (Algorithm 1); "inherited" begins every round with the
+    """"trained" continues with the model of the round before (Algorithm 1); "inherited" starts every round with the
     reference's layers again ("repeat steps 1-2" in the paper's text)."""
     max_layers: int | None = None
     """Depth at which growing ends; the reference's when not given."""
     max_flops: float | None = None
     """FLOPs of training in all rounds; no limit when not given."""
     margin: float = 0.01
-    """Nats a token by which the loss may be above the reference's, tested with 95% confidence on the differences of
+    """Nats per token by which the loss may be above the reference's, tested with 95% confidence on the differences of
     the validation samples; the default is the last digit that the paper prints."""
     optimizer_state: Literal["reset", "keep"] = "reset"
-    """"reset" begins every round with a fresh optimizer, as the paper; "keep" leaves old layers theirs."""
+    """"reset" starts every round with a fresh optimizer, as the paper; "keep" lets old layers keep theirs."""
     seed: int = 1337
     """Seed of the first round's data order; the next round has the next seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.margin < math.inf:
+            raise UserError(f"--margin is {self.margin}; give the nats by which the loss may be worse, 0 or more")
+        if self.grow_by < 1:
+            raise UserError(f"--grow_by is {self.grow_by}; give the number of layers that a round adds, 1 or more")
+        if self.n is not None and self.initial_checkpoint_dir is not None:
+            raise UserError(f"--n {self.n} and --initial_checkpoint_dir both say where to start; give one")
+        if self.optimizer_state == "keep" and self.strategy in ("fsdp", "hybrid"):
+            raise UserError(
+                f"--optimizer_state keep with --strategy {self.strategy} is not possible; use ddp, or reset"
+            )
+        if self.old_layers == "trained":
+            return
+        if self.optimizer_state == "keep":
+            raise UserError("--optimizer_state keep is for layers that continue; with --old_layers inherited use reset")
+        if self.initial_checkpoint_dir is not None or self.new_layers == "own":
+            other = "--new_layers own" if self.new_layers == "own" else "--initial_checkpoint_dir"
+            raise UserError(
+                f"--old_layers inherited takes every layer from the reference, {other} does not; give one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,8 +96,24 @@ class ReproduceArgs(CommandArgs):
     """The same for the other models."""
     only: list[str] | None = None
     """Train just these models of the grid, and those that they begin with."""
+    num_workers: int = 1
+    """Models that are trained side by side, in as many processes of this machine."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers train them, such as tcp://host:8786; they see the same folders."""
     dry_run: bool = False
-    """Say what will be trained and stop."""
+    """Print what will be trained and stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_workers(self.num_workers)
+        if not 1 <= self.baseline_seeds <= self.seeds:
+            raise UserError(
+                f"--seeds {self.seeds} --baseline_seeds {self.baseline_seeds}; give 1 or more, and at most as many "
+                "seeds of baselines"
+            )
+        for path in self.source:
+            if not path.exists():
+                raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
 
 
 @dataclass(frozen=True)
@@ -86,9 +126,11 @@ class DemoArgs(CommandArgs):
 
 @dataclass(frozen=True)
 class AblateArgs(TrainingArgs):
-    """Compare ways of choosing layers: slice a reference by each, train every slice with several seeds.
+    """Compare ways of choosing layers: slice a reference by each, and train every slice with several seeds.
 
-    The same command again continues.
+    "first", "middle" and "last" take neighbouring layers, "alternate" layers at equal distances; "block-influence" and
+    "avg-rank" those where the measure is highest, in the reference's order; "random" takes none, but fresh weights. The
+    defaults are for a CPU and a model of a few million parameters. The same command again continues.
     """
 
     ref: str
@@ -96,16 +138,19 @@ class AblateArgs(TrainingArgs):
     data: Path
     """Packed data from ``inheritune prepare``."""
     out_dir: Path
-    """Folder of everything: slices, runs, and criteria.json, criteria.md and criteria.png, the result."""
+    """Folder of everything: slices, runs, and ablation.json, ablation.md and ablation.png, the result."""
     _: KW_ONLY
     n: int | None = None
-    """Layers to keep; half of the reference's, rounded down, when not given"""
+    """Layers to keep; half of the reference's, rounded down, when not given."""
     criteria: list[Criterion] = field(
         default_factory=lambda: ["first", "middle", "last", "alternate", "block-influence", "avg-rank"]
     )
-    """What layers are chosen by; differences are to the one listed first"""
+    """How layers are chosen; differences are to the one listed first."""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    """Seeds of the data order (and of fresh weights); every criterion sees the same ones"""
+    """Seeds of the data order (and of fresh weights); every criterion has the same ones."""
+    analysis: Path | None = None
+    """Out_dir of ``inheritune analyze`` on the reference, for "block-influence" and "avg-rank"; made in
+    out_dir/analysis when not given."""
     train: TrainArgs = field(
         default_factory=lambda: TrainArgs(
             global_batch_size=16,
@@ -116,8 +161,29 @@ class AblateArgs(TrainingArgs):
             save_interval=50,
         )
     )
-    """Budget, batches and schedule of each run"""
+    """Budget, batches and schedule of each run."""
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=25, max_iters=8))
-    """Validation of each run"""
+    """Validation of each run."""
     optimizer: OptimizerArgs = field(default_factory=lambda: OptimizerArgs(lr=1e-3))
-    """Optimizer of each run"""
+    """Optimizer of each run."""
+    seed: int = 1337
+    """Chooses the sequences of an analysis that is made here; see seeds for the runs."""
+    num_workers: int = 1
+    """Runs that are trained side by side, in as many processes of this machine."""
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers train the runs, such as tcp://host:8786; they see the same folders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_workers(self.num_workers)
+        for name, values in (("seeds", self.seeds), ("criteria", self.criteria)):
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"--{name} is {values}; give one or more, each once")
+        if self.devices != 1 or self.num_nodes != 1:
+            raise UserError("ablate trains every run on one device; with several of them use --cluster")
+
+
+def check_workers(num_workers: int) -> None:
+    """Raises an error for a number of processes below 1."""
+    if num_workers < 1:
+        raise UserError(f"--num_workers is {num_workers}; give 1 or more")

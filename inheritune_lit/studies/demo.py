@@ -1,28 +1,46 @@
 """The whole recipe in miniature: a reference, its slice, a random model of the same size, and what each scores."""
 
 import json
-import sys
+import logging
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import iter_documents
-from inheritune_lit.data.split import is_validation
-from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.io.folders import new_folder
-from inheritune_lit.studies.demo_inputs import SHAPE, TASK, write_corpus, write_shape, write_task
-from inheritune_lit.studies.demo_outcome import Row, conclusion, plot, table
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
-from inheritune_lit.train.pretrain import pretrain
+from inheritune_lit import (
+    EvalArgs,
+    EvaluateArgs,
+    OptimizerArgs,
+    PrepareArgs,
+    PretrainArgs,
+    SliceArgs,
+    TrainArgs,
+    evaluate,
+    is_validation,
+    iter_documents,
+    prepare,
+    read_run,
+    slice_model,
+)
+from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.plotting import (
+    draw_bars,
+    draw_curve,
+    draw_level,
+    engineering_ticks,
+    label_ends,
+    new_figure,
+    save_png,
+)
+from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.studies.args import DemoArgs
+from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
+from inheritune_lit.studies.runner import Experiment, fill_once, make_once, run_experiments
 
 REFERENCE_STEPS, STUDENT_STEPS = 500, 150
 REFERENCE_LAYERS = SHAPE["num_hidden_layers"]
 STUDENT_LAYERS = REFERENCE_LAYERS // 2  # the paper's n = k/2 (Algorithm 1, line 1)
+CHANCE = 0.25
 _VAL_FRACTION = 0.05
 _SCORED = {
     "reference": "reference/final",
@@ -30,58 +48,101 @@ _SCORED = {
     "slice": "slice/final",
     "random": "random/final",
 }
+logger = logging.getLogger(__name__)
 
 
-def run_demo(out_dir: Path) -> None:
-    """Train, slice, continue, compare; ends with ``out_dir/results.md`` and ``out_dir/results.png``.
+@dataclass(frozen=True)
+class ModelScores:
+    """One model of the demo; loss in nats per token and accuracy as (value, standard error).
 
-    Args:
-        out_dir: folder for everything; parts that are already there are kept, a stopped training is continued.
+    Attributes:
+        tokens: that the model was trained on here.
+    """
+
+    name: str
+    n_layer: int
+    parameters: int
+    tokens: int
+    val_loss: tuple[float, float]
+    accuracy: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Outcome of the demo; ``models`` is empty where a training was stopped."""
+
+    models: dict[str, ModelScores]
+    out_dir: Path
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.models:
+            return ""
+        text = score_table(list(self.models.values())) + "\n" + conclusion(self.models)
+        return f"{text}\nwrote {self.out_dir}/results.md and {self.out_dir}/results.png in {self.seconds:.0f} s"
+
+
+def run_demo(args: DemoArgs) -> DemoResult:
+    """Trains, slices, continues and compares; ends with ``out_dir/results.md`` and ``out_dir/results.png``.
+
+    Parts that are already in ``out_dir`` are kept, and a stopped training is continued.
 
     Raises:
         UserError: this Python carries too little text, or ``out_dir`` cannot be written.
     """
-    start = time.monotonic()
-    print("demo: about four minutes on two cores, offline", file=sys.stderr)
+    started, out_dir = time.monotonic(), args.out_dir
+    logger.info("demo: about four minutes on two cores, offline")
     corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
-    _stage("collect the standard library's text", corpus, lambda: _fill(corpus, write_corpus))
-    _stage(
-        "make a tokenizer and a model shape", shape, lambda: _fill(shape, lambda folder: write_shape(folder, corpus))
-    )
-    _stage("pack the tokens", data, lambda: prepare(PrepareArgs(corpus, shape, data, val_fraction=_VAL_FRACTION)))
-    _stage("make the task", task, lambda: _fill(task, lambda folder: write_task(folder, _held_out_texts(corpus))))
-    reference = out_dir / "reference" / "final"
-    _train(out_dir, "reference", shape, REFERENCE_LAYERS, "random", REFERENCE_STEPS)
-    _train(out_dir, "slice", reference, STUDENT_LAYERS, "inherit", STUDENT_STEPS)
-    _train(out_dir, "random", reference, STUDENT_LAYERS, "random", STUDENT_STEPS)
+    fill_once(corpus, "demo: the standard library's text", write_corpus)
+    fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
+    packing = PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
+    make_once(data, "demo: packed tokens", partial(prepare, packing))
+    fill_once(task, "demo: the task", lambda folder: write_task(folder, _held_out_texts(corpus)))
+    experiments = demo_experiments(out_dir)
+    if len(run_experiments(experiments)) < len(experiments):
+        return DemoResult({}, out_dir, time.monotonic() - started)
     scores = out_dir / "scores"
     checkpoints = [out_dir / path for path in _SCORED.values()]
-    task_file = str(task / f"{TASK}.yaml")
-    _stage(
-        "score every model on held-out text",
-        scores / "results.json",
-        lambda: evaluate(checkpoints, tasks=task_file, val_data=data, out_dir=scores),
+    scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
+    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, scoring))
+    models = _read_scores(scores / "results.json")
+    replace_text(out_dir / "results.md", score_table(list(models.values())) + "\n" + conclusion(models))
+    _draw(out_dir, models)
+    return DemoResult(models, out_dir, time.monotonic() - started)
+
+
+def demo_experiments(out_dir: Path) -> list[Experiment]:
+    """The reference, its first layers, and a random model of their shape."""
+    reference = out_dir / "reference" / "final"
+    return [
+        _experiment(out_dir, "reference", str(out_dir / "shape"), REFERENCE_LAYERS, True, REFERENCE_STEPS),
+        _experiment(out_dir, "slice", str(reference), STUDENT_LAYERS, False, STUDENT_STEPS),
+        _experiment(out_dir, "random", str(reference), STUDENT_LAYERS, True, STUDENT_STEPS),
+    ]
+
+
+def _experiment(out_dir: Path, name: str, ref: str, n: int, random: bool, steps: int) -> Experiment:
+    start = out_dir / f"{name}-start"
+    slicing = SliceArgs(ref, n=n, out_dir=start, init="random" if random else "inherit")
+    training = PretrainArgs(
+        start,
+        out_dir / "data",
+        out_dir / name,
+        train=TrainArgs(
+            global_batch_size=16,
+            micro_batch_size=16,
+            max_steps=steps,
+            lr_warmup_steps=20,
+            min_lr=1e-4,
+            log_interval=10,
+            save_interval=100,
+        ),
+        eval=EvalArgs(interval=25, max_iters=8),
+        optimizer=OptimizerArgs(lr=2e-3),
+        precision="32-true",
     )
-    results = json.loads((scores / "results.json").read_text(encoding="utf-8"))
-    rows = dict(zip(_SCORED, map(_row, _SCORED, results["checkpoints"]), strict=True))
-    text = table(list(rows.values())) + "\n" + conclusion(rows)
-    (out_dir / "results.md").write_text(text, encoding="utf-8")
-    plot(out_dir / "results.png", {name: out_dir / name / "metrics.csv" for name in ("slice", "random")}, rows)
-    print(f"\n{text}\nwrote {out_dir}/results.md and {out_dir}/results.png in {time.monotonic() - start:.0f} s")
-
-
-def _stage(what: str, done: Path, work: Callable[[], Any]) -> None:
-    """Do one part of the demo, unless its folder is already there."""
-    if done.exists():
-        print(f"demo: {what}: there already", file=sys.stderr)
-        return
-    print(f"demo: {what}", file=sys.stderr, flush=True)
-    work()
-
-
-def _fill(folder: Path, write: Callable[[Path], Any]) -> None:
-    with new_folder(folder) as staging:
-        write(staging)
+    after = () if name == "reference" else ("reference",)
+    return Experiment(name, name, partial(slice_model, slicing), training, after)
 
 
 def _held_out_texts(corpus: Path) -> list[str]:
@@ -89,49 +150,66 @@ def _held_out_texts(corpus: Path) -> list[str]:
     return [text for text in iter_documents(corpus) if is_validation(text, _VAL_FRACTION)]
 
 
-def _train(out_dir: Path, name: str, ref: Path, n_layer: int, init: Literal["inherit", "random"], steps: int) -> None:
-    initial, run_dir = out_dir / f"{name}-start", out_dir / name
-    made = "first layers of the reference" if init == "inherit" else "random weights"
-    _stage(
-        f"make {name}: {n_layer} layers, {made}",
-        initial,
-        lambda: slice_model(SliceArgs(str(ref), n=n_layer, out_dir=initial, init=init)),
-    )
-    train = TrainArgs(
-        global_batch_size=16,
-        micro_batch_size=16,
-        max_steps=steps,
-        lr_warmup_steps=20,
-        min_lr=1e-4,
-        log_interval=10,
-        save_interval=100,
-    )
-    _stage(f"train {name}", run_dir / "final", lambda: _pretrain(initial, out_dir / "data", run_dir, train))
-
-
-def _pretrain(initial: Path, data: Path, run_dir: Path, train: TrainArgs) -> None:
-    result = pretrain(
-        PretrainArgs(
-            initial,
-            data,
-            run_dir,
-            train=train,
-            eval=EvalArgs(interval=25, max_iters=8),
-            optimizer=OptimizerArgs(lr=2e-3),
-            precision="32-true",
+def _read_scores(path: Path) -> dict[str, ModelScores]:
+    results = json.loads(path.read_text(encoding="utf-8"))
+    found = {}
+    for name, scored in zip(_SCORED, results["checkpoints"], strict=True):
+        held_out, accuracy = scored["held_out"], scored["tasks"][TASK]["acc"]
+        found[name] = ModelScores(
+            name=name,
+            n_layer=scored["n_layer"],
+            parameters=scored["parameters"],
+            tokens=scored["manifest"].get("tokens", 0),
+            val_loss=(held_out["loss"], held_out["stderr"]),
+            accuracy=(accuracy["value"], accuracy["stderr"]),
         )
-    )
-    if result.final is None:  # SIGTERM: what is done is kept, and the same command goes on from there
-        raise SystemExit(0)
+    return found
 
 
-def _row(name: str, scored: dict[str, Any]) -> Row:
-    held_out, accuracy = scored["held_out"], scored["tasks"][TASK]["acc"]
-    return Row(
-        name=name,
-        n_layer=scored["n_layer"],
-        parameters=scored["parameters"],
-        tokens=scored["manifest"].get("tokens", 0),
-        val_loss=(held_out["loss"], held_out["stderr"]),
-        accuracy=(accuracy["value"], accuracy["stderr"]),
+def score_table(models: list[ModelScores]) -> str:
+    """The models as a Markdown table; losses in nats per token, accuracy in percent."""
+    header = ["model", "layers", "parameters", "tokens trained", "held-out loss"]
+    rows = []
+    for one in models:
+        loss, loss_stderr = one.val_loss
+        accuracy, accuracy_stderr = (100 * value for value in one.accuracy)
+        sizes = [one.name, str(one.n_layer), f"{one.parameters:,}", f"{one.tokens:,}"]
+        rows.append([*sizes, f"{loss:.3f} ± {loss_stderr:.3f}", f"{accuracy:.1f}% ± {accuracy_stderr:.1f}"])
+    return markdown_table([*header, "next passage, 4 choices (chance 25%)"], rows) + "\n"
+
+
+def conclusion(models: dict[str, ModelScores]) -> str:
+    """One sentence that compares the trained slice with the random model and the reference, whatever came out."""
+    inherited, random, reference = (models[name].val_loss for name in ("slice", "random", "reference"))
+    gap = random[0] - inherited[0]
+    noise = (random[1] ** 2 + inherited[1] ** 2) ** 0.5  # unpaired, so the true noise of the gap is smaller
+    verdict = "ahead of" if gap > 2 * noise else "behind" if gap < -2 * noise else "not distinguishable from"
+    behind = inherited[0] - reference[0]
+    return (
+        f"On equal tokens the slice is {verdict} the random model of its size: its loss is {abs(gap):.3f} "
+        f"{'lower' if gap >= 0 else 'higher'} (±{noise:.3f}); it is {abs(behind):.3f} "
+        f"{'above' if behind >= 0 else 'below'} the reference, which has twice its layers.\n"
     )
+
+
+def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
+    """Held-out loss against tokens, and accuracy of each model in the colours of its curve."""
+    figure, (losses, accuracies) = new_figure(2)
+    number_of = {name: number for number, name in enumerate(("slice", "random", "reference", "slice, untrained"))}
+    draw_level(losses, models["reference"].val_loss[0], "reference, trained")
+    for name in ("slice", "random"):
+        run = read_run(out_dir / name)
+        assert run is not None
+        tokens, values, stderrs = (
+            [row[column] for row in run.validations] for column in ("tokens", "val_loss", "val_stderr")
+        )
+        draw_curve(losses, number_of[name], tokens, values, name, stderrs)
+    losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
+    engineering_ticks(losses.xaxis)
+    label_ends(losses)
+    values, stderrs = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
+    draw_bars(accuracies, list(models), values, stderrs, [number_of[name] for name in models], "{:.1f}")
+    draw_level(accuracies, 100 * CHANCE, "chance")
+    label_ends(accuracies)
+    accuracies.set(ylabel="accuracy (%)", title="Which passage comes next?")
+    save_png(figure, out_dir / "results.png")

@@ -1,215 +1,105 @@
-"""What growing starts from: arguments checked against the reference, the data and the devices; nothing is computed."""
+"""``inheritune grow``: Algorithm 1 of the paper.
 
+Require: reference model M_ref with k layers, data sets D_train and D_val, steps T
+1: initialize M_tgt with the first n = k/2 layers of M_ref
+2: train M_tgt on D_train for T steps
+3: while M_tgt performance < M_ref performance on D_val do
+4:     grow M_tgt by inheriting additional layers
+5:     train M_tgt for T steps
+6: end while
+7: return M_tgt
+"""
+
+import logging
 import shutil
-import sys
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from lightning.fabric import Fabric
-
-from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.data.compatibility import check_fits_model
-from inheritune_lit.data.mixture import make_mixture
-from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.against_reference import Judge, check_margin, compare, reference_identity
-from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, write_grown
-from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.resolve import ResolvedReference, resolve
-from inheritune_lit.inherit.slice import slice_model
+from inheritune_lit import (
+    FINAL,
+    OPTIMIZER,
+    WEIGHTS,
+    BlockLosses,
+    HeldOutEvaluator,
+    ResolvedReference,
+    SliceArgs,
+    build_reference,
+    compare_losses,
+    load_model,
+    mean_loss,
+    reference_identity,
+    resolve_reference,
+    slice_model,
+    write_grown,
+)
 from inheritune_lit.io.folders import new_folder
-from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
+from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
-from inheritune_lit.model.load import load_model
-from inheritune_lit.studies.grow_history import History
-from inheritune_lit.studies.grow_layers import GrowOptions, Round, plan_layers
-from inheritune_lit.studies.grow_plan import RoundPlan, parameters_of, plan_rounds, plan_text, within_budget
-from inheritune_lit.studies.grow_training import Training
-from inheritune_lit.train.args import PretrainArgs
-from inheritune_lit.train.devices import build_fabric
-from inheritune_lit.train.gpus import peak_flops
-from inheritune_lit.train.optim import OPTIMIZER
-from inheritune_lit.train.plan import block_size_of
-from inheritune_lit.train.pretrain import pretrain
-from inheritune_lit.train.run_folder import FINAL, data_settings
+from inheritune_lit.studies.args import GrowArgs
+from inheritune_lit.studies.grow_history import GrownReference, GrownRound, GrowResult, Growth, read_growth
+from inheritune_lit.studies.grow_plan import GrowthPlan, Round, RoundPlan, plan_growth
+from inheritune_lit.studies.runner import Experiment, run_experiment
+
+_KIND, _FREE = "growth", ("data",)  # the folder of the data may have moved: its hash is compared
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is known before anything is spent.
-
-    Attributes:
-        plans: the rounds there can be.
-        limit: what ends growing after them: "max_layers" or "max_flops".
-        settings: everything that changes the outcome, the reference's identity aside.
-    """
-
-    located: ResolvedReference
-    out_dir: Path
-    options: GrowOptions
-    plans: list[RoundPlan]
-    limit: str
-    attn_scale: str
-    settings: dict[str, Any]
-    val_data: PackedDataset
-    fabric: Fabric
-    peak: float | None
-
-    def plan_text(self, margin: float) -> str:
-        name = torch.cuda.get_device_name(self.fabric.device) if self.fabric.device.type == "cuda" else "CPU"
-        machine = f"{self.fabric.world_size} x {name}" if self.fabric.world_size > 1 else name
-        kind, devices = self.options.new_layers, self.fabric.world_size
-        return plan_text(self.located.reference, self.plans, kind, margin, machine, devices)
-
-    def say(self, text: str) -> None:
-        if self.fabric.global_rank == 0:
-            print(text, file=sys.stderr, flush=True)
-
-
-def prepare(
-    located: ResolvedReference, out_dir: Path, options: GrowOptions, training: Training, initial: Path | None
-) -> Setup:
-    """Check everything that can be checked without computing."""
-    reference = located.reference
-    attn_scale = attn_scale_of(initial)
-    start = layers_of(initial) if initial else None
-    if initial and start:
-        check_start(initial, start, reference, reference.tied, attn_scale)
-    rounds = plan_layers(options, reference.config.n_layer, start)
-    check_fits_model(training.data, reference.folder, reference.config.padded_vocab_size)
-    block_size = block_size_of(training.train, reference.config)
-    data = {split: PackedDataset(training.data, split, block_size, training.documents) for split in ("train", "val")}
-    mixture = make_mixture(data["train"].domains, training.mixture.weights)
-    if not 0 <= training.seed <= 2**64 - len(rounds):
-        raise UserError(f"--seed is {training.seed}; give a number from 0 to {2**64 - len(rounds)}")
-    fabric = build_fabric(training.devices, training.num_nodes, training.strategy, training.precision)
-    peak = peak_flops(torch.cuda.get_device_name(fabric.device)) if fabric.device.type == "cuda" else None
-    cost = (training, mixture, len(data["val"]), fabric.world_size, peak)
-    every = plan_rounds(reference, rounds, attn_scale, *cost)
-    plans = within_budget(every, options.max_flops)
-    settings = {
-        "grow_by": options.grow_by,
-        "new_layers": options.new_layers,
-        "old_layers": options.old_layers,
-        "start_layers": list(rounds[0].layers),
-        "start_sha256": sha256_file(initial / WEIGHTS) if initial else None,
-        "device": fabric.device.type,
-        **training.settings(),
-        **data_settings(training.data, training.documents, mixture),
-    }
-    limit = "max_layers" if len(plans) == len(every) else "max_flops"
-    return Setup(located, out_dir, options, plans, limit, attn_scale, settings, data["val"], fabric, peak)
-
-
-OptimizerState = Literal["reset", "keep"]
-_KIND = "growth"
-_FREE = ("data",)  # its folder may have moved: the hash is what counts
-_REFERENCE_LOSSES, _LOSSES = "reference.json", "val_losses.json"
-
-
-def grow(
-    ref: str,
-    out_dir: Path,
-    options: GrowOptions,
-    training: Training,
-    *,
-    initial_checkpoint_dir: Path | None = None,
-    margin: float = 0.01,
-    optimizer_state: OptimizerState = "reset",
-    dry_run: bool = False,
-) -> History | None:
-    """Train, compare with the reference, add layers, train again, until the loss is not worse than the reference's.
+def grow(args: GrowArgs) -> GrowResult:
+    """Trains, compares with the reference, adds layers, trains again, until the loss is not worse than the reference's.
 
     The same call continues what was stopped or killed, with the outcome of an undisturbed one. ``out_dir`` holds a
-    checkpoint and a run folder a round, ``reference.json`` with the reference's losses, and ``grow.json``, ``.md`` and
-    ``.png``, the history.
-
-    Args:
-        ref: the reference, as for ``SliceArgs``.
-        out_dir: folder for everything.
-        options: how to grow.
-        training: how to train a round.
-        initial_checkpoint_dir: a checkpoint of the reference's shape to start from; the reference's first layers when
-            None.
-        margin: nats a token by which the loss may be above the reference's.
-        optimizer_state: "reset" begins every round with a fresh optimizer; "keep" leaves old layers theirs.
-        dry_run: print the plan and stop.
-
-    Returns:
-        The history; its ``outcome`` is None where SIGTERM or ``train.max_time`` stopped a round. None for a dry run.
+    checkpoint and a run folder per round, ``reference.json`` with the reference's losses, and ``grow.json``, ``.md``
+    and ``.png``, the history.
 
     Raises:
         UserError: bad input, before any training; or what ``pretrain`` raises.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C.
     """
-    check_margin(margin)
-    if optimizer_state == "keep" and training.strategy in ("fsdp", "hybrid"):
-        raise UserError(
-            f"--optimizer_state keep with --strategy {training.strategy} is not possible; use ddp, or reset"
-        )
-    if optimizer_state == "keep" and options.old_layers == "inherited":
-        raise UserError("--optimizer_state keep is for layers that go on; with --old_layers inherited use reset")
-    with resolve(ref) as located:
+    with resolve_reference(args.ref) as resolved:
         # Nothing is downloaded before everything else is known to be right.
-        located = located if located.repository else located.open()
-        setup = prepare(located, out_dir, options, training, initial_checkpoint_dir)
-        rule = {"margin": margin, "optimizer_state": optimizer_state}
-        setup = replace(setup, settings={**setup.settings, **rule})
-        check_folder(out_dir, _KIND, setup.settings, ("reference", *_FREE))
-        setup.say(setup.plan_text(margin))
-        if dry_run:
-            return None
-        setup = replace(setup, located=located if located.reference.weights else located.open())
-        return _Growing(setup, ref, training, initial_checkpoint_dir, margin, optimizer_state).run()
+        resolved = resolved if resolved.repository else resolved.open()
+        plan = plan_growth(args, resolved)
+        check_folder(args.out_dir, _KIND, plan.settings, ("reference", *_FREE))
+        _log(plan, str(plan))
+        if args.dry_run:
+            return GrowResult(args.out_dir)
+        growing = _Growing(plan, resolved if resolved.reference.weights else resolved.open())
+        growth = growing.load_history()
+        target: Path | None = None
+        for step in plan.rounds:
+            if len(growth.rounds) < step.round.number:
+                start = growing.inherit(step.round, target)  # lines 1 and 4
+                if not growing.train(step, start):  # lines 2 and 5
+                    return GrowResult(args.out_dir, growth, growing.stopped)
+                growing.compare(step, growth)  # line 3
+            target = args.out_dir / step.round.name / FINAL
+            growing.drop_optimizers(step.round.number)
+            if growth.rounds[step.round.number - 1].verdict == "met":
+                return growing.finish(growth, "met")
+        return growing.finish(growth, plan.limit)
 
 
 class _Growing:
-    """The rounds, each in three parts that are done once: a checkpoint to start from, its training, its losses."""
+    """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        ref: str,
-        training: Training,
-        initial: Path | None,
-        margin: float,
-        optimizer_state: OptimizerState,
-    ) -> None:
-        self.setup, self.ref, self.training, self.initial = setup, ref, training, initial
-        self.margin, self.optimizer_state = margin, optimizer_state
-        self.reference, self.fabric, self.out_dir = setup.located.reference, setup.fabric, setup.out_dir
-        self.first = setup.fabric.global_rank == 0
-        self.began = time.monotonic()
-        run, batch = setup.plans[0].run, training.train.micro_batch_size
-        self.judge = Judge(setup.fabric, setup.val_data, training.documents, run.val_blocks, batch, training.precision)
-
-    def run(self) -> History:
-        identity = reference_identity(self.setup.located)
-        self._open_folder(identity)
-        losses = self.judge.measure(
-            self.out_dir / _REFERENCE_LOSSES,
-            identity,
-            f"measure {self.reference.name}",
-            partial(build_reference, self.reference),
+    def __init__(self, plan: GrowthPlan, resolved: ResolvedReference) -> None:
+        self.plan, self.args, self.reference = plan, plan.args, resolved.reference
+        self.fabric, self.out_dir = plan.fabric, plan.args.out_dir
+        self.first, self.started, self.stopped = plan.fabric.global_rank == 0, time.monotonic(), ""
+        samples, batch = plan.rounds[0].run.val_blocks, self.args.train.micro_batch_size
+        assert self.args.precision is not None
+        self.evaluator = HeldOutEvaluator(
+            self.fabric, plan.val_data, self.args.documents, samples, batch, self.args.precision
         )
-        history = History.of(self.out_dir, self._about_reference(losses))
-        for plan in self.setup.plans:
-            if len(history.rounds) < plan.round.number and not self._round(plan, losses, history):
-                return history
-            self._drop_optimizers(plan.round.number)
-            if history.rounds[plan.round.number - 1]["verdict"] == "met":
-                return self._end(history, "met")
-        return self._end(history, self.setup.limit)
+        identity = reference_identity(resolved)
+        self._open_folder({"reference": identity, **plan.settings})
+        load = partial(build_reference, self.reference)
+        label = f"measure {self.reference.name}"
+        self.reference_losses = self.evaluator.measure(self.out_dir / "reference.json", identity, label, load)
 
-    def _open_folder(self, identity: dict[str, Any]) -> None:
-        """Begin or go on in ``out_dir``, clean of what a kill has left."""
-        settings = {"reference": identity, **self.setup.settings}
+    def _open_folder(self, settings: dict[str, object]) -> None:
+        """Makes ``out_dir``, or clears it of what a kill has left."""
         found = check_folder(self.out_dir, _KIND, settings, _FREE)
         self.fabric.barrier()
         if self.first and found is None:
@@ -220,78 +110,75 @@ class _Growing:
                 shutil.rmtree(left)
         self.fabric.barrier()
 
-    def _round(self, plan: RoundPlan, reference: BlockLosses, history: History) -> bool:
-        """Do a round and take it up; False where it was stopped before its end."""
-        one = plan.round
-        before = self.setup.plans[one.number - 2].round if one.number > 1 else None
-        start = self._start(one, before)
-        left = self._seconds_left()
-        if left is not None and left <= 0:
-            self.setup.say(f"--train.max_time is over before round {one.number}; the same command continues")
-            return False
-        run_dir, keeps = self.out_dir / one.name, self.optimizer_state == "keep"
-        last_optimizer = self.out_dir / before.name / OPTIMIZER if before and keeps else None
-        arguments = self.training.of_round(one.number, left)
-        args = PretrainArgs(start, out_dir=run_dir, **arguments)
-        result = pretrain(args, initial_optimizer=last_optimizer, keep_optimizer=keeps)
-        if result.final is None:
-            return False
-        scored = self.judge.measure(
-            run_dir / _LOSSES,
-            {"sha256": sha256_file(result.final / WEIGHTS)},
-            f"measure {one.name}",
-            partial(load_model, result.final),
-        )
-        comparison = compare(scored, reference, self.margin)
-        history.add(plan, comparison, mean_loss(scored.losses, scored.targets)[1])
-        if self.first:
-            history.save()
-            print(f"round {one.number}, {len(one.layers)} layers: {comparison.words()}", flush=True)
-        return True
+    def load_history(self) -> Growth:
+        """The rounds that are done, with what the reference scores."""
+        loss, stderr, _, _ = mean_loss(self.reference_losses.losses, self.reference_losses.targets)
+        _log(self.plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
+        return read_growth(self.out_dir, GrownReference.of(self.reference, loss, stderr))
 
-    def _start(self, one: Round, before: Round | None) -> Path:
-        """The checkpoint that a round starts from, made where it is not there."""
-        if before is None and self.initial:
-            return self.initial
+    def inherit(self, one: Round, trained: Path | None) -> Path:
+        """Makes the checkpoint that a round starts from: layers of the reference, behind those that were trained."""
+        if trained is None and self.args.initial_checkpoint_dir:
+            return self.args.initial_checkpoint_dir
         start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
         if self.first and not start.exists():
-            if before is None or self.setup.options.old_layers == "inherited":
-                slice_model(SliceArgs(self.ref, layers=",".join(map(str, one.layers)), out_dir=start))
+            if trained is None or self.args.old_layers == "inherited":
+                slice_model(SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
-                own = self.setup.options.new_layers == "own"
-                trained = self.out_dir / before.name / FINAL
-                write_grown(start, self.reference, trained, one.layers, one.added, own, self.setup.attn_scale)
+                own, scale = self.args.new_layers == "own", self.plan.attn_scale
+                write_grown(start, self.reference, trained, one.layers, one.added, own, scale)
         self.fabric.barrier()
         return start
 
-    def _drop_optimizers(self, number: int) -> None:
-        """Remove optimizer states from before a round that is done: twice the size of a model each."""
+    def train(self, step: RoundPlan, start: Path) -> bool:
+        """Trains for T steps; False where that was stopped before its end."""
+        one, seconds = step.round, self._seconds_left()
+        if seconds is not None and seconds <= 0:
+            _log(self.plan, f"--train.max_time is over before round {one.number}; the same command continues")
+            return False
+        keep = self.args.optimizer_state == "keep"
+        before = self.plan.rounds[one.number - 2].round if keep and one.number > 1 else None
+        last = self.out_dir / before.name / OPTIMIZER if before else None
+        experiment = Experiment(one.name, one.name, None, self.plan.training(one, start, seconds))
+        result = run_experiment(experiment, initial_optimizer=last, keep_optimizer=keep)
+        self.stopped = "" if result.final else str(result)
+        return result.final is not None
+
+    def compare(self, step: RoundPlan, growth: Growth) -> None:
+        """Measures a trained model on D_val, compares it with the reference, and records the round."""
+        losses = self._measure(step.round)
+        comparison = compare_losses(losses, self.reference_losses, self.args.margin)
+        growth.rounds.append(GrownRound.of(step, comparison, mean_loss(losses.losses, losses.targets)[1], growth))
         if self.first:
-            for plan in self.setup.plans[: number - 1]:
-                (self.out_dir / plan.round.name / OPTIMIZER).unlink(missing_ok=True)
+            growth.save(self.out_dir)
+        _log(self.plan, f"round {step.round.number}, {len(step.round.layers)} layers: {comparison.words()}")
+
+    def _measure(self, one: Round) -> BlockLosses:
+        final = self.out_dir / one.name / FINAL
+        identity, load = {"sha256": sha256_file(final / WEIGHTS)}, partial(load_model, final)
+        return self.evaluator.measure(
+            self.out_dir / one.name / "val_losses.json", identity, f"measure {one.name}", load
+        )
+
+    def drop_optimizers(self, number: int) -> None:
+        """Removes optimizer states from before a round that is done: each is twice the size of a model."""
+        if self.first:
+            for step in self.plan.rounds[: number - 1]:
+                (self.out_dir / step.round.name / OPTIMIZER).unlink(missing_ok=True)
 
     def _seconds_left(self) -> float | None:
-        """Of ``train.max_time``, which is for the whole call; the same on every rank, so that all of them stop."""
-        limit = self.training.train.max_time
-        return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.began))
+        """What is left of ``train.max_time``, which is for the whole call; the same on every rank, so that all stop."""
+        limit = self.args.train.max_time
+        return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.started))
 
-    def _about_reference(self, scored: BlockLosses) -> dict[str, Any]:
-        loss, stderr, _, _ = mean_loss(scored.losses, scored.targets)
-        config = self.reference.config
-        self.setup.say(f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
-        return {
-            "name": self.reference.name,
-            "n_layer": config.n_layer,
-            "parameters": parameters_of(config, self.reference.tied),
-            "loss": loss,
-            "stderr": stderr,
-            "tokens": (read_manifest(self.reference.folder) or {}).get("tokens"),
-        }
-
-    def _end(self, history: History, outcome: str) -> History:
-        history.outcome = outcome
+    def finish(self, growth: Growth, outcome: str) -> GrowResult:
+        """Records why growing ended, and returns the optimized model (line 7)."""
+        growth.outcome, growth.final = outcome, f"{growth.rounds[-1].folder}/{FINAL}"
         if self.first:
-            history.save()
-            final = self.out_dir / history.rounds[-1]["folder"] / FINAL
-            print(f"\n{history.table()}\n{history.conclusion()}wrote {final} and {self.out_dir}/grow.md, .json, .png")
-        return history
+            growth.save(self.out_dir)
+        return GrowResult(self.out_dir, growth)
+
+
+def _log(plan: GrowthPlan, text: str) -> None:
+    if plan.fabric.global_rank == 0:
+        logger.info(text)

@@ -1,38 +1,243 @@
-"""The reference's shape and a tokenizer made from the text, as a folder without weights."""
+"""``inheritune reproduce``: the paper's comparisons as experiments at a size that runs here."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.config import GPT2Config, save_lit_config
-from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import find_sources, iter_documents
+from inheritune_lit import (
+    DistillArgs,
+    EvalArgs,
+    GPT2Config,
+    OptimizerArgs,
+    PrepareArgs,
+    PretrainArgs,
+    SliceArgs,
+    TrainArgs,
+    iter_documents,
+    prepare,
+    save_lit_config,
+    slice_model,
+)
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.io.folders import make_folder, new_folder, replace_text
-from inheritune_lit.studies.replication_grid import Experiment, Scale, experiments, find_scale, folder_of
-from inheritune_lit.studies.replication_page import write_page
-from inheritune_lit.studies.replication_results import Trained, read_results
-from inheritune_lit.studies.tokenizer_training import train_tokenizer
-from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
-from inheritune_lit.train.pretrain import pretrain
+from inheritune_lit.io.folders import make_folder, replace_text
+from inheritune_lit.io.records import write_record
+from inheritune_lit.studies.args import ReproduceArgs
+from inheritune_lit.studies.inputs import train_tokenizer
+from inheritune_lit.studies.replication_page import FIGURE_1, FIGURE_3, PAGE, TABLE_1, TABLE_2, TABLE_3, write_page
+from inheritune_lit.studies.runner import Experiment, ExperimentResult, fill_once, make_once, run_experiments
 
-_CHARACTERS = 8_000_000
+RESULTS = "results.json"
+_CHARACTERS, _MOST_LINE = 8_000_000, 4000
+_VAL_FRACTION, _VAL_SAMPLES = 0.02, 256
+logger = logging.getLogger(__name__)
 
 
-def write_shape(folder: Path, text: str, scale: Scale) -> None:
-    """Write ``model_config.yaml`` and a SentencePiece tokenizer.
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a replication.
 
-    Args:
-        folder: an existing folder to fill.
-        text: what ``inheritune prepare`` reads; equal parts of each file make the tokenizer.
-        scale: sizes.
+    Attributes:
+        n_layer, n_embd, n_head: of the reference, a GPT-2 as the paper's: no biases, tied head, scaled attention.
+        block_size, vocab_size: of all models.
+        variant: layers of the small model, two thirds of the reference's as for the paper's GPT-2 medium.
+        steps: optimizer steps T of every training, of ``batch`` samples each.
+        short: steps of the comparison of layers to start from, a tenth of T as in the paper.
+        lr: highest learning rate.
     """
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    block_size: int
+    vocab_size: int
+    variant: int
+    steps: int
+    short: int
+    batch: int
+    lr: float
+
+
+SCALES = {
+    "small": Scale(12, 128, 4, 128, 2048, 8, 300, 30, 16, 2e-3),
+    "long": Scale(12, 64, 2, 128, 1024, 8, 4000, 400, 16, 2e-3),
+    "tiny": Scale(3, 16, 2, 32, 320, 2, 10, 5, 4, 2e-3),
+}
+
+
+@dataclass(frozen=True)
+class ReplicationRecord:
+    """``results.json``."""
+
+    scale: dict[str, Any]
+    models: list[ExperimentResult]
+
+
+@dataclass(frozen=True)
+class ReplicationResult:
+    """Outcome of ``reproduce``: what is trained, in the order of the grid; ``page`` is None where it is not all."""
+
+    models: list[ExperimentResult]
+    page: Path | None
+
+    def __str__(self) -> str:
+        return "" if self.page is None else f"wrote {self.page}"
+
+
+def reproduce(args: ReproduceArgs) -> ReplicationResult:
+    """Trains every model of the grid on equal data, and writes the tables and figures as ``replication.md``.
+
+    The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
+    one seed all models see the same samples.
+
+    Raises:
+        UserError: bad input.
+    """
+    scale, out_dir = SCALES[args.scale], args.out_dir
+    chosen = _choose(experiments(scale, out_dir), args.only)
+    todo = [
+        one
+        for seed in range(1, args.seeds + 1)
+        for one in experiments(scale, out_dir, seed)
+        if _model(one) in chosen and (_model(one) in MAIN or seed <= args.baseline_seeds)
+    ]
+    for path in args.source:
+        next(iter_documents(path), None)  # or it would end after its folder was made
+    tokens = sum(one.training.train.max_steps or 0 for one in todo) * scale.batch * scale.block_size
+    logger.info(
+        f"reproduce: {len(todo)} trainings of up to {scale.n_layer} layers x {scale.n_embd}, {tokens:,} tokens in all, "
+        f"in {out_dir}"
+    )
+    if args.dry_run:
+        return ReplicationResult([], None)
+    _check_same(out_dir, scale)
+    text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
+    fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
+    packing = PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
+    make_once(out_dir / "data", "reproduce: packed data", partial(prepare, packing))
+    sizes = {"name": args.scale, **asdict(scale)}
+    results = run_experiments(
+        todo,
+        args.num_workers,
+        args.cluster,
+        record=lambda done: write_record(out_dir / RESULTS, ReplicationRecord(sizes, done)),
+    )
+    if len(results) < len(todo):
+        return ReplicationResult(results, None)
+    write_page(out_dir, args.scale, sizes, results)
+    return ReplicationResult(results, out_dir / PAGE)
+
+
+MAIN = ("reference", "inheritune", "scratch", "scratch-2T")
+"""Models of the main comparison, which are trained with every seed."""
+
+
+def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
+    """Every model, what others start from before them, cheap ones and those of the main comparison first."""
+    n, T = scale.variant, scale.steps
+    half, few = scale.n_layer // 2, max(1, n // 2)
+    # As the paper's 16 of 24: every other layer, then some of the last ones.
+    alternate = list(range(0, scale.n_layer, 2))[:n]
+    late = range(scale.n_layer - 2 - (n - len(alternate)), scale.n_layer - 2)
+    teacher_layers = ",".join(map(str, [*alternate, *late][:n]))
+
+    def model(
+        name: str,
+        title: str,
+        *groups: str,
+        of: str | None = "reference",
+        steps: int = T,
+        distill: str | None = None,
+        **slicing: Any,
+    ) -> Experiment:
+        """A model that starts from a slice of another one, or with random weights where ``of`` is None."""
+        initial = _folder(out_dir, f"{name}-start", seed)
+        ref = out_dir / "shape" if of is None else _folder(out_dir, of, seed) / "final"
+        options = {"init": "random", **slicing} if of is None else slicing
+        start = partial(slice_model, SliceArgs(str(ref), out_dir=initial, seed=seed, **options))
+        needed = {of, "reference" if distill else None} - {None}
+        after = tuple(_folder(out_dir, str(one), seed).name for one in sorted(map(str, needed)))
+        teacher = str(_folder(out_dir, "reference", seed) / "final")
+        teaching = DistillArgs(teacher=teacher, kind=distill) if distill else DistillArgs()  # type: ignore[arg-type]
+        run_dir = _folder(out_dir, name, seed)
+        return Experiment(
+            run_dir.name, title, start, _training(scale, initial, run_dir, seed, steps, teaching), after, groups
+        )
+
+    return [
+        model("reference", "reference", TABLE_1, of=None, n=scale.n_layer),
+        model("inheritune", "Inheritune", TABLE_1, TABLE_2, TABLE_3, FIGURE_3, n=n),
+        model("scratch", "from scratch", TABLE_1, FIGURE_3, of=None, n=n),
+        model("scratch-2T", "from scratch, twice the steps", TABLE_1, of=None, n=n, steps=2 * T),
+        model("first-short", f"first {half}", FIGURE_1, n=half, steps=scale.short),
+        model("middle-short", f"middle {half}", FIGURE_1, layers=f"middle:{half}", steps=scale.short),
+        model("last-short", f"last {half}", FIGURE_1, layers=f"last:{half}", steps=scale.short),
+        model("random-short", "random", FIGURE_1, of=None, n=half, steps=scale.short),
+        model("hybrid", "hybrid stacking", TABLE_2, n=n, layers=f"first:{few}", init="hybrid-stack"),
+        model("half-width", "half width", TABLE_2, init="half-width"),
+        model("shallow", "the shallow model that is stacked", of=None, n=few),
+        model("stacking", "stacking", TABLE_2, of="shallow", n=n, init="stack"),
+        model("attn", "attention and norms", TABLE_3, n=n, parts="attn,norm"),
+        model("mlp", "MLP and norms", TABLE_3, n=n, parts="mlp,norm"),
+        model("attn-mlp", "attention and MLP", TABLE_3, n=n, parts="attn,mlp"),
+        model("kd", "logit distillation", FIGURE_3, of=None, n=n, distill="logits"),
+        model("distilbert", "DistilBERT-style", FIGURE_3, layers=teacher_layers, distill="distilbert"),
+        model("inheritune-kd", "Inheritune and logit distillation", FIGURE_3, n=n, distill="logits"),
+    ]
+
+
+def _training(scale: Scale, initial: Path, run_dir: Path, seed: int, steps: int, distill: DistillArgs) -> PretrainArgs:
+    return PretrainArgs(
+        initial,
+        run_dir.parents[1] / "data",
+        run_dir,
+        train=TrainArgs(
+            global_batch_size=scale.batch,
+            micro_batch_size=scale.batch,
+            max_seq_length=scale.block_size,
+            max_steps=steps,
+            lr_warmup_steps=max(1, steps // 20),
+            min_lr=scale.lr / 10,
+            log_interval=max(1, steps // 30),
+            save_interval=200,
+        ),
+        eval=EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
+        optimizer=OptimizerArgs(lr=scale.lr),
+        distill=distill,
+        precision="32-true",
+        seed=seed,
+    )
+
+
+def _folder(out_dir: Path, name: str, seed: int) -> Path:
+    return out_dir / "runs" / f"{name}-s{seed}"
+
+
+def _model(experiment: Experiment) -> str:
+    """The name without the seed."""
+    return experiment.name.rpartition("-s")[0]
+
+
+def _choose(grid: list[Experiment], only: list[str] | None) -> set[str]:
+    """Names of the models to train: those that were asked for, and those that they need."""
+    by_name = {_model(one): one for one in grid}
+    if only is None:
+        return set(by_name)
+    chosen: set[str] = set()
+    wanted = list(only)
+    while wanted:
+        name = wanted.pop()
+        if name not in by_name:
+            raise UserError(f"--only {name} is not a model of the grid; give some of {', '.join(by_name)}")
+        chosen.add(name)
+        wanted += [one.rpartition("-s")[0] for one in by_name[name].after]
+    return chosen
+
+
+def _write_shape(folder: Path, text: str, scale: Scale) -> None:
+    """Writes ``model_config.yaml`` and a SentencePiece tokenizer made of equal parts of each file."""
     config = GPT2Config(
         name="gpt2-replication",
         hf_config={"org": "local", "name": "gpt2-replication"},
@@ -53,123 +258,25 @@ def write_shape(folder: Path, text: str, scale: Scale) -> None:
         scale_attn_by_inverse_layer_idx=True,
     )
     save_lit_config(config, folder)
-    train_tokenizer(folder / "tokenizer.model", _lines(text), scale.vocab_size)
-
-
-def _lines(text: str) -> Iterator[str]:
-    for document in iter_documents(text, max_characters=_CHARACTERS):
-        yield from filter(None, (line[:4000] for line in document.split("\n")))
-
-
-RESULTS = "results.json"
-_VAL_FRACTION, _VAL_SAMPLES = 0.02, 256
-
-
-def reproduce(
-    source: list[Path],
-    out_dir: Path,
-    scale: str = "small",
-    seeds: int = 3,
-    baseline_seeds: int = 1,
-    only: list[str] | None = None,
-    dry_run: bool = False,
-) -> list[Trained]:
-    """Train every model of the grid on equal data, and write the tables and figures as ``replication.md``.
-
-    The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
-    one seed all models see the same samples.
-
-    Args:
-        source: folders or files of text.
-        out_dir: folder for everything.
-        scale: "small", "long" or "tiny".
-        seeds: of the models of the main comparison.
-        baseline_seeds: of the others.
-        only: names of models; all when None, those that they begin with always.
-        dry_run: print what will be trained and stop.
-
-    Returns:
-        What is trained, in the order of the grid.
-
-    Raises:
-        UserError: bad input.
-    """
-    sizes = find_scale(scale)
-    grid = _chosen(experiments(sizes), only)
-    if not 1 <= baseline_seeds <= seeds:
-        raise UserError(
-            f"--seeds {seeds} --baseline_seeds {baseline_seeds}; give 1 or more, and no more baselines' seeds"
-        )
-    for path in source:
-        if not path.exists():
-            raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
-        find_sources(path)  # or it would end after its folder was made
-    todo = [(one, seed) for seed in range(1, seeds + 1) for one in grid if one.main or seed <= baseline_seeds]
-    _announce(todo, sizes, out_dir)
-    if dry_run:
-        return []
-    _check_same(out_dir, sizes)
-    text = _gather(source, out_dir / "text")
-    _stage(out_dir / "shape", "a tokenizer", lambda: _fill(out_dir / "shape", lambda f: write_shape(f, text, sizes)))
-    _stage(
-        out_dir / "data",
-        "packed data",
-        lambda: prepare(PrepareArgs(text, out_dir / "shape", out_dir / "data", val_fraction=_VAL_FRACTION)),
-    )
-    for number, (one, seed) in enumerate(todo, start=1):
-        print(f"reproduce: {one.title}, seed {seed} ({number} of {len(todo)})", file=sys.stderr, flush=True)
-        _train(one, seed, sizes, out_dir)
-        results = read_results(out_dir, todo[:number])
-        _write(
-            out_dir / RESULTS, {"scale": {"name": scale, **asdict(sizes)}, "models": [asdict(each) for each in results]}
-        )
-    write_page(out_dir, scale, sizes, results)
-    print(f"wrote {out_dir / 'replication.md'}")
-    return results
-
-
-def _chosen(grid: list[Experiment], only: list[str] | None) -> list[Experiment]:
-    if only is None:
-        return grid
-    by_name = {one.name: one for one in grid}
-    wanted: set[str] = set()
-    for name in only:
-        if name not in by_name:
-            raise UserError(f"--only {name} is no model of the grid; give some of {', '.join(by_name)}")
-        needed: str | None = name
-        while needed is not None:
-            wanted.add(needed)
-            one = by_name[needed]
-            if one.distill is not None:
-                wanted.add("reference")
-            needed = one.start.model
-    return [one for one in grid if one.name in wanted]
-
-
-def _announce(todo: list[tuple[Experiment, int]], scale: Scale, out_dir: Path) -> None:
-    tokens = sum(one.steps for one, _ in todo) * scale.batch * scale.block_size
-    print(
-        f"reproduce: {len(todo)} trainings of up to {scale.n_layer} layers x {scale.n_embd}, {tokens:,} tokens in all, "
-        f"in {out_dir}",
-        file=sys.stderr,
-        flush=True,
-    )
+    documents = iter_documents(text, max_characters=_CHARACTERS)
+    lines = (line[:_MOST_LINE] for document in documents for line in document.split("\n") if line)
+    train_tokenizer(folder / "tokenizer.model", lines, scale.vocab_size)
 
 
 def _check_same(out_dir: Path, scale: Scale) -> None:
-    """Refuse a folder that was begun at another size."""
+    """Refuses a folder that was started at another size."""
     path = out_dir / "scale.json"
     if not path.is_file():
         make_folder(out_dir, out_dir)
         if any(out_dir.iterdir()):
-            raise UserError(f"{out_dir} holds something else than a replication; give another --out_dir")
-        _write(path, asdict(scale))
+            raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
+        replace_text(path, json.dumps(asdict(scale), indent=2) + "\n")
     elif json.loads(path.read_text(encoding="utf-8")) != asdict(scale):
-        raise UserError(f"{out_dir} was begun at another scale; give that one, or another --out_dir")
+        raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
 
 
 def _gather(source: list[Path], folder: Path) -> str:
-    """One folder that links to all of the text, a domain each; the text itself where it is one folder or file."""
+    """One folder that links to all of the text, one domain each; the text itself where it is one folder or file."""
     if len(source) == 1:
         return str(source[0])
     folder.mkdir(exist_ok=True)
@@ -178,53 +285,3 @@ def _gather(source: list[Path], folder: Path) -> str:
         if not link.exists():
             link.symlink_to(path.resolve())
     return str(folder)
-
-
-def _train(one: Experiment, seed: int, scale: Scale, out_dir: Path) -> None:
-    run_dir, start = folder_of(out_dir, one.name, seed), folder_of(out_dir, f"{one.name}-start", seed)
-    model = one.start.model
-    cut = out_dir / "shape" if model is None else folder_of(out_dir, model, seed) / "final"
-    options = {"init": "random", **one.start.options} if model is None else one.start.options
-    _stage(start, "its start", lambda: slice_model(SliceArgs(str(cut), out_dir=start, seed=seed, **options)))
-    train = TrainArgs(
-        global_batch_size=scale.batch,
-        micro_batch_size=scale.batch,
-        max_seq_length=scale.block_size,
-        max_steps=one.steps,
-        lr_warmup_steps=max(1, one.steps // 20),
-        min_lr=scale.lr / 10,
-        log_interval=max(1, one.steps // 30),
-        save_interval=200,
-    )
-    teacher = folder_of(out_dir, "reference", seed) / "final"
-    distill = DistillArgs(teacher=str(teacher), **one.distill) if one.distill is not None else DistillArgs()
-    result = pretrain(
-        PretrainArgs(
-            start,
-            out_dir / "data",
-            run_dir,
-            train=train,
-            eval=EvalArgs(interval=max(1, one.steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
-            optimizer=OptimizerArgs(lr=scale.lr),
-            distill=distill,
-            precision="32-true",
-            seed=seed,
-        )
-    )
-    if result.final is None:  # SIGTERM: the same command goes on from there
-        raise SystemExit(0)
-
-
-def _stage(done: Path, what: str, work: Callable[[], Any]) -> None:
-    if not done.exists():
-        print(f"reproduce: making {what}", file=sys.stderr, flush=True)
-        work()
-
-
-def _fill(folder: Path, write: Callable[[Path], Any]) -> None:
-    with new_folder(folder) as staging:
-        write(staging)
-
-
-def _write(path: Path, content: Any) -> None:
-    replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,22 +1,24 @@
-"""Text that every Python installation carries, as a corpus in RedPajama's layout."""
+"""Text, tokenizers, shapes and a task, made here: what studies need that start from nothing."""
 
+import io
 import json
 import random
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit import iter_documents
 from inheritune_lit.errors import UserError
-from inheritune_lit.studies.tokenizer_training import train_tokenizer
 
+_MOST_LINES = 40_000
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 _MIN_CHARACTERS = 500
 _MIN_CORPUS_CHARACTERS = 2_000_000
 
 
 def standard_library_sources() -> Iterator[tuple[str, str]]:
-    """Name and text of each source file of the standard library that is no test."""
+    """Yields name and text of each source file of the standard library, tests left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
@@ -32,7 +34,7 @@ def standard_library_sources() -> Iterator[tuple[str, str]]:
 
 
 def language_documentation() -> Iterator[tuple[str, str]]:
-    """Name and text of each topic of the language reference that ``help()`` shows; nothing where Python lacks them."""
+    """Yields name and text of each topic of the reference that ``help()`` shows, none where Python lacks them."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -43,7 +45,7 @@ def language_documentation() -> Iterator[tuple[str, str]]:
 
 
 def write_corpus(folder: Path) -> int:
-    """Write ``documentation.jsonl`` and ``sources.jsonl``, one document a file of the installation.
+    """Write ``documentation.jsonl`` and ``sources.jsonl``, one document per file of the installation.
 
     Returns:
         Characters written.
@@ -102,13 +104,8 @@ def write_shape(folder: Path, corpus: Path) -> None:
         "unk_token": "<unk>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config) + "\n", encoding="utf-8")
-    train_tokenizer(folder / "tokenizer.model", _lines(corpus), SHAPE["vocab_size"])
-
-
-def _lines(corpus: Path) -> Iterator[str]:
-    for file in sorted(corpus.glob("*.jsonl")):
-        for row in file.read_text(encoding="utf-8").splitlines():
-            yield from filter(str.strip, json.loads(row)["text"].split("\n"))
+    lines = (line for text in iter_documents(corpus) for line in text.split("\n") if line.strip())
+    train_tokenizer(folder / "tokenizer.model", lines, SHAPE["vocab_size"])
 
 
 TASK = "demo_next_passage"
@@ -127,7 +124,7 @@ def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_doc
         folder: an existing folder to fill.
         documents: held-out texts, at least four.
         seed: seed of the places and of the order of the choices.
-        per_document: most rows a document gives.
+        per_document: most rows per document.
 
     Returns:
         The task's YAML file, for ``inheritune eval --tasks``.
@@ -172,3 +169,39 @@ metric_list:
 metadata:
   version: 1
 """
+
+
+def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
+    """Write a ``tokenizer.model`` with LLaMA's choices: BPE, with bytes for what is unknown, digits and spaces kept.
+
+    Args:
+        path: the new file.
+        lines: text; up to 40,000 of them are used.
+        vocab_size: number of pieces.
+
+    Raises:
+        UserError: too little text for so many.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            allow_whitespace_only_pieces=True,
+            input_sentence_size=_MOST_LINES,
+            shuffle_input_sentence=True,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"the text makes no tokenizer of {vocab_size:,} pieces, give more text ({' '.join(str(error).split())})"
+        ) from error
+    path.write_bytes(model.getvalue())

@@ -15,7 +15,8 @@ from inheritune_lit.inherit.resolve import resolve
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
-from inheritune_lit.studies.grow_layers import GrowOptions, plan_layers
+from inheritune_lit.studies.args import GrowArgs
+from inheritune_lit.studies.grow_plan import plan_layers
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 
@@ -33,7 +34,7 @@ def grow_by_two(folder: Path, reference: torch.nn.Module, trained: torch.nn.Modu
     with resolve(str(folder / "reference")) as resolved:
         depth = resolved.reference.config.n_layer
         reference = resolved.open().reference
-        second = plan_layers(GrowOptions(start, new_layers=new), depth)[1]
+        second = plan_layers(GrowArgs("", "", "", n=start, new_layers=new), depth)[1]
         own = new == "own"
         write_grown(folder / "grown", reference, folder / "slice", second.layers, second.added, own, "position")
     return folder / "grown"

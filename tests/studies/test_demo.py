@@ -4,8 +4,8 @@ import argparse
 import json
 import random
 
-from inheritune_lit.studies.demo_inputs import SHAPE, write_corpus, write_shape, write_task
-from inheritune_lit.studies.demo_outcome import Row, conclusion, table
+from inheritune_lit.studies.demo import ModelScores, conclusion, score_table
+from inheritune_lit.studies.inputs import SHAPE, write_corpus, write_shape, write_task
 from inheritune_lit.tokenizer import Tokenizer
 
 
@@ -47,8 +47,8 @@ def test_task_rows_come_from_the_text(tmp_path):
     assert len({row["gold"] for row in rows}) > 1
 
 
-def _row(name: str, loss: float) -> Row:
-    return Row(name, 4, 1000, 2000, (loss, 0.01), (0.5, 0.1))
+def _row(name: str, loss: float) -> ModelScores:
+    return ModelScores(name, 4, 1000, 2000, (loss, 0.01), (0.5, 0.1))
 
 
 def test_conclusion_says_what_was_measured():
@@ -59,4 +59,4 @@ def test_conclusion_says_what_was_measured():
     assert "behind the random" in conclusion(rows)
     rows["random"] = _row("random", 3.21)
     assert "not distinguishable" in conclusion(rows)
-    assert "| slice | 4 | 1,000 | 2,000 | 3.200 ± 0.010 | 50.0% ± 10.0 |" in table(list(rows.values()))
+    assert "| slice | 4 | 1,000 | 2,000 | 3.200 ± 0.010 | 50.0% ± 10.0 |" in score_table(list(rows.values()))

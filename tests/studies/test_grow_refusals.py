@@ -40,7 +40,7 @@ def refused(command, tmp_path, capsys, monkeypatch):
         ({"margin": ".nan"}, "--margin is nan"),
         ({"max_flops": 1e6}, "the first round alone takes 1.34e+08"),
         ({"optimizer_state": "keep", "strategy": "fsdp"}, "--optimizer_state keep with --strategy fsdp"),
-        ({"optimizer_state": "keep", "old_layers": "inherited"}, "--optimizer_state keep is for layers that go on"),
+        ({"optimizer_state": "keep", "old_layers": "inherited"}, "--optimizer_state keep is for layers that continue"),
         ({"train__max_seq_length": 33}, "max_seq_length is 33"),
         ({"train__lr_warmup_steps": 6}, "leave no step for the cosine schedule"),
         ({"eval__max_iters": 1, "train__micro_batch_size": 1}, "1 validation sample; the comparison"),

@@ -3,16 +3,21 @@
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.studies.grow_layers import GrowOptions, plan_layers
+from inheritune_lit.studies.args import GrowArgs
+from inheritune_lit.studies.grow_plan import plan_layers
+
+
+def growing(n=None, **options):
+    return GrowArgs("", "", "", n=n, **options)
 
 
 def layers(*args, depth, start=None, **options):
-    return [list(one.layers) for one in plan_layers(GrowOptions(*args, **options), depth, start)]
+    return [list(one.layers) for one in plan_layers(growing(*args, **options), depth, start)]
 
 
 def test_the_papers_gpt2_medium():
     # Table 1: 24 layers; Inheritune trains 12, 14, 16.
-    rounds = plan_layers(GrowOptions(), 24)
+    rounds = plan_layers(growing(), 24)
     assert [list(one.layers) for one in rounds] == [list(range(n)) for n in range(12, 25, 2)]
     assert [one.added for one in rounds] == [0, 2, 2, 2, 2, 2, 2]
     assert [one.name for one in rounds[:2]] == ["round-01-12l", "round-02-14l"]
@@ -66,6 +71,6 @@ def test_no_growing_on_request():
 )
 def test_refused(options, told):
     with pytest.raises(UserError) as refused:
-        plan_layers(GrowOptions(**options), 8)
+        plan_layers(growing(**options), 8)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)

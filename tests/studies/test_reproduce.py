@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from tiny import write_jsonl
 
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_state
-from inheritune_lit.studies.replication import reproduce
-from inheritune_lit.studies.replication_grid import SCALES, TABLE_1, experiments
-from inheritune_lit.studies.replication_page import write_page
-from inheritune_lit.studies.replication_results import paired_difference, summarise
+from inheritune_lit.studies.args import ReproduceArgs
+from inheritune_lit.studies.replication import SCALES, experiments, reproduce
+from inheritune_lit.studies.replication_page import TABLE_1, write_page
+from inheritune_lit.studies.results import by_title, summarize
 
 ONLY = ["scratch", "stacking", "hybrid", "mlp", "kd"]
 
@@ -26,8 +27,13 @@ def done(tmp_path_factory) -> tuple[Path, Path, list]:
         write_jsonl(folder / name / "all.jsonl", [{"text": text} for text in make_documents(300, seed)])
     out = folder / "out"
     write_jsonl(folder / "short" / "all.jsonl", [{"text": "a short text"}])
-    results = reproduce([folder / "letters", folder / "notes"], out, "tiny", seeds=2, only=[*ONLY, "inheritune"])
+    results = reproduce(arguments(folder, out)).models
     return folder, out, results
+
+
+def arguments(folder: Path, out_dir: Path) -> ReproduceArgs:
+    source = [folder / "letters", folder / "notes"]
+    return ReproduceArgs(source, out_dir=out_dir, scale="tiny", seeds=2, only=[*ONLY, "inheritune"])
 
 
 def test_models_begin_with_what_the_grid_says(done):
@@ -66,8 +72,8 @@ def test_the_table_is_that_of_the_runs(done):
     gaps = [losses["scratch", seed] - losses["inheritune", seed] for seed in (1, 2)]
     assert f"{statistics.mean(scratch):.3f} ± {statistics.stdev(scratch):.3f}" in row
     assert f"{statistics.mean(gaps):+.3f} ± {statistics.stdev(gaps):.3f}" in row
-    by_title = {each.title: each for each in summarise(results, TABLE_1)}
-    assert paired_difference(by_title["from scratch"], by_title["Inheritune"])[2] == 2
+    models = by_title(results, TABLE_1)
+    assert summarize(models["from scratch"], models["Inheritune"]).paired == 2
     rank = json.loads((out / "analysis" / "reference" / "analysis.json").read_text())
     assert rank["model"]["n_layer"] == 3 and "reference: " in text.partition("## Figure 9")[2]
     for figure in re.findall(r"\]\(([^)]+)\)", text):
@@ -78,7 +84,8 @@ def test_comparisons_without_a_model_of_their_own_are_left_out(done, tmp_path):
     _, _, results = done
     headings = {}
     for names in (("inheritune", "scratch"), ("inheritune", "scratch", "mlp")):
-        write_page(tmp_path, "tiny", SCALES["tiny"], [each for each in results if each.name in names])
+        shown = [each for each in results if each.name.rpartition("-")[0] in names]
+        write_page(tmp_path, "tiny", asdict(SCALES["tiny"]), shown)
         headings[names[-1]] = re.findall("^## (.+)$", (tmp_path / "replication.md").read_text(), re.MULTILINE)
     assert [len(found) for found in headings.values()] == [1, 2], headings
 
@@ -87,8 +94,8 @@ def test_the_same_command_keeps_what_is_done(done, capsys):
     folder, out, results = done
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")}
     (out / "replication.md").unlink()
-    again = reproduce([folder / "letters", folder / "notes"], out, "tiny", seeds=2, only=[*ONLY, "inheritune"])
-    assert again == results
+    again = reproduce(arguments(folder, out))
+    assert again.models == results and str(again) == f"wrote {out}/replication.md"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")} == weights
     assert (out / "replication.md").is_file()
 
@@ -96,11 +103,11 @@ def test_the_same_command_keeps_what_is_done(done, capsys):
 @pytest.mark.parametrize("scale", list(SCALES))
 def test_the_grid_is_trained_in_an_order_that_works(scale):
     seen: set[str] = set()
-    for one in experiments(SCALES[scale]):
-        assert one.start.model is None or one.start.model in seen
-        assert one.distill is None or "reference" in seen
+    for one in experiments(SCALES[scale], Path("out")):
+        assert seen.issuperset(one.after)
+        assert not one.training.distill.active or "reference-s1" in one.after
         seen.add(one.name)
-    assert len(seen) == len(experiments(SCALES[scale]))
+    assert len(seen) == len(experiments(SCALES[scale], Path("out")))
 
 
 @pytest.mark.parametrize(
@@ -108,11 +115,11 @@ def test_the_grid_is_trained_in_an_order_that_works(scale):
     [
         ("{folder}/nowhere", "no text at"),
         ("{folder}/letters/nothing --out_dir {folder}/none", "no text at"),
-        ("{folder}/letters --only inherit", "--only inherit is no model of the grid; give some of reference"),
+        ("{folder}/letters --only inherit", "--only inherit is not a model of the grid; give some of reference"),
         ("{folder}/letters --seeds 1 --baseline_seeds 2", "--seeds 1 --baseline_seeds 2"),
         ("{folder}/short --scale small --out_dir {folder}/other", "makes no tokenizer of 2,048 pieces, give more text"),
-        ("{folder}/letters --scale small", "was begun at another scale"),
-        ("{folder}/letters --out_dir {folder}/letters", "holds something else than a replication"),
+        ("{folder}/letters --scale small", "was started at another scale"),
+        ("{folder}/letters --out_dir {folder}/letters", "holds something other than a replication"),
     ],
 )
 def test_bad_input_is_one_line(done, arguments, complaint, capsys):
