@@ -48,7 +48,13 @@ if TYPE_CHECKING:
     from inheritune_lit.planning.args import InitArgs, PlanArgs
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.recipe import init_recipe
+    from inheritune_lit.report.args import ReportArgs
     from inheritune_lit.report.report import make_report
+    from inheritune_lit.studies.ablate import ablate
+    from inheritune_lit.studies.args import AblateArgs, DemoArgs, GrowArgs, ReproduceArgs
+    from inheritune_lit.studies.demo import run_demo
+    from inheritune_lit.studies.grow import grow
+    from inheritune_lit.studies.replication import reproduce
     from inheritune_lit.train.args import (
         DistillArgs,
         EvalArgs,
@@ -69,8 +75,8 @@ if TYPE_CHECKING:
     from inheritune_lit.train.optim import OPTIMIZER
     from inheritune_lit.train.plan import ResourceEstimate, RunPlan, plan_run
     from inheritune_lit.train.plan import block_size_of as sample_length
-    from inheritune_lit.train.pretrain import pretrain, training_settings
-    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run
+    from inheritune_lit.train.pretrain import pretrain
+    from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
     from inheritune_lit.train.teach import TeachResult, teach
     from inheritune_lit.train.timing import MeasuredSteps, measure_steps
 
@@ -81,6 +87,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _MODULES = {
     "ASSUMED_MFU": "train.gpus",
+    "AblateArgs": "studies.args",
     "AdviceArgs": "analysis.args",
     "Analysis": "analysis.result",
     "AnalysisResult": "analysis.analyze",
@@ -88,6 +95,7 @@ _MODULES = {
     "BlockLosses": "evaluation.held_out",
     "Comparison": "evaluation.against_reference",
     "Config": "checkpoint.config",
+    "DemoArgs": "studies.args",
     "DistillArgs": "train.args",
     "EvalArgs": "train.args",
     "EvaluateArgs": "evaluation.args",
@@ -95,6 +103,7 @@ _MODULES = {
     "FINAL": "checkpoint.folder",
     "GPT2Config": "checkpoint.config",
     "Gpu": "train.gpus",
+    "GrowArgs": "studies.args",
     "HeldOutEvaluator": "evaluation.against_reference:Judge",
     "InitArgs": "planning.args",
     "LONGEST_BLOCK": "model.flops",
@@ -109,6 +118,8 @@ _MODULES = {
     "PrepareArgs": "data.args",
     "PretrainArgs": "train.args",
     "ReferenceModel": "inherit.reference",
+    "ReportArgs": "report.args",
+    "ReproduceArgs": "studies.args",
     "ResolvedReference": "inherit.resolve",
     "ResourceEstimate": "train.plan",
     "RunPlan": "train.plan",
@@ -126,6 +137,7 @@ _MODULES = {
     "WEIGHTS": "checkpoint.folder",
     "Weights": "checkpoint.weights",
     "Z": "evaluation.against_reference",
+    "ablate": "studies.ablate",
     "analyze": "planning.advise",
     "analyze_model": "analysis.analyze",
     "at_depth": "train.args",
@@ -142,6 +154,7 @@ _MODULES = {
     "export": "checkpoint.export",
     "find_gpus": "train.gpus",
     "flops_per_token": "model.flops",
+    "grow": "studies.grow",
     "init_recipe": "planning.recipe",
     "is_litgpt_folder": "checkpoint.folder",
     "is_validation": "data.split",
@@ -169,7 +182,9 @@ _MODULES = {
     "read_validations": "train.metrics",
     "reference_from_table": "inherit.reference",
     "reference_identity": "evaluation.against_reference",
+    "reproduce": "studies.replication",
     "resolve_reference": "inherit.resolve:resolve",
+    "run_demo": "studies.demo",
     "sample_length": "train.plan:block_size_of",
     "save_lit_config": "checkpoint.config",
     "slice_model": "inherit.slice",
@@ -178,7 +193,7 @@ _MODULES = {
     "student_config": "inherit.plan",
     "teach": "train.teach",
     "tensor_shapes": "checkpoint.tensors",
-    "training_settings": "train.pretrain",
+    "training_settings": "train.run_folder",
     "write_grown": "inherit.grown",
 }
 
@@ -190,6 +205,7 @@ __all__ = [
     "OPTIMIZER",
     "USABLE_GPU_MEMORY",
     "WEIGHTS",
+    "AblateArgs",
     "AdviceArgs",
     "Analysis",
     "AnalysisResult",
@@ -197,12 +213,14 @@ __all__ = [
     "BlockLosses",
     "Comparison",
     "Config",
+    "DemoArgs",
     "DistillArgs",
     "EvalArgs",
     "EvaluateArgs",
     "ExportArgs",
     "GPT2Config",
     "Gpu",
+    "GrowArgs",
     "HeldOutEvaluator",
     "InitArgs",
     "MeasuredSteps",
@@ -214,6 +232,8 @@ __all__ = [
     "PrepareArgs",
     "PretrainArgs",
     "ReferenceModel",
+    "ReportArgs",
+    "ReproduceArgs",
     "ResolvedReference",
     "ResourceEstimate",
     "RunPlan",
@@ -229,6 +249,7 @@ __all__ = [
     "UserError",
     "Weights",
     "Z",
+    "ablate",
     "analyze",
     "analyze_model",
     "at_depth",
@@ -245,6 +266,7 @@ __all__ = [
     "export",
     "find_gpus",
     "flops_per_token",
+    "grow",
     "init_recipe",
     "is_litgpt_folder",
     "is_validation",
@@ -272,7 +294,9 @@ __all__ = [
     "read_validations",
     "reference_from_table",
     "reference_identity",
+    "reproduce",
     "resolve_reference",
+    "run_demo",
     "sample_length",
     "save_lit_config",
     "slice_model",

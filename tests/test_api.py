@@ -35,7 +35,7 @@ def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
     folder = inheritune_lit.export(ExportArgs(done.final, tmp_path / "hf")).folder
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(inheritune_lit.UserError, match="no folder at"):
-        inheritune_lit.make_report([tmp_path / "nowhere"], tmp_path / "report")
+        inheritune_lit.make_report(inheritune_lit.ReportArgs([tmp_path / "nowhere"], out_dir=tmp_path / "report"))
 
 
 def test_every_name_is_there_and_documented():
