@@ -9,7 +9,6 @@ from pathlib import Path
 
 from inheritune_lit import (
     EvalArgs,
-    EvaluateArgs,
     OptimizerArgs,
     PrepareArgs,
     PretrainArgs,
@@ -103,8 +102,8 @@ def run_demo(args: DemoArgs) -> DemoResult:
         return DemoResult({}, out_dir, time.monotonic() - started)
     scores = out_dir / "scores"
     checkpoints = [out_dir / path for path in _SCORED.values()]
-    scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
-    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, scoring))
+    scoring = {"tasks": str(task / f"{TASK}.yaml"), "val_data": data, "out_dir": scores}
+    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, checkpoints, **scoring))
     models = _read_scores(scores / "results.json")
     replace_text(out_dir / "results.md", score_table(list(models.values())) + "\n" + conclusion(models))
     _draw(out_dir, models)
