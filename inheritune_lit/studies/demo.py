@@ -103,7 +103,8 @@ def run_demo(args: DemoArgs) -> DemoResult:
     scores = out_dir / "scores"
     checkpoints = [out_dir / path for path in _SCORED.values()]
     scoring = {"tasks": str(task / f"{TASK}.yaml"), "val_data": data, "out_dir": scores}
-    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, checkpoints, **scoring))
+    score = partial(evaluate, checkpoints, **scoring)
+    make_once(scores / "results.json", "demo: scores of every model on held-out text", score)
     models = _read_scores(scores / "results.json")
     replace_text(out_dir / "results.md", score_table(list(models.values())) + "\n" + conclusion(models))
     _draw(out_dir, models)
