@@ -35,6 +35,11 @@ def idx_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
+def sidecar_path(prefix: Path, name: str) -> Path:
+    """The file of one number per document beside a shard's tokens: "sample" (8 bytes each) or "hash" (16)."""
+    return prefix.with_name(f"{prefix.name}.{name}")
+
+
 class DocumentWriter:
     """Append documents to ``prefix.bin``; ``close`` writes ``prefix.idx``.
 

@@ -1,7 +1,7 @@
-"""Part files into one pair of files a domain and split, in the order of the sources."""
+"""Documents of shards, and those packed before, into one pair of files per domain and split, in the sources' order."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ _DOCUMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Segment:
+class DocumentSpan:
     """Consecutive documents of a pair of files, all from one source.
 
     Attributes:
@@ -33,97 +33,107 @@ class Segment:
     first_token: int
     tokens: int
 
+    def lengths(self) -> np.ndarray:
+        """Returns the documents' lengths in tokens, int32, shape (documents,)."""
+        return read_lengths(self.prefix, self.first_document, self.documents)
+
+
+def consecutive_spans(
+    counts: Iterable[tuple[Path, str, Mapping[str, int]]],
+) -> Iterator[DocumentSpan]:
+    """Yields the spans that lie one behind the other in their files.
+
+    Args:
+        counts: of each span its files without extension, the name of its source, and its documents and tokens.
+    """
+    ends: dict[Path, tuple[int, int]] = {}
+    for prefix, source, count in counts:
+        documents, tokens = ends.get(prefix, (0, 0))
+        ends[prefix] = documents + count["documents"], tokens + count["tokens"]
+        yield DocumentSpan(prefix, source, documents, count["documents"], tokens, count["tokens"])
+
 
 @dataclass(frozen=True)
-class Joined:
+class MergedFiles:
     """A finished pair of files.
 
     Attributes:
         counts: documents and tokens of each source.
         max_token_id: the largest token id.
-        files: (bytes, SHA-256) of the ``.bin`` and the ``.idx``, by extension.
+        files: bytes and SHA-256 of the ``.bin`` and the ``.idx``, by extension; none where no document is kept.
     """
 
     counts: dict[str, dict[str, int]]
     max_token_id: int
-    files: dict[str, tuple[int, str]]
+    files: dict[str, dict[str, int | str]]
 
     def total(self) -> dict[str, int]:
-        """Documents and tokens over all sources."""
+        """Returns documents and tokens over all sources."""
         return {name: sum(count[name] for count in self.counts.values()) for name in ("documents", "tokens")}
 
 
-def join_segments(
+def merge_shards(
     prefix: Path,
     dtype: str,
-    segments: Sequence[Segment],
+    spans: Sequence[DocumentSpan],
     keep: Sequence[np.ndarray] | None,
     report: Callable[[int], None],
-) -> Joined:
-    """Write ``prefix.bin`` and ``prefix.idx``; nothing where no document is kept.
+) -> MergedFiles:
+    """Writes ``prefix.bin`` and ``prefix.idx``; nothing where no document is kept.
 
     Args:
         prefix: path without extension, in a folder that exists.
         dtype: "uint16" or "int32".
-        segments: what to copy, in order.
-        keep: which documents of each segment, bool, shape (documents,); all when None.
-        report: told of each segment's tokens when it is done.
+        spans: what to copy, in order.
+        keep: which documents of each span, bool, shape (documents,); all when None.
+        report: called with each span's tokens when it is done.
     """
-    digest, max_token_id = hashlib.sha256(), 0
+    masks = keep if keep is not None else [None] * len(spans)
     counts: dict[str, dict[str, int]] = {}
-    for number, segment in enumerate(segments):
-        count = counts.setdefault(segment.source, {"documents": 0, "tokens": 0})
-        if keep is None:
-            count["documents"] += segment.documents
-            count["tokens"] += segment.tokens
-        else:
-            count["documents"] += int(keep[number].sum())
-            count["tokens"] += int(_lengths(segment)[keep[number]].sum(dtype=np.int64))
+    for span, mask in zip(spans, masks, strict=True):
+        count = counts.setdefault(span.source, {"documents": 0, "tokens": 0})
+        count["documents"] += span.documents if mask is None else int(mask.sum())
+        count["tokens"] += span.tokens if mask is None else int(span.lengths()[mask].sum(dtype=np.int64))
     documents = sum(count["documents"] for count in counts.values())
     if not documents:
-        report(sum(segment.tokens for segment in segments))
-        return Joined(counts, 0, {})
-    itemsize = np.dtype(dtype).itemsize
+        report(sum(span.tokens for span in spans))
+        return MergedFiles(counts, 0, {})
+    digest, max_token_id, itemsize = hashlib.sha256(), 0, np.dtype(dtype).itemsize
     with bin_path(prefix).open("wb") as target:
-        for number, segment in enumerate(segments):
-            with bin_path(segment.prefix).open("rb") as source:
-                for first, tokens in _kept_ranges(segment, None if keep is None else keep[number]):
+        for span, mask in zip(spans, masks, strict=True):
+            with bin_path(span.prefix).open("rb") as source:
+                for first, tokens in _kept_ranges(span, mask):
                     for chunk in _chunks(source, first * itemsize, tokens * itemsize):
                         digest.update(chunk)
                         max_token_id = max(max_token_id, int(np.frombuffer(chunk, dtype=dtype).max()))
                         target.write(chunk)
-            report(segment.tokens)
+            report(span.tokens)
         size = target.tell()
-    write_index(prefix, dtype, _kept_lengths(segments, keep), documents)
-    files = {
-        "bin": (size, digest.hexdigest()),
-        "idx": (idx_path(prefix).stat().st_size, sha256_file(idx_path(prefix))),
+    write_index(prefix, dtype, _kept_lengths(spans, masks), documents)
+    index = idx_path(prefix)
+    files: dict[str, dict[str, int | str]] = {
+        "bin": {"bytes": size, "sha256": digest.hexdigest()},
+        "idx": {"bytes": index.stat().st_size, "sha256": sha256_file(index)},
     }
-    return Joined(counts, max_token_id, files)
+    return MergedFiles(counts, max_token_id, files)
 
 
-def _lengths(segment: Segment) -> np.ndarray:
-    return read_lengths(segment.prefix, segment.first_document, segment.documents)
+def _kept_lengths(spans: Sequence[DocumentSpan], masks: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
+    for span, mask in zip(spans, masks, strict=True):
+        for first in range(0, span.documents, _DOCUMENTS):
+            count = min(_DOCUMENTS, span.documents - first)
+            lengths = read_lengths(span.prefix, span.first_document + first, count)
+            yield lengths if mask is None else lengths[mask[first : first + count]]
 
 
-def _kept_lengths(segments: Sequence[Segment], keep: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
-    for number, segment in enumerate(segments):
-        if keep is not None:
-            yield _lengths(segment)[keep[number]]
-            continue
-        for first in range(0, segment.documents, _DOCUMENTS):
-            count = min(_DOCUMENTS, segment.documents - first)
-            yield read_lengths(segment.prefix, segment.first_document + first, count)
-
-
-def _kept_ranges(segment: Segment, keep: np.ndarray | None) -> Iterator[tuple[int, int]]:
-    """First token and number of tokens of each run of kept documents."""
-    if keep is None or keep.all():
-        yield segment.first_token, segment.tokens
+def _kept_ranges(span: DocumentSpan, mask: np.ndarray | None) -> Iterator[tuple[int, int]]:
+    """Yields first token and number of tokens of each run of kept documents."""
+    if mask is None or mask.all():
+        yield span.first_token, span.tokens
         return
-    ends = segment.first_token + np.cumsum(_lengths(segment), dtype=np.int64)
-    starts = np.concatenate([[segment.first_token], ends[:-1]])
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(np.int8)))
+    ends = span.first_token + np.cumsum(span.lengths(), dtype=np.int64)
+    starts = np.concatenate([[span.first_token], ends[:-1]])
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         yield int(starts[first]), int(ends[stop - 1] - starts[first])
 

@@ -1,51 +1,32 @@
-"""``inheritune prepare``: text into packed tokens."""
+"""``inheritune prepare``: text into packed tokens.
+
+Source files are found and cut into shards (``plan``), workers encode and pack each shard (``shards``, ``execution``),
+and the shards are merged into the output with its manifest (``finalize``). Everything until then is in a workdir beside
+the output, from which the same call continues.
+"""
 
 import logging
 import time
-from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.finalize import Existing, finish, open_existing
-from inheritune_lit.data.formats.table import format_of
-from inheritune_lit.data.jobs import Job, plan_jobs
-from inheritune_lit.data.nodes import default_workers
-from inheritune_lit.data.packed import SPLITS
-from inheritune_lit.data.pool import run_jobs, stop_at_once
-from inheritune_lit.data.shards import PartsContext, Step
-from inheritune_lit.data.sources import SourceFile, find_sources
-from inheritune_lit.data.subset import Quota, estimate_thresholds, quotas_of
-from inheritune_lit.data.verify import VerifyResult, verify_packed
-from inheritune_lit.data.workdir import WorkFolder, locked, work_folder
+from inheritune_lit.data.execution import stop_at_once, write_shards
+from inheritune_lit.data.finalize import finalize
+from inheritune_lit.data.megatron import open_documents
+from inheritune_lit.data.packed import SPLITS, load_packed_manifest
+from inheritune_lit.data.plan import PreparePlan, make_plan
+from inheritune_lit.data.shards import ShardContext, Step
+from inheritune_lit.data.subset import estimate_thresholds
+from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
-from inheritune_lit.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-_BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding this much text
-_BYTES_A_TOKEN = 3.5  # English and code have 3 to 4
-
-
-@dataclass(frozen=True)
-class _Preparation:
-    """What one call has to do.
-
-    Attributes:
-        sources: new files.
-        existing: data packed before that they are added to.
-        jobs: for the new files.
-        quotas: of a subset.
-        plan: what every call on the same output has to agree on.
-    """
-
-    sources: list[SourceFile]
-    existing: Existing | None
-    jobs: list[Job]
-    quotas: list[Quota]
-    plan: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class PrepareResult:
 
     Attributes:
         out_dir: the packed data.
-        domains: the manifest's counts by domain; empty where nothing was written.
+        domains: what each domain holds now, as the manifest says; empty where nothing was written.
         seconds: how long it took.
     """
 
@@ -65,147 +46,151 @@ class PrepareResult:
     @property
     def tokens(self) -> int:
         """Tokens of both splits."""
-        return sum(record[split]["tokens"] for record in self.domains.values() for split in SPLITS)
+        return sum(entry[split]["tokens"] for entry in self.domains.values() for split in SPLITS)
 
     def __str__(self) -> str:
         if not self.domains:
             return ""
         counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
         lines = [f"{'domain':<20} {counts} {'long rows':>10} {'empty rows':>11} {'broken rows':>12}"]
-        for domain, record in self.domains.items():
-            train, val = record["train"], record["val"]
+        for domain, entry in self.domains.items():
+            train, val = entry["train"], entry["val"]
             counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
             # Where rows name their domain, those left out belong to none; they are in the manifest's "sources".
             long, empty, broken = (
-                f"{record[name]:,}" if name in record else "-" for name in ("long_rows", "empty_rows", "broken_rows")
+                f"{entry[name]:,}" if name in entry else "-" for name in ("long_rows", "empty_rows", "broken_rows")
             )
             lines.append(f"{domain:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
         rate = self.tokens / self.seconds
         return "\n".join([*lines, f"{self.tokens:,} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s"])
 
 
-def prepare(args: PrepareArgs) -> PrepareResult | VerifyResult:
-    """Tokenise a corpus into ``out_dir/{train,val}/<domain>.{bin,idx}`` with a manifest, or verify such a folder.
+def prepare(args: PrepareArgs, executor: Executor | None = None) -> "PrepareResult | VerifyResult":
+    """Tokenises a corpus into ``out_dir/{train,val}/<domain>.{bin,idx}`` with a manifest, or verifies such a folder.
 
-    The same call continues one that was stopped, and adds files that have come since. What is written does not depend
-    on the number of workers.
+    The same call continues one that was stopped, and appends files that have come since. What is written does not
+    depend on who does the work.
+
+    Args:
+        args: what to prepare.
+        executor: does the work, instead of processes of this machine or a cluster; any whose workers see the same
+            files, such as ``dask.distributed.Client(...).get_executor()``.
 
     Raises:
         UserError: bad input; ``out_dir`` stays as it was.
     """
     if args.verify is not None:
         return verify_packed(args.verify)
-    assert args.source and args.tokenizer_dir and args.out_dir, "PrepareArgs checks it"
-    work = work_folder(args.out_dir)
+    assert args.out_dir is not None, "PrepareArgs checks it"
+    workdir = WorkDir.of(args.out_dir)
     if not args.dry_run:
-        work.restore()
-    preparation = _plan(args.source, args.tokenizer_dir, args.out_dir, args)
-    work.agree(preparation.plan)
-    _announce(preparation, args.tokenizer_dir, args.out_dir, args)
-    if done := sum(map(work.is_done, preparation.jobs)):
-        logger.info(f"        {len(preparation.jobs)} parts; {done} are there already")
+        workdir.restore_output()
+    plan = make_plan(args)
+    workdir.check_plan(plan.settings)
+    logger.info(str(plan))
+    if done := len(workdir.finished(plan.shards)):
+        logger.info(f"        {done} of {len(plan.shards)} shards are there already")
     if args.dry_run:
         return PrepareResult(args.out_dir)
     start = time.monotonic()
-    with stop_at_once(), locked(work, 0, 1):
-        if preparation.existing and not preparation.sources:
+    with stop_at_once(), workdir.locked():
+        if plan.append_to and not plan.sources:
             logger.info(f"{args.out_dir} holds all of it already")
-            work.remove()  # left where the last call was killed after all was done
+            workdir.remove()  # left where the last call was killed after all was done
             return PrepareResult(args.out_dir)
         try:
-            thresholds = _fix_thresholds(preparation, work, args.tokenizer_dir, args)
-            context = PartsContext(work.parts, args.tokenizer_dir, preparation.plan["dtype"], args, thresholds)
-            _make_parts(preparation.jobs, work, context, args.num_workers or default_workers())
-            domains = finish(
-                work,
-                preparation.sources,
-                preparation.jobs,
-                preparation.existing,
-                preparation.quotas,
-                args,
-                preparation.plan,
-            )
-            return PrepareResult(args.out_dir, domains, time.monotonic() - start)
+            _write_missing_shards(plan, workdir, executor)
+            domains = finalize(workdir, plan)
         except (KeyboardInterrupt, SystemExit, UserError):
-            if any(map(work.is_done, preparation.jobs)):
-                logger.info(f"inheritune: finished parts are kept in {work.path}; the same command continues")
+            if workdir.finished(plan.shards):
+                logger.info(f"inheritune: finished shards are kept in {workdir.path}; the same command continues")
             raise
+    return PrepareResult(args.out_dir, domains, time.monotonic() - start)
 
 
-def _plan(source: str, tokenizer_dir: Path, out_dir: Path, options: PrepareArgs) -> _Preparation:
-    sources, tokenizer = find_sources(source, options), Tokenizer(tokenizer_dir)
-    if options.end_of_document and tokenizer.eos_id is None:
-        raise UserError(f"{tokenizer.path} defines no EOS token; name one there or give --end_of_document false")
-    if options.end_of_document and (tokenizer.eos_id or 0) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the EOS id of {tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
-            f"{tokenizer.vocab_size} ids; correct its configuration or give --end_of_document false"
-        )
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
-    described = {
-        "file": tokenizer.path.name,
-        "sha256": tokenizer.sha256(),
-        "vocab_size": tokenizer.vocab_size,
-        "eos_id": tokenizer.eos_id,
-    }
-    plan = {"tokenizer": described, "dtype": dtype, "options": options.content_settings()}
-    existing = open_existing(out_dir, plan, sources)
-    new = existing.new_sources if existing else sources
-    quotas = quotas_of(options, sorted({file.domain for file in sources}))
-    return _Preparation(new, existing, plan_jobs(new, options), quotas, plan)
-
-
-def _announce(preparation: _Preparation, tokenizer_dir: Path, out_dir: Path, options: PrepareArgs) -> None:
-    sources, plan = preparation.sources, preparation.plan
-    domains = sorted({file.domain for file in sources})
-    kinds = [format_of(file.name, options) for file in sources]
-    text_bytes = sum(file.bytes * kind.text_share for file, kind in zip(sources, kinds, strict=True) if kind)
-    tokens = text_bytes / _BYTES_A_TOKEN
-    if options.max_tokens is not None:
-        tokens = min(tokens, options.max_tokens)
-    size = tokens * {"uint16": 2, "int32": 4}[plan["dtype"]]
-    added = f", beside {len(preparation.existing.packed_sources)} packed before" if preparation.existing else ""
-    logger.info(
-        f"prepare {sum(file.bytes for file in sources):,} bytes in {len(sources)} files{added}, "
-        f"{len(domains)} domains ({', '.join(domains)})\n"
-        f"        with {tokenizer_dir / plan['tokenizer']['file']} ({plan['tokenizer']['vocab_size']:,} ids, "
-        f"{plan['dtype']}), {options.val_fraction:.2%} for validation\n"
-        f"        to {out_dir}, about {tokens / 1e6:,.1f}M tokens, {size / 1e6:,.1f} MB"
+def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executor | None) -> None:
+    recorded = workdir.read_plan()
+    if recorded is None:
+        recorded = {**plan.settings, "thresholds": _estimate_thresholds(plan, workdir)}
+        workdir.write_plan(recorded)
+    context = ShardContext(
+        workdir.shards,
+        Path.cwd(),
+        plan.tokenizer_dir.absolute(),
+        plan.settings["tokenizer"]["sha256"],
+        plan.settings["dtype"],
+        plan.args,
+        recorded["thresholds"],
     )
-    for quota in preparation.quotas:
-        logger.info(f"        {quota.tokens:,} tokens of {', '.join(quota.domains)}, drawn at random")
-    if options.drop_duplicates:
-        logger.info("        without exact duplicates: 40 bytes of memory a document while joining")
-
-
-def _fix_thresholds(
-    preparation: _Preparation, work: WorkFolder, tokenizer_dir: Path, options: PrepareArgs
-) -> dict[str, int] | None:
-    """Estimate a subset's thresholds, once for all calls and nodes."""
-    fixed = work.read_plan()
-    if fixed is None:
-        thresholds = None
-        if preparation.quotas:
-            logger.info("inheritune: estimating how many tokens the corpus has")
-            encoder = DocumentEncoder(tokenizer_dir, preparation.plan["dtype"], options.parse_special_tokens)
-            pieces = [piece for job in preparation.jobs for piece in job.pieces]
-            thresholds = estimate_thresholds(preparation.quotas, pieces, encoder, options, work.path / "probe")
-        fixed = work.fix({**preparation.plan, "thresholds": thresholds})
-    return fixed["thresholds"]
-
-
-def _make_parts(jobs: Sequence[Job], work: WorkFolder, context: PartsContext, num_workers: int) -> None:
-    waiting = [job for job in jobs if not work.is_done(job)]
-    total, left = sum(job.bytes for job in jobs), sum(job.bytes for job in waiting)
-    workers = min(num_workers, 1 + left // _BYTES_WORTH_A_WORKER)
-    start, documents, tokens = time.monotonic(), 0, 0
-    with Progress("prepare", total, "B", done=total - left) as progress:
+    finished = workdir.finished(plan.shards)
+    missing = [shard for shard in plan.shards if shard not in set(finished)]
+    total = sum(shard.bytes for shard in plan.shards)
+    start, done = time.monotonic(), Step()
+    with Progress("prepare", total, "B", done=sum(shard.bytes for shard in finished)) as progress:
 
         def report(step: Step) -> None:
-            nonlocal documents, tokens
-            documents += step.documents
-            tokens += step.tokens
-            rate = tokens / max(time.monotonic() - start, 1e-9)
-            progress.update(step.bytes, f"{documents:,} documents, {tokens:,} tokens, {rate:,.0f} tokens/s")
+            done.add(step)
+            rate = done.tokens / max(time.monotonic() - start, 1e-9)
+            progress.update(step.bytes, f"{done.documents:,} documents, {done.tokens:,} tokens, {rate:,.0f} tokens/s")
 
-        run_jobs(waiting, context, workers, report)
+        write_shards(missing, context, report, plan.args.num_workers, plan.args.cluster, executor)
+
+
+def _estimate_thresholds(plan: PreparePlan, workdir: WorkDir) -> dict[str, int] | None:
+    """Estimates a subset's thresholds, once for all calls and workers."""
+    if not plan.quotas:
+        return None
+    logger.info("inheritune: estimating how many tokens the corpus has")
+    encoder = DocumentEncoder(plan.tokenizer_dir, plan.settings["dtype"], plan.args.parse_special_tokens)
+    ranges = [part for shard in plan.shards for part in shard.ranges]
+    return estimate_thresholds(plan.quotas, ranges, encoder, plan.args, workdir.path / "probe")
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """A packed folder that is as its manifest says."""
+
+    folder: Path
+    files: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.files} files with {self.tokens:,} tokens are as the manifest says"
+
+
+def verify_packed(folder: Path) -> VerifyResult:
+    """Compares every file's size and SHA-256, and every domain's counts, with the manifest of a packed folder.
+
+    Raises:
+        UserError: something differs, is missing, or is there without being listed.
+    """
+    manifest = load_packed_manifest(folder)
+    files, domains = manifest.get("files"), manifest["domains"]
+    if files is None:
+        raise UserError(f"{folder} was packed by a version that recorded no hashes; prepare it again")
+    there = {
+        path.relative_to(folder).as_posix()
+        for split in SPLITS
+        for path in (folder / split).glob("*")
+        if path.suffix in (".bin", ".idx")
+    }
+    faults = [f"{name} is missing" for name in files if name not in there]
+    faults += [f"{name} is not listed" for name in sorted(there - set(files))]
+    with Progress("verify", sum(described["bytes"] for described in files.values()), "B") as progress:
+        for name in (name for name in files if name in there):
+            size = (folder / name).stat().st_size
+            if size != files[name]["bytes"]:
+                faults.append(f"{name} has {size} bytes instead of {files[name]['bytes']}")
+            elif sha256_file(folder / name) != files[name]["sha256"]:
+                faults.append(f"{name} has another SHA-256 than when it was written")
+            progress.update(size)
+    for domain, split in () if faults else ((domain, split) for domain in domains for split in SPLITS):
+        count = domains[domain][split]
+        if count["documents"]:
+            tokens, lengths = open_documents(folder / split / domain)
+            if (len(lengths), len(tokens)) != (count["documents"], count["tokens"]):
+                faults.append(f"{split}/{domain} holds {len(tokens)} tokens of {len(lengths)} documents")
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
+    return VerifyResult(folder, len(files), sum(domains[name][split]["tokens"] for name in domains for split in SPLITS))

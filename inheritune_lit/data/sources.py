@@ -1,4 +1,4 @@
-"""Data sets of the hub, file by file."""
+"""Source files of a corpus, in a folder or on the hub, and their domains."""
 
 import os
 import re
@@ -11,85 +11,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.formats.report import ReadReport, check_broken
-from inheritune_lit.data.formats.table import format_of, stem_of
+from inheritune_lit.data.documents import ReadReport
+from inheritune_lit.data.formats import format_of, stem_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
 
 SCHEME = "hf://datasets/"
-_BARE = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def is_hub_source(source: str) -> bool:
-    """Whether a source is on the hub: spelled out, or ``org/name`` where no such path exists."""
-    if source.startswith("hf://"):
-        if not source.startswith(SCHEME):
-            raise UserError(f"{source} is no data set; write {SCHEME}org/name[@revision][/folder]")
-        return True
-    return bool(_BARE.fullmatch(source)) and not Path(source).exists() and not Path(source).parent.exists()
-
-
-def list_dataset(source: str) -> list[tuple[str, str, int, str]]:
-    """Name below the source, address with the commit, bytes and hash of each file.
-
-    Args:
-        source: ``hf://datasets/org/name[@revision][/folder]`` or ``org/name``.
-
-    Raises:
-        UserError: no such data set, no permission, or no connection.
-    """
-    from huggingface_hub import HfApi
-
-    repository, revision, folder = parse(source)
-    with explain_hub_errors(repository, flag="--source", kind="dataset"):
-        info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
-    below = f"{folder}/" if folder else ""
-    files = []
-    for sibling in info.siblings or ():
-        if sibling.rfilename.startswith(below):
-            name = sibling.rfilename[len(below) :]
-            address = f"{SCHEME}{repository}@{info.sha}/{sibling.rfilename}"
-            content = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            files.append((name, address, sibling.size or 0, content or str(info.sha)))
-    if not files and folder:
-        raise UserError(f"{repository} has no folder {folder}; check --source")
-    return files
-
-
-def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision (None for the default branch) and path of a source.
-
-    Raises:
-        UserError: it is spelled otherwise.
-    """
-    revision = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have slashes, which may be written %2F
-    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:@({revision}))?(?:/(.+?))?/?", source.removeprefix(SCHEME))
-    if not match:
-        raise UserError(f"{source} is no data set of the hub; write {SCHEME}org/name[@revision][/folder]")
-    return match[1], match[2] and unquote(match[2]), match[3] or ""
-
-
-@contextmanager
-def local_copy(path: str, folder: Path) -> Iterator[Path]:
-    """A source file on this machine: itself, or a copy that is fetched into ``folder`` and removed with it afterwards.
-
-    Raises:
-        UserError: the hub does not answer.
-    """
-    if not path.startswith(SCHEME):
-        yield Path(path)
-        return
-    from huggingface_hub import hf_hub_download
-
-    repository, revision, file = parse(path)
-    with explain_hub_errors(repository, flag="--source", kind="dataset"):
-        fetched = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision, local_dir=folder))
-    try:
-        yield fetched
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NUMBERED = re.compile(r"[-_.]\d+-of-\d+$")
 _MAX_DOMAINS = 200
@@ -113,9 +41,14 @@ class SourceFile:
     bytes: int
     version: str
 
+    @property
+    def on_hub(self) -> bool:
+        """Whether it has to be fetched from the hub."""
+        return self.path.startswith(SCHEME)
+
 
 def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[SourceFile]:
-    """The files of a corpus, sorted by name.
+    """Returns the files of a corpus, sorted by name.
 
     A file's domain is ``args.domain``; else the first folder below the source (``arxiv/*.jsonl``,
     ``common_crawl/2019-30/*.jsonl.zst``: RedPajama-Data-1T); else its own name without ``_sample`` and
@@ -123,33 +56,32 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
 
     Args:
         source: a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub.
-        args: names the domain, or which field does.
+        args: names the domain, and says how text files are read.
 
     Raises:
         UserError: nothing there, nothing readable there, or a file without a usable domain.
     """
     source = str(source)
     if is_hub_source(source):
-        found = list_dataset(source)
+        found = _list_dataset(source)
     elif Path(source).exists():
-        found = _local_files(Path(source))
+        found = list(_list_local(Path(source)))
     else:
-        raise UserError(
-            f"no corpus at {source}; give a folder, a file, or hf://datasets/org/name for a data set of the hub"
-        )
-    readable = [file for file in found if format_of(file[0], args)]
-    if not readable:
+        raise UserError(f"no corpus at {source}; give a folder, a file, or {SCHEME}org/name for a data set of the hub")
+    files = [
+        SourceFile(name, path, _domain_of(name, path, args), size, version)
+        for name, path, size, version in found
+        if format_of(name, args)
+    ]
+    if not files:
         raise UserError(
             f"no .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt file in {source}"
             f"{f' among {len(found)} files' if found else ''}; give a folder of such files"
         )
-    files = [
-        SourceFile(name, path, domain_of(name, path, args), size, version) for name, path, size, version in readable
-    ]
     domains = {file.domain for file in files}
     if len(domains) > _MAX_DOMAINS:
         raise UserError(
-            f"{source} would make {len(domains)} domains, such as {sorted(domains)[0]!r}; "
+            f"{source} would make {len(domains)} domains, such as {min(domains)!r}; "
             "put a domain's files into a folder, or name one for all files with --domain"
         )
     return sorted(files, key=lambda file: file.name)
@@ -181,26 +113,21 @@ def iter_documents(
             left -= len(text)
             if left <= 0:
                 break
-        check_broken(file.path, report)
+        report.check(file.path)
 
 
-def domain_of(name: str, path: str, args: ReadingArgs) -> str:
-    """Domain of a file by its name below the source.
-
-    Raises:
-        UserError: the name gives none.
-    """
+def _domain_of(name: str, path: str, args: ReadingArgs) -> str:
     if args.domain is not None:
         return check_domain(args.domain, "--domain")
-    folder, _, _ = name.partition("/")
-    domain = folder if folder != name else _NUMBERED.sub("", stem_of(name)).removesuffix("_sample")
+    folder, slash, _ = name.partition("/")
+    domain = folder if slash else _NUMBERED.sub("", stem_of(name)).removesuffix("_sample")
     if not domain:
         raise UserError(f"{path} names no domain; rename it to <domain>.jsonl, or give --domain")
     return check_domain(domain, path)
 
 
 def check_domain(domain: str, place: str) -> str:
-    """A domain's name that can be a file's name.
+    """Returns a domain's name that can be a file's name.
 
     Raises:
         UserError: it cannot.
@@ -212,31 +139,90 @@ def check_domain(domain: str, place: str) -> str:
     return domain
 
 
-def _local_files(source: Path) -> list[tuple[str, str, int, str]]:
-    if source.is_file():
-        return [_local_file(source.name, source)]
-    files, seen = [], set()
+def _list_local(source: Path) -> Iterator[tuple[str, str, int, str]]:
+    """Yields name, path, bytes and version of each file; hidden ones are left out."""
+    paths = [source] if source.is_file() else _walk(source)
+    for path in paths:
+        status = path.stat()
+        name = path.name if path == source else path.relative_to(source).as_posix()
+        yield name, str(path), status.st_size, str(status.st_mtime_ns)
 
+
+def _walk(source: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
+    seen = set()
     for folder, folders, names in os.walk(source, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:
             raise UserError(f"{folder} is {real} once more, through a link; its text would be packed twice")
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith("."):
-                continue
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.is_file():
-                files.append(_local_file(path.relative_to(source).as_posix(), path))
+                yield path
             elif not path.exists():
                 raise UserError(f"{path} is a link to nowhere; fetch the file again or remove the link")
+
+
+def is_hub_source(source: str) -> bool:
+    """Returns whether a source is on the hub: spelled out, or ``org/name`` where no such path exists."""
+    if source.startswith("hf://"):
+        if not source.startswith(SCHEME):
+            raise UserError(f"{source} is not a data set; write {SCHEME}org/name[@revision][/folder]")
+        return True
+    return bool(_REPOSITORY.fullmatch(source)) and not Path(source).exists() and not Path(source).parent.exists()
+
+
+def parse_hub_source(source: str) -> tuple[str, str | None, str]:
+    """Returns repository, revision (None for the default branch) and path of a source on the hub.
+
+    Raises:
+        UserError: it is spelled otherwise.
+    """
+    revision = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have slashes, which may be written %2F
+    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:@({revision}))?(?:/(.+?))?/?", source.removeprefix(SCHEME))
+    if not match:
+        raise UserError(f"{source} is not a data set of the hub; write {SCHEME}org/name[@revision][/folder]")
+    return match[1], match[2] and unquote(match[2]), match[3] or ""
+
+
+def _list_dataset(source: str) -> list[tuple[str, str, int, str]]:
+    """Returns name below the source, address with the commit, bytes and hash of each file of a data set."""
+    from huggingface_hub import HfApi
+
+    repository, revision, folder = parse_hub_source(source)
+    with explain_hub_errors(repository, flag="--source", kind="dataset"):
+        info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
+    below = f"{folder}/" if folder else ""
+    files = []
+    for sibling in info.siblings or ():
+        if sibling.rfilename.startswith(below):
+            address = f"{SCHEME}{repository}@{info.sha}/{sibling.rfilename}"
+            content = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+            files.append((sibling.rfilename[len(below) :], address, sibling.size or 0, content or str(info.sha)))
+    if not files and folder:
+        raise UserError(f"{repository} has no folder {folder}; check --source")
     return files
 
 
-def _local_file(name: str, path: Path) -> tuple[str, str, int, str]:
-    status = path.stat()
-    return name, str(path), status.st_size, str(status.st_mtime_ns)
+@contextmanager
+def local_copy(file: SourceFile, folder: Path) -> Iterator[Path]:
+    """Yields a source file on this machine: itself, or a copy fetched into ``folder``, which is removed afterwards.
+
+    Raises:
+        UserError: the hub does not answer.
+    """
+    if not file.on_hub:
+        yield Path(file.path)
+        return
+    from huggingface_hub import hf_hub_download
+
+    repository, revision, path = parse_hub_source(file.path)
+    with explain_hub_errors(repository, flag="--source", kind="dataset"):
+        fetched = Path(hf_hub_download(repository, path, repo_type="dataset", revision=revision, local_dir=folder))
+    try:
+        yield fetched
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

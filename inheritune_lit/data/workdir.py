@@ -1,71 +1,76 @@
-"""The folder beside the output that holds what is done of a preparation, for the same command to go on from."""
+"""The folder beside the output that holds the finished shards of a preparation, for the same command to continue."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from inheritune_lit.data.args import differing_setting
-from inheritune_lit.data.jobs import Job
-from inheritune_lit.data.shards import DONE
+from inheritune_lit.data.shards import DONE, Shard
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import explain_full_disk
+from inheritune_lit.io.folders import explain_full_disk, replace_text
 
 
 @dataclass(frozen=True)
-class WorkFolder:
-    """Part folders, the plan they follow, and a lock for each node.
+class WorkDir:
+    """Shards, the plan they follow, and a lock.
 
     Attributes:
-        path: ``.<name of the output>.prepare``, beside the output, where every node sees it.
+        path: ``.<name of the output>.prepare``, beside the output.
         out_dir: the output.
     """
 
     path: Path
     out_dir: Path
 
+    @classmethod
+    def of(cls, out_dir: Path) -> "WorkDir":
+        """Returns the workdir of an output; nothing is made."""
+        absolute = Path(os.path.abspath(out_dir))
+        return cls(absolute.parent / f".{absolute.name}.prepare", out_dir)
+
     @property
-    def parts(self) -> Path:
-        """Folder of part folders."""
-        return self.path / "parts"
+    def shards(self) -> Path:
+        """Folder of the shards' folders."""
+        return self.path / "shards"
 
     @property
     def replaced(self) -> Path:
         """Where the former output is while the new one takes its name."""
         return self.path / "replaced"
 
-    def is_done(self, job: Job) -> bool:
-        """Whether the job's part folder is whole."""
-        return (self.parts / job.id / DONE).is_file()
-
-    def read_pieces(self, jobs: list[Job]) -> list[dict[str, Any]]:
-        """Records of the pieces of finished jobs, each with the ``folder`` of its files, in order."""
-        records = []
-        for job in jobs:
-            done = json.loads((self.parts / job.id / DONE).read_text(encoding="utf-8"))
-            records += [{**piece, "folder": self.parts / job.id} for piece in done["pieces"]]
-        return records
+    def finished(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Returns the shards whose folders are whole."""
+        return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
 
     def read_plan(self) -> dict[str, Any] | None:
-        """The plan an earlier call or another node has fixed, or None."""
+        """Returns the plan that an earlier call has written, or None.
+
+        Returns:
+            The manifest's ``tokenizer``, ``dtype`` and ``options``, and the subset's ``thresholds``.
+        """
         path = self.path / "plan.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def agree(self, plan: dict[str, Any]) -> None:
-        """Refuse another plan than the fixed one.
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Writes the plan for later calls."""
+        replace_text(self.path / "plan.json", json.dumps(plan))
+
+    def check_plan(self, plan: dict[str, Any]) -> None:
+        """Refuses another plan than the written one.
 
         Raises:
-            UserError: the tokenizer or an option differs.
+            UserError: the tokenizer or a setting differs.
         """
-        fixed = self.read_plan()
-        if fixed is None:
+        before = self.read_plan()
+        if before is None:
             return
-        difference = differing_setting(fixed["options"], plan["options"])
-        if fixed["tokenizer"] != plan["tokenizer"]:
+        difference = differing_setting(before["options"], plan["options"])
+        if before["tokenizer"] != plan["tokenizer"]:
             difference = "the tokenizer was another"
         if difference:
             raise UserError(
@@ -73,24 +78,8 @@ class WorkFolder:
                 "give the former ones, or remove that folder"
             )
 
-    def fix(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Fix a plan, unless another node was faster; return the fixed one."""
-        written = self.path / f"plan.tmp-{os.getpid()}"
-        written.write_text(json.dumps(plan), encoding="utf-8")
-        try:
-            os.link(written, self.path / "plan.json")  # unlike a rename, this does not replace a plan
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(written, self.path / "plan.json")
-        finally:
-            written.unlink(missing_ok=True)
-        fixed = self.read_plan()
-        assert fixed is not None
-        return fixed
-
-    def restore(self) -> None:
-        """Undo or complete the replacement of a former output, where the last call was killed in the middle of it."""
+    def restore_output(self) -> None:
+        """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
         if self.replaced.is_dir():
             if self.out_dir.exists():
                 shutil.rmtree(self.replaced)
@@ -98,55 +87,42 @@ class WorkFolder:
                 os.replace(self.replaced, self.out_dir)
 
     def remove(self) -> None:
-        """Remove everything."""
+        """Removes everything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def remove_leftovers(self) -> None:
+        """Removes what killed processes have left half-done."""
+        for leftover in (*self.path.glob("*.tmp-*"), *self.shards.glob("*.tmp-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
-def work_folder(out_dir: Path) -> WorkFolder:
-    """The work folder of an output; nothing is made."""
-    absolute = Path(os.path.abspath(out_dir))
-    return WorkFolder(absolute.parent / f".{absolute.name}.prepare", out_dir)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards.
 
+        Raises:
+            UserError: another process is at work, or the folder cannot be made.
+        """
+        import fcntl
 
-@contextmanager
-def locked(work: WorkFolder, node_rank: int, num_nodes: int) -> Iterator[None]:
-    """Make the work folder and keep others out while the block runs: this node's double, or, for one node, all.
-
-    What a killed process has left half-done is removed first; a folder without a finished part is removed afterwards.
-
-    Raises:
-        UserError: another process is at work, or the folder cannot be made.
-    """
-    try:
-        work.parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write beside {work.out_dir}: {error.strerror}; give another --out_dir") from error
-    lock = work.path / f"lock.{node_rank}"
-    with explain_full_disk(work.path), lock.open("w") as held:
-        _take(held, work)
-        if num_nodes == 1:
-            for other in work.path.glob("lock.*"):
-                if other != lock:
-                    with other.open("w") as file:
-                        _take(file, work)
-            for leftover in (*work.path.glob("*.tmp-*"), *work.parts.glob("*.tmp-*")):
-                shutil.rmtree(leftover, ignore_errors=True)
         try:
-            yield
-        finally:
-            if num_nodes == 1 and not any(work.parts.glob(f"*/{DONE}")) and not work.replaced.exists():
-                work.remove()
-
-
-def _take(file: TextIO, work: WorkFolder) -> None:
-    """Lock a file until it is closed, also by the death of this process."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another `inheritune prepare` is at work on {work.out_dir}; wait for it, or give another --out_dir"
-        ) from None
-    except OSError:
-        return  # a file system without locks; parts appear whole all the same
+            self.shards.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {self.out_dir}: {error.strerror}; give another --out_dir") from error
+        with explain_full_disk(self.path), (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(
+                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # until it is closed, also by the death of this process
+            except BlockingIOError:
+                raise UserError(
+                    f"another `inheritune prepare` is at work on {self.out_dir}; wait for it, or give another --out_dir"
+                ) from None
+            except OSError:
+                pass  # a file system without locks; shards appear whole all the same
+            self.remove_leftovers()
+            try:
+                yield
+            finally:
+                self.remove_leftovers()
+                if not any(self.shards.glob(f"*/{DONE}")) and not self.replaced.exists():
+                    self.remove()

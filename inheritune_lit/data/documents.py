@@ -1,0 +1,169 @@
+"""Documents in the rows of source files: their text, the hashes that decide where they go, and what is left out."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.errors import UserError
+
+MAX_BROKEN_SHARE = 0.01
+"""Share of a file's rows that may be broken."""
+
+
+@dataclass
+class Fault:
+    """Where a row is broken, and how.
+
+    Attributes:
+        line: its number, counting from 1 at ``start``.
+        start: byte of the file from which lines were counted; 0 for formats that are never read from the middle.
+        reason: what is wrong.
+    """
+
+    line: int
+    start: int
+    reason: str
+
+
+@dataclass
+class ReadReport:
+    """Counts over the rows of a file or a part of one.
+
+    Attributes:
+        rows: rows that are not blank lines.
+        empty_rows: rows left out because their text is empty, only white space, or gives no token.
+        broken_rows: rows left out because they are not UTF-8 or not a JSON object, or lack a string text.
+        long_rows: rows left out because they are over the limit, or too long to encode in bounded memory.
+        bytes_read: bytes of the file consumed, as stored.
+        first_broken: the first broken row.
+    """
+
+    rows: int = 0
+    empty_rows: int = 0
+    broken_rows: int = 0
+    long_rows: int = 0
+    bytes_read: int = 0
+    first_broken: Fault | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Returns the counts of rows by their names in the manifest."""
+        return {name: getattr(self, name) for name in ROW_COUNTS}
+
+    def note_broken(self, line: int, start: int, reason: str) -> None:
+        """Counts a broken row."""
+        self.broken_rows += 1
+        self.first_broken = self.first_broken or Fault(line, start, reason)
+
+    def add(self, other: "ReadReport") -> None:
+        """Adds the counts of a later part of the same file."""
+        for name in (*ROW_COUNTS, "bytes_read"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_broken = self.first_broken or other.first_broken
+
+    def check(self, path: str) -> None:
+        """Refuses a file with too many broken rows.
+
+        Raises:
+            UserError: it has.
+        """
+        if self.broken_rows > MAX_BROKEN_SHARE * self.rows:
+            raise UserError(
+                f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {self.describe_fault(path)}; "
+                f"fix the file (up to {MAX_BROKEN_SHARE:.0%} are tolerated)"
+            )
+
+    def describe_fault(self, path: str) -> str:
+        """Returns file, line and fault of the first broken row."""
+        fault = self.first_broken
+        assert fault is not None
+        before = _count_lines(Path(path), fault.start) if fault.start else 0
+        return f"{path.removeprefix('hf://datasets/')}:{before + fault.line}: {fault.reason}"
+
+
+ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")
+
+
+def _count_lines(path: Path, stop: int) -> int:
+    """Returns the number of line breaks before a byte of a plain file."""
+    lines, left = 0, stop
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(left, 1 << 22))):
+            lines += chunk.count(b"\n")
+            left -= len(chunk)
+    return lines
+
+
+class BrokenRow(Exception):
+    """A row without a usable text; the message says why."""
+
+
+def parse_json(line: bytes) -> Any:
+    """Returns the value of a line of JSON.
+
+    Raises:
+        BrokenRow: the line is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
+        raise BrokenRow(f"not JSON ({error})") from None
+
+
+def string_field(row: Any, path: str) -> str:
+    """Returns a string in a row; dots in ``path`` lead into nested objects.
+
+    Raises:
+        BrokenRow: there is no such field, or it is not a string.
+    """
+    value = row
+    for name in [path] if isinstance(row, dict) and path in row else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise BrokenRow(f'no string field "{path}"')
+    return value
+
+
+def check_text(text: str) -> None:
+    """Refuses half a surrogate pair, which JSON can spell and no UTF-8 text and no tokenizer can hold.
+
+    Raises:
+        BrokenRow: the text has one.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
+
+
+def text_digest(text: str) -> bytes:
+    """Returns the SHA-256 of a text (UTF-8)."""
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def is_validation(text: str, val_fraction: float) -> bool:
+    """Returns whether a document belongs to the validation split; see ``digest_is_validation``."""
+    return digest_is_validation(text_digest(text), val_fraction)
+
+
+def digest_is_validation(digest: bytes, val_fraction: float) -> bool:
+    """Returns whether the document with this ``text_digest`` belongs to the validation split.
+
+    The first eight bytes, read as a number in [0, 1), are compared with the fraction. So the split never changes when
+    documents are added, moved or reordered; exact duplicates land on the same side; and a larger fraction only adds
+    documents.
+    """
+    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+
+
+def sample_key(digest: bytes, seed: int) -> int:
+    """Returns a number below 2^64, uniform over documents and independent of the split; a subset takes the smallest."""
+    return int.from_bytes(hashlib.blake2b(digest, digest_size=8, salt=seed.to_bytes(8, "big")).digest(), "big")
+
+
+def ids_hash(ids: bytes) -> bytes:
+    """Returns a 128-bit hash of a document's token ids; documents with equal ones are duplicates."""
+    return hashlib.blake2b(ids, digest_size=16).digest()
