@@ -146,7 +146,7 @@ def _read_index(index: BinaryIO, path: Path) -> tuple[np.dtype, np.ndarray]:
     """Token type and documents' lengths."""
     header = index.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
-        raise UserError(f"{path} is no Megatron index; run `inheritune prepare` again")
+        raise UserError(f"{path} is not a Megatron index; run `inheritune prepare` again")
     _, version, code, sequences, boundaries = _HEADER.unpack(header)
     if version != VERSION or code not in _TYPE_OF:
         raise UserError(f"{path} has version {version} and token type {code}; expected 1 and 8 or 4")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.data.mixture import DomainSize
 from inheritune_lit.data.packing import PackedCut, SeparateCut
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.progress import Progress
 
 SPLITS = ("train", "val")
 # Stands where a block has no token; as a target, torch's cross-entropy ignores it.
@@ -29,7 +31,7 @@ def load_packed_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"no packed data at {folder}; make it with `inheritune prepare`")
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("kind") != "packed_data":
-        raise UserError(f"{folder} is no packed data; make it with `inheritune prepare`")
+        raise UserError(f"{folder} is not packed data; make it with `inheritune prepare`")
     return manifest
 
 
@@ -56,6 +58,56 @@ def _domain_content(record: dict[str, Any]) -> list[Any]:
 
 def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """A packed folder that is as its manifest says."""
+
+    folder: Path
+    files: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.files} files with {self.tokens:,} tokens are as the manifest says"
+
+
+def verify_packed(folder: Path) -> VerifyResult:
+    """Compares every file's size and SHA-256, and every domain's counts, with the manifest of a packed folder.
+
+    Raises:
+        UserError: something differs, is missing, or is there without being listed.
+    """
+    manifest = load_packed_manifest(folder)
+    files, domains = manifest.get("files"), manifest["domains"]
+    if files is None:
+        raise UserError(f"{folder} was packed by a version that recorded no hashes; prepare it again")
+    there = {
+        path.relative_to(folder).as_posix()
+        for split in SPLITS
+        for path in (folder / split).glob("*")
+        if path.suffix in (".bin", ".idx")
+    }
+    faults = [f"{name} is missing" for name in files if name not in there]
+    faults += [f"{name} is not listed" for name in sorted(there - set(files))]
+    with Progress("verify", sum(described["bytes"] for described in files.values()), "B") as progress:
+        for name in (name for name in files if name in there):
+            size = (folder / name).stat().st_size
+            if size != files[name]["bytes"]:
+                faults.append(f"{name} has {size} bytes instead of {files[name]['bytes']}")
+            elif sha256_file(folder / name) != files[name]["sha256"]:
+                faults.append(f"{name} has another SHA-256 than when it was written")
+            progress.update(size)
+    for domain, split in () if faults else ((domain, split) for domain in domains for split in SPLITS):
+        count = domains[domain][split]
+        if count["documents"]:
+            tokens, lengths = open_documents(folder / split / domain)
+            if (len(lengths), len(tokens)) != (count["documents"], count["tokens"]):
+                faults.append(f"{split}/{domain} holds {len(tokens)} tokens of {len(lengths)} documents")
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
+    return VerifyResult(folder, len(files), sum(domains[name][split]["tokens"] for name in domains for split in SPLITS))
 
 
 class PackedDataset:

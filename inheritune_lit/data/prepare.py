@@ -1,32 +1,36 @@
 """``inheritune prepare``: text into packed tokens.
 
-Source files are found and cut into shards (``plan``), workers encode and pack each shard (``shards``, ``execution``),
-and the shards are merged into the output with its manifest (``finalize``). Everything until then is in a workdir beside
+Source files are found and cut into shards (``plan``), workers encode and pack each shard (``shards``), and
+the shards are merged into the output with its manifest (``finalize``). Everything until then is in a workdir beside
 the output, from which the same call continues.
 """
 
 import logging
+import signal
+import threading
 import time
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.execution import stop_at_once, write_shards
 from inheritune_lit.data.finalize import finalize
-from inheritune_lit.data.megatron import open_documents
-from inheritune_lit.data.packed import SPLITS, load_packed_manifest
+from inheritune_lit.data.packed import SPLITS, VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, make_plan
-from inheritune_lit.data.shards import ShardContext, Step
+from inheritune_lit.data.shards import Shard, ShardContext, ShardWriter, Step, write_shard
 from inheritune_lit.data.subset import estimate_thresholds
 from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+_BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding this much text
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class PrepareResult:
         return "\n".join([*lines, f"{self.tokens:,} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s"])
 
 
-def prepare(args: PrepareArgs, executor: Executor | None = None) -> "PrepareResult | VerifyResult":
+def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResult | VerifyResult:
     """Tokenises a corpus into ``out_dir/{train,val}/<domain>.{bin,idx}`` with a manifest, or verifies such a folder.
 
     The same call continues one that was stopped, and appends files that have come since. What is written does not
@@ -93,7 +97,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> "PrepareResu
     if args.dry_run:
         return PrepareResult(args.out_dir)
     start = time.monotonic()
-    with stop_at_once(), workdir.locked():
+    with _stop_at_once(), workdir.locked():
         if plan.append_to and not plan.sources:
             logger.info(f"{args.out_dir} holds all of it already")
             workdir.remove()  # left where the last call was killed after all was done
@@ -133,7 +137,49 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
             rate = done.tokens / max(time.monotonic() - start, 1e-9)
             progress.update(step.bytes, f"{done.documents:,} documents, {done.tokens:,} tokens, {rate:,.0f} tokens/s")
 
-        write_shards(missing, context, report, plan.args.num_workers, plan.args.cluster, executor)
+        if executor is not None:
+            _write_on(executor, missing, context, report)
+        elif missing:
+            worth = 1 + sum(shard.bytes for shard in missing) // _BYTES_WORTH_A_WORKER
+            workers = min(plan.args.num_workers or available_cores(), worth, len(missing))
+            with open_executor(workers, plan.args.cluster) as opened:
+                if opened is not None:
+                    _write_on(opened, missing, context, report)
+                else:
+                    writer = ShardWriter(context)
+                    for shard in missing:
+                        writer.write(shard, report)
+
+
+def _write_on(
+    executor: Executor, shards: Sequence[Shard], context: ShardContext, report: Callable[[Step], None]
+) -> None:
+    # The largest first, so that none is left over at the end.
+    by_size = sorted(shards, key=lambda shard: shard.bytes, reverse=True)
+    futures = [executor.submit(write_shard, context, shard) for shard in by_size]
+    try:
+        for future in as_completed(futures):
+            report(future.result())
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+@contextmanager
+def _stop_at_once() -> Iterator[None]:
+    """While the block runs, SIGTERM raises ``SystemExit`` (143), so that what is half-done is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread handle signals
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _estimate_thresholds(plan: PreparePlan, workdir: WorkDir) -> dict[str, int] | None:
@@ -144,53 +190,3 @@ def _estimate_thresholds(plan: PreparePlan, workdir: WorkDir) -> dict[str, int] 
     encoder = DocumentEncoder(plan.tokenizer_dir, plan.settings["dtype"], plan.args.parse_special_tokens)
     ranges = [part for shard in plan.shards for part in shard.ranges]
     return estimate_thresholds(plan.quotas, ranges, encoder, plan.args, workdir.path / "probe")
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """A packed folder that is as its manifest says."""
-
-    folder: Path
-    files: int
-    tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.folder}: {self.files} files with {self.tokens:,} tokens are as the manifest says"
-
-
-def verify_packed(folder: Path) -> VerifyResult:
-    """Compares every file's size and SHA-256, and every domain's counts, with the manifest of a packed folder.
-
-    Raises:
-        UserError: something differs, is missing, or is there without being listed.
-    """
-    manifest = load_packed_manifest(folder)
-    files, domains = manifest.get("files"), manifest["domains"]
-    if files is None:
-        raise UserError(f"{folder} was packed by a version that recorded no hashes; prepare it again")
-    there = {
-        path.relative_to(folder).as_posix()
-        for split in SPLITS
-        for path in (folder / split).glob("*")
-        if path.suffix in (".bin", ".idx")
-    }
-    faults = [f"{name} is missing" for name in files if name not in there]
-    faults += [f"{name} is not listed" for name in sorted(there - set(files))]
-    with Progress("verify", sum(described["bytes"] for described in files.values()), "B") as progress:
-        for name in (name for name in files if name in there):
-            size = (folder / name).stat().st_size
-            if size != files[name]["bytes"]:
-                faults.append(f"{name} has {size} bytes instead of {files[name]['bytes']}")
-            elif sha256_file(folder / name) != files[name]["sha256"]:
-                faults.append(f"{name} has another SHA-256 than when it was written")
-            progress.update(size)
-    for domain, split in () if faults else ((domain, split) for domain in domains for split in SPLITS):
-        count = domains[domain][split]
-        if count["documents"]:
-            tokens, lengths = open_documents(folder / split / domain)
-            if (len(lengths), len(tokens)) != (count["documents"], count["tokens"]):
-                faults.append(f"{split}/{domain} holds {len(tokens)} tokens of {len(lengths)} documents")
-    if faults:
-        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
-    return VerifyResult(folder, len(files), sum(domains[name][split]["tokens"] for name in domains for split in SPLITS))

@@ -196,6 +196,7 @@ _thread = threading.local()
 
 def write_shard(context: ShardContext, shard: Shard) -> Step:
     """Writes a shard in a worker of a pool or cluster, whose tokenizer stays loaded from one shard to the next."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is given one core
     writer: ShardWriter | None = getattr(_thread, "writer", None)
     if writer is None or writer.context != context:
         writer = _thread.writer = ShardWriter(context)

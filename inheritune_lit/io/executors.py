@@ -1,12 +1,20 @@
 """Where independent pieces of work run: in this process, in a pool of processes, or on a Dask cluster."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, first_line
+
+_CONNECT_SECONDS = 20
 
 
 @contextmanager
@@ -15,32 +23,105 @@ def open_executor(
 ) -> Iterator[Executor | None]:
     """Yields an executor; None for one worker without a cluster, which means this process.
 
+    Results are asked for inside the block, which explains the death of a worker. When the block ends with an exception,
+    work that has begun is stopped.
+
     Args:
         num_workers: processes of this machine; without effect on a cluster, which has its own workers.
-        cluster: address of a Dask scheduler, such as tcp://host:8786.
+        cluster: address of a Dask scheduler, such as tcp://host:8786. It gives a killed worker's work to another one.
         initializer: called once in each process of a pool.
 
     Raises:
-        UserError: there is no such cluster, or ``distributed`` is not installed.
+        UserError: ``distributed`` is not installed, no scheduler answers, or workers were killed.
     """
     if cluster is not None:
-        with _connect(cluster) as client:
-            yield client.get_executor()
+        with _dask_executor(cluster) as executor:
+            yield executor
     elif num_workers == 1:
         yield None
     else:
-        # Spawned: torch and its threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, initializer) as pool:
+        with _process_pool(num_workers, initializer) as pool:
             yield pool
 
 
-def _connect(cluster: str) -> Any:
+def available_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _RecordingContext(SpawnContext):
+    """Starts processes by spawning, since torch and its threads do not survive a fork, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[BaseProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]
+        process = SpawnContext.Process(*args, **kwargs)
+        self.processes.append(process)
+        return process
+
+
+@contextmanager
+def _process_pool(num_workers: int, initializer: Callable[[], Any] | None) -> Iterator[Executor]:
+    context = _RecordingContext()
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (initializer,))
     try:
-        from distributed import Client
+        yield pool
+    except BrokenProcessPool:
+        pool.shutdown()
+        raise UserError(_explain_death(context.processes)) from None
+    except BaseException:
+        for process in context.processes:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(initializer: Callable[[], Any] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one sees to the rest
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initializer is not None:
+        initializer()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _explain_death(processes: Sequence[BaseProcess]) -> str:
+    # The pool sends SIGTERM to those that are left when one has ended.
+    codes = {process.exitcode for process in processes} - {None, 0, -signal.SIGTERM}
+    code = min(codes, default=None)
+    cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    return (
+        f"a worker process ended with {cause}, perhaps for want of memory; run the same command again, "
+        "with a smaller --num_workers if it is not the first time"
+    )
+
+
+@contextmanager
+def _dask_executor(address: str) -> Iterator[Executor]:
+    try:
+        from distributed import Client, KilledWorker
     except ImportError as error:
-        raise UserError("--cluster needs Dask: pip install 'inheritune-lit[cluster]'") from error
+        raise UserError("--cluster needs Dask; install it with pip install 'inheritune-lit[cluster]'") from error
     try:
-        return Client(cluster, timeout=30)
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise UserError(f"--cluster {cluster}: no Dask scheduler answers there ({error})") from error
+        raise UserError(f"no Dask scheduler answers at {address} ({first_line(error)}); check --cluster") from error
+    try:
+        yield client.get_executor()
+    except KilledWorker as error:
+        raise UserError(
+            f"several workers of {address} ended while they did the same piece of work, perhaps for want of memory; "
+            "run the same command again with more memory per worker"
+        ) from error
+    except CancelledError as error:
+        raise UserError(f"the Dask scheduler at {address} is gone; run the same command again to continue") from error
+    finally:
+        client.close()

@@ -29,3 +29,14 @@ def corpus(tmp_path, documents):
         rows = [json.dumps({"text": text, "meta": {"n": n}}) + "\n" for n, text in enumerate(texts)]
         (folder / f"{domain}_sample.jsonl").write_text("".join(rows))
     return folder
+
+
+@pytest.fixture
+def large_corpus(tmp_path):
+    """Eight files that make a shard each, a few seconds of work: enough that nobody misses the middle."""
+    texts, folder = make_documents(2000, 7), tmp_path / "large"
+    folder.mkdir()
+    for number in range(8):
+        rows = [json.dumps({"text": f"{number} {text}"}) + "\n" for text in texts]
+        (folder / f"d{number}.jsonl").write_text("".join(rows))
+    return folder

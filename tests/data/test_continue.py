@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from random_text import make_documents
 
-from inheritune_lit.data import jobs, pool
-from inheritune_lit.data import prepare as prepare_module
+from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.packed import content_sha256
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.shards import PartsMaker
-from inheritune_lit.data.workdir import locked, work_folder
+from inheritune_lit.data.shards import ShardWriter
+from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
 
 
@@ -37,37 +35,37 @@ def write_rows(path: Path, texts: list[str]) -> None:
 
 
 @pytest.fixture
-def small_jobs(monkeypatch):
-    """Many jobs out of little text, and a worker for each."""
-    monkeypatch.setattr(jobs, "_RANGE_BYTES", 10_000)
-    monkeypatch.setattr(jobs, "_BUNDLE_BYTES", 0)
-    monkeypatch.setattr(prepare_module, "_BYTES_WORTH_A_WORKER", 1)
+def small_shards(monkeypatch):
+    """Many shards out of little text, and a worker for each."""
+    monkeypatch.setattr(shards, "_RANGE_BYTES", 10_000)
+    monkeypatch.setattr(shards, "_BUNDLE_BYTES", 0)
+    monkeypatch.setattr("inheritune_lit.data.prepare._BYTES_WORTH_A_WORKER", 1)
 
 
 @pytest.fixture
-def done_jobs(monkeypatch):
+def sources_read(monkeypatch):
     """Names of the sources that are read, as they are."""
-    names, run = [], pool.run_jobs
+    names, write = [], ShardWriter.write
 
-    def noted(waiting, *arguments):
-        names.extend(piece.source.name for job in waiting for piece in job.pieces)
-        run(waiting, *arguments)
+    def noted(writer, shard, report) -> None:
+        names.extend(part.source.name for part in shard.ranges)
+        write(writer, shard, report)
 
-    monkeypatch.setattr(prepare_module, "run_jobs", noted)
+    monkeypatch.setattr(ShardWriter, "write", noted)
     return names
 
 
 def prepare_some(args: PrepareArgs, count: int) -> None:
-    """Interrupt a preparation in one process when it has done some of the jobs."""
-    make, numbers = PartsMaker.make, iter(range(count))
+    """Interrupt a preparation in one process when it has done some of the shards."""
+    write, numbers = ShardWriter.write, iter(range(count))
 
-    def stopping(maker, job) -> None:
+    def stopping(writer, shard, report) -> None:
         if next(numbers, None) is None:
             raise KeyboardInterrupt
-        make(maker, job)
+        write(writer, shard, report)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartsMaker, "make", stopping)
+        patch.setattr(ShardWriter, "write", stopping)
         with pytest.raises(KeyboardInterrupt):
             prepare(args)
 
@@ -79,14 +77,14 @@ def expected(corpus, tokenizer_dir, tmp_path):
     return packed_bytes(tmp_path / "expected")
 
 
-def test_workers_change_nothing(corpus, tokenizer_dir, tmp_path, expected, small_jobs):
+def test_workers_change_nothing(corpus, tokenizer_dir, tmp_path, expected, small_shards):
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=3))
     assert packed_bytes(tmp_path / "out") == expected
     assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "expected")
     assert leftovers(tmp_path) == []
 
 
-def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_dir, tmp_path, expected, done_jobs):
+def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_dir, tmp_path, expected, sources_read):
     hidden = tmp_path / "hidden.jsonl"
     shutil.move(corpus / "book_sample.jsonl", hidden)
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
@@ -94,7 +92,7 @@ def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_
     write_rows(corpus / "a" / "first.jsonl", documents["c4"][:30])
     write_rows(corpus / "c4" / "more.jsonl", documents["c4"][30:60])  # an old domain grows
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
-    assert done_jobs == ["c4_sample.jsonl", "a/first.jsonl", "book_sample.jsonl", "c4/more.jsonl"]
+    assert sources_read == ["c4_sample.jsonl", "a/first.jsonl", "book_sample.jsonl", "c4/more.jsonl"]
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "fresh", val_fraction=0.2))
     assert packed_bytes(tmp_path / "out") == packed_bytes(tmp_path / "fresh")
     assert content_sha256(tmp_path / "out") == content_sha256(tmp_path / "fresh")
@@ -105,13 +103,13 @@ def test_new_files_are_added_and_old_ones_not_read(corpus, documents, tokenizer_
     assert leftovers(tmp_path) == []
 
 
-def test_nothing_new_is_no_fault(corpus, tokenizer_dir, tmp_path, expected, done_jobs, logged):
+def test_nothing_new_is_no_fault(corpus, tokenizer_dir, tmp_path, expected, sources_read, logged):
     moved = tmp_path / "moved"
     shutil.copytree(corpus, moved, copy_function=shutil.copyfile)  # with new time stamps
     before = (tmp_path / "expected" / "inheritune.json").read_bytes()
     prepare(PrepareArgs(moved, tokenizer_dir, tmp_path / "expected", val_fraction=0.2))
     assert "holds all of it already" in logged.text
-    assert done_jobs == []
+    assert sources_read == []
     assert (tmp_path / "expected" / "inheritune.json").read_bytes() == before
     assert leftovers(tmp_path) == []
 
@@ -150,7 +148,7 @@ def test_another_tokenizer_is_refused(corpus, tokenizer_dir, tmp_path, expected)
         prepare(PrepareArgs(corpus, other, tmp_path / "expected", val_fraction=0.2))
 
 
-def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_dir, tmp_path, expected, small_jobs):
+def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_dir, tmp_path, expected, small_shards):
     prepare_some(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1), 1)
     with pytest.raises(
         UserError, match=r"\.out\.prepare holds unfinished work of other options: --val_fraction was 0.2"
@@ -160,7 +158,7 @@ def test_unfinished_work_of_other_options_is_kept_and_named(corpus, tokenizer_di
     assert packed_bytes(tmp_path / "out") == expected
 
 
-def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenizer_dir, tmp_path, small_jobs):
+def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenizer_dir, tmp_path, small_shards):
     prepare_some(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1), 13)
     change_one_letter(corpus)
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
@@ -170,7 +168,7 @@ def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenize
 
 def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
     with (
-        locked(work_folder(tmp_path / "out"), 3, 4),
+        WorkDir.of(tmp_path / "out").locked(),
         pytest.raises(UserError, match="another `inheritune prepare` is at"),
     ):
         prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
@@ -178,7 +176,7 @@ def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
 
 
 def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, logged):
-    out, work = tmp_path / "expected", work_folder(tmp_path / "expected")
+    out, work = tmp_path / "expected", WorkDir.of(tmp_path / "expected")
     (work.path / "output.tmp-1").mkdir(parents=True)
     out.rename(work.replaced)
     prepare(PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2))
@@ -187,8 +185,8 @@ def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expecte
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [5_000, 40_000])  # a part's file; the joined file
-def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path, expected, small_jobs, limit):
+@pytest.mark.parametrize("limit", [5_000, 40_000])  # a shard's file; the merged file
+def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path, expected, small_shards, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert max(map(len, expected.values())) > limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -204,15 +202,6 @@ def test_a_full_disk_leaves_nothing_half_written(corpus, tokenizer_dir, tmp_path
     assert packed_bytes(tmp_path / "out") == expected
 
 
-@pytest.fixture
-def large_corpus(tmp_path):
-    """Eight files that make a job each, a few seconds of work: enough that nobody misses the middle."""
-    texts = make_documents(2000, 7)
-    for number in range(8):
-        write_rows(tmp_path / "large" / f"d{number}.jsonl", [f"{number} {text}" for text in texts])
-    return tmp_path / "large"
-
-
 def start(source: Path, tokenizer_dir: Path, out: Path, workers: int) -> subprocess.Popen:
     arguments = ["--source", source, "--tokenizer_dir", tokenizer_dir, "--out_dir", out, "--num_workers", workers]
     return subprocess.Popen(
@@ -225,14 +214,14 @@ def start(source: Path, tokenizer_dir: Path, out: Path, workers: int) -> subproc
     )
 
 
-def wait_for_parts(process: subprocess.Popen, work: Path, count: int) -> list[Path]:
+def wait_for_shards(process: subprocess.Popen, work: Path, count: int) -> list[Path]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        done = [path for path in work.glob("parts/*/done.json") if ".tmp-" not in path.parent.name]
+        done = [path for path in work.glob("shards/*/done.json") if ".tmp-" not in path.parent.name]
         if len(done) >= count:
             return done
         time.sleep(0.002)
-    pytest.fail(f"no {count} parts: {process.communicate()}")
+    pytest.fail(f"no {count} shards: {process.communicate()}")
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -240,15 +229,15 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_goes_on(large_corpus, tokenizer_dir, tmp_path, done_jobs, workers):
+def test_a_killed_run_continues(large_corpus, tokenizer_dir, tmp_path, sources_read, workers):
     out, work = tmp_path / "out", tmp_path / ".out.prepare"
     process = start(large_corpus, tokenizer_dir, out, workers)
-    done = wait_for_parts(process, work, 2)
+    done = wait_for_shards(process, work, 2)
     process.kill()
     process.communicate()
     assert not out.exists()
     prepare(PrepareArgs(large_corpus, tokenizer_dir, out, num_workers=1))
-    assert len(done_jobs) <= 8 - len(done)
+    assert len(sources_read) <= 8 - len(done)
     prepare(PrepareArgs(large_corpus, tokenizer_dir, tmp_path / "fresh", num_workers=1))
     assert packed_bytes(out) == packed_bytes(tmp_path / "fresh")
     assert leftovers(tmp_path) == []
@@ -258,11 +247,11 @@ def test_a_killed_run_goes_on(large_corpus, tokenizer_dir, tmp_path, done_jobs, 
 def test_a_stopped_run_ends_cleanly(large_corpus, tokenizer_dir, tmp_path, workers, number, code):
     out, work = tmp_path / "out", tmp_path / ".out.prepare"
     process = start(large_corpus, tokenizer_dir, out, workers)
-    wait_for_parts(process, work, 1)
+    wait_for_shards(process, work, 1)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert f"finished parts are kept in {work}; the same command continues" in error
+    assert f"finished shards are kept in {work}; the same command continues" in error
     assert "Traceback" not in error
     assert not out.exists()
     assert not list(work.glob("**/*.tmp-*"))
@@ -271,7 +260,7 @@ def test_a_stopped_run_ends_cleanly(large_corpus, tokenizer_dir, tmp_path, worke
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker through /proc, which only Linux has")
 def test_a_killed_worker_is_one_line(large_corpus, tokenizer_dir, tmp_path):
     process = start(large_corpus, tokenizer_dir, tmp_path / "out", 2)
-    wait_for_parts(process, tmp_path / ".out.prepare", 1)
+    wait_for_shards(process, tmp_path / ".out.prepare", 1)
     os.kill(children(process)[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2, error

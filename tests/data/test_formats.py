@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from inheritune_lit.data import jobs
+from inheritune_lit.data import shards
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.formats.report import ReadReport
-from inheritune_lit.data.formats.table import format_of
-from inheritune_lit.data.jobs import plan_jobs
+from inheritune_lit.data.documents import ReadReport
+from inheritune_lit.data.formats import format_of
+from inheritune_lit.data.shards import plan_shards
 from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError
 
@@ -40,13 +40,13 @@ def write(folder, name: str) -> None:
 
 
 def read_all(folder, options=ReadingArgs()) -> tuple[list[tuple[str, str | None]], ReadReport]:
-    """Rows of all pieces of a corpus, in order, and the sum of their reports."""
+    """Rows of all ranges of a corpus, in order, and the sum of their reports."""
     rows, total = [], ReadReport()
-    for job in plan_jobs(find_sources(str(folder), options), options):
-        for piece in job.pieces:
+    for shard in plan_shards(find_sources(str(folder), options), options):
+        for part in shard.ranges:
             report = ReadReport()
-            kind = format_of(piece.source.name, options)
-            rows += kind.read(folder / piece.source.name, piece.start, piece.stop, options, report)
+            kind = format_of(part.source.name, options)
+            rows += kind.read(folder / part.source.name, part.start, part.stop, options, report)
             total.add(report)
     return rows, total
 
@@ -54,14 +54,14 @@ def read_all(folder, options=ReadingArgs()) -> tuple[list[tuple[str, str | None]
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("part_bytes", [1 << 25, 3000])
 def test_every_format_gives_every_row_once(tmp_path, monkeypatch, name, part_bytes):
-    monkeypatch.setattr(jobs, "_RANGE_BYTES", part_bytes)
-    monkeypatch.setattr(jobs, "_BUNDLE_BYTES", 0)
+    monkeypatch.setattr(shards, "_RANGE_BYTES", part_bytes)
+    monkeypatch.setattr(shards, "_BUNDLE_BYTES", 0)
     write(tmp_path, name)
     options = ReadingArgs(domain_field="meta.set")
     rows, report = read_all(tmp_path, options)
     assert rows == [(text, f"s{n % 3}") for n, text in enumerate(TEXTS)]
-    assert (report.rows, report.broken, report.too_long) == (400, 0, 0)
-    whole = len(plan_jobs(find_sources(str(tmp_path), options), options)) == 1
+    assert (report.rows, report.broken_rows, report.long_rows) == (400, 0, 0)
+    whole = len(plan_shards(find_sources(str(tmp_path), options), options)) == 1
     assert whole == (part_bytes == 1 << 25 or name.endswith(("gz", "zst")))
 
 
@@ -70,7 +70,7 @@ def test_lines_are_read_once_wherever_the_cut_is(tmp_path, monkeypatch, ending):
     lines = [b'{"text": "one"}', b"", b'{"text": "two and more"}', b'{"text": "3"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines) + ending)
     for cut in range(1, (tmp_path / "a.jsonl").stat().st_size + 2):
-        monkeypatch.setattr(jobs, "_RANGE_BYTES", cut)
+        monkeypatch.setattr(shards, "_RANGE_BYTES", cut)
         assert [text for text, _ in read_all(tmp_path)[0]] == ["one", "two and more", "3"]
 
 
@@ -100,7 +100,7 @@ def test_rows_over_the_limit_are_counted(tmp_path, name):
         kept = [text for text, line in zip(TEXTS, lines, strict=True) if len(line) + 1 <= limit]
     assert 0 < len(kept) < 400
     assert [text for text, _ in rows] == kept
-    assert (report.rows, report.too_long) == (400, 400 - len(kept))
+    assert (report.rows, report.long_rows) == (400, 400 - len(kept))
 
 
 def test_broken_rows_are_placed(tmp_path):
@@ -113,11 +113,11 @@ def test_broken_rows_are_placed(tmp_path):
     for name in ("a.jsonl", "b.txt", "c.parquet"):
         report = ReadReport()
         list(format_of(name, ReadingArgs()).read(tmp_path / name, 0, None, ReadingArgs(), report))
-        places[name] = report.broken, report.first_broken.line, report.first_broken.reason
+        places[name] = report.broken_rows, report.first_broken.line, report.first_broken.reason
     assert places == {
-        "a.jsonl": (2, 5, "no UTF-8 (invalid continuation byte)"),
-        "b.txt": (1, 2, "no UTF-8 (invalid start byte)"),
-        "c.parquet": (2, 2, "no UTF-8 (unexpected end of data)"),
+        "a.jsonl": (2, 5, "not UTF-8 (invalid continuation byte)"),
+        "b.txt": (1, 2, "not UTF-8 (invalid start byte)"),
+        "c.parquet": (2, 2, "not UTF-8 (unexpected end of data)"),
     }
 
 
@@ -146,7 +146,7 @@ def test_truncated_and_damaged_files(tmp_path, name, keep):
             lambda path: pq.write_table(pa.table({"content": ["x"]}), path),
             "has no column 'text', only content; .*--text_field",
         ),
-        (lambda path: pq.write_table(pa.table({"text": [1]}), path), "column 'text' .* holds int64, no text"),
+        (lambda path: pq.write_table(pa.table({"text": [1]}), path), "column 'text' .* holds int64, not text"),
     ],
 )
 def test_unusable_parquet(tmp_path, content, told):
@@ -167,7 +167,7 @@ def test_an_empty_file_has_no_rows(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
     rows, report = read_all(tmp_path)
     assert [row for row in rows if row[0]] == []
-    assert report.broken == 0
+    assert report.broken_rows == 0
 
 
 def test_other_fields_and_dictionary_columns(tmp_path):

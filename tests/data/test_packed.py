@@ -155,7 +155,7 @@ def test_writer_and_reader_agree(tmp_path):
     [
         ("train/c4.bin", 0.5, "bytes instead of"),
         ("train/c4.idx", 0.5, "bytes instead of"),
-        ("train/c4.idx", 0.0, "no Megatron index"),
+        ("train/c4.idx", 0.0, "not a Megatron index"),
         ("val/book.bin", None, "book.bin is missing"),
     ],
 )
@@ -193,7 +193,7 @@ def test_content_hash_tells_texts_and_options_apart(corpus, tokenizer_dir, tmp_p
 def test_not_packed_data(tmp_path):
     with pytest.raises(UserError, match="no packed data at"):
         load_packed_manifest(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is no packed data"):
+    with pytest.raises(UserError, match="is not packed data"):
         load_packed_manifest(tmp_path)
 
 

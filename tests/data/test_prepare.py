@@ -13,8 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.args import PrepareArgs
+from inheritune_lit.data.documents import is_validation
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.split import is_validation
 from inheritune_lit.errors import UserError
 
 
@@ -117,7 +117,7 @@ def test_faulty_rows_are_counted_and_named(corpus, tokenizer_dir, tmp_path, logg
     result = prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     record = json.loads((tmp_path / "out" / "inheritune.json").read_text())["domains"]["c4"]
     assert (record["rows"], record["empty_rows"], record["broken_rows"]) == (162, 1, 1)
-    assert "c4_sample.jsonl:163: no UTF-8" in logged.text
+    assert "c4_sample.jsonl:163: not UTF-8" in logged.text
     heading, rows = str(result).splitlines()[0], str(result).splitlines()[1:3]
     assert heading.split()[-4:] == ["empty", "rows", "broken", "rows"]
     assert [row.split()[-2:] for row in rows] == [["0", "0"], ["1", "1"]]
@@ -143,11 +143,11 @@ def test_a_domain_missing_from_a_split_is_named(corpus, tokenizer_dir, tmp_path,
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (b'{"text": "cut', "no JSON"),
+        (b'{"text": "cut', "not JSON"),
         (b'{"content": "x"}', 'no string field "text"'),
-        (b'{"text": "\\ud800"}', "no UTF-8"),
+        (b'{"text": "\\ud800"}', "not UTF-8"),
         (b"[1]", 'no string field "text"'),
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
 def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
@@ -207,19 +207,19 @@ def test_dry_run_writes_nothing(corpus, tokenizer_dir, tmp_path, logged):
 
 def test_the_wrong_field_stops_early(tokenizer_dir, tmp_path, monkeypatch):
     """After the first part, not after a terabyte."""
-    monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 100_000)
+    monkeypatch.setattr("inheritune_lit.data.shards._RANGE_BYTES", 100_000)
     (tmp_path / "all.jsonl").write_text('{"content": "some text or other"}\n' * 60_000)
     with pytest.raises(UserError, match=r"2942 of 2942 rows of .*all.jsonl:1: no string field \"text\""):
         prepare(PrepareArgs(tmp_path / "all.jsonl", tokenizer_dir, tmp_path / "out", num_workers=1))
 
 
 def test_a_broken_row_far_into_a_file_is_named_by_its_line(corpus, tokenizer_dir, tmp_path, monkeypatch, logged):
-    monkeypatch.setattr("inheritune_lit.data.jobs._RANGE_BYTES", 5_000)
+    monkeypatch.setattr("inheritune_lit.data.shards._RANGE_BYTES", 5_000)
     lines = (corpus / "c4_sample.jsonl").read_text().splitlines(keepends=True)
     (corpus / "c4_sample.jsonl").write_text("".join([*lines[:100], "{\n", *lines[100:]]))
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1))
     assert "1 of 161 rows of" in (error := logged.text)
-    assert "c4_sample.jsonl:101: no JSON" in error
+    assert "c4_sample.jsonl:101: not JSON" in error
 
 
 def test_text_without_a_place_to_cut_is_left_out_and_counted(corpus, tokenizer_dir, tmp_path, monkeypatch, logged):

@@ -11,9 +11,8 @@ from megatron_pair import parse_pair
 from random_text import make_documents
 
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
-from inheritune_lit.data.nodes import default_workers
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import find_sources, parse
+from inheritune_lit.data.sources import find_sources, parse_hub_source
 from inheritune_lit.errors import UserError
 
 ROW = '{"text": "x", "meta": {"redpajama_set_name": "RedPajamaC4"}}\n'
@@ -151,10 +150,10 @@ def test_a_data_set_of_the_hub_file_by_file(hub, dataset, tokenizer_dir, tmp_pat
     assert sources[0]["version"] == sources[0]["sha256"]
 
 
-def test_a_download_that_breaks_off_is_one_line_and_goes_on(hub, dataset, tokenizer_dir, tmp_path, monkeypatch):
+def test_a_download_that_breaks_off_is_one_line_and_continues(hub, dataset, tokenizer_dir, tmp_path, monkeypatch):
     hub.repositories["maker/text"] = dataset
     (dataset / "other.jsonl").unlink()
-    monkeypatch.setattr("inheritune_lit.data.jobs._BUNDLE_BYTES", 0)
+    monkeypatch.setattr("inheritune_lit.data.shards._BUNDLE_BYTES", 0)
     hub.fail_after = 1
     with pytest.raises(UserError, match=r"cannot download maker/text .*run the same command again to continue"):
         prepare(PrepareArgs("maker/text", tokenizer_dir, tmp_path / "out", val_fraction=0.2))
@@ -170,8 +169,8 @@ def test_a_download_that_breaks_off_is_one_line_and_goes_on(hub, dataset, tokeni
     [
         ("hf://datasets/maker/nothing", "no public hub repository is called 'maker/nothing'; check --source"),
         ("maker/secret", "maker/secret is gated: ask for access at https://huggingface.co/datasets/maker/secret"),
-        ("hf://maker/text", "hf://maker/text is no data set; write hf://datasets/"),
-        ("hf://datasets/maker", "is no data set of the hub; write hf://datasets/org/name"),
+        ("hf://maker/text", "hf://maker/text is not a data set; write hf://datasets/"),
+        ("hf://datasets/maker", "is not a data set of the hub; write hf://datasets/org/name"),
         ("hf://datasets/maker/text/nowhere", "maker/text has no folder nowhere"),
     ],
 )
@@ -192,10 +191,4 @@ def test_what_the_hub_lacks(hub, dataset, tokenizer_dir, tmp_path, source, told)
     ],
 )
 def test_addresses_on_the_hub(source, parts):
-    assert parse(source) == parts
-
-
-def test_workers_of_a_machine_are_shared_out():
-    alone = default_workers({})
-    assert alone >= 1
-    assert default_workers({"LOCAL_WORLD_SIZE": str(alone * 2)}) == 1
+    assert parse_hub_source(source) == parts

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_pair import parse_pair
 from random_text import make_documents
 
-from inheritune_lit.data import jobs
+from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.subset import KEYS, cut_keys, keep_share, quotas_of
@@ -64,7 +64,7 @@ def test_a_subset_depends_on_seed_and_text_alone(many, tokenizer_dir, tmp_path, 
         return set().union(*(packed(tmp_path / name, domain) for domain in domains))
 
     first = drawn("first")
-    monkeypatch.setattr(jobs, "_RANGE_BYTES", 5_000)
+    monkeypatch.setattr(shards, "_RANGE_BYTES", 5_000)
     assert drawn("cut otherwise") == first
     moved = tmp_path / "moved"
     moved.mkdir()
