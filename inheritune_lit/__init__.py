@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from inheritune_lit.checkpoint.weights import Weights
     from inheritune_lit.data.args import PrepareArgs
     from inheritune_lit.data.compatibility import check_fits_model
+    from inheritune_lit.data.documents import is_validation
     from inheritune_lit.data.mixture import make_mixture
     from inheritune_lit.data.packed import PackedDataset, load_packed_manifest
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
-    from inheritune_lit.data.split import is_validation
     from inheritune_lit.errors import UserError
     from inheritune_lit.evaluation.against_reference import Comparison, Z, reference_identity
     from inheritune_lit.evaluation.against_reference import Judge as HeldOutEvaluator
@@ -157,7 +157,7 @@ _MODULES = {
     "grow": "studies.grow",
     "init_recipe": "planning.recipe",
     "is_litgpt_folder": "checkpoint.folder",
-    "is_validation": "data.split",
+    "is_validation": "data.documents",
     "iter_documents": "data.sources",
     "largest_micro_batch": "train.memory",
     "layers_of": "inherit.grown",

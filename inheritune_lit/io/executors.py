@@ -95,9 +95,9 @@ def _end_with_parent() -> None:
 
 def _explain_death(processes: Sequence[BaseProcess]) -> str:
     # The pool sends SIGTERM to those that are left when one has ended.
-    codes = {process.exitcode for process in processes} - {None, 0, -signal.SIGTERM}
-    code = min(codes, default=None)
-    cause = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    codes = [process.exitcode for process in processes if process.exitcode not in (0, -signal.SIGTERM)]
+    code = min((code for code in codes if code is not None), default=1)
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return (
         f"a worker process ended with {cause}, perhaps for want of memory; run the same command again, "
         "with a smaller --num_workers if it is not the first time"
