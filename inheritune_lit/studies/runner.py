@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +241,7 @@ _stopped: threading.Event | None = None
 
 
 def _start_worker(num_workers: int) -> None:
-    """Prepares a process of a pool: silent, with its share of the cores, and ended with the study's process."""
+    """Prepares a process of a pool: silent, and with its share of the cores."""
     global _stopped
     import torch
 
@@ -251,14 +250,6 @@ def _start_worker(num_workers: int) -> None:
     os.setpgrp()  # the terminal's Ctrl-C goes to the study's process alone, which tells this one
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _train_in_worker(training: PretrainArgs) -> bool:
