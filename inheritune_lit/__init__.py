@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
-    from inheritune_lit.evaluation.against_reference import Comparison, Z, reference_identity
-    from inheritune_lit.evaluation.against_reference import Judge as HeldOutEvaluator
+    from inheritune_lit.evaluation.against_reference import Comparison, HeldOutEvaluator, Z, reference_identity
     from inheritune_lit.evaluation.against_reference import compare as compare_losses
     from inheritune_lit.evaluation.args import EvaluateArgs
-    from inheritune_lit.evaluation.harness import evaluate
+    from inheritune_lit.evaluation.harness import EvaluationResult, evaluate
     from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
     from inheritune_lit.inherit.args import SliceArgs
     from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, slice_options, write_grown
@@ -104,7 +103,7 @@ _MODULES = {
     "GPT2Config": "checkpoint.config",
     "Gpu": "train.gpus",
     "GrowArgs": "studies.args",
-    "HeldOutEvaluator": "evaluation.against_reference:Judge",
+    "HeldOutEvaluator": "evaluation.against_reference:HeldOutEvaluator",
     "InitArgs": "planning.args",
     "LONGEST_BLOCK": "model.flops",
     "METRICS": "train.metrics",
@@ -150,6 +149,8 @@ _MODULES = {
     "count_parameters": "checkpoint.tensors",
     "data_settings": "train.run_folder",
     "default_precision": "train.devices",
+    "EvaluateArgs": "evaluation.args",
+    "EvaluationResult": "evaluation.harness",
     "evaluate": "evaluation.harness",
     "export": "checkpoint.export",
     "find_gpus": "train.gpus",
@@ -217,6 +218,7 @@ __all__ = [
     "DistillArgs",
     "EvalArgs",
     "EvaluateArgs",
+    "EvaluationResult",
     "ExportArgs",
     "GPT2Config",
     "Gpu",

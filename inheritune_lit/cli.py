@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "teach": (TeachArgs, "train.teach:teach"),
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "studies.grow:grow"),
-    "eval": (EvaluateArgs, "commands.evaluation:evaluate_command"),
+    "eval": (EvaluateArgs, "evaluation.harness:evaluate"),
     "analyze": (AnalyzeArgs, "planning.advise:analyze"),
     "ablate": (AblateArgs, "studies.ablate:ablate"),
     "reproduce": (ReproduceArgs, "studies.replication:reproduce"),

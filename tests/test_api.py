@@ -12,6 +12,7 @@ from tiny import make_checkpoint, make_packed
 import inheritune_lit
 from inheritune_lit import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.checkpoint.args import ExportArgs
+from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.inherit.args import SliceArgs
 
 
@@ -29,9 +30,9 @@ def test_the_recipe_as_a_program(tmp_path, tokenizer_dir):
             optimizer=OptimizerArgs(lr=1e-3),
         )
     )
-    results = inheritune_lit.evaluate([done.final], val_data=data, val_blocks=8, max_seq_length=16)
+    results = inheritune_lit.evaluate(EvaluateArgs([done.final], val_data=data, val_blocks=8, max_seq_length=16))
     # The same 8 validation samples: 2 micro-batches of 4.
-    assert results["checkpoints"][0]["held_out"]["loss"] == pytest.approx(done.val_loss, rel=1e-5)
+    assert results.checkpoints[0].held_out["loss"] == pytest.approx(done.val_loss, rel=1e-5)
     folder = inheritune_lit.export(ExportArgs(done.final, tmp_path / "hf")).folder
     assert (folder / "model.safetensors").is_file()
     with pytest.raises(inheritune_lit.UserError, match="no folder at"):
@@ -54,13 +55,13 @@ def test_importing_it_costs_nothing():
 PROGRAM = """
 from pathlib import Path
 from inheritune_lit import PrepareArgs, PretrainArgs, TrainArgs, evaluate, export, plan, prepare, pretrain
-from inheritune_lit import ExportArgs, PlanArgs, SliceArgs, slice_model
+from inheritune_lit import EvaluateArgs, EvaluationResult, ExportArgs, PlanArgs, SliceArgs, slice_model
 
 folder: Path = slice_model(SliceArgs("openllama-3b", n=13)).folder
 packed: str = str(prepare(PrepareArgs("text", folder, Path("data"), val_fraction=0.01)))
 result = pretrain(PretrainArgs(folder, Path("data"), Path("run"), train=TrainArgs(max_steps=9)))
 if result.final is not None:
-    scores: dict[str, object] = evaluate([result.final], suite="quick")
+    scores: EvaluationResult = evaluate(EvaluateArgs([result.final], suite="quick"))
     hf: Path = export(ExportArgs(result.final, Path("hf"))).folder
 hours: dict[str, float] = plan(PlanArgs("openllama-3b", n=13, tokens="8B")).hours
 """

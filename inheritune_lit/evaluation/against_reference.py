@@ -21,7 +21,7 @@ from inheritune_lit.io.folders import replace_text
 
 
 @dataclass(frozen=True)
-class Judge:
+class HeldOutEvaluator:
     """Measures every model in the same way: same samples, same precision, same device.
 
     Attributes:
@@ -38,7 +38,7 @@ class Judge:
     documents: str
     blocks: int
     batch_size: int
-    precision: Precision
+    precision: str
 
     def measure(self, path: Path, identity: dict[str, Any], label: str, load: Callable[..., GPT]) -> BlockLosses:
         """Losses from ``path`` where it holds those of the same model and data; measured and written there otherwise.

@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
 
@@ -15,7 +16,7 @@ class EvaluateArgs(CommandArgs):
     """One or more checkpoints; the first is the one the others are compared with."""
     _: KW_ONLY
     suite: str | None = None
-    """Paper-table1, paper-table4, paper-table5, quick, or a YAML file like those in eval/."""
+    """paper-table1, paper-table4, paper-table5, quick, or a YAML file like those in eval/."""
     tasks: str | None = None
     """Instead of a suite, lm-eval task names or task YAML files, separated by commas."""
     val_data: Path | None = None
@@ -23,7 +24,7 @@ class EvaluateArgs(CommandArgs):
     val_blocks: int | None = None
     """Samples of it; all when not given."""
     max_seq_length: int | None = None
-    """Tokens a sample of it; the model's block size, at most 2048, when not given."""
+    """Tokens per sample of it; the model's block size, at most 2048, when not given."""
     data_dir: Path | None = None
     """Folder of local task rows, ``<task>/<split>.jsonl`` or .parquet, or copies of the hub's data sets; the hub's
     own when not given."""
@@ -31,25 +32,48 @@ class EvaluateArgs(CommandArgs):
     """Mirror the rows of the suite or tasks from the hub into this folder, for --data_dir on a machine without a
     network, and do nothing else."""
     limit: int | None = None
-    """Rows a task (a subject, for MMLU); all when not given."""
+    """Rows per task (per subject, for MMLU); all when not given."""
     num_fewshot: int | None = None
     """Examples in the prompt; the suite's or the task's default when not given, 5 for MMLU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Floating-point type of the weights."""
     quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None
-    """Bitsandbytes type of the weights."""
+    """bitsandbytes type of the weights."""
     bos: Literal["none", "model"] = "none"
     """"none" puts nothing before a prompt, as the paper; "model" what the model's tokenizer does."""
     max_batch_tokens: int | None = None
-    """Tokens a forward pass; what fits into memory when not given."""
+    """Tokens per forward pass; what fits into memory when not given."""
     log_samples: bool = False
     """Keep prompts and answers of every row in out_dir too."""
     cache_dir: Path | None = None
-    """Folder of the scores of single requests: a task killed in its middle goes on there."""
+    """Folder of the scores of single requests: a task killed in its middle continues there."""
     devices: int | Literal["auto"] = 1
-    """GPUs (or CPU processes) a node that share the requests, or "auto" for every GPU."""
+    """GPUs (or CPU processes) per node that share the requests, or "auto" for every GPU."""
     num_nodes: int = 1
     """Nodes, each started with this command by torchrun or SLURM."""
     out_dir: Path | None = None
-    """Folder of the results, one file a model and task as it finishes, and results.json, .md and .csv; only printed
+    """Folder of the results, one file per model and task as it finishes, and results.json, .md and .csv; only printed
     when not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "max_batch_tokens", "val_blocks", "max_seq_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}; give 1 or more")
+        if self.suite and self.tasks:
+            raise UserError(f"both --suite {self.suite} and --tasks {self.tasks}; give one of them")
+        if self.fetch_data is not None:
+            if not self.suite and not self.tasks:
+                raise UserError("--fetch_data wants to know what to fetch; give --suite or --tasks")
+            return
+        if not self.checkpoint_dir:
+            raise UserError("no checkpoint; give one or more checkpoint folders")
+        resolved = [path.resolve() for path in self.checkpoint_dir]
+        for path in self.checkpoint_dir:
+            if resolved.count(path.resolve()) > 1:
+                raise UserError(f"{path} is given twice; name each checkpoint once")
+        if not self.suite and not self.tasks and self.val_data is None:
+            raise UserError("nothing to score; give --suite, such as quick, --tasks, such as piqa,mmlu, or --val_data")
+        if self.log_samples and self.out_dir is None:
+            raise UserError("--log_samples has nowhere to write; give --out_dir")

@@ -1,6 +1,7 @@
 """Rows of tasks from the hub into the folder that ``--data_dir`` reads, for a machine without a network."""
 
 import io
+import logging
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -9,32 +10,30 @@ from typing import Any
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import paper_tasks as mmlu
 from inheritune_lit.evaluation.rows import write_rows
-from inheritune_lit.evaluation.suite import load_suite, suite_of_tasks
+from inheritune_lit.evaluation.suite import Suite
 from inheritune_lit.evaluation.tasks import registered_config, task_manager
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import sha256_file, write_manifest
+
+logger = logging.getLogger(__name__)
 
 _PARQUET = "refs/convert/parquet"
 """The hub's branch with the rows of data sets whose loading scripts are refused."""
 
 
-def fetch_rows(data_dir: Path, *, suite: str | None = None, tasks: str | None = None) -> None:
-    """Mirror the rows of a suite or of tasks; what the folder already has is left alone.
+def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None]:
+    """Mirror the rows of a suite; what the folder already has is left alone.
 
     Args:
         data_dir: the folder; each task appears in it whole or not at all.
-        suite: name of a suite, or its YAML file.
-        tasks: instead, lm-eval task names, separated by commas.
+        chosen: what to mirror.
+
+    Returns:
+        Rows per split of each task, None for a task that was there already.
 
     Raises:
-        UserError: an unknown suite or task, or rows that the hub does not give.
+        UserError: an unknown task, or rows that the hub does not give.
     """
-    if suite and not tasks:
-        chosen = load_suite(suite)
-    elif tasks and not suite:
-        chosen = suite_of_tasks(tasks)
-    else:
-        raise UserError("--fetch_data wants to know what to fetch; give either --suite or --tasks")
     manager = task_manager()
     wanted: dict[str, list[dict[str, Any]]] = {}
     for column in chosen.columns:
@@ -42,13 +41,16 @@ def fetch_rows(data_dir: Path, *, suite: str | None = None, tasks: str | None = 
             wanted[mmlu.MMLU] = [registered_config(manager, name) for name in mmlu.subjects(manager).values()]
         else:
             wanted[column.task] = [registered_config(manager, column.task)]
+    fetched: dict[str, dict[str, int] | None] = {}
     for task, configs in wanted.items():
+        fetched[task] = None
         if (data_dir / task).is_dir():
-            print(f"{task}: there already", file=sys.stderr)
+            logger.info("%s: there already", task)
             continue
         with new_folder(data_dir / task) as staging:
-            rows = _mirror(task, configs, staging)
-        print(f"{task}: {', '.join(f'{count} rows of {split}' for split, count in rows.items())}", file=sys.stderr)
+            fetched[task] = rows = _mirror(task, configs, staging)
+        logger.info("%s: %s", task, ", ".join(f"{count} rows of {split}" for split, count in rows.items()))
+    return fetched
 
 
 def _mirror(task: str, configs: list[dict[str, Any]], folder: Path) -> dict[str, int]:

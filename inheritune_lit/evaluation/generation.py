@@ -10,7 +10,7 @@ from litgpt.model import GPT
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.prefix_tree import to_key
-from inheritune_lit.evaluation.ranks import Sharing
+from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache, request_key
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
@@ -191,14 +191,14 @@ class TextMaker:
         tokenizer: the checkpoint's, which has an EOS.
         max_batch_tokens: tokens of a batch, new ones included.
         cache: results of earlier processes.
-        sharing: processes that share the work.
+        ranks: processes that share the work.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, max_batch_tokens: int, cache: ScoreCache, sharing: Sharing
+        self, model: GPT, tokenizer: Tokenizer, max_batch_tokens: int, cache: ScoreCache, ranks: Ranks
     ) -> None:
         self._model, self._tokenizer, self._max_batch_tokens = model, tokenizer, max_batch_tokens
-        self._cache, self._sharing = cache, sharing
+        self._cache, self._ranks = cache, ranks
 
     def make(self, prompts: list[list[int]], settings: GenerationSettings, progress: Progress) -> list[str]:
         """The continuation of each prompt; samples depend on the prompt and how often it came, not on batches.
@@ -211,15 +211,15 @@ class TextMaker:
         names = _names(prompts, settings)
         # Row: length + 1, ids. All zero where there is no result.
         made_NT = torch.zeros(len(prompts), 1 + settings.max_new, dtype=torch.long)
-        if self._sharing.rank == 0:
+        if self._ranks.rank == 0:
             for number, name in enumerate(names):
                 if (ids := self._cache.get(name)) is not None:
                     _put(made_NT, number, ids)
-        made_NT = self._sharing.add_up(made_NT)
+        made_NT = self._ranks.add_up(made_NT)
         left = [number for number in range(len(prompts)) if not made_NT[number, 0]]
         progress.update(len(prompts) - len(left))
         batches = self._batches(left, prompts, settings.max_new)
-        rank, world = self._sharing.rank, self._sharing.world
+        rank, world = self._ranks.rank, self._ranks.world
         for first in range(0, len(batches), world):
             now = batches[first : first + world]
             numbers = [number for batch in now for number in batch]
@@ -227,7 +227,7 @@ class TextMaker:
             for batch in now[rank : rank + 1]:
                 for number, ids in zip(batch, self._continue(batch, prompts, names, settings), strict=True):
                     _put(own_NT, number, ids)
-            made_NT[numbers] = self._sharing.add_up(own_NT[numbers])
+            made_NT[numbers] = self._ranks.add_up(own_NT[numbers])
             self._cache.add({names[number]: _get(made_NT, number) for number in numbers})
             progress.update(len(numbers))
         return [settings.cut(self._decode(_get(made_NT, number))) for number in range(len(prompts))]

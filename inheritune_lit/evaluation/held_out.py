@@ -63,7 +63,7 @@ def validate(
     max_blocks: int | None = None,
     device: torch.device | str = "cpu",
     label: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = Ranks(),
 ) -> ValidationResult:
     """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
     scored = block_losses(model, dataset, batch_size, max_blocks, device, label, ranks)
@@ -87,7 +87,7 @@ def block_losses(
     max_blocks: int | None = None,
     device: torch.device | str = "cpu",
     label: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = Ranks(),
 ) -> BlockLosses:
     """Next-token cross-entropy of each of the same blocks of a data set every time.
 
@@ -103,7 +103,7 @@ def block_losses(
     n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
     blocks = [number * len(dataset) // n_blocks for number in range(n_blocks)]
     losses_N = torch.zeros(n_blocks, dtype=torch.float64)
-    rank, world = (ranks.rank, ranks.world) if ranks else (0, 1)
+    rank, world = ranks.rank, ranks.world
     starts = range(0, n_blocks, batch_size)
     progress = Progress(label, n_blocks, "block") if label else None
     # Every rank does as many forward passes as the others, which a sharded model needs: spare ones do the last again.
@@ -122,7 +122,7 @@ def block_losses(
             progress.update(len(chosen))
     if progress:
         progress.close()
-    losses = (ranks.add_up(losses_N) if ranks else losses_N).tolist()
+    losses = ranks.add_up(losses_N).tolist()
     return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
 
 

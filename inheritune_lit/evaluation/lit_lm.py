@@ -12,7 +12,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.encoding import Encoder, eos_id
 from inheritune_lit.evaluation.generation import GenerationSettings, TextMaker
 from inheritune_lit.evaluation.prefix_tree import to_key
-from inheritune_lit.evaluation.ranks import Ranks, Sharing
+from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.evaluation.scoring import Job, Scorer
 from inheritune_lit.io.progress import Progress
@@ -50,7 +50,7 @@ class LitLM(TemplateLM):
         max_batch_tokens: int,
         identity: dict[str, Any],
         cache: ScoreCache,
-        ranks: Ranks | None = None,
+        ranks: Ranks = Ranks(),
         stream: TextIO | None = None,
     ) -> None:
         super().__init__()
@@ -58,10 +58,9 @@ class LitLM(TemplateLM):
         self.model = model.eval().requires_grad_(False)
         self.truncated = 0
         self._encoder, self._identity, self._stream = encoder, identity, stream or sys.stderr
-        sharing = Sharing(ranks, model.transformer.wte.weight.device)
-        self._is_shown = sharing.rank == 0
-        self._scorer = Scorer(model, max_batch_tokens, cache, sharing, self._stream)
-        self._texts = TextMaker(model, encoder.tokenizer, max_batch_tokens, cache, sharing)
+        self._is_shown = ranks.is_first
+        self._scorer = Scorer(model, max_batch_tokens, cache, ranks, self._stream)
+        self._texts = TextMaker(model, encoder.tokenizer, max_batch_tokens, cache, ranks)
 
     @property
     def eot_token_id(self) -> int:

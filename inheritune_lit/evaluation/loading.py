@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import logging
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from lm_eval.api.task import Task
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.rows import LocalRows
 from inheritune_lit.evaluation.tasks import ResolvedTasks
+
+logger = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234
 """lm-eval's own."""
@@ -79,7 +82,7 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
     tag = entry.cfg.get("tag") if entry else None
     own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
     if split != own:
-        print(f"{name}: scored on {split} rows, because there are none of the task's own split, {own}", file=sys.stderr)
+        logger.info("%s: scored on %s rows, because there are none of the task's own split, %s", name, split, own)
     return LoadedTask(name, task, num_fewshot, split, _sha256(docs, rows), tag)
 
 

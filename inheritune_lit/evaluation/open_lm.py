@@ -42,7 +42,7 @@ def open_lm(
     max_batch_tokens: int | None = None,
     device: str = "cpu",
     cache_dir: Path | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = Ranks(),
 ) -> LitLM:
     """Load a checkpoint straight from its files and wrap it for lm-eval.
 
@@ -91,7 +91,7 @@ def open_lm(
         "device": torch.device(device).type,
         "adapter_version": ADAPTER_VERSION,
     }
-    cache = ScoreCache(cache_dir, identity, writes=ranks is None or ranks.rank == 0)
+    cache = ScoreCache(cache_dir, identity, writes=ranks.is_first)
     tokens = max_batch_tokens or _tokens_that_fit(model, torch.device(device))
     return LitLM(model, encoder, max_batch_tokens=tokens, identity=identity, cache=cache, ranks=ranks)
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-import sys
+import logging
 import zlib
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class ScoreCache:
@@ -57,7 +59,7 @@ class ScoreCache:
             elif number < len(lines) - 1:  # the last line may be one that was cut short by a kill
                 damaged += 1
         if damaged:
-            print(f"{damaged} damaged lines of {path} are passed over and scored again", file=sys.stderr)
+            logger.warning("%d damaged lines of %s are passed over and scored again", damaged, path)
 
     def get(self, key: str) -> Any:
         """A result, None where there is none."""

@@ -9,7 +9,7 @@ from litgpt.model import GPT
 from inheritune_lit.evaluation.attention import TreePlan
 from inheritune_lit.evaluation.forward import score_targets
 from inheritune_lit.evaluation.prefix_tree import build_row, shared_lengths, split_rows, to_ids, tree_size
-from inheritune_lit.evaluation.ranks import Sharing
+from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache, request_key
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.forward import hidden_states
@@ -27,7 +27,7 @@ class Scorer:
         model: after ``install_plans``.
         max_batch_tokens: tokens a forward pass.
         cache: results of earlier processes.
-        sharing: processes that share the work.
+        ranks: processes that share the work.
         stream: where progress is shown.
 
     Attributes:
@@ -36,9 +36,9 @@ class Scorer:
         tokens_minimum: nodes of the jobs' prefix trees, the fewest tokens that could have gone through.
     """
 
-    def __init__(self, model: GPT, max_batch_tokens: int, cache: ScoreCache, sharing: Sharing, stream: TextIO) -> None:
+    def __init__(self, model: GPT, max_batch_tokens: int, cache: ScoreCache, ranks: Ranks, stream: TextIO) -> None:
         self._model, self._max_batch_tokens = model, max_batch_tokens
-        self._cache, self._sharing, self._stream = cache, sharing, stream
+        self._cache, self._ranks, self._stream = cache, ranks, stream
         self._device = model.transformer.wte.weight.device
         self.requests_scored = self.tokens_computed = self.tokens_minimum = 0
 
@@ -61,7 +61,7 @@ class Scorer:
 
     def _score_rows(self, rows: list[list[bytes]], jobs_of: dict[bytes, list[Job]], scores: dict[Job, Score]) -> None:
         """Add the scores of rows; each process does one row at a time."""
-        rank, world = self._sharing.rank, self._sharing.world
+        rank, world = self._ranks.rank, self._ranks.world
         total = sum(map(len, jobs_of.values()))
         with Progress("score", total, "request", stream=self._stream, hidden=rank > 0) as progress:
             for first in range(0, len(rows), world):
@@ -72,17 +72,17 @@ class Scorer:
                     for number, row in enumerate(now)
                 ]
                 self.tokens_computed += sum(tree_size(row, shared_lengths(row)) for row in now)
-                made = _as_scores([job for part in jobs for job in part], self._sharing.add_up(torch.cat(own)))
+                made = _as_scores([job for part in jobs for job in part], self._ranks.add_up(torch.cat(own)))
                 self._cache.add({_name(job): score for job, score in made.items()})
                 scores |= made
                 progress.update(len(made))
 
     def _cached(self, jobs: list[Job]) -> dict[Job, Score]:
         """Scores that are on disk, as the first process sees them: the file may be growing."""
-        found = [self._cache.get(_name(job)) if self._sharing.rank == 0 else None for job in jobs]
+        found = [self._cache.get(_name(job)) if self._ranks.rank == 0 else None for job in jobs]
         is_there = torch.tensor([score is not None for score in found], dtype=torch.float64)
         values = torch.tensor([score or (0.0, False) for score in found], dtype=torch.float64).reshape(-1, 2)
-        is_there, values = self._sharing.add_up(is_there).bool(), self._sharing.add_up(values)
+        is_there, values = self._ranks.add_up(is_there).bool(), self._ranks.add_up(values)
         there = [job for job, flag in zip(jobs, is_there.tolist(), strict=True) if flag]
         return _as_scores(there, values[is_there])
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
+from scipy.stats import binomtest
 
 LEVEL = 0.05
 """Differences with a smaller p-value are called differences."""
@@ -36,13 +36,8 @@ def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
     """
     only_first = sum(a > b for a, b in zip(first, second, strict=True))
     only_second = sum(a < b for a, b in zip(first, second, strict=True))
-    tosses, fewer = only_first + only_second, min(only_first, only_second)
-    # Integers, so that thousands of tosses lose nothing.
-    term, tail = 1, 1
-    for heads in range(fewer):
-        term = term * (tosses - heads) // (heads + 1)
-        tail += term
-    return float(min(Fraction(1), Fraction(2 * tail, 2**tosses)))
+    tosses = only_first + only_second
+    return float(binomtest(only_first, tosses).pvalue) if tosses else 1.0
 
 
 def compare(

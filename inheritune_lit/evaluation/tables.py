@@ -3,9 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from inheritune_lit.evaluation.cells import PERCENT, Cell, average
 from inheritune_lit.evaluation.significance import LEVEL
@@ -19,18 +18,22 @@ _CSV = (
 )
 
 
-@dataclass(frozen=True)
-class ModelRow:
-    """A model's name, depth, cells, and held-out loss in nats a token with its standard error."""
+class ScoredModel(Protocol):
+    """What the tables need to know of a checkpoint: its name, depth, cells, and held-out loss."""
 
-    name: str
-    n_layer: int
-    cells: list[Cell]
-    held_out: tuple[float, float | None] | None = None
-    truncated: int = 0
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def cells(self) -> list[Cell]: ...
+    @property
+    def held_out(self) -> dict[str, Any] | None: ...
+    @property
+    def truncated(self) -> int: ...
 
 
-def results_markdown(suite: Suite | None, models: list[ModelRow], limit: int | None) -> str:
+def results_markdown(suite: Suite | None, models: Sequence[ScoredModel], limit: int | None) -> str:
     """The table in the paper's shape, then every score with what can be said of it.
 
     Args:
@@ -48,7 +51,7 @@ def results_markdown(suite: Suite | None, models: list[ModelRow], limit: int | N
     return "\n".join(parts)
 
 
-def _wide(suite: Suite | None, models: list[ModelRow]) -> str:
+def _wide(suite: Suite | None, models: Sequence[ScoredModel]) -> str:
     """A row a model; the floors and the paper's rows below."""
     titles = [cell.title for cell in models[0].cells if not cell.detail]
     has_loss = any(model.held_out for model in models)
@@ -58,7 +61,7 @@ def _wide(suite: Suite | None, models: list[ModelRow]) -> str:
     for model in models:
         shown = [_marked(cell) for cell in model.cells if not cell.detail]
         shown += [_noisy(*average(model.cells))] if has_average else []
-        shown += [_noisy(*model.held_out, 4) if model.held_out else ""] * has_loss
+        shown += [_noisy(model.held_out["loss"], model.held_out["stderr"], 4) if model.held_out else ""] * has_loss
         lines.append(_line([model.name, str(model.n_layer), *shown]))
     first = [cell for cell in models[0].cells if not cell.detail]
     blank = [""] * (has_average + has_loss)
@@ -78,7 +81,7 @@ def _wide(suite: Suite | None, models: list[ModelRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _legend(suite: Suite, models: list[ModelRow]) -> str:
+def _legend(suite: Suite, models: Sequence[ScoredModel]) -> str:
     told = ["score ± standard error; accuracies in percent", "↑ above the floors by more than its noise (5%)"]
     if len(models) > 1:
         told.append(f"≠ differs from {models[0].name} on the same rows (p < {LEVEL})")
@@ -96,7 +99,7 @@ def _legend(suite: Suite, models: list[ModelRow]) -> str:
     return "".join(f"- {line}\n" for line in told)
 
 
-def _long(models: list[ModelRow]) -> str:
+def _long(models: Sequence[ScoredModel]) -> str:
     """A row a score."""
     lines = [
         _line(["score", "model", "value", "rows", "floor", "above the floor", f"differs from {models[0].name}"]),
@@ -124,7 +127,7 @@ def _long(models: list[ModelRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def results_csv(suite: Suite | None, models: list[ModelRow]) -> str:
+def results_csv(suite: Suite | None, models: Sequence[ScoredModel]) -> str:
     """A line a score, the paper's figures below."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV, lineterminator="\n")
@@ -157,8 +160,8 @@ def results_csv(suite: Suite | None, models: list[ModelRow]) -> str:
                 }
             writer.writerow(line)
         if model.held_out:
-            loss, stderr = model.held_out
-            line = {"column": "held-out loss", "unit": "nats a token", "score": loss, "stderr": stderr}
+            loss, stderr = model.held_out["loss"], model.held_out["stderr"]
+            line = {"column": "held-out loss", "unit": "nats per token", "score": loss, "stderr": stderr}
             writer.writerow({"model": model.name, "layers": model.n_layer, **line, "source": "measured"})
     for line in _paper_lines(suite) if suite else []:
         writer.writerow(line)

@@ -85,7 +85,7 @@ def test_texts_are_kept_too(hf_checkpoint, tmp_path):
     assert make(tmp_path / "cache") == expected
 
 
-def test_damage_is_passed_over_and_told(hf_checkpoint, tmp_path, capsys):
+def test_damage_is_passed_over_and_told(hf_checkpoint, tmp_path, caplog):
     expected, _ = score(hf_checkpoint, tmp_path)
     (path,) = tmp_path.iterdir()
     lines = path.read_bytes().split(b"\n")
@@ -96,7 +96,7 @@ def test_damage_is_passed_over_and_told(hf_checkpoint, tmp_path, capsys):
     again, scored = score(hf_checkpoint, tmp_path)
     assert scored == 2
     assert again == pytest.approx(expected)
-    assert f"2 damaged lines of {path}" in capsys.readouterr().err
+    assert f"2 damaged lines of {path}" in caplog.text
 
 
 def test_a_file_in_the_folders_place_is_told(hf_checkpoint, tmp_path):

@@ -16,6 +16,7 @@ from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.harness import evaluate
 from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.evaluation.open_lm import open_lm
@@ -79,23 +80,25 @@ def test_scores_and_loglikelihoods_equal_lm_evals_hf_model(checkpoint, rows_dir,
                     assert ours[0] == pytest.approx(other[0], abs=1e-4)
                     assert ours[1] == other[1]
 
-    results = evaluate([checkpoint], tasks=",".join(tasks), data_dir=rows_dir)
-    scored = results["checkpoints"][0]
-    for name, metrics in scored["tasks"].items():
+    results = evaluate(EvaluateArgs([checkpoint], tasks=",".join(tasks), data_dir=rows_dir))
+    scored = results.checkpoints[0]
+    for name, metrics in scored.tasks.items():
         for metric, score in metrics.items():
             assert score["value"] == pytest.approx(theirs["results"][name][f"{metric},none"], rel=1e-4)
     subjects = [theirs["results"][f"mmlu_{subject}"] for subject in SUBJECTS]
-    macro = next(cell for cell in scored["cells"] if cell["title"] == "mmlu")
-    assert macro["value"] == pytest.approx(100 * sum(s["acc,none"] for s in subjects) / 2)
-    assert macro["stderr"] == pytest.approx(100 * math.hypot(*(s["acc_stderr,none"] for s in subjects)) / 2)
-    assert macro["n"] == 16
-    assert scored["tasks"]["mmlu_virology"]["acc"]["n"] == 8
+    macro = next(cell for cell in scored.cells if cell.title == "mmlu")
+    assert macro.value == pytest.approx(100 * sum(s["acc,none"] for s in subjects) / 2)
+    assert macro.stderr == pytest.approx(100 * math.hypot(*(s["acc_stderr,none"] for s in subjects)) / 2)
+    assert macro.n == 16
+    assert scored.tasks["mmlu_virology"]["acc"]["n"] == 8
 
 
 @pytest.mark.parametrize("task", ["piqa", "arc_easy", "logiqa", "winogrande", "lambada_openai", "mmlu_virology"])
 def test_real_rows_are_scored(two_models, inheritune_data, task):
-    scored = evaluate(two_models[:1], tasks=task, data_dir=inheritune_data / "tasks", limit=4)["checkpoints"][0]
-    assert scored["tasks"][task]["acc"]["n"] == 4
+    scored = evaluate(
+        EvaluateArgs(two_models[:1], tasks=task, data_dir=inheritune_data / "tasks", limit=4)
+    ).checkpoints[0]
+    assert scored.tasks[task]["acc"]["n"] == 4
 
 
 def test_loglikelihood_by_brute_force(checkpoint):
@@ -124,9 +127,9 @@ def test_long_prompts_lose_their_beginning_and_are_counted(checkpoint):
 
 def test_held_out_loss_is_validates(checkpoint, tmp_path, tokenizer_dir):
     packed = make_packed(tmp_path / "packed", tokenizer_dir)
-    results = evaluate([checkpoint], val_data=packed, val_blocks=5, max_seq_length=64)
+    results = evaluate(EvaluateArgs([checkpoint], val_data=packed, val_blocks=5, max_seq_length=64))
     expected = validate(load_model(checkpoint), PackedDataset(packed, "val", 64), 2, 5)
-    held_out = results["checkpoints"][0]["held_out"]
+    held_out = results.checkpoints[0].held_out
     assert held_out["loss"] == pytest.approx(expected.loss, abs=1e-5)
     assert held_out["stderr"] == pytest.approx(expected.stderr, rel=1e-4)
 
@@ -139,14 +142,14 @@ def test_a_task_file_brings_its_own_rows(two_models, tmp_path):
         "output_type: multiple_choice\ndoc_to_text: context\ndoc_to_target: gold\ndoc_to_choice: choices\n"
         'target_delimiter: ""\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n'
     )
-    scored = evaluate(two_models[:1], tasks=str(tmp_path / "mine.yaml"))["checkpoints"][0]
+    scored = evaluate(EvaluateArgs(two_models[:1], tasks=str(tmp_path / "mine.yaml"))).checkpoints[0]
     lm = open_lm(two_models[0], max_batch_tokens=40)
     encode = Tokenizer(two_models[0]).encode
     context = encode("the door")
     both = [(None, context, encode(f"the door{choice}")[len(context) :]) for choice in (" opens", " water")]
     (first, _), (second, _) = lm._loglikelihood_tokens(both)
-    assert scored["tasks"]["mine"]["acc"]["value"] == float(first > second)
-    assert scored["tasks"]["mine"]["acc"]["n"] == 3
+    assert scored.tasks["mine"]["acc"]["value"] == float(first > second)
+    assert scored.tasks["mine"]["acc"]["n"] == 3
 
 
 WITHOUT_TRANSFORMERS = """
@@ -184,7 +187,7 @@ def test_no_transformers_is_needed(two_models, rows_dir):
 
 
 def _arguments(checkpoint: Path, rows_dir: Path, **changes) -> dict:
-    return {"checkpoint_dirs": [checkpoint], "tasks": "piqa", "data_dir": rows_dir, **changes}
+    return {"checkpoint_dir": [checkpoint], "tasks": "piqa", "data_dir": rows_dir, **changes}
 
 
 @pytest.mark.parametrize(
@@ -199,13 +202,13 @@ def _arguments(checkpoint: Path, rows_dir: Path, **changes) -> dict:
         ({"limit": 0}, r"--limit is 0"),
         ({"max_batch_tokens": 0}, r"--max_batch_tokens is 0"),
         ({"data_dir": Path("nowhere")}, r"no folder of task rows at nowhere"),
-        ({"checkpoint_dirs": [Path("nowhere")]}, r"no checkpoint folder at nowhere"),
+        ({"checkpoint_dir": [Path("nowhere")]}, r"no checkpoint folder at nowhere"),
         ({"tasks": None, "val_data": Path("nowhere")}, r"no packed data at nowhere"),
     ],
 )
 def test_bad_input_is_one_line(two_models, rows_dir, tmp_path, changes, told):
     with pytest.raises(UserError, match=told) as caught:
-        evaluate(**_arguments(two_models[0], rows_dir, **changes), out_dir=tmp_path / "out")
+        evaluate(EvaluateArgs(**_arguments(two_models[0], rows_dir, **changes), out_dir=tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -214,12 +217,12 @@ def test_checkpoints_are_looked_at_before_rows(two_models, rows_dir, tmp_path, c
     (tmp_path / "run").mkdir()
     shutil.copytree(two_models[0], tmp_path / "run" / "final")
     with pytest.raises(UserError, match=r"did you mean .*run/final"):
-        evaluate(**_arguments(tmp_path / "run", rows_dir))
+        evaluate(EvaluateArgs(**_arguments(tmp_path / "run", rows_dir)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
-        evaluate(**_arguments(tmp_path / "empty", rows_dir))
+        evaluate(EvaluateArgs(**_arguments(tmp_path / "empty", rows_dir)))
     with pytest.raises(UserError, match="is not a folder; give another --out_dir"):
-        evaluate(**_arguments(two_models[0], rows_dir), out_dir=two_models[0] / "lit_model.pth" / "out")
+        evaluate(EvaluateArgs(**_arguments(two_models[0], rows_dir), out_dir=two_models[0] / "lit_model.pth" / "out"))
     assert "reading" not in capsys.readouterr().err
 
 
@@ -227,4 +230,4 @@ def test_rows_in_the_wrong_split_are_named(two_models, rows_dir, tmp_path):
     (tmp_path / "piqa").mkdir()
     (tmp_path / "piqa" / "train.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"has none of validation.jsonl"):
-        evaluate(two_models[:1], tasks="piqa", data_dir=tmp_path)
+        evaluate(EvaluateArgs(two_models[:1], tasks="piqa", data_dir=tmp_path))

@@ -6,7 +6,7 @@ import pytest
 from tiny import write_jsonl
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.fetch import fetch_rows
+from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.harness import evaluate
 
 
@@ -21,26 +21,26 @@ def hub(rows_dir, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_mirror_gives_the_same_scores_as_the_rows_themselves(hub, rows_dir, two_models, capsys):
-    fetch_rows(hub / "mirror", tasks="piqa,sciq")
+def test_a_mirror_gives_the_same_scores_as_the_rows_themselves(hub, rows_dir, two_models, caplog):
+    evaluate(EvaluateArgs(fetch_data=hub / "mirror", tasks="piqa,sciq"))
     assert sorted(path.name for path in (hub / "mirror").iterdir()) == ["piqa", "sciq"]
     scores = [
-        evaluate(two_models[:1], tasks="piqa,sciq", data_dir=folder)["checkpoints"][0]["tasks"]
+        evaluate(EvaluateArgs(two_models[:1], tasks="piqa,sciq", data_dir=folder)).checkpoints[0].tasks
         for folder in (rows_dir, hub / "mirror")
     ]
     assert scores[0] == scores[1]
-    fetch_rows(hub / "mirror", tasks="piqa")
-    assert "piqa: there already" in capsys.readouterr().err
+    evaluate(EvaluateArgs(fetch_data=hub / "mirror", tasks="piqa"))
+    assert "piqa: there already" in caplog.text
 
 
 def test_what_the_hub_does_not_have_leaves_nothing_behind(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (hub / "hub/baber/piqa/validation.jsonl").write_text("{broken\n")
     with pytest.raises(UserError, match="cannot fetch the validation rows of task 'piqa'") as caught:
-        fetch_rows(hub / "mirror", tasks="piqa")
+        evaluate(EvaluateArgs(fetch_data=hub / "mirror", tasks="piqa"))
     assert "\n" not in str(caught.value)
     assert not list((hub / "mirror").iterdir())
-    with pytest.raises(UserError, match="either --suite or --tasks"):
-        fetch_rows(hub / "mirror")
+    with pytest.raises(UserError, match="give --suite or --tasks"):
+        evaluate(EvaluateArgs(fetch_data=hub / "mirror"))
     with pytest.raises(UserError, match="unknown task 'piqua'"):
-        fetch_rows(hub / "mirror", tasks="piqua")
+        evaluate(EvaluateArgs(fetch_data=hub / "mirror", tasks="piqua"))

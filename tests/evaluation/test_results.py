@@ -15,6 +15,7 @@ from tiny import write_jsonl
 
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.harness import evaluate
 from inheritune_lit.evaluation.significance import mcnemar_exact
 
@@ -46,7 +47,8 @@ def suite(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def scored(suite, two_models, rows_dir, tmp_path_factory) -> tuple[dict, Path]:
     out_dir = tmp_path_factory.mktemp("results") / "out"
-    return evaluate(two_models, suite=suite, data_dir=rows_dir, out_dir=out_dir, log_samples=True), out_dir
+    result = evaluate(EvaluateArgs(two_models, suite=suite, data_dir=rows_dir, out_dir=out_dir, log_samples=True))
+    return result.record(), out_dir
 
 
 def _cells(results: dict, model: int) -> dict[str, dict]:
@@ -163,9 +165,9 @@ def test_results_of_another_kind_are_refused(scored, two_models, suite, rows_dir
 def test_folders_of_something_else_are_left_alone(two_models, rows_dir, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="already holds files"):
-        evaluate(two_models[:1], tasks="piqa", data_dir=rows_dir, out_dir=tmp_path)
+        evaluate(EvaluateArgs(two_models[:1], tasks="piqa", data_dir=rows_dir, out_dir=tmp_path))
     with pytest.raises(UserError, match="given twice"):
-        evaluate([two_models[0]] * 2, tasks="piqa", data_dir=rows_dir)
+        evaluate(EvaluateArgs([two_models[0]] * 2, tasks="piqa", data_dir=rows_dir))
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,6 @@ def test_folders_of_something_else_are_left_alone(two_models, rows_dir, tmp_path
 def test_rows_of_another_task_are_refused(two_models, tmp_path, rows, told):
     write_jsonl(tmp_path / "piqa/validation.jsonl", rows)
     with pytest.raises(UserError, match=told) as caught:
-        evaluate(two_models[:1], tasks="piqa", data_dir=tmp_path, out_dir=tmp_path / "out")
+        evaluate(EvaluateArgs(two_models[:1], tasks="piqa", data_dir=tmp_path, out_dir=tmp_path / "out"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
