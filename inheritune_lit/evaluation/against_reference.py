@@ -16,7 +16,6 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import BlockLosses, block_losses, mean_loss
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.resolve import ResolvedReference
-from inheritune_lit.io.arguments import Precision
 from inheritune_lit.io.folders import replace_text
 
 

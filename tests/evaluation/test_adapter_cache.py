@@ -92,7 +92,7 @@ def test_damage_is_passed_over_and_told(hf_checkpoint, tmp_path, caplog):
     lines[3] = lines[3].replace(b"-", b"-9", 1)  # another score, as well-formed as before
     lines[7] = os.urandom(40).replace(b"\n", b" ")
     path.write_bytes(b"\n".join(lines))
-    capsys.readouterr()
+    caplog.clear()
     again, scored = score(hf_checkpoint, tmp_path)
     assert scored == 2
     assert again == pytest.approx(expected)

@@ -22,6 +22,7 @@ def hub(rows_dir, tmp_path, monkeypatch):
 
 
 def test_a_mirror_gives_the_same_scores_as_the_rows_themselves(hub, rows_dir, two_models, caplog):
+    caplog.set_level("INFO")
     evaluate(EvaluateArgs(fetch_data=hub / "mirror", tasks="piqa,sciq"))
     assert sorted(path.name for path in (hub / "mirror").iterdir()) == ["piqa", "sciq"]
     scores = [
