@@ -97,7 +97,6 @@ _MODULES = {
     "DemoArgs": "studies.args",
     "DistillArgs": "train.args",
     "EvalArgs": "train.args",
-    "EvaluateArgs": "evaluation.args",
     "ExportArgs": "checkpoint.args",
     "FINAL": "checkpoint.folder",
     "GPT2Config": "checkpoint.config",
