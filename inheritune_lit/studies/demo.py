@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-<<<<<<< HEAD
 from inheritune_lit import (
     EvalArgs,
+    EvaluateArgs,
     OptimizerArgs,
     PrepareArgs,
     PretrainArgs,
@@ -36,21 +36,6 @@ from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
 from inheritune_lit.studies.runner import Experiment, fill_once, make_once, run_experiments
-=======
-from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import iter_documents
-from inheritune_lit.data.split import is_validation
-from inheritune_lit.evaluation.args import EvaluateArgs
-from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.io.folders import new_folder
-from inheritune_lit.studies.demo_inputs import SHAPE, TASK, write_corpus, write_shape, write_task
-from inheritune_lit.studies.demo_outcome import Row, conclusion, plot, table
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
-from inheritune_lit.train.pretrain import pretrain
->>>>>>> 1b2829e (evaluate takes its arguments and returns scores; one class for processes)
 
 REFERENCE_STEPS, STUDENT_STEPS = 500, 150
 REFERENCE_LAYERS = SHAPE["num_hidden_layers"]
@@ -118,9 +103,8 @@ def run_demo(args: DemoArgs) -> DemoResult:
         return DemoResult({}, out_dir, time.monotonic() - started)
     scores = out_dir / "scores"
     checkpoints = [out_dir / path for path in _SCORED.values()]
-<<<<<<< HEAD
-    scoring = {"tasks": str(task / f"{TASK}.yaml"), "val_data": data, "out_dir": scores}
-    score = partial(evaluate, checkpoints, **scoring)
+    scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
+    score = partial(evaluate, scoring)
     make_once(scores / "results.json", "demo: scores of every model on held-out text", score)
     models = _read_scores(scores / "results.json")
     replace_text(out_dir / "results.md", score_table(list(models.values())) + "\n" + conclusion(models))
@@ -157,13 +141,6 @@ def _experiment(out_dir: Path, name: str, ref: str, n: int, random: bool, steps:
         eval=EvalArgs(interval=25, max_iters=8),
         optimizer=OptimizerArgs(lr=2e-3),
         precision="32-true",
-=======
-    task_file = str(task / f"{TASK}.yaml")
-    _stage(
-        "score every model on held-out text",
-        scores / "results.json",
-        lambda: evaluate(EvaluateArgs(checkpoints, tasks=task_file, val_data=data, out_dir=scores)),
->>>>>>> 1b2829e (evaluate takes its arguments and returns scores; one class for processes)
     )
     after = () if name == "reference" else ("reference",)
     return Experiment(name, name, partial(slice_model, slicing), training, after)

@@ -16,7 +16,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-<<<<<<< HEAD
 from inheritune_lit import (
     FINAL,
     OPTIMIZER,
@@ -34,23 +33,6 @@ from inheritune_lit import (
     slice_model,
     write_grown,
 )
-=======
-import torch
-from lightning.fabric import Fabric
-
-from inheritune_lit.checkpoint.folder import WEIGHTS
-from inheritune_lit.data.compatibility import check_fits_model
-from inheritune_lit.data.mixture import make_mixture
-from inheritune_lit.data.packed import PackedDataset
-from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.against_reference import HeldOutEvaluator, check_margin, compare, reference_identity
-from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, write_grown
-from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.resolve import ResolvedReference, resolve
-from inheritune_lit.inherit.slice import slice_model
->>>>>>> 1b2829e (evaluate takes its arguments and returns scores; one class for processes)
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
@@ -101,7 +83,6 @@ def grow(args: GrowArgs) -> GrowResult:
 class _Growing:
     """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
-<<<<<<< HEAD
     def __init__(self, plan: GrowthPlan, resolved: ResolvedReference) -> None:
         self.plan, self.args, self.reference = plan, plan.args, resolved.reference
         self.fabric, self.out_dir = plan.fabric, plan.args.out_dir
@@ -110,35 +91,6 @@ class _Growing:
         assert self.args.precision is not None
         self.evaluator = HeldOutEvaluator(
             self.fabric, plan.val_data, self.args.documents, samples, batch, self.args.precision
-=======
-    def __init__(
-        self,
-        setup: Setup,
-        ref: str,
-        training: Training,
-        initial: Path | None,
-        margin: float,
-        optimizer_state: OptimizerState,
-    ) -> None:
-        self.setup, self.ref, self.training, self.initial = setup, ref, training, initial
-        self.margin, self.optimizer_state = margin, optimizer_state
-        self.reference, self.fabric, self.out_dir = setup.located.reference, setup.fabric, setup.out_dir
-        self.first = setup.fabric.global_rank == 0
-        self.began = time.monotonic()
-        run, batch = setup.plans[0].run, training.train.micro_batch_size
-        self.judge = HeldOutEvaluator(
-            setup.fabric, setup.val_data, training.documents, run.val_blocks, batch, training.precision
-        )
-
-    def run(self) -> History:
-        identity = reference_identity(self.setup.located)
-        self._open_folder(identity)
-        losses = self.judge.measure(
-            self.out_dir / _REFERENCE_LOSSES,
-            identity,
-            f"measure {self.reference.name}",
-            partial(build_reference, self.reference),
->>>>>>> 1b2829e (evaluate takes its arguments and returns scores; one class for processes)
         )
         identity = reference_identity(resolved)
         self._open_folder({"reference": identity, **plan.settings})
