@@ -24,8 +24,9 @@ lint: $(INSTALLED) # puts into shape what can be
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) # the tables of docs/ that are made from the code
+docs: $(INSTALLED) # what in docs/ is made from the code: tables, and the notebook's outputs
 	$(BIN)/python tests/documented/generated.py
+	$(BIN)/python tests/documented/tour.py
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
