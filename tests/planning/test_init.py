@@ -87,3 +87,13 @@ def test_bad_input_is_one_line(arguments, complaint, capsys, tmp_path, monkeypat
     error = capsys.readouterr().err
     assert complaint in error and len(error.splitlines()) == 1
     assert not (tmp_path / "recipes").exists()
+
+
+def test_asks_again_after_a_typo(tmp_path, monkeypatch, capsys):
+    answers = iter(["smollm2-135n", "smollm2-135m", "31", "10", "lots", "1B", "l5", "l4"])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(builtins, "input", lambda question: next(answers))
+    recipe = run_init(tmp_path, "")
+    assert recipe["initial_checkpoint_dir"].endswith("SmolLM2-135M-10l") and recipe["train"]["max_tokens"] == 10**9
+    hints = capsys.readouterr().err
+    assert all(hint in hints for hint in ("did you mean smollm2-135m", "30 layers", "lots is not", "--gpu l5 is not"))

@@ -8,9 +8,10 @@ from tiny import make_checkpoint
 
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_model
-from inheritune_lit.planning.args import parse_count
+from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import DiskSpace, TrainingJob, fit_gpu, fit_time
 from inheritune_lit.planning.model_spec import model_of_checkpoint, model_of_reference
+from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.gpus import GPUS, find_gpus
@@ -135,3 +136,14 @@ def test_bad_input_is_one_line(arguments, complaint, capsys, monkeypatch, tmp_pa
     assert main(["plan", *arguments.format(root=ROOT).split()]) == 2
     error = capsys.readouterr().err
     assert complaint in error and len(error.splitlines()) == 1
+
+
+def test_a_recipe_may_be_the_first_argument_and_the_plan_is_data(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    recipe = "recipes/paper-openllama-3b-13l-1b.yaml"
+    found = plan(PlanArgs(recipe, tokens="8B", gpu="a6000"))
+    assert found == plan(PlanArgs(recipe=recipe, tokens="8B", gpu="a6000"))
+    assert round(found.hours["a6000"]) == 310 and found.parameters == 1_815_638_400
+    assert found.memory.weights == 4 * found.parameters and found.flops == pytest.approx(8e9 * 10.79e9, rel=1e-3)
+    assert main(["plan", recipe, "--tokens", "8B", "--gpu", "a6000"]) == 0
+    assert capsys.readouterr().out == f"{found}\n"
