@@ -93,7 +93,7 @@ def depth_figure(analyses: Sequence[Analysis]) -> Figure | None:
         axes.set(title=title(name), ylabel=unit)
         # The lens has one value more: after none, one, ... of the layers.
         lens = name == "logit_lens_loss"
-        _layer_axis(axes, len(axes.lines[0].get_xdata()), "layers kept, from the first" if lens else "layer")
+        _layer_axis(axes, np.size(axes.lines[0].get_xdata()), "layers kept, from the first" if lens else "layer")
         if len(analyses) == 1 and not lens:
             _shade(axes, analyses[0])
         if _spans_decades(axes):
@@ -201,8 +201,8 @@ def _name(analysis: Analysis) -> str:
 
 def _band(axes: Axes, number: int, mean: Sequence[float], std: Sequence[float], label: str) -> None:
     """Draws means by layer, and a band of one standard deviation around them."""
-    middle, half, layers = np.array(mean), np.array(std), np.arange(len(mean))
-    draw_curve(axes, number, layers, middle, label)
+    middle, half, layers = np.array(mean), np.array(std), range(len(mean))
+    draw_curve(axes, number, layers, mean, label)
     axes.fill_between(layers, middle - half, middle + half, color=style(number)["color"], alpha=0.2, lw=0)
 
 

@@ -162,7 +162,8 @@ def label_ends(axes: Axes) -> None:
         label = str(line.get_label())
         if label.startswith("_") or not shown.size:
             continue
-        end = (float(line.get_xdata()[shown[-1]]), float(y[shown[-1]]))
+        x = np.asarray(line.get_xdata(), dtype=float)
+        end = (float(x[shown[-1]]), float(y[shown[-1]]))
         leader = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8, "linestyle": (0, (1, 2))}
         axes.annotate(
             label,

@@ -136,9 +136,17 @@ def plan(args: PlanArgs) -> Plan:
     if args.measure:
         from inheritune_lit import measure_steps
 
-        shape = (job.model.config, job.model.tied, job.block_size)
-        choices = (job.train, job.optimizer, job.speed, job.precision)
-        measured = measure_steps(*shape, *choices, devices=job.devices, flops=job.flops)
+        measured = measure_steps(
+            job.model.config,
+            job.model.tied,
+            job.block_size,
+            job.train,
+            job.optimizer,
+            job.speed,
+            job.precision,
+            devices=job.devices,
+            flops=job.flops,
+        )
     fits = tuple(fit_gpu(job, gpu) for gpu in find_gpus(args.gpu))
     return Plan(job, fits, args.price_per_hour, args.max_hours, measured)
 

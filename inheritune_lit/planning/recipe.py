@@ -88,7 +88,9 @@ def _ask_model(ref: str, n: int | None) -> ModelSpec:
     if n is None and not sys.stdin.isatty():
         n = half
     question = f"layers to take, of {depth} (the paper takes half)"
-    return _ask(n and str(n), question, str(half), lambda text: model_of_reference(ref, _whole_number(text)))
+    return _ask(
+        None if n is None else str(n), question, str(half), lambda text: model_of_reference(ref, _whole_number(text))
+    )
 
 
 def _whole_number(text: str) -> int:

@@ -72,9 +72,9 @@ def draw_beside_paper(runs: list[RunRecord], official: dict[str, Curve], path: P
         steps, losses = ([row[column] for row in run.validations] for column in ("step", "val_loss"))
         draw_curve(axes, number, steps, losses, run.name)
     for number, (name, curve) in enumerate(official.items(), start=len(runs)):
-        steps, losses = zip(*curve, strict=True)
-        look = {"linestyle": "--", "marker": "", "linewidth": 1}
-        draw_curve(axes, number, steps, losses, f"{name} (official log, not re-run)", **look)
+        label = f"{name} (official log, not re-run)"
+        steps, losses = ([point[axis] for point in curve] for axis in (0, 1))
+        draw_curve(axes, number, steps, losses, label, linestyle="--", marker="", linewidth=1)
     axes.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)")
     engineering_ticks(axes.xaxis)
     label_ends(axes)

@@ -130,8 +130,18 @@ def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:
     if args.dry_run or not set(args.criteria).intersection(_MEASURED):
         return None
     folder = args.out_dir / "analysis"
-    options = {"seq_length": seq_length, "maps": "none", "gradients": False, "drop_length": 0, "seed": args.seed}
-    analyze(AnalyzeArgs(args.ref, args.data, folder, **options))
+    analyze(
+        AnalyzeArgs(
+            args.ref,
+            args.data,
+            folder,
+            seq_length=seq_length,
+            maps="none",
+            gradients=False,
+            drop_length=0,
+            seed=args.seed,
+        )
+    )
     return load_analysis(folder)
 
 

@@ -229,8 +229,8 @@ def plan_growth(args: GrowArgs, resolved: ResolvedReference) -> GrowthPlan:
     for one in rounds:
         config = student_config(reference, slice_options(one.layers, attn_scale))[0]
         parameters = count_parameters(tensor_shapes(config, reference.tied))
-        costs = {"devices": fabric.world_size, "peak_flops": peak}
-        run = plan_run(config, args.train, args.eval, mixture, len(data["val"]), parameters, **costs)
+        samples, devices = len(data["val"]), fabric.world_size
+        run = plan_run(config, args.train, args.eval, mixture, samples, parameters, devices=devices, peak_flops=peak)
         every.append(RoundPlan(one, run))
     if (samples := every[0].run.val_blocks) < 2:
         raise UserError(

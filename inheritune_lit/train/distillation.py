@@ -205,7 +205,7 @@ class Distillation:
 
     def model(self, student: GPT, compiled: bool, device: torch.device) -> DistillationModel:
         """The student with its loss; the teacher moves to the device."""
-        return DistillationModel(student, self.args, self.teacher and self.teacher.gpt.to(device), compiled)
+        return DistillationModel(student, self.args, self.teacher.gpt.to(device) if self.teacher else None, compiled)
 
 
 def prepare_distillation(
