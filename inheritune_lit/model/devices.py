@@ -1,8 +1,9 @@
-"""Processes on several devices and nodes, through Lightning Fabric."""
+"""Devices: processes on several of them through Lightning Fabric, their memory, and the compiler for the CPU."""
 
 import atexit
 import resource
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,3 +74,20 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux counts KB, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def has_compiler() -> bool:
+    """Whether torch can compile for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        return False
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
+
+
+def multiply_all(tensors: list[torch.Tensor], factor: torch.Tensor) -> None:
+    """Multiply all tensors in place by one number, together where their device can do that."""
+    torch._foreach_mul_(tensors, factor)

@@ -1,14 +1,9 @@
 """Memory of a training step, worked out before it runs."""
 
-from dataclasses import dataclass, replace
-
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from dataclasses import dataclass
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.model.attention import swap_attention
-from inheritune_lit.model.forward import rope_of_layer
-from inheritune_lit.model.gpt import build_model
+from inheritune_lit.model.flops import kept_bytes
 from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS
 
@@ -123,56 +118,5 @@ def _eager_bytes(config: Config, block_size: int, precision: Precision) -> tuple
     Returns:
         Bytes whatever the batch (casts of weights), and bytes per sample.
     """
-    one, two = (_kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
+    one, two = (kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
     return 2 * one - two, two - one
-
-
-def _kept_bytes(config: Config, samples: int, block_size: int, precision: Precision) -> int:
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    default = torch.get_default_dtype()
-    with FakeTensorMode():
-        torch.set_default_dtype(dtype)
-        try:
-            model = build_model(replace(config, n_layer=1, block_size=block_size))
-        finally:
-            torch.set_default_dtype(default)
-        block = model.transformer.h[0]
-        x_BTC = torch.empty(samples, block_size, config.n_embd, dtype=dtype, requires_grad=True)
-        cos, sin = (table[:block_size].unsqueeze(0) for table in model.rope_cache())
-        rope = rope_of_layer(model, (cos, sin), 0)
-        swap_attention(block.attn, _flash_like)
-        sizes: dict[int, int] = {parameter.untyped_storage()._cdata: 0 for parameter in block.parameters()}
-        keep: list[torch.Tensor] = []  # so that no storage's address is used twice
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            sizes.setdefault(storage._cdata, storage.nbytes())
-            keep.append(tensor)
-            return tensor
-
-        with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"),
-        ):
-            block(x_BTC, *rope)
-        return sum(sizes.values())
-
-
-def _flash_like(
-    attention: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    return _FlashLike.apply(q, k, v).transpose(1, 2)
-
-
-class _FlashLike(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: inputs, output, and one number per row."""
-
-    @staticmethod
-    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, output, torch.empty(q.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> None:
-        raise NotImplementedError("this function is only counted, never run backward")

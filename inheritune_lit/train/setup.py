@@ -1,7 +1,6 @@
 """What a run needs of its machine: kernels chosen, packages checked, and the model made ready for training."""
 
 import logging
-import sysconfig
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from litgpt.model import GPT
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
+from inheritune_lit.model.devices import has_compiler
 from inheritune_lit.model.forward import checkpoint_activations
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import LoggerName, OptimizerArgs, Precision, SpeedArgs
@@ -55,26 +55,14 @@ def choose_kernels(
     """
     compiled = speed.compile
     if compiled is None:
-        compiled = device.type == "cuda" or (flops >= _WORTH_COMPILING and _has_compiler())
-    elif compiled and device.type == "cpu" and not _has_compiler():
+        compiled = device.type == "cuda" or (flops >= _WORTH_COMPILING and has_compiler())
+    elif compiled and device.type == "cpu" and not has_compiler():
         raise UserError("--speed.compile true on CPU needs a C++ compiler and Python.h; install them, or leave it out")
     if distilled:
         return Kernels("distilled", compiled)
     if compiled and speed.loss_kernel == "chunked":
         raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
     return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss, compiled), compiled)
-
-
-def _has_compiler() -> bool:
-    """Whether torch can compile for the CPU."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except (InvalidCxxCompiler, OSError):
-        return False
-    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:

@@ -19,7 +19,7 @@ MINUTE, DAYS = 5e12, 1e17
 
 
 def test_long_runs_on_cpu_are_compiled(monkeypatch):
-    monkeypatch.setattr(kernels, "_has_compiler", lambda: True)
+    monkeypatch.setattr(kernels, "has_compiler", lambda: True)
     assert choose_kernels(CONFIG, SpeedArgs(), CPU, 0.0, MINUTE) == Kernels("chunked", compiled=False)
     assert choose_kernels(CONFIG, SpeedArgs(), CPU, 0.0, DAYS) == Kernels("plain", compiled=True)
     assert choose_kernels(CONFIG, SpeedArgs(compile=False), CPU, 0.0, DAYS) == Kernels("chunked", compiled=False)
