@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -121,7 +121,7 @@ class TrainState:
     """
 
     gpt: GPT
-    loss: torch.nn.Module
+    loss: Any  # as fabric wraps a module: the wrapper has no public name
     optimizer: torch.optim.Optimizer
 
 
