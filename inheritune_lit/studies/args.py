@@ -111,9 +111,6 @@ class ReproduceArgs(CommandArgs):
                 f"--seeds {self.seeds} --baseline_seeds {self.baseline_seeds}; give 1 or more, and at most as many "
                 "seeds of baselines"
             )
-        for path in self.source:
-            if not path.exists():
-                raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def reproduce(args: ReproduceArgs) -> ReplicationResult:
         if _model(one) in chosen and (_model(one) in MAIN or seed <= args.baseline_seeds)
     ]
     for path in args.source:
+        if not path.exists():
+            raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
         next(iter_documents(path), None)  # or it would end after its folder was made
     tokens = sum(one.training.train.max_steps or 0 for one in todo) * scale.batch * scale.block_size
     logger.info(
