@@ -107,11 +107,3 @@ class PrepareArgs(ReadingArgs):
         if self.max_tokens is not None:
             names += ["max_tokens", "mixture", "seed"]
         return {name: getattr(self, name) for name in names}
-
-
-def differing_setting(recorded: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Returns the first setting whose value differs, as ``--name was 1, now it is 2``; None where all agree."""
-    for name in sorted({*recorded, *now}):
-        if recorded.get(name) != now.get(name):
-            return f"--{name} was {recorded.get(name)}, now it is {now.get(name)}"
-    return None

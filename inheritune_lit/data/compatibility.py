@@ -9,7 +9,7 @@ from inheritune_lit.tokenizer import Tokenizer
 
 
 def check_fits(folder: Path, checkpoint_dir: Path) -> None:
-    """Check that packed data was made with the checkpoint's tokenizer and fits its vocabulary.
+    """Checks that packed data was made with the checkpoint's tokenizer and fits its vocabulary.
 
     Raises:
         UserError: it was not, or does not.

@@ -9,7 +9,7 @@ from pathlib import Path
 from inheritune_lit.tokenizer import Tokenizer
 
 _TYPECODES = {"uint16": "H", "int32": "i"}
-_MAX_WHOLE_CHARACTERS = 1 << 23  # what cannot be cut takes 35 (sentencepiece) to 115 (tokenizers) bytes a character
+_MAX_WHOLE_CHARACTERS = 1 << 23  # what cannot be cut takes 35 (sentencepiece) to 115 (tokenizers) bytes per character
 
 
 class DocumentEncoder:
@@ -33,7 +33,7 @@ class DocumentEncoder:
             self._words = WordCache.create(self.tokenizer.path, self._typecode)
 
     def encode(self, texts: Sequence[str]) -> Iterator[bytes | None]:
-        """Ids of each text, back to back as ``dtype``; None for a text too long to encode in bounded memory."""
+        """Yields each text's ids, back to back as ``dtype``; None for one too long to encode in bounded memory."""
         if self._words is not None:
             for text in texts:
                 try:
@@ -47,7 +47,7 @@ class DocumentEncoder:
             yield self.pack(next(encoded)) if len(text) <= _MAX_WHOLE_CHARACTERS else None
 
     def pack(self, ids: Sequence[int]) -> bytes:
-        """Token ids as bytes of ``dtype``."""
+        """Returns token ids as bytes of ``dtype``."""
         return array(self._typecode, ids).tobytes()
 
 
@@ -94,7 +94,7 @@ class WordCache:
 
     @classmethod
     def create(cls, path: Path, typecode: str) -> "WordCache | None":
-        """The encoder of a model file, or None where its pieces or its normalisation forbid cutting."""
+        """Returns the encoder of a model file, or None where its pieces or its normalisation forbid cutting."""
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
         model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ class WordCache:
         return cache if exact else None
 
     def encode(self, text: str) -> bytes:
-        """Token ids of a text, back to back in the machine's byte order.
+        """Returns the token ids of a text, back to back in the machine's byte order.
 
         Raises:
             UnbrokenText: a stretch of more than ``max_unbroken`` characters has no place to cut.
@@ -207,7 +207,7 @@ def _fine_pattern(pieces: list[str]) -> re.Pattern[str] | None:
 
 
 def _windows(spaced: str):
-    """Parts of a long text, cut before a space that follows another character."""
+    """Yields parts of a long text, cut before a space that follows another character."""
     cut = re.compile("(?<=[^ ]) ")
     start = 0
     while start < len(spaced):

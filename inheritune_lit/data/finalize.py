@@ -57,7 +57,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
     ]
     read = _read_sources(plan.sources, [record for _, record in records])
     _warn_about_rows(read)
-    before, dtype = plan.append_to, plan.settings["dtype"]
+    before, dtype = plan.packed_before, plan.settings["dtype"]
     spans = _spans(
         (folder / split / domain, record.source, counts)
         for folder, record in records
@@ -67,7 +67,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
     if before:
         packed = _spans(
             (plan.out_dir / split / domain, source["name"], source[split])
-            for domain, content in before.manifest["domains"].items()
+            for domain, content in before["domains"].items()
             for source in content["sources"]
             for split in SPLITS
             if source[split]["documents"]
@@ -75,7 +75,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
         for place, own in packed.items():
             spans[place] = sorted([*own, *spans.get(place, [])], key=lambda span: span.source)
     sources = sorted(
-        [*map(_source_entry, read), *(before.manifest["sources"] if before else ())], key=lambda entry: entry["name"]
+        [*map(_source_entry, read), *(before["sources"] if before else ())], key=lambda entry: entry["name"]
     )
     chosen = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, plan.out_dir, dtype)
     with explain_full_disk(plan.out_dir), _new_output(workdir, replaces=before is not None) as staging:
@@ -89,7 +89,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
             "options": plan.settings["options"],
             "domains": domains,
             "sources": sources,
-            "duplicates": chosen.duplicates + (before.manifest["duplicates"] if before else 0),
+            "duplicates": chosen.duplicates + (before["duplicates"] if before else 0),
             "files": {
                 f"{split}/{domain}.{ending}": described
                 for (split, domain), files in sorted(merged.items())

@@ -26,22 +26,22 @@ _CHUNK = 1 << 20  # documents handled at a time, so that memory does not grow wi
 
 
 def bin_path(prefix: Path) -> Path:
-    """The file of token ids; domains may have dots in their names."""
+    """Returns the file of token ids; domains may have dots in their names."""
     return prefix.with_name(prefix.name + ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
-    """The index."""
+    """Returns the index."""
     return prefix.with_name(prefix.name + ".idx")
 
 
 def sidecar_path(prefix: Path, name: str) -> Path:
-    """The file of one number per document beside a shard's tokens: "sample" (8 bytes each) or "hash" (16)."""
+    """Returns the file of a number per document beside a shard's tokens: "sample" (8 bytes each) or "hash" (16)."""
     return prefix.with_name(f"{prefix.name}.{name}")
 
 
 class DocumentWriter:
-    """Append documents to ``prefix.bin``; ``close`` writes ``prefix.idx``.
+    """Appends documents to ``prefix.bin``; ``close`` writes ``prefix.idx``.
 
     Args:
         prefix: path without extension, in a folder that exists.
@@ -54,7 +54,7 @@ class DocumentWriter:
     def __init__(self, prefix: Path, dtype: str) -> None:
         self.prefix, self.dtype = prefix, np.dtype(dtype)
         self._bin = bin_path(prefix).open("wb")
-        self._lengths = array("i")  # four bytes a document: a list of integers takes nine times as much
+        self._lengths = array("i")  # four bytes per document: a list of integers takes nine times as much
         self.tokens = 0
 
     @property
@@ -71,24 +71,24 @@ class DocumentWriter:
         self.close()
 
     def add(self, ids: Sequence[int]) -> None:
-        """Append one document's token ids."""
+        """Appends one document's token ids."""
         self.add_packed(np.asarray(ids, dtype=self.dtype).tobytes())
 
     def add_packed(self, ids: bytes) -> None:
-        """Append one document's token ids, given as bytes of the writer's dtype."""
+        """Appends one document's token ids, given as bytes of the writer's dtype."""
         self._bin.write(ids)
         length = len(ids) // self.dtype.itemsize
         self._lengths.append(length)
         self.tokens += length
 
     def close(self) -> None:
-        """Finish both files."""
+        """Finishes both files."""
         self._bin.close()
         write_index(self.prefix, self.dtype.name, [np.asarray(self._lengths, dtype=np.int32)], self.documents)
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:
-    """Write ``prefix.idx`` in memory that does not depend on the number of documents.
+    """Writes ``prefix.idx`` in memory that does not depend on the number of documents.
 
     Args:
         prefix: path without extension.
@@ -114,14 +114,14 @@ def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documen
 
 
 def read_lengths(prefix: Path, first: int, count: int) -> np.ndarray:
-    """Lengths of some sequences from an index, int32, shape (count,)."""
+    """Returns the lengths of some sequences from an index, int32, shape (count,)."""
     with idx_path(prefix).open("rb") as index:
         index.seek(_HEADER.size + 4 * first)
         return np.frombuffer(index.read(4 * count), dtype=np.int32)
 
 
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Map a pair of files into memory, ours or Megatron's own.
+    """Maps a pair of files into memory, ours or Megatron's own.
 
     Returns:
         All token ids, shape (tokens,), and the documents' lengths in tokens, shape (documents,).
@@ -143,7 +143,7 @@ def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_index(index: BinaryIO, path: Path) -> tuple[np.dtype, np.ndarray]:
-    """Token type and documents' lengths."""
+    """Returns token type and documents' lengths."""
     header = index.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
         raise UserError(f"{path} is not a Megatron index; run `inheritune prepare` again")

@@ -66,7 +66,7 @@ class Mixture:
 
 
 def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
-    """Turn weights into samples a cycle.
+    """Turn weights into samples per cycle.
 
     Args:
         domains: sizes.

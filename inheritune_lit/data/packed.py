@@ -22,7 +22,7 @@ PADDING = -100
 
 
 def load_packed_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder made by ``inheritune prepare``.
+    """Returns the manifest of a folder made by ``inheritune prepare``.
 
     Raises:
         UserError: the folder is missing or holds something else.
@@ -36,7 +36,7 @@ def load_packed_manifest(folder: Path) -> dict[str, Any]:
 
 
 def content_sha256(folder: Path) -> str:
-    """Hash of what packed data holds: equal for the same text prepared again in the same way, wherever and whenever."""
+    """Returns a hash of what packed data holds: equal for the same text prepared again in the same way, wherever."""
     manifest = load_packed_manifest(folder)
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
@@ -48,7 +48,7 @@ def content_sha256(folder: Path) -> str:
 
 
 def domain_sha256s(folder: Path) -> dict[str, str]:
-    """Hash of what each domain holds."""
+    """Returns a hash of what each domain holds."""
     return {name: _sha256(_domain_content(record)) for name, record in load_packed_manifest(folder)["domains"].items()}
 
 
@@ -119,7 +119,7 @@ class PackedDataset:
     Args:
         folder: packed data.
         split: "train" or "val".
-        block_size: tokens of input a block.
+        block_size: tokens of input per block.
         documents: "packed" cuts each domain's tokens every ``block_size`` tokens, across documents; "separate" cuts
             each document for itself and fills its last block with padding.
 
@@ -127,7 +127,7 @@ class PackedDataset:
         domains: sizes by domain, also of those without a block.
 
     Raises:
-        UserError: the folder is no packed data, a file is damaged, or no domain fills a block.
+        UserError: the folder is not packed data, a file is damaged, or no domain fills a block.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class PackedDataset:
             )
 
     def _open(self, domain: str, recorded: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """A domain's tokens and the lengths of its documents."""
+        """Returns a domain's tokens and the lengths of its documents."""
         prefix = self.folder / self.split / domain
         if recorded["tokens"] == 0 and not prefix.with_name(f"{domain}.bin").exists():
             return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
@@ -167,11 +167,11 @@ class PackedDataset:
         return int(self._ends[-1])
 
     def __getitem__(self, block: int) -> np.ndarray:
-        """Token ids of a block, int64, shape (block_size + 1,); see ``batch``."""
+        """Returns the token ids of a block, int64, shape (block_size + 1,); see ``batch``."""
         return self.batch([block])[0]
 
     def batch(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Token ids of some blocks, int64, shape (blocks, block_size + 1), ``PADDING`` behind the end of a document."""
+        """Returns tokens of some blocks, int64, shape (blocks, block_size + 1), ``PADDING`` behind a document's end."""
         blocks_B = np.asarray(blocks, dtype=np.int64)
         tokens_BT1 = np.full((len(blocks_B), self.block_size + 1), PADDING, dtype=np.int64)
         for domain, rows, first_B, targets_B in self._spans(blocks_B):
@@ -181,7 +181,7 @@ class PackedDataset:
         return tokens_BT1
 
     def targets(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How many targets some blocks have, int64, shape (blocks,); their tokens are not read."""
+        """Returns how many targets some blocks have, int64, shape (blocks,); their tokens are not read."""
         blocks_B = np.asarray(blocks, dtype=np.int64)
         counts_B = np.empty(len(blocks_B), dtype=np.int64)
         for _, rows, _, targets_B in self._spans(blocks_B):
@@ -189,12 +189,12 @@ class PackedDataset:
         return counts_B
 
     def domains_of(self, blocks: Sequence[int] | np.ndarray) -> list[str]:
-        """Names of the domains that some blocks come from."""
+        """Returns the names of the domains that some blocks come from."""
         names = list(self.domains)
         return [names[domain] for domain in self._domain_numbers(np.asarray(blocks, dtype=np.int64)).tolist()]
 
     def _spans(self, blocks_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Blocks by domain: its number, which of the blocks are its, where they begin, and their targets."""
+        """Yields blocks by domain: its number, which of the blocks are its, where they begin, and their targets."""
         domains_B = self._domain_numbers(blocks_B)
         for domain in np.unique(domains_B).tolist():
             rows = np.flatnonzero(domains_B == domain)

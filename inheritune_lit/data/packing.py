@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Documents an entry of the index: an eighth of a byte a document is kept in memory.
+# Documents an entry of the index: an eighth of a byte per document is kept in memory.
 _STRIDE = 128
 _CHUNK = _STRIDE << 13
 
@@ -15,7 +15,7 @@ class PackedCut:
 
     Args:
         tokens: tokens of the domain.
-        block_size: inputs a block.
+        block_size: inputs per block.
 
     Attributes:
         blocks: how many there are.
@@ -40,7 +40,7 @@ class SeparateCut:
 
     Args:
         lengths: tokens of each document, shape (documents,); read in pieces and kept as it is.
-        block_size: inputs a block.
+        block_size: inputs per block.
 
     Attributes:
         blocks: how many there are.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import PrepareArgs, differing_setting
+from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.formats import format_of
 from inheritune_lit.data.shards import Shard, plan_shards
 from inheritune_lit.data.sources import SourceFile, find_sources
@@ -13,16 +13,10 @@ from inheritune_lit.data.subset import Quota, quotas_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant
 from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.settings_guard import differences
 from inheritune_lit.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 3.5  # English and code have 3 to 4
-
-
-@dataclass(frozen=True)
-class AppendTarget:
-    """Packed data that new source files are appended to."""
-
-    manifest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class PreparePlan:
         args: the call's arguments.
         tokenizer_dir, out_dir: those of the arguments.
         sources: new files.
-        append_to: data packed before that they are appended to.
+        packed_before: manifest of the output that they are appended to; None where nothing is there.
         shards: of the new files.
         quotas: of a subset.
         settings: what every call on the same output has to agree on: the manifest's tokenizer, dtype and options.
@@ -43,7 +37,7 @@ class PreparePlan:
     tokenizer_dir: Path
     out_dir: Path
     sources: list[SourceFile]
-    append_to: AppendTarget | None
+    packed_before: dict[str, Any] | None
     shards: list[Shard]
     quotas: list[Quota]
     settings: dict[str, Any]
@@ -57,7 +51,7 @@ class PreparePlan:
         if self.args.max_tokens is not None:
             tokens = min(tokens, self.args.max_tokens)
         size = tokens * {"uint16": 2, "int32": 4}[dtype]
-        added = f", beside {len(self.append_to.manifest['sources'])} packed before" if self.append_to else ""
+        added = f", beside {len(self.packed_before['sources'])} packed before" if self.packed_before else ""
         lines = [
             f"prepare {sum(file.bytes for file in self.sources):,} bytes in {len(self.sources)} files{added}, "
             f"{len(domains)} domains ({', '.join(domains)})",
@@ -96,19 +90,19 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "int32",
         "options": args.content_settings(),
     }
-    target = _find_target(args.out_dir, settings)
-    new = _new_sources(args.out_dir, target.manifest, sources) if target else sources
-    if target and new and args.max_tokens is not None:
+    before = _read_packed(args.out_dir, settings)
+    new = _new_sources(args.out_dir, before, sources) if before else sources
+    if before and new and args.max_tokens is not None:
         raise UserError(
-            f"{args.out_dir} is a random subset of {len(target.manifest['sources'])} files, which {new[0].path} would "
+            f"{args.out_dir} is a random subset of {len(before['sources'])} files, which {new[0].path} would "
             "change; give another --out_dir"
         )
     quotas = quotas_of(args, sorted({file.domain for file in sources}))
-    return PreparePlan(args, args.tokenizer_dir, args.out_dir, new, target, plan_shards(new, args), quotas, settings)
+    return PreparePlan(args, args.tokenizer_dir, args.out_dir, new, before, plan_shards(new, args), quotas, settings)
 
 
-def _find_target(out_dir: Path, settings: Mapping[str, Any]) -> AppendTarget | None:
-    """Returns the packed data at ``out_dir``, or None where nothing is there.
+def _read_packed(out_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the manifest of the packed data at ``out_dir``, or None where nothing is there.
 
     Raises:
         UserError: something else is there; or it was made with another tokenizer or other options.
@@ -119,9 +113,12 @@ def _find_target(out_dir: Path, settings: Mapping[str, Any]) -> AppendTarget | N
         return None
     if manifest["tokenizer"]["sha256"] != settings["tokenizer"]["sha256"]:
         raise UserError(f"{out_dir} was made with another tokenizer; give another --out_dir or remove it")
-    if difference := differing_setting(manifest["options"], settings["options"]):
-        raise UserError(f"{out_dir} was made with other options: {difference}; give another --out_dir or remove it")
-    return AppendTarget(manifest)
+    for name, old, new in differences(manifest["options"], settings["options"]):
+        raise UserError(
+            f"{out_dir} was made with other options: --{name} was {old}, now it is {new}; give another --out_dir or "
+            "remove it"
+        )
+    return manifest
 
 
 def _new_sources(out_dir: Path, manifest: Mapping[str, Any], sources: Sequence[SourceFile]) -> list[SourceFile]:

@@ -98,7 +98,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
         return PrepareResult(args.out_dir)
     start = time.monotonic()
     with _stop_at_once(), workdir.locked():
-        if plan.append_to and not plan.sources:
+        if plan.packed_before and not plan.sources:
             logger.info(f"{args.out_dir} holds all of it already")
             workdir.remove()  # left where the last call was killed after all was done
             return PrepareResult(args.out_dir)

@@ -87,13 +87,13 @@ _CHUNK = 1 << 20
 def micro_batch_samples(
     step: int, micro: int, global_batch_size: int, micro_batch_size: int, rank: int = 0, ranks: int = 1
 ) -> range:
-    """Numbers of the samples that a rank takes in a micro-batch of an optimizer step.
+    """Returns the numbers of the samples that a rank takes in a micro-batch of an optimizer step.
 
     Args:
         step: optimizer step, from 0.
         micro: micro-batch of the step, from 0 to below global_batch_size / (micro_batch_size * ranks).
-        global_batch_size: samples an optimizer step, over all ranks.
-        micro_batch_size: samples a forward pass on one rank.
+        global_batch_size: samples per optimizer step, over all ranks.
+        micro_batch_size: samples per forward pass on one rank.
         rank, ranks: which of how many processes.
     """
     first = step * global_batch_size + (micro * ranks + rank) * micro_batch_size
@@ -107,7 +107,7 @@ class _Group:
     Attributes:
         name: the domain's, or "" for all of them.
         first, size: its blocks are first, ..., first + size - 1.
-        draws: samples a cycle.
+        draws: samples per cycle.
         drawn: how often it had been drawn when the mixture began.
     """
 
@@ -122,7 +122,7 @@ class MixtureSampler:
     """Which block is sample i.
 
     Sample i depends on the arguments and i alone, so any number of workers and ranks agree, and a restarted run needs
-    one integer to go on.
+    one integer to continue.
 
     Without weights every epoch visits each block exactly once, in an order of its own. With weights the samples come in
     cycles of 10,000: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for each cycle.
@@ -130,11 +130,11 @@ class MixtureSampler:
     domain visits all of its blocks before any a second time, at its own pace, and none runs out.
 
     Args:
-        domain_blocks: number of blocks a domain; blocks are numbered through in this order.
+        domain_blocks: number of blocks per domain; blocks are numbered through in this order.
         seed: seed of the order.
-        draws: samples a cycle for each domain that is drawn, ``CYCLE`` in all; None goes through all blocks in epochs.
+        draws: samples per cycle for each domain that is drawn, ``CYCLE`` in all; None goes through blocks in epochs.
         first_sample, drawn: a mixture that replaces another at this sample, and how often each domain had been drawn
-            until then: domains go on where they are.
+            until then: domains continue where they are.
     """
 
     def __init__(
@@ -161,18 +161,18 @@ class MixtureSampler:
         self._cycles: dict[int, np.ndarray] = {}  # a cache, not state
 
     def __getitem__(self, sample: int) -> int:
-        """Block of a sample, for any sample from ``first_sample`` on."""
+        """Returns the block of a sample, for any sample from ``first_sample`` on."""
         return int(self.blocks(range(sample, sample + 1))[0])
 
     def blocks(self, samples: range) -> np.ndarray:
-        """Blocks of consecutive samples, int64, shape (len(samples),)."""
+        """Returns the blocks of consecutive samples, int64, shape (len(samples),)."""
         start, stop = samples.start - self.first_sample, samples.stop - self.first_sample
         cycles = range(start // CYCLE, -(-stop // CYCLE))
         parts = [self._cycle(number)[max(0, start - number * CYCLE) : stop - number * CYCLE] for number in cycles]
         return np.concatenate(parts)
 
     def counts(self, start: int, stop: int) -> np.ndarray:
-        """How often samples start, ..., stop - 1 draw each block, int64, shape (blocks,).
+        """Returns how often samples start, ..., stop - 1 draw each block, int64, shape (blocks,).
 
         Computed without going through the samples: after k draws a group of n blocks has had each of them k div n
         times, and those at the first k mod n positions of its present permutation once more.
@@ -187,7 +187,7 @@ class MixtureSampler:
         return counts
 
     def domain_counts(self, start: int, stop: int) -> dict[str, int]:
-        """How often samples start, ..., stop - 1 draw each domain."""
+        """Returns how often samples start, ..., stop - 1 draw each domain."""
         counts = dict.fromkeys(self.domain_blocks, 0)
         if not self._weighted:
             by_block = self.counts(start, stop)

@@ -47,7 +47,7 @@ class Quota:
 
 
 def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
-    """Quotas of a subset; none where everything is taken.
+    """Returns the quotas of a subset; none where everything is taken.
 
     A mixture's name stands for the domain of that name and for those whose names begin with it and an underscore
     (``cc`` for ``cc_2019-30`` and ``cc_2023-06``).
@@ -74,7 +74,7 @@ def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
 def estimate_thresholds(
     quotas: Sequence[Quota], ranges: Sequence[SourceRange], encoder: DocumentEncoder, args: PrepareArgs, scratch: Path
 ) -> dict[str, int]:
-    """Thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
+    """Returns thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
 
     Args:
         quotas: tokens wanted.
@@ -96,7 +96,7 @@ def estimate_thresholds(
 
 
 def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margin: float) -> float:
-    """Share of documents to let through so that at least ``tokens`` come, but for very bad luck.
+    """Returns the share of documents to let through so that at least ``tokens`` come, but for very bad luck.
 
     Args:
         tokens: tokens wanted.
@@ -116,7 +116,7 @@ def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margi
 
 
 def cut_keys(keys: np.ndarray, lengths: np.ndarray, tokens: int) -> int:
-    """The key below which documents add up to at most ``tokens``.
+    """Returns the key below which documents add up to at most ``tokens``.
 
     Args:
         keys: sample keys, uint64, shape (documents,).

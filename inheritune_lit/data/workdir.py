@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.args import differing_setting
 from inheritune_lit.data.shards import DONE, Shard
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk, replace_text
+from inheritune_lit.io.settings_guard import differences
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,11 @@ class WorkDir:
         before = self.read_plan()
         if before is None:
             return
-        difference = differing_setting(before["options"], plan["options"])
+        subject, advice = f"{self.path} holds unfinished work of", "give the former ones, or remove that folder"
         if before["tokenizer"] != plan["tokenizer"]:
-            difference = "the tokenizer was another"
-        if difference:
-            raise UserError(
-                f"{self.path} holds unfinished work of other options: {difference}; "
-                "give the former ones, or remove that folder"
-            )
+            raise UserError(f"{subject} another tokenizer; {advice}")
+        for name, old, new in differences(before["options"], plan["options"]):
+            raise UserError(f"{subject} other options: --{name} was {old}, now it is {new}; {advice}")
 
     def restore_output(self) -> None:
         """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
@@ -110,9 +107,8 @@ class WorkDir:
             raise UserError(f"cannot write beside {self.out_dir}: {error.strerror}; give another --out_dir") from error
         with explain_full_disk(self.path), (self.path / "lock").open("w") as lock:
             try:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # until it is closed, also by the death of this process
+                # Held until the file is closed, also by the death of this process.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
                     f"another `inheritune prepare` is at work on {self.out_dir}; wait for it, or give another --out_dir"

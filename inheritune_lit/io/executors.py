@@ -113,7 +113,7 @@ def _dask_executor(address: str) -> Iterator[Executor]:
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise UserError(f"no Dask scheduler answers at {address} ({first_line(error)}); check --cluster") from error
+        raise UserError(f"--cluster {address}: no Dask scheduler answers there ({first_line(error)})") from error
     try:
         yield client.get_executor()
     except KilledWorker as error:

@@ -91,7 +91,7 @@ def test_a_fault_in_a_cluster_is_one_line(cluster, corpus, tokenizer_dir, tmp_pa
 def test_what_a_cluster_needs_is_said(corpus, tokenizer_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_CONNECT_SECONDS", 1)
     args = PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", cluster="tcp://127.0.0.1:1")
-    with pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 \(.*\); check --cluster"):
+    with pytest.raises(UserError, match=r"--cluster tcp://127\.0\.0\.1:1: no Dask scheduler answers there \(.*\)"):
         prepare(args)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match=r"pip install 'inheritune-lit\[cluster\]'"):

@@ -1,4 +1,4 @@
-"""The SLURM script of docs/clusters.md, with worker processes of this machine in the place of SLURM's jobs."""
+"""The SLURM script of docs/clusters.md, with a worker process of this machine instead of SLURM's jobs."""
 
 import re
 import sys
