@@ -177,7 +177,7 @@ def run_experiments(
 
 def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up: Callable[[Experiment], None]) -> None:
     waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
-    others = set(multiprocessing.active_children())
+    others, told = set(multiprocessing.active_children()), False
     with _stop_signals() as stop:
         try:
             while (waiting and not stop) or running:
@@ -203,10 +203,12 @@ def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up
                     done.add(experiment.name)
                     take_up(experiment)
                     logger.info("%s: done, %d are running", experiment.name, len(running))
-                if stop:
+                if stop and not told:  # once: a second signal would end them without saving
+                    told = True
                     _stop_workers(running, others)
         except BaseException:
-            _stop_workers(running, others)
+            if not told:
+                _stop_workers(running, others)
             raise
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
