@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from inheritune_lit.model.devices import USABLE as USABLE_GPU_MEMORY
     from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
     from inheritune_lit.model.load import load_model
+    from inheritune_lit.parsing import read_recipe
     from inheritune_lit.planning.advise import analyze
     from inheritune_lit.planning.args import InitArgs, PlanArgs
     from inheritune_lit.planning.plan import plan
@@ -178,6 +179,7 @@ _MODULES = {
     "prepare": "data.prepare",
     "pretrain": "train.pretrain",
     "read_metrics": "train.metrics",
+    "read_recipe": "parsing",
     "read_run": "train.run_folder",
     "read_validations": "train.metrics",
     "reference_from_table": "inherit.reference",
@@ -291,6 +293,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "read_metrics",
+    "read_recipe",
     "read_run",
     "read_validations",
     "reference_from_table",

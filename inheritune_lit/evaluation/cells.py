@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from inheritune_lit.evaluation import paper_tasks as mmlu
-from inheritune_lit.evaluation.floors import Floor, floor_of
-from inheritune_lit.evaluation.significance import Difference, compare, is_above, word_perplexity
+from inheritune_lit.evaluation.significance import Difference, Floor, compare, floor_of, is_above, word_perplexity
 from inheritune_lit.evaluation.suite import Column, PaperRow, Suite
 
 Record = dict[str, Any]

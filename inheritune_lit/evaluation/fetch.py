@@ -9,7 +9,7 @@ from typing import Any
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import paper_tasks as mmlu
-from inheritune_lit.evaluation.rows import write_rows
+from inheritune_lit.evaluation.local_rows import write_rows
 from inheritune_lit.evaluation.suite import Suite
 from inheritune_lit.evaluation.tasks import registered_config, task_manager
 from inheritune_lit.io.folders import new_folder

@@ -183,7 +183,7 @@ def _choose(logits_BV: torch.Tensor, settings: GenerationSettings, generators: l
     return torch.cat(chosen)
 
 
-class TextMaker:
+class BatchGenerator:
     """Continues prompts.
 
     Args:

@@ -10,11 +10,11 @@ from lm_eval.api.model import TemplateLM
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.encoding import Encoder, eos_id
-from inheritune_lit.evaluation.generation import GenerationSettings, TextMaker
+from inheritune_lit.evaluation.generation import BatchGenerator, GenerationSettings
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache
-from inheritune_lit.evaluation.scoring import Job, Scorer
+from inheritune_lit.evaluation.scoring import Request, Scorer
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import install_plans
 
@@ -60,7 +60,7 @@ class LitLM(TemplateLM):
         self._encoder, self._identity, self._stream = encoder, identity, stream or sys.stderr
         self._is_shown = ranks.is_first
         self._scorer = Scorer(model, max_batch_tokens, cache, ranks, self._stream)
-        self._texts = TextMaker(model, encoder.tokenizer, max_batch_tokens, cache, ranks)
+        self._texts = BatchGenerator(model, encoder.tokenizer, max_batch_tokens, cache, ranks)
 
     @property
     def eot_token_id(self) -> int:
@@ -105,7 +105,7 @@ class LitLM(TemplateLM):
         for start in range(0, len(requests), _ENCODED_TOGETHER):
             pairs = [request.args for request in requests[start : start + _ENCODED_TOGETHER]]
             self._encoder.announce(text for pair in pairs for text in ("".join(pair), pair[0].rstrip()))
-            jobs += [self._job(*self._split(*pair)) for pair in pairs]
+            jobs += [self._request(*self._split(*pair)) for pair in pairs]
         return self._scorer.score(jobs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -122,7 +122,7 @@ class LitLM(TemplateLM):
                 context_len=1,
             )
             for context, continuation in map(utils.make_disjoint_window, rolled):
-                windows.append(self._job(context, continuation))
+                windows.append(self._request(context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
         for number, (loglikelihood, _) in zip(owners, self._scorer.score(windows), strict=True):
@@ -150,7 +150,7 @@ class LitLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return self._scorer.score([self._job(context, continuation) for _, context, continuation in requests])
+        return self._scorer.score([self._request(context, continuation) for _, context, continuation in requests])
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation, as lm-eval splits them."""
@@ -160,7 +160,7 @@ class LitLM(TemplateLM):
         prefix = self.prefix_token_id
         return (ids[:1], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids)
 
-    def _job(self, context: Sequence[int], continuation: Sequence[int]) -> Job:
+    def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is "

@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.rows import LocalRows
+from inheritune_lit.evaluation.local_rows import LocalRows
 from inheritune_lit.evaluation.tasks import ResolvedTasks
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import paper_tasks as mmlu
-from inheritune_lit.evaluation.local_rows import LocalTaskRows
-from inheritune_lit.evaluation.rows import LocalRows
+from inheritune_lit.evaluation.local_rows import LocalRows, LocalTaskRows
 
 
 @dataclass(frozen=True)

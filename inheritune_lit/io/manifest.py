@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit import __version__
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
 
@@ -27,8 +26,8 @@ def sha256_file(path: Path, chunk_bytes: int = 1 << 22) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that can change a result."""
-    versions = {"inheritune-lit": __version__, "python": sys.version.split()[0]}
-    for package in _RECORDED_PACKAGES:
+    versions = {"python": sys.version.split()[0]}
+    for package in ("inheritune-lit", *_RECORDED_PACKAGES):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

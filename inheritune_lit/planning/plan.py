@@ -18,8 +18,8 @@ from inheritune_lit import (
     at_depth,
     find_gpus,
     load_packed_manifest,
+    read_recipe,
 )
-from inheritune_lit.parsing import read_recipe
 from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import DiskSpace, GpuFit, TrainingJob, fit_gpu, fit_time
 from inheritune_lit.planning.model_spec import ModelSpec, model_of_checkpoint, model_of_reference

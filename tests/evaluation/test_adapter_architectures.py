@@ -12,7 +12,7 @@ from tiny import SHAPE
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.evaluation import attention
+from inheritune_lit.evaluation import scoring as attention
 from inheritune_lit.evaluation.generation import GenerationSettings, generate
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Ranks

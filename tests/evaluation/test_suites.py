@@ -9,7 +9,7 @@ from tiny import write_jsonl
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation import paper_tasks as logiqa
 from inheritune_lit.evaluation.cells import is_bold
-from inheritune_lit.evaluation.floors import floor_of
+from inheritune_lit.evaluation.significance import floor_of
 from inheritune_lit.evaluation.suite import load_suite
 from inheritune_lit.evaluation.tasks import TaskResolver, task_manager
 from inheritune_lit.resources import suites_dir
