@@ -177,39 +177,33 @@ def run_experiments(
 
 def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up: Callable[[Experiment], None]) -> None:
     waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
-    others, told = set(multiprocessing.active_children()), False
+    others = set(multiprocessing.active_children())
     with _stop_signals() as stop:
-        try:
-            while (waiting and not stop) or running:
-                for experiment in [one for one in waiting if done.issuperset(one.after) and not stop]:
-                    waiting.remove(experiment)
-                    logger.info("%s: started, %d are waiting", experiment.name, len(waiting))
-                    make_start(experiment)  # here, because experiments may share one
-                    running[executor.submit(_train_in_worker, experiment.training)] = experiment
-                finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    experiment = running.pop(future)
-                    if future.cancelled():
-                        continue
-                    try:
-                        complete = future.result()
-                    except BrokenExecutor:
-                        if not stop:
-                            raise
-                        complete = False  # told to stop before it was ready to be told
-                    if not complete:
-                        stop.append(signal.SIGTERM)  # as if this process had been told to
-                        continue
-                    done.add(experiment.name)
-                    take_up(experiment)
-                    logger.info("%s: done, %d are running", experiment.name, len(running))
-                if stop and not told:  # once: a second signal would end them without saving
-                    told = True
-                    _stop_workers(running, others)
-        except BaseException:
-            if not told:
+        while (waiting and not stop) or running:
+            for experiment in [one for one in waiting if done.issuperset(one.after) and not stop]:
+                waiting.remove(experiment)
+                logger.info("%s: started, %d are waiting", experiment.name, len(waiting))
+                make_start(experiment)  # here, because experiments may share one
+                running[executor.submit(_train_in_worker, experiment.training)] = experiment
+            finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in finished:
+                experiment = running.pop(future)
+                if future.cancelled():
+                    continue
+                try:
+                    complete = future.result()
+                except BrokenExecutor:
+                    if not stop:
+                        raise
+                    complete = False  # told to stop before it was ready to be told
+                if not complete:
+                    stop.append(signal.SIGTERM)  # as if this process had been told to
+                    continue
+                done.add(experiment.name)
+                take_up(experiment)
+                logger.info("%s: done, %d are running", experiment.name, len(running))
+            if stop:
                 _stop_workers(running, others)
-            raise
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
 
@@ -220,6 +214,7 @@ def _stop_workers(running: dict[Future[bool], Experiment], others: set[Any]) -> 
         future.cancel()
     for worker in set(multiprocessing.active_children()) - others:
         worker.terminate()
+        others.add(worker)  # a second signal would end it without saving
 
 
 @contextmanager
