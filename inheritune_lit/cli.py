@@ -8,7 +8,6 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any
 
 from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.checkpoint.args import ExportArgs
@@ -41,7 +40,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "plan": (PlanArgs, "planning.plan:plan"),
     "slice": (SliceArgs, "inherit.slice:slice_model"),
     "export": (ExportArgs, "checkpoint.export:export"),
-    "prepare": (PrepareArgs, "commands.data:prepare_command"),
+    "prepare": (PrepareArgs, "data.prepare:prepare"),
     "teach": (TeachArgs, "train.teach:teach"),
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "studies.grow:grow"),
@@ -85,12 +84,7 @@ def main(args: list[str] | None = None) -> int:
 def _run(command: str, arguments: CommandArgs) -> None:
     module, _, name = COMMANDS[command][1].partition(":")
     function = getattr(import_module(f"inheritune_lit.{module}"), name)
-    if not fields(arguments):
-        result: Any = function()
-    elif module.startswith("commands"):
-        result = function(**{field.name: getattr(arguments, field.name) for field in fields(arguments)}) or ""
-    else:
-        result = function(arguments)
+    result = function(arguments) if fields(arguments) else function()
     if (text := str(result)) and _rank() == 0:
         print(text)
 

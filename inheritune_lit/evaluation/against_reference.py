@@ -1,7 +1,6 @@
 """Held-out losses of single samples, kept in files that say what they are of."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from lightning.fabric import Fabric
 from litgpt.model import GPT
 
 from inheritune_lit.data.packed import PackedDataset, content_sha256
-from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import BlockLosses, block_losses, mean_loss
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.resolve import ResolvedReference
@@ -137,16 +135,6 @@ class Comparison:
             f"held-out loss {self.loss:.4f}, reference {self.reference:.4f}: difference {self.difference:+.4f} ± "
             f"{self.stderr:.4f} (paired), margin {self.margin:g}; {decision}"
         )
-
-
-def check_margin(margin: float) -> None:
-    """Refuse a margin that no model or every model meets.
-
-    Raises:
-        UserError: it is negative or not finite.
-    """
-    if not 0 <= margin < math.inf:
-        raise UserError(f"--margin is {margin}; give the nats by which the loss may be worse, 0 or more")
 
 
 def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Comparison:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.against_reference import check_margin, compare
+from inheritune_lit.evaluation.against_reference import compare
 from inheritune_lit.evaluation.held_out import BlockLosses
+from inheritune_lit.studies.args import GrowArgs
 
 
 def losses(values: list[float], targets: list[int] | int = 10) -> BlockLosses:
@@ -81,4 +82,4 @@ def test_a_model_at_the_margin_is_passed_one_time_in_twenty():
 @pytest.mark.parametrize("margin", [-0.01, math.nan, math.inf, -math.inf])
 def test_impossible_margin(margin):
     with pytest.raises(UserError, match=r"--margin is .*; give the nats"):
-        check_margin(margin)
+        GrowArgs("reference", "data", "out", margin=margin)
