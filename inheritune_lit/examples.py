@@ -32,7 +32,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     },
     "teach": {
         "inheritune teach openllama-3b --data data/text --out_dir data/teacher --max_seq_length 2048": (
-            "200 bytes a token"
+            "200 bytes per token"
         ),
     },
     "pretrain": {

@@ -26,7 +26,7 @@ class HeldOutEvaluator:
         data: validation part of packed data.
         documents: how it is cut into samples.
         blocks: samples, the same ones as in training's own validation.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
         precision: of weights and computing.
     """
 
@@ -99,7 +99,7 @@ Z = 1.645
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against the reference on the same samples, in nats a token.
+    """A model against the reference on the same samples, in nats per token.
 
     Attributes:
         loss, reference: mean losses.
@@ -142,7 +142,7 @@ def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Compar
 
     Args:
         model, reference: losses of at least two samples.
-        margin: nats a token.
+        margin: nats per token.
     """
     differences = [ours - theirs for ours, theirs in zip(model.losses, reference.losses, strict=True)]
     difference, stderr, _, _ = mean_loss(differences, model.targets)

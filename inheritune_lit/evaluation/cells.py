@@ -124,7 +124,7 @@ def _mean(
 
 
 def _difference(records: list[Record], first: list[Record] | None, metric: str) -> Difference | None:
-    """Compare on the same rows, all subjects' together; None where a metric is no mean of its rows."""
+    """Compare on the same rows, all subjects' together; None where a metric is not a mean of its rows."""
     if first is None or (metric not in _AGGREGATES and metric not in _MEANS):
         return None
     if any(a["documents"]["hash"] != b["documents"]["hash"] for a, b in zip(records, first, strict=True)):

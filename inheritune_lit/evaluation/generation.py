@@ -69,10 +69,10 @@ class GenerationSettings:
 
 
 class KeyValueCache:
-    """Attention of a batch that grows by a token a sequence and pass: the first pass takes the prompts.
+    """Attention of a batch that grows by one token per sequence and pass: the first pass takes the prompts.
 
     Args:
-        capacity: most tokens a sequence.
+        capacity: most tokens per sequence.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -82,7 +82,7 @@ class KeyValueCache:
         self._longest = 0
 
     def advance(self, positions_B: torch.Tensor) -> None:
-        """Announce a pass of one token a sequence, at these positions."""
+        """Announce a pass of one token per sequence, at these positions."""
         self._positions_B, self._longest = positions_B, int(positions_B.max()) + 1
 
     def keep(self, rows: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from inheritune_lit.io.progress import Progress
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """Loss on one domain, in nats a token; see ``ValidationResult``."""
+    """Loss on one domain, in nats per token; see ``ValidationResult``."""
 
     loss: float
     stderr: float
@@ -23,7 +23,7 @@ class DomainLoss:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Loss in nats a token.
+    """Loss in nats per token.
 
     Attributes:
         loss: mean cross-entropy over all targets.

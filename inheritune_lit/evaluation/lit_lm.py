@@ -31,7 +31,7 @@ class LitLM(TemplateLM):
     Args:
         model: on its device; its attention is changed by ``install_plans``.
         encoder: texts into ids.
-        max_batch_tokens: tokens a forward pass.
+        max_batch_tokens: tokens per forward pass.
         identity: what ``provenance`` says.
         cache: results of earlier processes.
         ranks: processes that share the work; each has the model, gets all requests and all results.

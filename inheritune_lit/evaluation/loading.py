@@ -54,7 +54,7 @@ def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
 
     Args:
         resolved: from ``TaskResolver``.
-        limit: rows a task that will be scored; all when None.
+        limit: rows per task that will be scored; all when None.
 
     Raises:
         UserError: rows that cannot be had or are of the wrong shape.
@@ -108,7 +108,7 @@ def _try_prompts(name: str, task: Task, docs: Any, rows: LocalRows | None, limit
             ) from error
         # Some tasks have the text as the index of a choice, and the answers as contexts.
         if choices is not None and None in choices:  # the data library fills in what other rows have
-            raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; mend it")
+            raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
         indexed = isinstance(text, str) and isinstance(target, int)
         if choices is not None and indexed and not 0 <= target < len(choices):
             raise UserError(

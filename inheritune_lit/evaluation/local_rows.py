@@ -96,9 +96,9 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise UserError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+                    raise UserError(f"{path}:{number} is not JSON ({error}); fix or remove the line") from error
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number} holds a {type(row).__name__}, not a row; mend or remove the line")
+                    raise UserError(f"{path}:{number} holds a {type(row).__name__}, not a row; fix or remove the line")
                 yield f"{path}:{number}", row
 
 
@@ -109,7 +109,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no parquet file ({first_line(error)}); copy it again") from error
+        raise UserError(f"{path} is not a parquet file ({first_line(error)}); copy it again") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path} row {number}", row
 
@@ -139,7 +139,7 @@ class LocalTaskRows:
         self._mmlu: dict[str, dict[str, Rows]] = {}
 
     def of_task(self, name: str, config: dict[str, Any]) -> LocalRows:
-        """Rows of a task that is no subject of MMLU.
+        """Rows of a task that is not a subject of MMLU.
 
         Args:
             config: lm-eval's description of it.
@@ -210,7 +210,7 @@ class LocalTaskRows:
                 raise UserError(f"no local rows of task 'mmlu': {found.folder} has no {split}.jsonl or .parquet file")
             for place, row in read_rows(found.splits[split]):
                 if not isinstance(row.get("subject"), str):
-                    raise UserError(f"{place} is no MMLU row: it has no subject; mend or remove it")
+                    raise UserError(f"{place} is not an MMLU row: it has no subject; fix or remove it")
                 subjects.setdefault(row["subject"], []).append(row)
         self._mmlu[split] = subjects
         return subjects

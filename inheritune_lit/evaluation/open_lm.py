@@ -52,7 +52,7 @@ def open_lm(
         quantize: 8- or 4-bit weights of all linear layers but the head's; None for none.
         bos: "none" puts nothing before texts and has EOS as an empty context, as the paper; "model" puts what the
             model's own tokenizer does.
-        max_batch_tokens: tokens a forward pass; what fits into the free memory when None.
+        max_batch_tokens: tokens per forward pass; what fits into the free memory when None.
         device: such as "cpu" or "cuda:0".
         cache_dir: folder for results, which later processes continue from; None keeps none.
         ranks: processes that share the work, all with the same arguments but the device.

@@ -1,4 +1,4 @@
-"""A folder of results: a file a model and task as it finishes, so that a stopped evaluation goes on where it was."""
+"""A folder of results, one file per model and task as it finishes: a stopped evaluation continues from there."""
 
 import json
 import os

@@ -117,7 +117,7 @@ class Scorer:
 
     Args:
         model: after ``install_plans``.
-        max_batch_tokens: tokens a forward pass.
+        max_batch_tokens: tokens per forward pass.
         cache: results of earlier processes.
         ranks: processes that share the work.
         stream: where progress is shown.

@@ -139,4 +139,4 @@ def _check(suite: Suite, path: Path) -> None:
         if row.role not in get_args(Role):
             raise UserError(f"{path}: {row.model} has role {row.role!r}; give one of {', '.join(get_args(Role))}")
         if unknown := [title for title in row.scores if title not in titles]:
-            raise UserError(f"{path}: {row.model} has a score for {unknown[0]!r}, which is no column")
+            raise UserError(f"{path}: {row.model} has a score for {unknown[0]!r}, which is not a column")

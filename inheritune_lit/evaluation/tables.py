@@ -39,7 +39,7 @@ def results_markdown(suite: Suite | None, models: Sequence[ScoredModel], limit: 
     Args:
         suite: None where only held-out text was scored.
         models: the first is the one that the others are compared with.
-        limit: rows a task, where not all were scored.
+        limit: rows per task, where not all were scored.
     """
     parts = [f"# {suite.title if suite else 'Held-out text'}\n"]
     if limit is not None:

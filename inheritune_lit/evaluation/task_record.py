@@ -27,7 +27,7 @@ def identity(provenance: dict[str, Any], limit: int | None) -> dict[str, Any]:
 
     Args:
         provenance: the adapter's.
-        limit: rows a task.
+        limit: rows per task.
     """
     installed = installed_versions()
     return {**provenance, "limit": limit, "versions": {name: installed.get(name) for name in _VERSIONS}}

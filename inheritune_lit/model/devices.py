@@ -35,7 +35,7 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
     Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
 
     Args:
-        count: devices a node, see ``device_count``.
+        count: devices per node, see ``device_count``.
         num_nodes: nodes.
         strategy, precision: Fabric's.
     """

@@ -40,7 +40,7 @@ def load_model(
         device: where the parameters go.
 
     Raises:
-        UserError: the folder is no checkpoint, or its weights and ``model_config.yaml`` disagree.
+        UserError: the folder is not a checkpoint, or its weights and ``model_config.yaml`` disagree.
     """
     config, state = load_config(checkpoint_dir), load_state(checkpoint_dir)
     with torch.device("meta"):

@@ -76,7 +76,7 @@ def step_memory(
 
 
 def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: int) -> int:
-    """How many samples a forward pass fit into ``available`` bytes, from the prediction for another number."""
+    """How many samples per forward pass fit into ``available`` bytes, from the prediction for another number."""
     fixed = memory.total - memory.activations - memory.loss
     sample = (memory.activations + memory.loss) / micro_batch_size
     return max(0, int((available - fixed) / sample))
