@@ -9,7 +9,6 @@ from inheritune_lit import (
     USABLE_GPU_MEMORY,
     Gpu,
     OptimizerArgs,
-    Precision,
     SpeedArgs,
     StepMemory,
     TrainArgs,
@@ -17,6 +16,7 @@ from inheritune_lit import (
     largest_micro_batch,
     step_memory,
 )
+from inheritune_lit.io.arguments import Precision
 from inheritune_lit.planning.model_spec import ModelSpec
 
 _RECOMPUTING = 4 / 3
