@@ -38,7 +38,7 @@ class EvaluateArgs(CommandArgs):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Floating-point type of the weights."""
     quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None
-    """bitsandbytes type of the weights."""
+    """bitsandbytes type of the weights: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8."""
     bos: Literal["none", "model"] = "none"
     """"none" puts nothing before a prompt, as the paper; "model" what the model's tokenizer does."""
     max_batch_tokens: int | None = None
