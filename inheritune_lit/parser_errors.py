@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.io.arguments import kinds_of
 
 _WORDS = {
@@ -76,7 +76,7 @@ def unknown_command(word: str | None, commands: Iterable[str]) -> str:
         return f"no command; give one of {', '.join(known)}"
     if word in _OTHERS_COMMANDS:
         return f"there is no command {word!r}; {_OTHERS_COMMANDS[word]}"
-    return f"there is no command {word!r}; {_suggest(word, known)}give one of {', '.join(known)}"
+    return f"there is no command {word!r}; {_and(suggest(word, known))}give one of {', '.join(known)}"
 
 
 def check_choices(words: list[str], flags: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ def check_choices(words: list[str], flags: Mapping[str, Any]) -> None:
         name, equals, value = word.removeprefix("--").partition("=")
         choices = _choices(flags.get(name))
         if equals and choices and value not in (*choices, "null"):
-            raise UserError(f"--{name} is {value!r}; {_suggest(value, choices)}give one of {', '.join(choices)}")
+            raise UserError(f"--{name} is {value!r}; {_and(suggest(value, choices))}give one of {', '.join(choices)}")
 
 
 def format_error(message: str, command: str, flags: Mapping[str, Any]) -> str:
@@ -151,6 +151,6 @@ def _choices(kind: Any) -> tuple[str, ...]:
     return tuple(str(word) for part in parts for word in get_args(part))
 
 
-def _suggest(given: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"did you mean {near[0]}? " if near else ""
+def _and(hint: str) -> str:
+    """A hint in front of what follows it."""
+    return f"{hint} " if hint else ""

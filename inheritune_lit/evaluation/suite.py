@@ -1,13 +1,12 @@
 """Suites: which tasks make a table, and what the paper's table says, read from YAML."""
 
-import difflib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.resources import suites_dir
 
 FloorKind = Literal["auto", "constant", "chance", "none"]
@@ -73,9 +72,8 @@ def load_suite(name: str) -> Suite:
     path = Path(name) if name.endswith((".yaml", ".yml")) else suites_dir() / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in suites_dir().glob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}, or a YAML file"
-        raise UserError(f"unknown suite {name!r}; {meant}")
+        hint = suggest(name, known, f"give one of {', '.join(known)}, or a YAML file")
+        raise UserError(f"unknown suite {name!r}; {hint}")
     try:
         text = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
