@@ -4,9 +4,11 @@ Each command is a function: ``from inheritune_lit import SliceArgs, slice_model`
 for, so that ``import inheritune_lit`` costs nothing.
 """
 
+import ast
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inheritune_lit.analysis.analyze import AnalysisResult, analyze_model
@@ -78,241 +80,44 @@ if TYPE_CHECKING:
     from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
     from inheritune_lit.train.teach import TeachResult, teach
     from inheritune_lit.train.timing import MeasuredSteps, measure_steps
+else:
+    # Type checkers read the imports above. For Python they say where a name is found when it is first asked for.
+    _BLOCK = next(node for node in ast.parse(Path(__file__).read_bytes()).body if isinstance(node, ast.If))
+    _PLACES = {name.asname or name.name: (node.module, name.name) for node in _BLOCK.body for name in node.names}
+
+    def __getattr__(name):
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _PLACES[name]
+        return getattr(import_module(module), attribute)
+
+    def __dir__():
+        return sorted({*globals(), *_PLACES})
+
 
 try:
     __version__ = version("inheritune-lit")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-_MODULES = {
-    "ASSUMED_MFU": "train.gpus",
-    "AblateArgs": "studies.args",
-    "AdviceArgs": "analysis.args",
-    "Analysis": "analysis.result",
-    "AnalysisResult": "analysis.analyze",
-    "AnalyzeArgs": "analysis.args",
-    "BlockLosses": "evaluation.held_out",
-    "Comparison": "evaluation.against_reference",
-    "Config": "checkpoint.config",
-    "DemoArgs": "studies.args",
-    "DistillArgs": "train.args",
-    "EvalArgs": "train.args",
-    "ExportArgs": "checkpoint.args",
-    "FINAL": "checkpoint.folder",
-    "GPT2Config": "checkpoint.config",
-    "Gpu": "train.gpus",
-    "GrowArgs": "studies.args",
-    "HeldOutEvaluator": "evaluation.against_reference:HeldOutEvaluator",
-    "InitArgs": "planning.args",
-    "LONGEST_BLOCK": "model.flops",
-    "METRICS": "train.metrics",
-    "MeasuredSteps": "train.timing",
-    "MixtureArgs": "train.args",
-    "OPTIMIZER": "train.optim",
-    "OptimizerArgs": "train.args",
-    "PackedDataset": "data.packed",
-    "PlanArgs": "planning.args",
-    "PrepareArgs": "data.args",
-    "PretrainArgs": "train.args",
-    "ReferenceModel": "inherit.reference",
-    "ReportArgs": "report.args",
-    "ReproduceArgs": "studies.args",
-    "ResolvedReference": "inherit.resolve",
-    "ResourceEstimate": "train.plan",
-    "RunPlan": "train.plan",
-    "RunRecord": "train.run_folder",
-    "RunResult": "train.run_folder",
-    "SliceArgs": "inherit.args",
-    "SpeedArgs": "train.args",
-    "StepMemory": "train.memory",
-    "TeachArgs": "train.args",
-    "TeachResult": "train.teach",
-    "TrainArgs": "train.args",
-    "TrainingArgs": "train.args",
-    "USABLE_GPU_MEMORY": "model.devices:USABLE",
-    "UserError": "errors",
-    "WEIGHTS": "checkpoint.folder",
-    "Weights": "checkpoint.weights",
-    "Z": "evaluation.against_reference",
-    "ablate": "studies.ablate",
-    "analyze": "planning.advise",
-    "analyze_model": "analysis.analyze",
-    "at_depth": "train.args",
-    "attn_scale_of": "inherit.grown",
-    "build_fabric": "train.devices",
-    "build_reference": "inherit.load",
-    "check_fits_model": "data.compatibility",
-    "check_start": "inherit.grown",
-    "compare_losses": "evaluation.against_reference:compare",
-    "count_parameters": "checkpoint.tensors",
-    "data_settings": "train.run_folder",
-    "default_precision": "train.devices",
-    "EvaluateArgs": "evaluation.args",
-    "EvaluationResult": "evaluation.harness",
-    "evaluate": "evaluation.harness",
-    "export": "checkpoint.export",
-    "find_gpus": "train.gpus",
-    "flops_per_token": "model.flops",
-    "grow": "studies.grow",
-    "init_recipe": "planning.recipe",
-    "is_litgpt_folder": "checkpoint.folder",
-    "is_validation": "data.documents",
-    "iter_documents": "data.sources",
-    "largest_micro_batch": "train.memory",
-    "layers_of": "inherit.grown",
-    "layers_text": "inherit.layers",
-    "load_analysis": "analysis.result",
-    "load_model": "model.load",
-    "load_packed_manifest": "data.packed",
-    "machine_name": "train.devices",
-    "make_mixture": "data.mixture",
-    "make_report": "report.report",
-    "mean_loss": "evaluation.held_out",
-    "measure_steps": "train.timing",
-    "parse_layers": "inherit.layers",
-    "peak_flops": "train.gpus",
-    "peak_flops_of": "train.devices",
-    "plan": "planning.plan",
-    "plan_run": "train.plan",
-    "prepare": "data.prepare",
-    "pretrain": "train.pretrain",
-    "read_metrics": "train.metrics",
-    "read_recipe": "parsing",
-    "read_run": "train.run_folder",
-    "read_validations": "train.metrics",
-    "reference_from_table": "inherit.reference",
-    "reference_identity": "evaluation.against_reference",
-    "reproduce": "studies.replication",
-    "resolve_reference": "inherit.resolve:resolve",
-    "run_demo": "studies.demo",
-    "sample_length": "train.plan:block_size_of",
-    "save_lit_config": "checkpoint.config",
-    "slice_model": "inherit.slice",
-    "slice_options": "inherit.grown",
-    "step_memory": "train.memory",
-    "student_config": "inherit.plan",
-    "teach": "train.teach",
-    "tensor_shapes": "checkpoint.tensors",
-    "training_settings": "train.run_folder",
-    "write_grown": "inherit.grown",
-}
-
-__all__ = [
-    "ASSUMED_MFU",
-    "FINAL",
-    "LONGEST_BLOCK",
-    "METRICS",
-    "OPTIMIZER",
-    "USABLE_GPU_MEMORY",
-    "WEIGHTS",
-    "AblateArgs",
-    "AdviceArgs",
-    "Analysis",
-    "AnalysisResult",
-    "AnalyzeArgs",
-    "BlockLosses",
-    "Comparison",
-    "Config",
-    "DemoArgs",
-    "DistillArgs",
-    "EvalArgs",
-    "EvaluateArgs",
-    "EvaluationResult",
-    "ExportArgs",
-    "GPT2Config",
-    "Gpu",
-    "GrowArgs",
-    "HeldOutEvaluator",
-    "InitArgs",
-    "MeasuredSteps",
-    "MixtureArgs",
-    "OptimizerArgs",
-    "PackedDataset",
-    "PlanArgs",
-    "PrepareArgs",
-    "PretrainArgs",
-    "ReferenceModel",
-    "ReportArgs",
-    "ReproduceArgs",
-    "ResolvedReference",
-    "ResourceEstimate",
-    "RunPlan",
-    "RunRecord",
-    "RunResult",
-    "SliceArgs",
-    "SpeedArgs",
-    "StepMemory",
-    "TeachArgs",
-    "TeachResult",
-    "TrainArgs",
-    "TrainingArgs",
-    "UserError",
-    "Weights",
-    "Z",
-    "ablate",
-    "analyze",
-    "analyze_model",
-    "at_depth",
-    "attn_scale_of",
-    "build_fabric",
-    "build_reference",
-    "check_fits_model",
-    "check_start",
-    "compare_losses",
-    "count_parameters",
-    "data_settings",
-    "default_precision",
-    "evaluate",
-    "export",
-    "find_gpus",
-    "flops_per_token",
-    "grow",
-    "init_recipe",
-    "is_litgpt_folder",
-    "is_validation",
-    "iter_documents",
-    "largest_micro_batch",
-    "layers_of",
-    "layers_text",
-    "load_analysis",
-    "load_model",
-    "load_packed_manifest",
-    "machine_name",
-    "make_mixture",
-    "make_report",
-    "mean_loss",
-    "measure_steps",
-    "parse_layers",
-    "peak_flops",
-    "peak_flops_of",
-    "plan",
-    "plan_run",
-    "prepare",
-    "pretrain",
-    "read_metrics",
-    "read_recipe",
-    "read_run",
-    "read_validations",
-    "reference_from_table",
-    "reference_identity",
-    "reproduce",
-    "resolve_reference",
-    "run_demo",
-    "sample_length",
-    "save_lit_config",
-    "slice_model",
-    "slice_options",
-    "step_memory",
-    "student_config",
-    "teach",
-    "tensor_shapes",
-    "training_settings",
-    "write_grown",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _MODULES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute or name)
+__all__ = ["UserError", "read_recipe"]
+__all__ += ["AdviceArgs", "Analysis", "AnalysisResult", "AnalyzeArgs", "analyze_model", "load_analysis"]
+__all__ += ["FINAL", "WEIGHTS", "Config", "ExportArgs", "GPT2Config", "Weights", "count_parameters", "export"]
+__all__ += ["is_litgpt_folder", "save_lit_config", "tensor_shapes"]
+__all__ += ["PackedDataset", "PrepareArgs", "check_fits_model", "is_validation", "iter_documents"]
+__all__ += ["load_packed_manifest", "make_mixture", "prepare"]
+__all__ += ["BlockLosses", "Comparison", "EvaluateArgs", "EvaluationResult", "HeldOutEvaluator", "Z"]
+__all__ += ["compare_losses", "evaluate", "mean_loss", "reference_identity"]
+__all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of", "build_reference", "check_start"]
+__all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
+__all__ += ["slice_options", "student_config", "write_grown"]
+__all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model"]
+__all__ += ["InitArgs", "PlanArgs", "analyze", "init_recipe", "plan"]
+__all__ += ["ReportArgs", "make_report"]
+__all__ += ["AblateArgs", "DemoArgs", "GrowArgs", "ReproduceArgs", "ablate", "grow", "reproduce", "run_demo"]
+__all__ += ["ASSUMED_MFU", "METRICS", "OPTIMIZER", "DistillArgs", "EvalArgs", "Gpu", "MeasuredSteps", "MixtureArgs"]
+__all__ += ["OptimizerArgs", "PretrainArgs", "ResourceEstimate", "RunPlan", "RunRecord", "RunResult", "SpeedArgs"]
+__all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs", "at_depth", "build_fabric"]
+__all__ += ["data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
+__all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
+__all__ += ["read_validations", "sample_length", "step_memory", "teach", "training_settings"]
