@@ -7,8 +7,20 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, the value seen, and what to do.
 
-    The command line prints it to stderr without a traceback and exits with code 2.
+    The command line prints it to stderr without a traceback and exits with code 2. Names in it may come from files that
+    others wrote: line breaks and control characters, which a terminal would obey, are written out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Returns a text with every character that is not printed, but for those in ``keep``, as Python writes it."""
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in text
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,26 +1,38 @@
-"""New folders appear whole or not at all."""
+"""New folders and files appear whole or not at all, and a folder has one writer at a time."""
 
 import errno
+import fcntl
 import os
 import shutil
-import tempfile
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from inheritune_lit.errors import UserError
 
+LOCK = ".lock"
+"""Name of the file that a folder's writer holds; it says who that is."""
+_PARTIAL, _OLD = ".{}.partial", ".{}.old"
+
 
 def check_vacant(out_dir: Path) -> None:
-    """Refuse an output folder that already holds something, or that cannot be made.
+    """Refuse an output folder that already holds something, or that cannot be made or replaced.
 
     Raises:
-        UserError: ``out_dir`` is a file, a folder that is not empty, or below a file or a folder without permission.
+        UserError: ``out_dir`` is a file, a folder that is not empty, a mount point, the current folder, or below a file
+            or a folder without permission.
     """
     if out_dir.is_dir():
-        if any(out_dir.iterdir()):
+        if any(not _is_leftover(path) for path in out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
+        real = out_dir.resolve()
+        # The finished folder takes the place of the empty one, which neither of these lets go.
+        if _is_mount(real):
+            raise UserError(f"output folder {out_dir} is a mount point; give a folder in it as --out_dir")
+        if real == Path.cwd():
+            raise UserError(f"output folder {out_dir} is the current folder; give a folder in it as --out_dir")
     elif out_dir.exists() or out_dir.is_symlink():
         raise UserError(f"output folder {out_dir} is a file; give another --out_dir")
     else:
@@ -32,11 +44,7 @@ def check_vacant(out_dir: Path) -> None:
 
 
 def make_folder(folder: Path, output: Path) -> None:
-    """Make a folder with those above it, where it is not there.
-
-    Args:
-        folder: for what is written.
-        output: what the user asked for.
+    """Make a folder with those above it, where it is not there, for ``output``, which the user asked for.
 
     Raises:
         UserError: it cannot be made.
@@ -48,34 +56,110 @@ def make_folder(folder: Path, output: Path) -> None:
 
 
 @contextmanager
-def new_folder(out_dir: Path) -> Iterator[Path]:
+def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a staging folder beside ``out_dir`` that takes its name when the block ends without an error.
 
-    The staging folder is on the same file system, so the rename is atomic. On any error, also Ctrl-C, it is
-    removed and ``out_dir`` stays as it was.
+    The staging folder is on the same file system, so the rename is atomic. On any error, also Ctrl-C, it is removed and
+    ``out_dir`` stays as it was; what a killed process left there is removed by the next call.
+
+    Args:
+        out_dir: the folder to be.
+        replace: an older folder of this name stays until the new one is whole, and is removed then. A kill leaves the
+            one or the other, if need be under a name that the next ``own_folder`` of the folder above sets right.
 
     Raises:
-        UserError: ``out_dir`` already holds something, before or after the work, or cannot be written.
+        UserError: another process is making ``out_dir``, it holds something, before or after the work, or it cannot be
+            written.
     """
-    check_vacant(out_dir)
-    make_folder(out_dir.parent, out_dir)
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {out_dir}: {error.strerror}; give another --out_dir") from error
-    try:
-        staging.chmod(0o777 & ~_umask())
-        yield staging
+    if not replace:
         check_vacant(out_dir)
+    target = out_dir.resolve()  # the folder that a link leads to is replaced, not the link
+    staging = target.with_name(_PARTIAL.format(target.name))
+    with own_folder(staging, out_dir):
         try:
-            os.replace(staging, out_dir)
-        except OSError:
-            # Another process may have taken the name since.
-            check_vacant(out_dir)
+            for left in staging.iterdir():
+                if left.name != LOCK:
+                    remove(left)
+            yield staging
+            if not replace:
+                check_vacant(out_dir)
+            if target.is_dir() and not replace:
+                with own_folder(target):  # removes what a killed writer left in it
+                    pass
+            (staging / LOCK).unlink()
+            _rename(staging, target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
             raise
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+def _rename(staging: Path, target: Path) -> None:
+    try:
+        os.replace(staging, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        old = target.with_name(_OLD.format(target.name))
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)  # a folder cannot be replaced in one call
+        staging.rename(target)
+        shutil.rmtree(old)
+
+
+@contextmanager
+def own_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
+    """Keep other processes from writing into a folder while the block runs.
+
+    The folder is made where it is not there, and removed again where nothing came into it. What killed writers left in
+    it half-done is removed first.
+
+    Args:
+        folder: what is written into.
+        output: what the user asked for, where that is another path.
+
+    Raises:
+        UserError: another process owns it, or it cannot be written.
+    """
+    output, is_new = output or folder, not folder.is_dir()
+    try:
+        lock = _take(folder, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; give another --out_dir") from error
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        if _is_file_at(lock, folder / LOCK):
+            (folder / LOCK).unlink()
+        lock.close()
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left half-done in a folder that this process owns."""
+    for path in folder.iterdir():
+        name = path.name.removeprefix(".").removesuffix(".old")
+        if path.name == _OLD.format(name) and path.is_dir():
+            if (folder / name).exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(folder / name)
+        elif path.name != LOCK and _is_leftover(path) and not _is_held(path):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; a folder leaves its name at once, so none is seen half there."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    aside = path if _is_leftover(path) else path.with_name(_PARTIAL.format(path.name))
+    if aside != path:
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    shutil.rmtree(aside)
 
 
 @contextmanager
@@ -102,7 +186,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         path: the file.
         write: writes the path that it is given, beside ``path``.
     """
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(_PARTIAL.format(path.name))
     try:
         write(aside)
         os.replace(aside, path)
@@ -116,7 +200,63 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_leftover(path: Path) -> bool:
+    """Whether a killed writer left this: its lock, or something that it had not finished."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
+
+
+def _is_mount(folder: Path) -> bool:
+    if folder.is_mount():
+        return True
+    try:  # a folder of the same file system that is mounted here
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return any(line.split()[4].encode().decode("unicode_escape") == str(folder) for line in mounts)
+
+
+def _take(folder: Path, output: Path) -> TextIO:
+    """Make a folder and hold its lock, until the file is closed or this process ends.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: it cannot be written.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(folder / LOCK, "a+", encoding="utf-8")
+        except FileNotFoundError:  # the holder has renamed the folder since
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise UserError(f"{holder} is at work on {output}; wait for it, or give another --out_dir") from None
+        except OSError:
+            pass  # a file system without locks: files and folders still appear whole
+        if _is_file_at(file, folder / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # the holder has removed it since
+
+
+def _is_file_at(file: TextIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody is at work on a folder that looks like a leftover."""
+    if not (path / LOCK).is_file():
+        return False
+    try:
+        _take(path, path).close()
+    except UserError:
+        return True
+    return False

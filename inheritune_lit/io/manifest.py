@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+import os
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.reading import read_json
 
 MANIFEST = "inheritune.json"
 _RECORDED_PACKAGES = ("litgpt", "lightning", "torch", "lm-eval", "transformers", "safetensors", "sentencepiece")
@@ -43,7 +44,7 @@ def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
         "versions": installed_versions(),
         **record,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    replace_manifest(folder, manifest)
 
 
 def replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -58,12 +59,4 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         UserError: the file is there but is not a JSON object.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); make the folder again or remove the file") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path} holds a {type(manifest).__name__}, not an object; make the folder again")
-    return manifest
+    return read_json(path, remedy="make the folder again") if os.path.lexists(path) else None

@@ -89,4 +89,5 @@ class Progress:
             left = f", {seconds_each * (self.total - self.done):.0f} s left"
         note = f", {self._note}" if self._note else ""
         line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}"
-        print(line, file=self.stream, flush=True)
+        self.stream.write(f"{line}\n")
+        self.stream.flush()

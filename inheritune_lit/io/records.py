@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.reading import AGAIN, read_json
 
 Record = TypeVar("Record")
 
@@ -30,12 +32,27 @@ def read_record(path: Path, kind: type[Record], what: str, remedy: str) -> Recor
     Raises:
         UserError: the file is missing or damaged, or a value in it has another type; the message names the value.
     """
+    return to_record(read_json(path, what, remedy), kind, path, what, remedy)
+
+
+def to_record(
+    content: Any, kind: type[Record], path: Path, what: str, remedy: str = AGAIN, others: bool = False
+) -> Record:
+    """Returns what was read from a JSON or YAML file as a dataclass.
+
+    Args:
+        content: of the file.
+        kind: the dataclass; a field whose type is a union takes the first type that fits.
+        path: the file.
+        what: what it should be, such as "packed data".
+        remedy: what to do where it is not.
+        others: values that the dataclass does not have are left out, not refused.
+
+    Raises:
+        UserError: a value is missing, unknown, or has another type; the message names it.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} can't be read as {what} ({error}); {remedy}") from error
-    try:
-        return _build(kind, content, "")
+        return _build(kind, content, "", others)
     except _Misfit as error:
         raise UserError(f"{path} isn't {what}: {error}; {remedy}") from error
 
@@ -53,7 +70,7 @@ class _Misfit(Exception):
     """A value that does not fit its type."""
 
 
-def _build(kind: Any, value: Any, name: str) -> Any:
+def _build(kind: Any, value: Any, name: str, others: bool) -> Any:
     """Returns the value as its type says; ``name`` leads to it, such as ``heads.entropy.mean``."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is float:  # null stands for a number that is not finite
@@ -61,20 +78,18 @@ def _build(kind: Any, value: Any, name: str) -> Any:
             return math.nan if value is None else float(value)
     elif is_dataclass(kind):
         if isinstance(value, dict):
-            return _build_dataclass(kind, value, name)
+            return _build_dataclass(kind, value, name, others)
     elif origin is dict:
-        if isinstance(value, dict):
-            return {key: _build(parts[1], item, _join(name, key)) for key, item in value.items()}
+        if isinstance(value, dict) and all(isinstance(key, parts[0]) for key in value):
+            return {key: _build(parts[1], item, _join(name, key), others) for key, item in value.items()}
     elif origin in (list, tuple):
         if isinstance(value, list):
-            items = [_build(parts[0], item, name) for item in value]
+            items = [_build(parts[0], item, name, others) for item in value]
             return items if origin is list else tuple(items)
     elif origin in (Union, UnionType):
         for part in parts:
-            try:
-                return _build(part, value, name)
-            except _Misfit:
-                continue
+            with suppress(_Misfit):
+                return _build(part, value, name, others)
     elif origin is Literal:
         if value in parts:
             return value
@@ -83,15 +98,17 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     raise _Misfit(f"{name or 'its content'} is {type(value).__name__} {str(value)[:40]!r}")
 
 
-def _build_dataclass(kind: Any, value: dict[str, Any], name: str) -> Any:
+def _build_dataclass(kind: Any, value: dict[str, Any], name: str, others: bool) -> Any:
     known = {field.name: field for field in fields(kind)}
-    for key in value.keys() - known.keys():
-        raise _Misfit(f"{_join(name, key)} is unknown")
+    unknown = sorted(value.keys() - known.keys())
+    if unknown and not others:
+        raise _Misfit(f"{_join(name, unknown[0])} is unknown")
     for key, field in known.items():
         if key not in value and field.default is MISSING and field.default_factory is MISSING:
             raise _Misfit(f"{_join(name, key)} is missing")
     hints = get_type_hints(kind)
-    return kind(**{key: _build(hints[key], item, _join(name, key)) for key, item in value.items()})
+    given = {key: item for key, item in value.items() if key in known}
+    return kind(**{key: _build(hints[key], item, _join(name, key), others) for key, item in given.items()})
 
 
 def _join(name: str, key: str) -> str:

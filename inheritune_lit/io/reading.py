@@ -1,0 +1,129 @@
+"""Small files that others wrote: text, JSON and YAML, read with bounds, and refused in one line."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from inheritune_lit.errors import UserError, first_line
+
+_MAX_JSON_BYTES, _MAX_YAML_BYTES = 256 << 20, 4 << 20  # the largest tokenizer.json has 35 MB
+_MAX_NODES = 200_000
+"""Values of a YAML file with all aliases written out, so that a few lines cannot stand for billions."""
+AGAIN = "restore it, or make it again"
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; what would block or never end, such as a pipe or a device, is refused.
+
+    Raises:
+        UserError: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a regular file; give a file")
+    return file
+
+
+def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: int = 64 << 20) -> str:
+    """Read a UTF-8 text.
+
+    Args:
+        path: the file.
+        what: what it should be, such as "a recipe".
+        remedy: what to do where it cannot be read.
+        max_bytes: a larger file is refused.
+
+    Raises:
+        UserError: it is missing, too large, no regular file, or no text.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(max_bytes + 1)
+        if len(content) <= max_bytes:
+            return content.decode("utf-8-sig")
+        problem: object = f"it has more than {max_bytes:,} bytes"
+    except OSError as error:
+        problem = error.strerror
+    except UnicodeDecodeError as error:
+        problem = error
+    raise UserError(f"{path} can't be read as {what} ({problem}); {remedy}")
+
+
+def read_json(path: Path, what: str = "JSON", remedy: str = AGAIN) -> dict[str, Any]:
+    """Read a JSON object; arguments and errors as those of ``read_text``, and damaged or other JSON is refused."""
+    return _mapping(parse_json(read_text(path, what, remedy, _MAX_JSON_BYTES), path, what, remedy), path, what, remedy)
+
+
+def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = AGAIN) -> Any:
+    """Parse JSON of any type; ``path`` is where it comes from.
+
+    Raises:
+        UserError: it is no JSON, nested too deep, or has numbers of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read as {what} ({_problem(error)}); {remedy}") from error
+
+
+def read_yaml(path: Path, what: str = "YAML", remedy: str = AGAIN) -> dict[str, Any]:
+    """Read a YAML mapping of plain values; arguments as those of ``read_text``. All names are text, also ``no`` and ``1``.
+
+    Raises:
+        UserError: as ``read_text``, and where the file holds other YAML, names Python objects, or its aliases stand
+            for more values than memory may hold.
+    """
+    return _mapping(parse_yaml(read_text(path, what, remedy, _MAX_YAML_BYTES), path, what, remedy), path, what, remedy)
+
+
+def parse_yaml(text: str, path: Path, what: str = "YAML", remedy: str = AGAIN) -> Any:
+    """Parse YAML of any type as ``read_yaml`` does; ``path`` is where it comes from."""
+    import yaml
+
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None and _check_node(node, {}) > _MAX_NODES:
+            raise ValueError("its aliases stand for too many values")
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} can't be read as {what} ({_problem(error)}); {remedy}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    mark, problem = (getattr(error, f"problem{part}", None) for part in ("_mark", ""))
+    return f"line {mark.line + 1}: {problem}" if mark and problem else first_line(error)
+
+
+def _mapping(content: Any, path: Path, what: str, remedy: str) -> dict[str, Any]:
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        return content
+    kind = "names that are not text" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise UserError(f"{path} can't be read as {what} (it holds {kind}, not names and values); {remedy}")
+
+
+def _check_node(node: Any, known: dict[int, int]) -> int:
+    """How many values a node stands for, aliases written out; of one that holds itself, too many.
+
+    Names stay text: YAML 1.1 would make False of a domain that is called "no".
+    """
+    if id(node) not in known:
+        known[id(node)] = _MAX_NODES + 1
+        children = node.value if isinstance(node.value, list) else []
+        pairs = [child for child in children if isinstance(child, tuple)]
+        for name, _ in pairs:
+            if isinstance(name.value, str) and not name.tag.endswith(":merge"):
+                name.tag = "tag:yaml.org,2002:str"
+        parts = [part for pair in pairs for part in pair] or children
+        known[id(node)] = 1 + sum(_check_node(part, known) for part in parts)
+    return known[id(node)]
