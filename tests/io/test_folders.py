@@ -111,7 +111,7 @@ def test_folders_that_cannot_be_replaced_are_refused_at_once(tmp_path, monkeypat
     for out in (Path("."), tmp_path, Path("a/..")):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a").rmdir() if out != Path("a/..") else None
-        with pytest.raises(UserError, match="current folder|already holds"):
+        with pytest.raises(UserError, match=r"current folder|already holds"):
             check_vacant(out)
     with pytest.raises(UserError, match="mount point"):
         check_vacant(next(path for path in map(Path, ("/dev/shm", "/dev/mqueue", "/sys/fs/cgroup")) if path.is_mount()
