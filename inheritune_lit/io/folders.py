@@ -225,7 +225,7 @@ def _take(folder: Path, output: Path) -> TextIO:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = open(folder / LOCK, "a+", encoding="utf-8")
+            file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115, the lock lasts until it is closed
         except FileNotFoundError:  # the holder has renamed the folder since
             continue
         try:
