@@ -71,7 +71,7 @@ def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = 
 
 
 def read_yaml(path: Path, what: str = "YAML", remedy: str = AGAIN) -> dict[str, Any]:
-    """Read a YAML mapping of plain values; arguments as those of ``read_text``. All names are text, also ``no`` and ``1``.
+    """Read a YAML mapping of plain values, whose names are text, also ``no`` and ``1``; arguments as of ``read_text``.
 
     Raises:
         UserError: as ``read_text``, and where the file holds other YAML, names Python objects, or its aliases stand
