@@ -10,75 +10,53 @@ from inheritune_lit import (
     AnalysisResult,
     AnalyzeArgs,
     Config,
-    OptimizerArgs,
+    Gpu,
     ReferenceModel,
-    SliceArgs,
-    SpeedArgs,
+    TrainArgs,
     UserError,
     analyze_model,
-    count_parameters,
     find_gpus,
-    flops_per_token,
     resolve_reference,
-    step_memory,
-    student_config,
-    tensor_shapes,
 )
 from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.planning.estimate import ModelSpec, TrainingJob
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The first n layers.
-
-    Attributes:
-        n: how many.
-        loss, stderr: of the untrained slice, nats per token: measured by truncating.
-        lazy: lazy layers among them.
-        parameters: a tied head counted once.
-        memory: bytes of a training step, bf16-mixed, AdamW, compiled.
-        hours: of training on one GPU.
-        marks: why this n stands out.
-    """
+    """The first n layers."""
 
     n: int
-    loss: float
+    loss: float  # of the untrained slice, nats per token: measured by truncating
     stderr: float
-    lazy: int
-    parameters: int
-    memory: int
-    hours: float
-    marks: tuple[str, ...]
+    lazy: int  # lazy layers among them
+    job: TrainingJob  # bf16-mixed, AdamW, compiled
+    hours: float  # of training on one GPU
+    marks: tuple[str, ...]  # why this n stands out
 
 
 @dataclass(frozen=True)
 class Advice:
     """Every n from 1 to the reference's depth, and the settings it holds for; ``str()`` of it is Markdown.
 
-    Attributes:
-        depths: one entry per n.
-        sequences, seq_length: how many sequences of how many tokens the loss was measured on.
-        block_size: tokens per sample of the training.
-        vocabulary: tokens that the model chooses from.
-        training: the training whose cost is estimated.
+    The loss was measured on ``sequences`` sequences of ``seq_length`` tokens.
     """
 
     depths: list[Depth]
     sequences: int
     seq_length: int
-    block_size: int
-    vocabulary: int
     training: AdviceArgs
 
     def __str__(self) -> str:
-        training = self.training
+        training, job = self.training, self.depths[-1].job
+        vocabulary = job.model.config.vocab_size
         header = ["n", "step-0 loss", "lazy layers left", "parameters", "memory", f"hours on {training.gpu}", ""]
         return (
             f"## Advice on n\n\n{markdown_table(header, [_row(depth) for depth in self.depths])}\n\n"
             f"Step-0 loss: of the first n layers before any training, in nats per token, on {self.sequences} sequences "
-            f"of {self.seq_length} tokens; longer ones score lower, and guessing scores ln {self.vocabulary:,} = "
-            f"{math.log(self.vocabulary):.3f}. Memory: of a training step with "
-            f"{training.micro_batch_size} x {self.block_size} tokens per micro-batch, bf16-mixed, AdamW, compiled. "
+            f"of {self.seq_length} tokens; longer ones score lower, and guessing scores ln {vocabulary:,} = "
+            f"{math.log(vocabulary):.3f}. Memory: of a training step with "
+            f"{training.micro_batch_size} x {job.block_size} tokens per micro-batch, bf16-mixed, AdamW, compiled. "
             f"Hours: for {training.max_tokens:,} tokens on one {training.gpu} at {training.mfu:.0%} of its peak.\n\n"
             "The loss after healing is not in this table and does not follow from it: a slice that starts worse may "
             "heal better, and how much a layer, lazy or not, is worth after training shows only when slices of "
@@ -96,7 +74,7 @@ def analyze(args: AnalyzeArgs) -> AnalysisResult:
         return analyze_model(args)
     with resolve_reference(args.ref) as located:
         reference = located.reference
-        _block_and_peak(args.advice, reference.config)
+        _block_and_gpu(args.advice, reference.config)
         return analyze_model(args, lambda analysis: str(advise(analysis, reference, args.advice)))
 
 
@@ -111,76 +89,45 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     Raises:
         UserError: training that does not fit the model, or the analysis is of a model of another depth.
     """
-    block_size, peak = _block_and_peak(training, reference.config)
-    if analysis.model.n_layer != reference.config.n_layer:
+    block_size, gpu = _block_and_gpu(training, reference.config)
+    depth, settings = reference.config.n_layer, analysis.settings
+    if analysis.model.n_layer != depth:
         raise UserError(
-            f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has "
-            f"{reference.config.n_layer}; analyze it again"
+            f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has {depth}; analyze it again"
         )
-    lens = analysis.layers["logit_lens_loss"]
-    depth, sequences = reference.config.n_layer, analysis.settings["num_sequences"]
-    lazy = sorted(analysis.lazy.layers)
+    lens, lazy = analysis.layers["logit_lens_loss"], sorted(analysis.lazy.layers)
+    train = TrainArgs(micro_batch_size=training.micro_batch_size)
     depths = []
     for n in range(1, depth + 1):
-        config, _ = student_config(reference, SliceArgs(reference.name, n=n))
-        parameters = count_parameters(tensor_shapes(config, reference.tied))
-        memory = step_memory(
-            config,
-            parameters,
-            training.micro_batch_size,
-            block_size,
-            "bf16-mixed",
-            SpeedArgs(),
-            OptimizerArgs(),
-            loss_kernel="plain",
-            compiled=True,
-        )
+        model = ModelSpec.of_slice(reference, reference.name, n)
+        job = TrainingJob(model, training.max_tokens, block_size, train, mfu=training.mfu)
+        stderr = lens.std[n] / math.sqrt(settings["num_sequences"])
         marks = {
             "paper's choice, k/2": n == depth // 2,
-            "all layers before the first lazy one": bool(lazy) and n == lazy[0],
+            "all layers before the first lazy one": n in lazy[:1],
             "the reference": n == depth,
         }
-        depths.append(
-            Depth(
-                n=n,
-                loss=lens.mean[n],
-                stderr=lens.std[n] / math.sqrt(sequences),
-                lazy=sum(layer < n for layer in lazy),
-                parameters=parameters,
-                memory=memory.total,
-                hours=training.max_tokens * flops_per_token(config, block_size) / (peak * training.mfu) / 3600,
-                marks=tuple(mark for mark, holds in marks.items() if holds),
-            )
-        )
-    return Advice(depths, sequences, analysis.settings["seq_length"], block_size, reference.config.vocab_size, training)
+        why = tuple(mark for mark, holds in marks.items() if holds)
+        lazy_below = sum(layer < n for layer in lazy)
+        depths.append(Depth(n, lens.mean[n], stderr, lazy_below, job, job.seconds(gpu) / 3600, why))
+    return Advice(depths, settings["num_sequences"], settings["seq_length"], training)
 
 
-def _block_and_peak(training: AdviceArgs, config: Config) -> tuple[int, float]:
-    """Tokens per sample, and the GPU's peak in FLOP/s.
-
-    Raises:
-        UserError: an unknown GPU, or samples that are too long for the model.
-    """
+def _block_and_gpu(training: AdviceArgs, config: Config) -> tuple[int, Gpu]:
+    """Tokens per sample, and the GPU; an unknown GPU or samples too long for the model are a ``UserError``."""
     (gpu,) = find_gpus(training.gpu, "--advice.gpu")
     block_size = training.max_seq_length or min(config.block_size, LONGEST_BLOCK)
     if block_size > config.block_size:
         raise UserError(
             f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
         )
-    return block_size, gpu.peak_flops
+    return block_size, gpu
 
 
 def _row(depth: Depth) -> list[str]:
-    marks = "; ".join(depth.marks)
-    cells = [
-        str(depth.n),
-        f"{depth.loss:.3f} ± {depth.stderr:.3f}",
-        str(depth.lazy),
-        f"{depth.parameters:,}",
-        f"{_digits(depth.memory / 1e9)} GB",
-        _digits(depth.hours),
-    ]
-    return [*(f"**{cell}**" if marks else cell for cell in cells), marks]
+    loss, memory = f"{depth.loss:.3f} ± {depth.stderr:.3f}", f"{_digits(depth.job.memory().total / 1e9)} GB"
+    cells = [str(depth.n), loss, str(depth.lazy), f"{depth.job.model.parameters:,}", memory, _digits(depth.hours)]
+    return [*(f"**{cell}**" if depth.marks else cell for cell in cells), "; ".join(depth.marks)]
 
 
 def _digits(value: float) -> str:

@@ -1,52 +1,123 @@
-"""What training a model costs: memory, micro-batches and hours per GPU, disk space."""
+"""What training a model costs: memory, micro-batches and hours per GPU, disk space; weights are never needed."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from inheritune_lit import (
     ASSUMED_MFU,
     USABLE_GPU_MEMORY,
+    Config,
     Gpu,
     OptimizerArgs,
+    ReferenceModel,
+    SliceArgs,
     SpeedArgs,
     StepMemory,
     TrainArgs,
+    UserError,
+    count_parameters,
     flops_per_token,
+    is_litgpt_folder,
     largest_micro_batch,
+    reference_from_table,
+    resolve_reference,
     step_memory,
+    student_config,
+    tensor_shapes,
 )
 from inheritune_lit.io.arguments import Precision
-from inheritune_lit.planning.model_spec import ModelSpec
+from inheritune_lit.references import REFERENCES, find_reference
 
 _RECOMPUTING = 4 / 3
 """Activation checkpointing repeats the forward pass, a third of a step."""
 
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """What is to be trained, and how.
+class ModelSpec:
+    """The shape of a model to train: its name for people, its configuration, and whether its head is the embedding."""
 
-    Attributes:
-        model: its shape.
-        tokens: tokens to train on.
-        unique_tokens: tokens of the data on the disk, fewer than ``tokens`` after several epochs; None where not known.
-        block_size: tokens per sample.
-        train, optimizer, speed, precision: as ``inheritune pretrain`` takes them.
-        mfu: share of a GPU's peak that training reaches; None for the assumed one.
-        devices: GPUs that share the work.
+    title: str
+    config: Config
+    tied: bool
+
+    @classmethod
+    def of_slice(cls, reference: ReferenceModel, ref: str, n: int) -> "ModelSpec":
+        """The first n layers of a reference; a ``UserError`` where it has fewer."""
+        config, _ = student_config(reference, SliceArgs(ref, n=n))
+        return cls(f"{ref}, first {n} of {reference.config.n_layer} layers", config, reference.tied)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, a tied head counted once."""
+        return count_parameters(tensor_shapes(self.config, self.tied))
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Number of parameters without token embedding, learned positions and head."""
+        return count_parameters(tensor_shapes(self.config, self.tied), embeddings=False)
+
+    def first_layers(self, n: int) -> "ModelSpec":
+        """The same model with its first n layers."""
+        lists = {
+            field: value[:n]
+            for field in ("sliding_window_indices", "rope_indices", "attn_scale_layers")
+            if (value := getattr(self.config, field, None)) is not None
+        }
+        return replace(self, config=replace(self.config, n_layer=n, **lists))
+
+
+def model_of_reference(ref: str, n: int | None) -> ModelSpec:
+    """A reference, or its first n layers.
+
+    Raises:
+        UserError: there is no such reference, or it has fewer layers.
     """
+    known = find_reference(ref)
+    reference = reference_from_table(known) if known else None
+    if reference is None:
+        with resolve_reference(ref) as located:
+            reference = located.reference
+    if n is None:
+        return ModelSpec(f"{ref}, all {reference.config.n_layer} layers", reference.config, reference.tied)
+    return ModelSpec.of_slice(reference, ref, n)
+
+
+def model_of_checkpoint(checkpoint_dir: Path) -> ModelSpec:
+    """A checkpoint folder; where it is not there yet, what `inheritune slice` would write at this path.
+
+    Raises:
+        UserError: neither.
+    """
+    if is_litgpt_folder(checkpoint_dir):
+        with resolve_reference(str(checkpoint_dir)) as located:
+            reference = located.reference
+            return ModelSpec(reference.config.name, reference.config, reference.tied)
+    if match := re.fullmatch(r"(.+)-(\d+)l(?:-[a-z]+)?", checkpoint_dir.name):
+        for known in REFERENCES:
+            if known.repository == f"{checkpoint_dir.parent.name}/{match[1]}":
+                return model_of_reference(known.name, int(match[2]))
+    raise UserError(
+        f"no checkpoint at {checkpoint_dir}, and its name does not tell which known reference it is a slice of; "
+        "make it with `inheritune slice`, or give --ref and --n"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is to be trained, and how."""
 
     model: ModelSpec
-    tokens: int
-    unique_tokens: int | None
-    block_size: int
+    tokens: int  # to train on, in all epochs
+    block_size: int  # tokens per sample
     train: TrainArgs
-    optimizer: OptimizerArgs
-    speed: SpeedArgs
-    precision: Precision
-    mfu: float | None = None
-    devices: int = 1
+    optimizer: OptimizerArgs = field(default_factory=OptimizerArgs)
+    speed: SpeedArgs = field(default_factory=SpeedArgs)
+    precision: Precision = "bf16-mixed"
+    mfu: float | None = None  # share of a GPU's peak that training reaches; None for the assumed one
+    devices: int = 1  # GPUs that share the work
+    unique_tokens: int | None = None  # tokens of the data on the disk, where that is known
 
     @property
     def flops_per_token(self) -> float:
@@ -64,51 +135,42 @@ class TrainingJob:
 
     def memory(self, micro_batch_size: int | None = None) -> StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
-        return step_memory(
-            self.model.config,
-            self.model.parameters,
-            micro_batch_size or self.train.micro_batch_size,
-            self.block_size,
-            self.precision,
-            self.speed,
-            self.optimizer,
-            "plain",
-            compiled=True,
-        )
-
-    def largest_micro_batch(self, gpu: Gpu) -> int:
-        """How many samples per forward pass fit into a GPU, at most those of a step."""
-        fits = largest_micro_batch(int(gpu.memory * USABLE_GPU_MEMORY), self.memory(), self.train.micro_batch_size)
-        return min(fits, self.train.global_batch_size // self.devices)
+        config, parameters = self.model.config, self.model.parameters
+        batch = micro_batch_size or self.train.micro_batch_size
+        settings = (self.precision, self.speed, self.optimizer)
+        return step_memory(config, parameters, batch, self.block_size, *settings, loss_kernel="plain", compiled=True)
 
     def seconds(self, gpu: Gpu) -> float:
-        """The run's duration on a kind of gpu."""
+        """The run's duration on a kind of GPU."""
         rate = gpu.peak_flops * (self.mfu or ASSUMED_MFU) * self.devices
         return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
 
-    def with_less_memory(self) -> Iterator["TrainingJob"]:
-        """The job itself, then with recomputing, then with 8-bit optimizer state as well."""
-        yield self
-        recomputing = replace(self, speed=replace(self.speed, activation_checkpointing=True))
-        yield recomputing
-        yield replace(recomputing, optimizer=replace(self.optimizer, name="adamw8bit"))
+    def disk(self) -> "DiskSpace":
+        """Disk space of the run."""
+        memory = self.memory()
+        kept = 1 + self.train.keep_last + 2 * self.train.keep_best
+        width = 2 if self.model.config.padded_vocab_size <= 2**16 else 4
+        data = None if self.unique_tokens is None else self.unique_tokens * width
+        return DiskSpace(data, 2 * (memory.weights + memory.optimizer), kept * memory.weights)
+
+
+@dataclass(frozen=True)
+class DiskSpace:
+    """Bytes on the disk."""
+
+    data: int | None  # packed tokens, where their number is known
+    state: int  # to continue from, twice while one replaces the other
+    checkpoints: int  # the final one and those that are kept
 
 
 @dataclass(frozen=True)
 class GpuFit:
-    """A job on a kind of GPU.
-
-    Attributes:
-        gpu: its kind.
-        job: as asked for, or with less memory where only that fits; None where nothing does.
-        micro_batch_size: largest that fits, 0 where none does.
-        hours: of the whole run; infinite where nothing fits.
-    """
+    """A job on a kind of GPU."""
 
     gpu: Gpu
-    job: TrainingJob | None
-    micro_batch_size: int
-    hours: float
+    job: TrainingJob | None  # as asked for, or with less memory where only that fits; None where nothing does
+    micro_batch_size: int  # largest that fits, 0 where none does
+    hours: float  # of the whole run; infinite where nothing fits
 
     @property
     def dividing_micro_batch(self) -> int:
@@ -120,26 +182,23 @@ class GpuFit:
 
 
 def fit_gpu(asked: TrainingJob, gpu: Gpu) -> GpuFit:
-    """How a job fits a kind of GPU."""
-    for job in asked.with_less_memory():
-        if fits := job.largest_micro_batch(gpu):
-            return GpuFit(gpu, job, fits, job.seconds(gpu) / 3600)
+    """How a job fits a kind of GPU: as it is, or with recomputing, or with 8-bit optimizer state as well."""
+    recomputing = replace(asked, speed=replace(asked.speed, activation_checkpointing=True))
+    smallest = replace(recomputing, optimizer=replace(asked.optimizer, name="adamw8bit"))
+    available, samples = int(gpu.memory * USABLE_GPU_MEMORY), asked.train.global_batch_size // asked.devices
+    for job in (asked, recomputing, smallest):
+        if fits := largest_micro_batch(available, job.memory(), job.train.micro_batch_size):
+            return GpuFit(gpu, job, min(fits, samples), job.seconds(gpu) / 3600)
     return GpuFit(gpu, None, 0, math.inf)
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """What fits into a time limit.
+    """What fits into a time limit."""
 
-    Attributes:
-        mfu: share of the peak that the whole job would need.
-        tokens: how many of the tokens fit.
-        n_layer: most layers with which all the tokens fit; 0 where not even one does.
-    """
-
-    mfu: float
-    tokens: int
-    n_layer: int
+    mfu: float  # share of the peak that the whole job would need
+    tokens: int  # how many of the tokens fit
+    n_layer: int  # most layers with which all the tokens fit; 0 where not even one does
 
 
 def fit_time(job: TrainingJob, gpu: Gpu, hours: float) -> TimeBudget:
@@ -149,27 +208,3 @@ def fit_time(job: TrainingJob, gpu: Gpu, hours: float) -> TimeBudget:
     fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
     share = seconds / limit
     return TimeBudget(share * (job.mfu or ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))
-
-
-@dataclass(frozen=True)
-class DiskSpace:
-    """Bytes on the disk.
-
-    Attributes:
-        data: packed tokens; None where their number is not known.
-        state: training state to continue from, twice while one replaces the other.
-        checkpoints: the final one and those that are kept.
-    """
-
-    data: int | None
-    state: int
-    checkpoints: int
-
-    @classmethod
-    def of(cls, job: TrainingJob) -> "DiskSpace":
-        """Disk space of a run."""
-        memory = job.memory()
-        kept = 1 + job.train.keep_last + 2 * job.train.keep_best
-        width = 2 if job.model.config.padded_vocab_size <= 2**16 else 4
-        data = None if job.unique_tokens is None else job.unique_tokens * width
-        return cls(data, 2 * (memory.weights + memory.optimizer), kept * memory.weights)

@@ -1,6 +1,5 @@
 """``inheritune plan``: what a run costs, before anything is spent."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,16 @@ from inheritune_lit import (
     read_recipe,
 )
 from inheritune_lit.planning.args import PlanArgs, parse_count
-from inheritune_lit.planning.estimate import DiskSpace, GpuFit, TrainingJob, fit_gpu, fit_time
-from inheritune_lit.planning.model_spec import ModelSpec, model_of_checkpoint, model_of_reference
+from inheritune_lit.planning.estimate import (
+    DiskSpace,
+    GpuFit,
+    ModelSpec,
+    TrainingJob,
+    fit_gpu,
+    fit_time,
+    model_of_checkpoint,
+    model_of_reference,
+)
 
 if TYPE_CHECKING:
     from inheritune_lit import MeasuredSteps
@@ -30,14 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run costs; ``str()`` of it is what the command prints.
+    """What a run costs, and how it fits each kind of GPU; ``str()`` of it is what the command prints.
 
-    Attributes:
-        job: what is planned.
-        gpus: how it fits each kind of GPU.
-        price_per_hour: of one GPU, None where not given.
-        max_hours: time limit, None where not given.
-        measured: on this machine, None where nothing was measured.
+    Price of a GPU, time limit and what was measured on this machine are None where they were not given or asked for.
     """
 
     job: TrainingJob
@@ -66,14 +68,11 @@ class Plan:
         """Memory of a step on one GPU by part, at the micro-batch of the job."""
         return self.job.memory()
 
-    @property
-    def disk(self) -> DiskSpace:
-        """Disk space by part."""
-        return DiskSpace.of(self.job)
-
     def __str__(self) -> str:
         job, model, train = self.job, self.job.model, self.job.train
         step = train.global_batch_size * job.block_size
+        source = "as given with --mfu" if job.mfu else "assumed, not measured: --measure times this machine"
+        several = f", {job.devices} GPUs of a kind" if job.devices > 1 else ""
         lines = [
             f"{model.title}: {model.parameters:,} parameters, {model.non_embedding_parameters:,} of them not "
             "embeddings or head",
@@ -82,11 +81,11 @@ class Plan:
             f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all",
             "",
             *_memory_lines(job),
-            f"disk: {_disk_text(self.disk)}",
+            _disk_line(job.disk()),
             "",
             *_gpu_table(job, self.gpus, self.price_per_hour),
             "",
-            _assumption(job),
+            f"hours at {job.mfu or ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak ({source}){several}",
             f"of a GPU's memory {1 - USABLE_GPU_MEMORY:.0%} is left to CUDA's context, workspace and fragments",
         ]
         if self.max_hours is not None:
@@ -120,33 +119,17 @@ def plan(args: PlanArgs) -> Plan:
             f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of {micro_batch} times "
             f"{args.devices} devices; change --micro_batch_size or --devices"
         )
-    job = TrainingJob(
-        model,
-        tokens,
-        unique,
-        block,
-        replace(train, micro_batch_size=micro_batch),
-        replace(optimizer, name=args.optimizer or optimizer.name),
-        replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing),
-        args.precision or settings.get("precision") or "bf16-mixed",
-        args.mfu,
-        args.devices,
-    )
+    train = replace(train, micro_batch_size=micro_batch)
+    optimizer = replace(optimizer, name=args.optimizer or optimizer.name)
+    speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
+    precision = args.precision or settings.get("precision") or "bf16-mixed"
+    job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
     measured = None
     if args.measure:
         from inheritune_lit import measure_steps
 
-        measured = measure_steps(
-            job.model.config,
-            job.model.tied,
-            job.block_size,
-            job.train,
-            job.optimizer,
-            job.speed,
-            job.precision,
-            devices=job.devices,
-            flops=job.flops,
-        )
+        run = (train, optimizer, speed, precision)
+        measured = measure_steps(model.config, model.tied, block, *run, devices=args.devices, flops=job.flops)
     fits = tuple(fit_gpu(job, gpu) for gpu in find_gpus(args.gpu))
     return Plan(job, fits, args.price_per_hour, args.max_hours, measured)
 
@@ -163,9 +146,8 @@ def _model(settings: dict[str, Any], ref: str | None, n: int | None) -> ModelSpe
 def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) -> tuple[int, int | None]:
     """Tokens to train on, and tokens of the data where that is known."""
     there = None
-    if data is not None and Path(data).is_dir():
-        domains = load_packed_manifest(Path(data))["domains"]
-        there = sum(record["train"]["tokens"] for record in domains.values())
+    if data is not None and data.is_dir():
+        there = sum(record["train"]["tokens"] for record in load_packed_manifest(data)["domains"].values())
     if asked is not None:
         budget = parse_count(asked)
         return budget, there or (budget // train.epochs if train.epochs else None)
@@ -190,33 +172,30 @@ def _memory_lines(job: TrainingJob) -> list[str]:
         "activations": memory.activations,
         "logits": memory.loss,
     }
-    listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count)
     how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
     return [
         f"memory at a micro-batch of {job.train.micro_batch_size} ({how}): {_size(memory.total)}",
-        f"  {listed}",
+        "  " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count),
     ]
 
 
-def _disk_text(disk: DiskSpace) -> str:
-    data = f"{_size(disk.data)} of packed data, " if disk.data is not None else "packed data besides, "
-    total = (disk.data or 0) + disk.state + disk.checkpoints
+def _disk_line(disk: DiskSpace) -> str:
+    data = f"{_size(disk.data)} of packed data" if disk.data is not None else "packed data besides"
     return (
-        f"{_size(total)} ({data}{_size(disk.state)} to continue from, {_size(disk.checkpoints)} of checkpoints; the "
-        "raw text besides)"
+        f"disk: {_size((disk.data or 0) + disk.state + disk.checkpoints)} ({data}, {_size(disk.state)} to continue "
+        f"from, {_size(disk.checkpoints)} of checkpoints; the raw text besides)"
     )
 
 
-def _gpu_table(job: TrainingJob, gpus: Sequence[GpuFit], price_per_hour: float | None) -> list[str]:
+def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float | None) -> list[str]:
     samples = job.train.global_batch_size // job.devices
-    titles = ["GPU", "memory", "largest micro-batch", f"dividing {samples}", "hours"]
-    rows = [titles + ["cost"] * (price_per_hour is not None)]
+    rows = [["GPU", "memory", "largest micro-batch", f"dividing {samples}", "hours", "cost"]]
     for each in gpus:
+        cost = each.hours * (price_per_hour or 0) * job.devices
         row = [each.gpu.name, _size(each.gpu.memory), _fits(job, each), str(each.dividing_micro_batch or "-")]
-        row.append(_hours(each.hours) if each.job else "-")
-        if price_per_hour is not None:
-            row.append(f"{each.hours * price_per_hour * job.devices:,.0f}" if each.job else "-")
-        rows.append(row)
+        rows.append(row + ([_hours(each.hours), f"{cost:,.0f}"] if each.job else ["-", "-"]))
+    if price_per_hour is None:
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -229,13 +208,6 @@ def _fits(job: TrainingJob, each: GpuFit) -> str:
     return f"{each.micro_batch_size}{','.join(extra)}"
 
 
-def _assumption(job: TrainingJob) -> str:
-    share = f"{job.mfu or ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak"
-    source = "as given with --mfu" if job.mfu else "assumed, not measured: --measure times this machine"
-    several = f", {job.devices} GPUs of a kind" if job.devices > 1 else ""
-    return f"hours at {share} ({source}){several}"
-
-
 def _time_text(each: GpuFit, hours: float) -> str:
     name = each.gpu.name
     if each.job is None:
@@ -243,13 +215,10 @@ def _time_text(each: GpuFit, hours: float) -> str:
     if each.hours <= hours:
         return f"{name}: yes, {_hours(each.hours)} hours"
     budget = fit_time(each.job, each.gpu, hours)
-    reach = (
-        f"out of reach, {budget.mfu:.1f} times the GPU's peak"
-        if budget.mfu > 1
-        else f"only at {budget.mfu:.0%} of the GPU's peak"
-    )
-    layers = f"all of them with {budget.n_layer} layer{'s' * (budget.n_layer > 1)}" if budget.n_layer else ""
-    return f"{name}: {reach}; what fits: {budget.tokens / 1e9:.3g}B tokens{', or ' * bool(layers)}{layers}"
+    out_of_reach, within = f"out of reach, {budget.mfu:.1f} times", f"only at {budget.mfu:.0%} of"
+    layers = f", or all of them with {budget.n_layer} layer{'s' * (budget.n_layer > 1)}" if budget.n_layer else ""
+    reach = f"{out_of_reach if budget.mfu > 1 else within} the GPU's peak"
+    return f"{name}: {reach}; what fits: {budget.tokens / 1e9:.3g}B tokens{layers}"
 
 
 def _measured_text(job: TrainingJob, measured: "MeasuredSteps") -> str:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from inheritune_lit import LONGEST_BLOCK, Gpu, OptimizerArgs, SpeedArgs, TrainArgs, UserError, find_gpus
+from inheritune_lit import LONGEST_BLOCK, Gpu, TrainArgs, UserError, find_gpus
 from inheritune_lit.io.folders import make_folder, replace_text
 from inheritune_lit.planning.args import InitArgs, parse_count
-from inheritune_lit.planning.estimate import GpuFit, TrainingJob, fit_gpu
-from inheritune_lit.planning.model_spec import ModelSpec, model_of_reference
+from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, model_of_reference
 from inheritune_lit.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -25,13 +24,7 @@ _MOST_WARM_UP = 1000
 
 @dataclass(frozen=True)
 class InitResult:
-    """A recipe that was written; ``str()`` of it is what the command prints.
-
-    Attributes:
-        out_file: the recipe.
-        plan: what its run costs.
-        commands: to run one after the other.
-    """
+    """A recipe that was written, what its run costs, and the commands to run one after the other."""
 
     out_file: Path
     plan: Plan
@@ -48,18 +41,23 @@ def init_recipe(args: InitArgs) -> InitResult:
     Raises:
         UserError: bad input, a model that fits the GPU in no way, or a file that is there already.
     """
+    asks = sys.stdin.isatty()
     missing = [f"--{name}" for name in ("ref", "tokens", "gpu") if getattr(args, name) is None]
-    if missing and not sys.stdin.isatty():
+    if missing and not asks:
         raise UserError(f"{missing[0]} is missing; give it, or run this on a terminal to be asked")
     ref = _ask(args.ref, "reference, see `inheritune references`", "openllama-3b", _known_reference)
-    model = _ask_model(ref, args.n)
+    depth = model_of_reference(ref, None).config.n_layer
+    half = str(max(1, depth // 2))
+    n = str(args.n) if args.n is not None else None if asks else half
+    question = f"layers to take, of {depth} (the paper takes half)"
+    model = _ask(n, question, half, lambda text: model_of_reference(ref, _whole_number(text)))
     tokens = _ask(args.tokens, "tokens to train on", "8B", parse_count)
     gpu = _ask(args.gpu, "GPU, such as a6000, a100-80gb or h100", "a6000", lambda name: find_gpus(name)[0])
     name = model.config.hf_config["name"]
     out_file = args.out_file or Path("recipes") / f"{name}.yaml"
     if out_file.exists():
         raise UserError(f"{out_file} is there already; give another --out_file or remove it")
-    fit = _fit(model, tokens, gpu)
+    plan = _plan(model, tokens, gpu)
     checkpoint = Path("checkpoints") / model.config.hf_config["org"] / name
     run, packed = Path("runs") / name, args.data or Path(_DATA)
     prepare = f"inheritune prepare --config {_DATA_RECIPE} --tokenizer_dir {checkpoint} --out_dir {packed}"
@@ -69,28 +67,14 @@ def init_recipe(args: InitArgs) -> InitResult:
         f"inheritune pretrain --config {out_file}",
         f"inheritune eval --checkpoint_dir {run / 'final'} --suite paper-table5 --out_dir {run / 'scores'}",
     )
-    text = _recipe(fit, commands, checkpoint, packed, run)
     make_folder(out_file.parent, out_file)
-    replace_text(out_file, text)
-    assert fit.job is not None, "checked by _fit"
-    return InitResult(out_file, Plan(fit.job, (fit,)), commands)
+    replace_text(out_file, _recipe(plan, commands, checkpoint, packed, run))
+    return InitResult(out_file, plan, commands)
 
 
 def _known_reference(ref: str) -> str:
-    """The same name, after a look at the reference."""
     model_of_reference(ref, None)
     return ref
-
-
-def _ask_model(ref: str, n: int | None) -> ModelSpec:
-    depth = model_of_reference(ref, None).config.n_layer
-    half = max(1, depth // 2)
-    if n is None and not sys.stdin.isatty():
-        n = half
-    question = f"layers to take, of {depth} (the paper takes half)"
-    return _ask(
-        None if n is None else str(n), question, str(half), lambda text: model_of_reference(ref, _whole_number(text))
-    )
 
 
 def _whole_number(text: str) -> int:
@@ -110,60 +94,53 @@ def _ask(given: str | None, question: str, default: str, read: Callable[[str], A
             logger.info("%s", error)
 
 
-def _fit(model: ModelSpec, tokens: int, gpu: Gpu) -> GpuFit:
+def _plan(model: ModelSpec, tokens: int, gpu: Gpu) -> Plan:
     """The job with the largest micro-batch that divides a step and fits the GPU."""
     block = min(model.config.block_size, LONGEST_BLOCK)
     batch = max(1, _STEP_TOKENS // block)
     steps = tokens // (batch * block)
     if steps < 2:
         raise UserError(f"--tokens {tokens:,} makes no run of steps of {batch * block:,} tokens; give more")
-    train = TrainArgs(
-        global_batch_size=batch,
-        micro_batch_size=1,
-        max_seq_length=block,
-        max_tokens=tokens,
-        lr_warmup_steps=min(_MOST_WARM_UP, steps // 10),
-    )
-    fit = fit_gpu(TrainingJob(model, tokens, None, block, train, OptimizerArgs(), SpeedArgs(), "bf16-mixed"), gpu)
+    warm_up = min(_MOST_WARM_UP, steps // 10)
+    train = TrainArgs(batch, micro_batch_size=1, max_seq_length=block, max_tokens=tokens, lr_warmup_steps=warm_up)
+    fit = fit_gpu(TrainingJob(model, tokens, block, train), gpu)
     if fit.job is None:
         raise UserError(
             f"{model.title} does not fit --gpu {gpu.name} even with recomputing and 8-bit AdamW; give fewer layers "
             "with --n, or a larger GPU"
         )
-    return replace(fit, job=replace(fit.job, train=replace(train, micro_batch_size=fit.dividing_micro_batch)))
+    job = replace(fit.job, train=replace(train, micro_batch_size=fit.dividing_micro_batch))
+    return Plan(job, (replace(fit, job=job),))
 
 
-def _recipe(fit: GpuFit, commands: Sequence[str], checkpoint: Path, data: Path, run: Path) -> str:
-    job = fit.job
-    assert job is not None
-    train, model = job.train, job.model
-    lines = [
-        f"# {model.title}, {job.tokens:,} tokens on {fit.gpu.name}.",
-        *(f"#   {command}" for command in commands),
-        f"# {model.parameters:,} parameters, {job.flops:.1e} FLOPs: about {fit.hours:,.0f} hours at half of the",
-        f"# GPU's peak, {job.memory().total / 1e9:.0f} GB of {fit.gpu.memory / 1e9:.0f}.",
-        f"initial_checkpoint_dir: {checkpoint} # the slice",
-        f"data: {data} # packed with its tokenizer",
-        f"out_dir: {run} # the same command continues a stopped run",
-        f"precision: {job.precision}",
-        "seed: 1337",
-        "train:",
-        f"  global_batch_size: {train.global_batch_size} # of {job.block_size:,} tokens: the paper's 131K per step",
-        f"  micro_batch_size: {train.micro_batch_size} # the largest that fits the GPU and divides a step",
-        f"  max_seq_length: {job.block_size}",
-        f"  max_tokens: {job.tokens} # the data is repeated where it has fewer",
-        "  schedule: cosine",
-        f"  lr_warmup_steps: {train.lr_warmup_steps}",
-        "  min_lr: 3.0e-5",
-        "  save_interval: 500",
-        "eval:",
-        "  interval: 500",
-        "  max_iters: 128",
-        "optimizer:",
-        f"  name: {job.optimizer.name}",
-        "  lr: 3.0e-4",
-        "  weight_decay: 0.1",
-    ]
-    if job.recomputes:
-        lines += ["speed:", "  activation_checkpointing: true # or it does not fit: a third more computation"]
-    return "\n".join(lines) + "\n"
+def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, run: Path) -> str:
+    job, (fit,) = plan.job, plan.gpus
+    calls = "\n".join(f"#   {command}" for command in commands)
+    speed = "speed:\n  activation_checkpointing: true # or it does not fit: a third more computation\n"
+    return f"""\
+# {job.model.title}, {job.tokens:,} tokens on {fit.gpu.name}.
+{calls}
+# {plan.parameters:,} parameters, {job.flops:.1e} FLOPs: about {fit.hours:,.0f} hours at half of the
+# GPU's peak, {job.memory().total / 1e9:.0f} GB of {fit.gpu.memory / 1e9:.0f}.
+initial_checkpoint_dir: {checkpoint} # the slice
+data: {data} # packed with its tokenizer
+out_dir: {run} # the same command continues a stopped run
+precision: {job.precision}
+seed: 1337
+train:
+  global_batch_size: {job.train.global_batch_size} # of {job.block_size:,} tokens: the paper's 131K per step
+  micro_batch_size: {job.train.micro_batch_size} # the largest that fits the GPU and divides a step
+  max_seq_length: {job.block_size}
+  max_tokens: {job.tokens} # the data is repeated where it has fewer
+  schedule: cosine
+  lr_warmup_steps: {job.train.lr_warmup_steps}
+  min_lr: 3.0e-5
+  save_interval: 500
+eval:
+  interval: 500
+  max_iters: 128
+optimizer:
+  name: {job.optimizer.name}
+  lr: 3.0e-4
+  weight_decay: 0.1
+{speed if job.recomputes else ""}"""

@@ -27,9 +27,9 @@ def test_parameters_are_those_of_slices(family, settings, request, tmp_path):
     assert [row.n for row in advice.depths] == list(range(1, depth + 1))
     for row in advice.depths:
         out_dir = slice_model(SliceArgs(str(folder), n=row.n, out_dir=tmp_path / f"n{row.n}")).folder
-        assert row.parameters == read_manifest(out_dir)["parameters"]["total"]
-        assert row.parameters == sum(parameter.numel() for parameter in load_model(out_dir).parameters())
-    assert advice.depths[-1].parameters == model.num_parameters()
+        assert row.job.model.parameters == read_manifest(out_dir)["parameters"]["total"]
+        assert row.job.model.parameters == sum(parameter.numel() for parameter in load_model(out_dir).parameters())
+    assert advice.depths[-1].job.model.parameters == model.num_parameters()
 
 
 def test_hours_are_those_of_the_paper_notes(tmp_path):
@@ -37,7 +37,7 @@ def test_hours_are_those_of_the_paper_notes(tmp_path):
     reference = open_reference(tmp_path, "openlm-research")
     training = AdviceArgs(max_tokens=8_000_000_000, gpu="a100-80gb", max_seq_length=2048)
     row = advise(make_analysis(26), reference, training).depths[12]
-    assert (row.n, row.parameters) == (13, 1_815_638_400)
+    assert (row.n, row.job.model.parameters) == (13, 1_815_638_400)
     # 10.79 GFLOP a token and a dense bf16 peak of 312 TFLOP/s, half of it reached.
     assert row.hours == pytest.approx(8e9 * 10.79e9 / (0.5 * 312e12) / 3600, rel=1e-3)
 
@@ -63,10 +63,10 @@ def test_loss_lazy_layers_and_marks(make_llama):
         4: ("paper's choice, k/2",),
         9: ("the reference",),
     }
-    memory = [row.memory for row in rows]
+    memory = [row.job.memory().total for row in rows]
     assert memory == sorted(memory) and len(set(memory)) == 9
     # fp32 weights, gradients and two moments are 16 bytes a parameter; activations come on top.
-    assert all(16 * row.parameters < row.memory for row in rows)
+    assert all(16 * row.job.model.parameters < row.job.memory().total for row in rows)
 
 
 def test_text_marks_rows_and_says_what_it_cannot_know(make_llama):

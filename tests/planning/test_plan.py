@@ -9,11 +9,10 @@ from tiny import make_checkpoint
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_model
 from inheritune_lit.planning.args import PlanArgs, parse_count
-from inheritune_lit.planning.estimate import DiskSpace, TrainingJob, fit_gpu, fit_time
-from inheritune_lit.planning.model_spec import model_of_checkpoint, model_of_reference
+from inheritune_lit.planning.estimate import TrainingJob, fit_gpu, fit_time, model_of_checkpoint, model_of_reference
 from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import TrainArgs
 from inheritune_lit.train.gpus import GPUS, find_gpus
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 def job() -> TrainingJob:
     """The paper's main run."""
     model = model_of_reference("openllama-3b", 13)
-    settings = (TrainArgs(), OptimizerArgs(), SpeedArgs(), "bf16-mixed")
-    return TrainingJob(model, 8 * 10**9, 10**9, 2048, *settings)
+    return TrainingJob(model, 8 * 10**9, 2048, TrainArgs(), unique_tokens=10**9)
 
 
 def test_known_models_need_no_network():
@@ -46,7 +44,7 @@ def test_the_papers_main_run(job):
     assert (round(hours["a6000"]), round(hours["a100-80gb"])) == (310, 154)
     # Eight hours on an A6000: 19 to 20 times its peak.
     assert 19 < fit_time(job, find_gpus("a6000")[0], 8).mfu < 20
-    disk = DiskSpace.of(job)
+    disk = job.disk()
     assert disk.data == 2 * 10**9
     assert disk.state == 2 * 12 * job.model.parameters and disk.checkpoints == 4 * job.model.parameters
 
