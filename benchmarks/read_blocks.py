@@ -41,7 +41,9 @@ def write_data(folder: Path, tokens: int) -> None:
             for length in lengths:
                 writer.add(draw.integers(0, 50_000, length, dtype=np.uint16))
         domains[name] = {"train": {"documents": len(lengths), "tokens": int(lengths.sum())}}
-    write_manifest(folder, "packed_data", {"domains": domains})
+    tokenizer = {"file": "tokenizer.json", "sha256": "", "vocab_size": 50_000, "eos_id": None}
+    described = {"tokenizer": tokenizer, "dtype": "uint16", "options": {}, "max_token_id": 49_999}
+    write_manifest(folder, "packed_data", {**described, "domains": domains})
 
 
 def seconds_a_batch(read: Callable[[range], object], batch: int, batches: int) -> float:
@@ -60,8 +62,8 @@ def read_speeds(folder: Path) -> dict[str, dict[str, float]]:
     ways: dict[str, Callable[[range], object]] = {}
     for documents in ("packed", "separate"):
         data = PackedDataset(folder, "train", BLOCK_SIZE, documents)
-        sampler = MixtureSampler({name: size.blocks for name, size in data.domains.items()}, 1, WEIGHTS)
-        ways[documents] = lambda samples, data=data, sampler=sampler: data.batch(sampler.blocks(samples))
+        sampler = MixtureSampler({name: size.samples for name, size in data.domains.items()}, 1, WEIGHTS)
+        ways[documents] = lambda samples, data=data, sampler=sampler: data.batch(sampler.samples(samples))
     tokens, draw = np.memmap(folder / "train" / "a.bin", dtype=np.uint16, mode="r"), np.random.default_rng(0)
 
     def nanogpt(samples: range) -> np.ndarray:
@@ -81,7 +83,7 @@ def read_speeds(folder: Path) -> dict[str, dict[str, float]]:
 def order_costs(blocks: int) -> dict[str, float]:
     """What it costs to know the first million samples of an epoch, and to hold the order."""
     start = time.perf_counter()
-    MixtureSampler({"all": blocks}, 1).blocks(range(1_000_000))
+    MixtureSampler({"all": blocks}, 1).samples(range(1_000_000))
     ours = time.perf_counter() - start
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", PERMUTE, str(blocks)], check=True)

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
     from inheritune_lit.checkpoint.weights import Weights
     from inheritune_lit.data.args import PrepareArgs
-    from inheritune_lit.data.compatibility import check_fits_model
     from inheritune_lit.data.documents import is_validation
+    from inheritune_lit.data.manifest import load_packed_manifest
     from inheritune_lit.data.mixture import make_mixture
-    from inheritune_lit.data.packed import PackedDataset, load_packed_manifest
+    from inheritune_lit.data.packed import PackedDataset, check_fits_model
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inheritune_lit.data.compatibility import check_fits_model
-from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sources import is_hub_source, iter_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import read_manifest

@@ -8,19 +8,14 @@ from typing import Any
 
 from inheritune_lit.errors import UserError
 
-MAX_BROKEN_SHARE = 0.01
-"""Share of a file's rows that may be broken."""
+ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")
+"""Counts of a ``ReadReport`` that the manifest keeps."""
+_MAX_BROKEN_SHARE = 0.01
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fault:
-    """Where a row is broken, and how.
-
-    Attributes:
-        line: its number, counting from 1 at ``start``.
-        start: byte of the file from which lines were counted; 0 for formats that are never read from the middle.
-        reason: what is wrong.
-    """
+    """What is wrong with a row, and its line: counted from 1 at a byte of the file, ``start``."""
 
     line: int
     start: int
@@ -48,7 +43,7 @@ class ReadReport:
     first_broken: Fault | None = None
 
     def counts(self) -> dict[str, int]:
-        """Returns the counts of rows by their names in the manifest."""
+        """Returns the counts of rows by their names."""
         return {name: getattr(self, name) for name in ROW_COUNTS}
 
     def note_broken(self, line: int, start: int, reason: str) -> None:
@@ -68,35 +63,39 @@ class ReadReport:
         Raises:
             UserError: it has.
         """
-        if self.broken_rows > MAX_BROKEN_SHARE * self.rows:
+        if self.broken_rows > _MAX_BROKEN_SHARE * self.rows:
             raise UserError(
                 f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {self.describe_fault(path)}; "
-                f"fix the file (up to {MAX_BROKEN_SHARE:.0%} are tolerated)"
+                f"fix the file (up to {_MAX_BROKEN_SHARE:.0%} are tolerated)"
             )
 
     def describe_fault(self, path: str) -> str:
         """Returns file, line and fault of the first broken row."""
         fault = self.first_broken
         assert fault is not None
-        before = _count_lines(Path(path), fault.start) if fault.start else 0
-        return f"{path.removeprefix('hf://datasets/')}:{before + fault.line}: {fault.reason}"
-
-
-ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")
-
-
-def _count_lines(path: Path, stop: int) -> int:
-    """Returns the number of line breaks before a byte of a plain file."""
-    lines, left = 0, stop
-    with path.open("rb") as file:
-        while left and (chunk := file.read(min(left, 1 << 22))):
-            lines += chunk.count(b"\n")
-            left -= len(chunk)
-    return lines
+        line, left = fault.line, fault.start
+        if left:  # only in plain files; in others lines are counted from the beginning
+            with Path(path).open("rb") as file:
+                while left and (chunk := file.read(min(left, 1 << 22))):
+                    line += chunk.count(b"\n")
+                    left -= len(chunk)
+        return f"{path.removeprefix('hf://datasets/')}:{line}: {fault.reason}"
 
 
 class BrokenRow(Exception):
     """A row without a usable text; the message says why."""
+
+
+def decode_text(data: bytes) -> str:
+    """Returns UTF-8 bytes as text.
+
+    Raises:
+        BrokenRow: they are something else.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
 
 
 def parse_json(line: bytes) -> Any:
@@ -106,9 +105,7 @@ def parse_json(line: bytes) -> Any:
         BrokenRow: the line is not UTF-8 or not JSON.
     """
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
+        return json.loads(decode_text(line))
     except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
         raise BrokenRow(f"not JSON ({error})") from None
 

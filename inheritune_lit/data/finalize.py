@@ -3,41 +3,40 @@
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.data.documents import ROW_COUNTS, ReadReport
-from inheritune_lit.data.merge_shards import DocumentSpan, MergedFiles, consecutive_spans, merge_shards
-from inheritune_lit.data.packed import SPLITS
+from inheritune_lit.data.manifest import (
+    SPLITS,
+    Count,
+    PackedDomain,
+    PackedFile,
+    PackedManifest,
+    PackedSource,
+    SourceShare,
+)
+from inheritune_lit.data.merge_shards import DocumentSpan, consecutive_spans, merge_spans
 from inheritune_lit.data.plan import PreparePlan
-from inheritune_lit.data.shards import RangeRecord, read_records
-from inheritune_lit.data.sources import SourceFile
-from inheritune_lit.data.subset import Quota, choose_documents
+from inheritune_lit.data.shards import DONE, RangeRecord
+from inheritune_lit.data.subset import choose_documents
 from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk
-from inheritune_lit.io.manifest import write_manifest
+from inheritune_lit.io.manifest import MANIFEST
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.records import read_record, write_record
 
 logger = logging.getLogger(__name__)
 
 _WARNINGS = 10
-_Place = tuple[str, str]  # split and domain
 
 
-@dataclass(frozen=True)
-class _ReadSource:
-    """A source file that has been read: its content's hash, and which rows were met."""
-
-    file: SourceFile
-    sha256: str
-    report: ReadReport
-
-
-def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
+def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     """Merges all shards into the output folder, appends to what was packed before, and removes the workdir.
 
     Args:
@@ -45,141 +44,123 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, dict[str, Any]]:
         plan: what was prepared.
 
     Returns:
-        What the output holds by domain, as the manifest says.
+        What the output holds by domain.
 
     Raises:
         UserError: too many broken rows, a split without a document, or a full disk.
     """
-    records = [
-        (workdir.shards / shard.id, record)
-        for shard in plan.shards
-        for record in read_records(workdir.shards / shard.id)
-    ]
-    read = _read_sources(plan.sources, [record for _, record in records])
-    _warn_about_rows(read)
-    before, dtype = plan.packed_before, plan.settings["dtype"]
-    spans = _spans(
-        (folder / split / domain, record.source, counts)
+    settings, before, out_dir = plan.settings, plan.packed_before, workdir.out_dir
+    folders = [workdir.shards / shard.id for shard in plan.shards]
+    records = [(folder, record) for folder in folders for record in _read_records(folder)]
+    read = _read_sources(plan, [record for _, record in records])
+    packed_sources = before.sources if before else []
+    sources = sorted([*read, *packed_sources], key=lambda source: source.name)
+    packed_spans = consecutive_spans(
+        (out_dir / split / name, share.name, share[split])
+        for name, domain in (before.domains if before else {}).items()
+        for share in domain.sources
+        for split in SPLITS
+        if share[split].documents
+    )
+    new_spans = consecutive_spans(
+        (folder / split / domain, record.source, count)
         for folder, record in records
         for domain, by_split in record.counts.items()
-        for split, counts in by_split.items()
+        for split, count in by_split.items()
     )
-    if before:
-        packed = _spans(
-            (plan.out_dir / split / domain, source["name"], source[split])
-            for domain, content in before["domains"].items()
-            for source in content["sources"]
-            for split in SPLITS
-            if source[split]["documents"]
-        )
-        for place, own in packed.items():
-            spans[place] = sorted([*own, *spans.get(place, [])], key=lambda span: span.source)
-    sources = sorted(
-        [*map(_source_entry, read), *(before["sources"] if before else ())], key=lambda entry: entry["name"]
-    )
-    chosen = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, plan.out_dir, dtype)
-    with explain_full_disk(plan.out_dir), _new_output(workdir, replaces=before is not None) as staging:
-        merged = _merge(staging, dtype, spans, chosen.keep)
-        domains = _domain_entries(sources, merged, by_rows=plan.args.domain_field is not None)
-        _check_filled(workdir, domains, sum(source["rows"] for source in sources))
-        manifest = {
-            "tokenizer": plan.settings["tokenizer"],
-            "dtype": dtype,
-            "max_token_id": max(files.max_token_id for files in merged.values()),
-            "options": plan.settings["options"],
-            "domains": domains,
-            "sources": sources,
-            "duplicates": chosen.duplicates + (before["duplicates"] if before else 0),
-            "files": {
-                f"{split}/{domain}.{ending}": described
-                for (split, domain), files in sorted(merged.items())
-                for ending, described in files.files.items()
-            },
-        }
-        write_manifest(staging, "packed_data", manifest)
+    spans = sorted([*packed_spans, *new_spans], key=lambda span: (span.place, span.source))
+    duplicates, short = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, out_dir, settings.dtype)
+    domains = _domains(sources, spans, by_rows=plan.args.domain_field is not None)
+    _check_filled(workdir, domains, sum(source.rows for source in sources))
+    with explain_full_disk(out_dir), _new_output(workdir, replaces=before is not None) as staging:
+        max_token_id = 0
+        files: dict[str, PackedFile] = {}
+        for split in SPLITS:
+            (staging / split).mkdir()
+        with Progress("merge shards", sum(span.size.tokens for span in spans), "token") as progress:
+            for (split, domain), own in groupby(spans, key=lambda span: span.place):
+                prefix = staging / split / domain
+                largest, pair = merge_spans(prefix, settings.dtype, list(own), progress.update)
+                max_token_id = max(max_token_id, largest)
+                files |= {f"{split}/{domain}.{ending}": file for ending, file in pair.items()}
+        duplicates += before.duplicates if before else 0
+        described = settings.tokenizer, settings.dtype, settings.options
+        write_record(staging / MANIFEST, PackedManifest(*described, max_token_id, domains, sources, duplicates, files))
     workdir.remove()
-    _warn_about_quotas(chosen.short)
+    for quota, tokens in short:
+        logger.warning(
+            f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
+            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
+        )
     return domains
 
 
-def _read_sources(files: Sequence[SourceFile], records: Sequence[RangeRecord]) -> list[_ReadSource]:
-    """Returns the sources that the ranges were cut from.
+def _read_records(folder: Path) -> list[RangeRecord]:
+    return read_record(folder / DONE, list[RangeRecord], "the record of a shard", f"remove {folder}")
+
+
+def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:
+    """Returns the sources that the ranges were cut from, and warns about their rows.
 
     Raises:
         UserError: more of a source's rows are broken than is tolerated.
     """
-    by_name = {file.name: file for file in files}
-    read: dict[str, _ReadSource] = {}
+    reports: defaultdict[str, ReadReport] = defaultdict(ReadReport)
+    hashes = {record.source: record.sha256 for record in records if record.sha256}  # by the range that begins a file
     for record in records:
-        if record.source in read:
-            read[record.source].report.add(record.report)
-        else:
-            assert record.sha256 is not None, "the first range hashes the file"
-            read[record.source] = _ReadSource(by_name[record.source], record.sha256, replace(record.report))
-    for source in read.values():
-        source.report.check(source.file.path)
-    return list(read.values())
+        reports[record.source].add(record.report)
+    paths = {file.name: file.path for file in plan.sources}
+    for name, report in reports.items():
+        report.check(paths[name])
+    broken = [(paths[name], report) for name, report in reports.items() if report.broken_rows]
+    for path, report in broken[:_WARNINGS]:
+        logger.warning(
+            f"inheritune: warning: {report.broken_rows} of {report.rows} rows of {path} left out, first "
+            f"{report.describe_fault(path)}"
+        )
+    if len(broken) > _WARNINGS:
+        logger.warning(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files")
+    for name in [name for name, report in reports.items() if report.long_rows][:_WARNINGS]:
+        logger.warning(
+            f"inheritune: warning: {reports[name].long_rows} of {reports[name].rows} rows of {paths[name]} left "
+            "out: longer than --max_document_bytes, or than 8 MB without a place to cut"
+        )
+    return [
+        PackedSource(
+            file.name,
+            file.path,
+            file.bytes,
+            file.version,
+            hashes[file.name],
+            file.domain,
+            **reports[file.name].counts(),
+        )
+        for file in plan.sources
+    ]
 
 
-def _spans(counts: Iterable[tuple[Path, str, Mapping[str, int]]]) -> dict[_Place, list[DocumentSpan]]:
-    """Returns spans by split and domain, which their prefixes end with."""
-    spans: dict[_Place, list[DocumentSpan]] = {}
-    for span in consecutive_spans(counts):
-        spans.setdefault((span.prefix.parent.name, span.prefix.name), []).append(span)
-    return spans
-
-
-def _source_entry(source: _ReadSource) -> dict[str, Any]:
-    file = source.file
-    described = {"name": file.name, "path": file.path, "bytes": file.bytes, "version": file.version}
-    return {**described, "sha256": source.sha256, "domain": file.domain, **source.report.counts()}
-
-
-def _domain_entries(
-    sources: Sequence[Mapping[str, Any]], merged: Mapping[_Place, MergedFiles], by_rows: bool
-) -> dict[str, dict[str, Any]]:
-    """Returns the manifest's ``domains``.
-
-    Args:
-        sources: the manifest's ``sources``.
-        merged: what was written, by split and domain.
-        by_rows: rows name their domains, so that rows left out belong to none.
-    """
-    nothing = {"documents": 0, "tokens": 0}
-    names = {domain for _, domain in merged}
+def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_rows: bool) -> dict[str, PackedDomain]:
+    """Returns the manifest's ``domains``; with ``by_rows`` the rows name them, else the sources do."""
+    counts: defaultdict[tuple[str, str], dict[str, Any]] = defaultdict(dict)  # by domain and source, then split
     if not by_rows:
-        names |= {source["domain"] for source in sources}
-    entries = {}
-    for domain in sorted(names):
-        files = {split: merged.get((split, domain), MergedFiles({}, 0, {})) for split in SPLITS}
-        if by_rows:
-            own = [source for source in sources if any(source["name"] in each.counts for each in files.values())]
-        else:
-            own = [source for source in sources if source["domain"] == domain]
-        entry: dict[str, Any] = {
-            "sources": [
-                {name: source[name] for name in ("path", "name", "bytes", "sha256")}
-                | {split: files[split].counts.get(source["name"], nothing) for split in SPLITS}
-                for source in own
-            ]
-        }
+        counts.update({(source.domain, source.name): {} for source in sources})
+    for span in spans:
+        split, domain = span.place
+        by_split = counts[domain, span.source]
+        by_split[split] = by_split.get(split, Count()) + span.kept
+    domains = {}
+    for name in sorted({domain for domain, _ in counts}):
+        own = [source for source in sources if (name, source.name) in counts]
+        shares = [
+            SourceShare(path=one.path, name=one.name, bytes=one.bytes, sha256=one.sha256, **counts[name, one.name])
+            for one in own
+        ]
+        rows: dict[str, Any] = {}
         if not by_rows:
-            entry |= {name: sum(source[name] for source in own) for name in ROW_COUNTS}
-        entries[domain] = entry | {split: files[split].total() for split in SPLITS}
-    return entries
-
-
-def _merge(
-    staging: Path, dtype: str, spans: Mapping[_Place, Sequence[DocumentSpan]], keep: Mapping[_Place, list] | None
-) -> dict[_Place, MergedFiles]:
-    for split in SPLITS:
-        (staging / split).mkdir()
-    merged = {}
-    with Progress("merge shards", sum(span.tokens for own in spans.values() for span in own), "token") as progress:
-        for (split, domain), own in sorted(spans.items()):
-            kept = keep[split, domain] if keep else None
-            merged[split, domain] = merge_shards(staging / split / domain, dtype, own, kept, progress.update)
-    return merged
+            rows = {count: sum(getattr(source, count) for source in own) for count in ROW_COUNTS}
+        train, val = (sum((share[split] for share in shares), Count()) for split in SPLITS)
+        domains[name] = PackedDomain(sources=shares, train=train, val=val, **rows)
+    return domains
 
 
 @contextmanager
@@ -204,37 +185,12 @@ def _new_output(workdir: WorkDir, replaces: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_filled(workdir: WorkDir, domains: Mapping[str, Mapping[str, Any]], rows: int) -> None:
+def _check_filled(workdir: WorkDir, domains: Mapping[str, PackedDomain], rows: int) -> None:
     """Refuses a corpus that does not fill both splits; warns about a domain that is missing from one."""
     for split, advice in (("train", "give more text"), ("val", "give more text or a larger --val_fraction")):
-        if not sum(entry[split]["documents"] for entry in domains.values()):
+        bare = [name for name, domain in domains.items() if not domain[split].documents]
+        if len(bare) == len(domains):
             workdir.remove()  # with other options or more text, little of it would be of use
             raise UserError(f"no document of {rows} rows is in the {split} split; {advice}")
-    for split in SPLITS:
-        if bare := [domain for domain, entry in domains.items() if not entry[split]["documents"]]:
+        if bare:
             logger.warning(f"inheritune: warning: no {split} document in {', '.join(bare)}")
-
-
-def _warn_about_rows(read: Sequence[_ReadSource]) -> None:
-    broken = [source for source in read if source.report.broken_rows]
-    for source in broken[:_WARNINGS]:
-        report, path = source.report, source.file.path
-        logger.warning(
-            f"inheritune: warning: {report.broken_rows} of {report.rows} rows of {path} left out, first "
-            f"{report.describe_fault(path)}"
-        )
-    if len(broken) > _WARNINGS:
-        logger.warning(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files")
-    for source in [source for source in read if source.report.long_rows][:_WARNINGS]:
-        logger.warning(
-            f"inheritune: warning: {source.report.long_rows} of {source.report.rows} rows of {source.file.path} left "
-            "out: longer than --max_document_bytes, or than 8 MB without a place to cut"
-        )
-
-
-def _warn_about_quotas(short: Sequence[tuple[Quota, int]]) -> None:
-    for quota, tokens in short:
-        logger.warning(
-            f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
-            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
-        )

@@ -6,25 +6,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import BrokenRow, ReadReport, check_text, parse_json, string_field
+from inheritune_lit.data.documents import BrokenRow, ReadReport, check_text, decode_text, parse_json, string_field
 from inheritune_lit.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
     from pyarrow.parquet import ParquetFile
 
-Rows = Iterator[tuple[str, str | None]]
-"""Text and domain of each row; the domain is None where rows do not name theirs."""
-Reader = Callable[[Path, int, int | None, ReadingArgs, ReadReport], Rows]
-"""Reads the rows of a file between two positions, the second None for all of it; brings the report up to date.
-
-Positions are bytes or row groups, as ``FileFormat.ranges`` says, and 0 and None where that is None. A ``UserError``
-says that the file cannot be read.
-"""
+Row = tuple[str, str | None]
+"""Text and domain; the domain is None where rows do not name theirs."""
 
 _COMPRESSIONS = (".gz", ".zst")
 _COMPRESSED_CHUNK = 1 << 14  # what these bytes expand to is held in memory
@@ -37,12 +32,12 @@ class FileFormat:
     """How files of a kind are read.
 
     Attributes:
-        read: yields a text and a domain for each row.
-        ranges: what a range of such a file is counted in; None where it is read whole.
+        read: see ``read_rows``.
+        ranges: what a range of such a file is counted in, "bytes" or "row groups"; None where it is read whole.
         text_share: bytes of text per stored byte, roughly.
     """
 
-    read: Reader
+    read: Callable[[Path, ReadingArgs, ReadReport, int, int | None], Iterator[Row]]
     ranges: str | None
     text_share: float
 
@@ -52,20 +47,14 @@ def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
 
     ``.jsonl`` and ``.json`` (a row per line), ``.txt``, each also with ``.gz`` or ``.zst``; ``.parquet``.
     """
-    stem = name
-    for ending in _COMPRESSIONS:
-        stem = stem.removesuffix(ending)
-    plain = stem == name
-    text_share = 0.9 if plain else 2.5
+    plain = not name.endswith(_COMPRESSIONS)
+    stem = name if plain else name.rpartition(".")[0]
+    lines = partial(FileFormat, ranges="bytes" if plain else None, text_share=0.9 if plain else 2.5)
     if stem.endswith((".jsonl", ".json")):
-        return FileFormat(_read_jsonl, "bytes" if plain else None, text_share)
+        return lines(partial(_read_lines, _json_row))
     if stem.endswith(".txt"):
-        if args.txt_documents == "line":
-            return FileFormat(_read_txt_lines, "bytes" if plain else None, text_share)
-        return FileFormat(_read_txt_file, None, text_share)
-    if name.endswith(".parquet"):
-        return FileFormat(_read_parquet, "row groups", 1.7)
-    return None
+        return lines(partial(_read_lines, _text_row)) if args.txt_documents == "line" else lines(_read_txt, ranges=None)
+    return FileFormat(_read_parquet, "row groups", 1.7) if name.endswith(".parquet") else None
 
 
 def stem_of(name: str) -> str:
@@ -75,68 +64,62 @@ def stem_of(name: str) -> str:
     return name
 
 
-def _read_jsonl(path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport) -> Rows:
-    for number, first, line in _read_lines(path, start, stop, args.max_document_bytes, report):
-        try:
-            row = parse_json(line)
-            domain = string_field(row, args.domain_field) if args.domain_field else None
-            text = string_field(row, args.text_field)
-            if b"\\u" in line:
-                check_text(text)
-            yield text, domain
-        except BrokenRow as fault:
-            report.note_broken(number, first, str(fault))
+def read_rows(
+    path: Path, args: ReadingArgs, report: ReadReport, start: int = 0, stop: int | None = None
+) -> Iterator[Row]:
+    """Yields the rows of a file between two positions, which count what the format's ``ranges`` says.
+
+    Args:
+        path: a file of a known format.
+        args: how rows are read.
+        report: counts them on the way.
+        start: the first position.
+        stop: the one after the last; None for all of the file.
+
+    Raises:
+        UserError: the file cannot be read, is cut short or damaged.
+    """
+    kind = format_of(path.name, args)
+    assert kind is not None, path
+    return kind.read(path, args, report, start, stop)
 
 
-def _read_txt_lines(path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport) -> Rows:
-    for number, first, line in _read_lines(path, start, stop, args.max_document_bytes, report):
-        try:
-            yield line.rstrip(b"\r\n").decode("utf-8"), None
-        except UnicodeDecodeError as error:
-            report.note_broken(number, first, f"not UTF-8 ({error.reason})")
+def _json_row(line: bytes, args: ReadingArgs) -> Row:
+    row = parse_json(line)
+    domain = string_field(row, args.domain_field) if args.domain_field else None
+    text = string_field(row, args.text_field)
+    if b"\\u" in line:
+        check_text(text)
+    return text, domain
 
 
-def _read_txt_file(path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport) -> Rows:
-    with _open_lines(path) as (stream, file):
-        content = stream.read(args.max_document_bytes + 1)
-        report.bytes_read += file.tell()
-    report.rows += 1
-    if len(content) > args.max_document_bytes:
-        report.long_rows += 1
-        return
-    try:
-        text = content.removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError as error:
-        report.note_broken(1 + content[: error.start].count(b"\n"), 0, f"not UTF-8 ({error.reason})")
-        return
-    yield text, None
+def _text_row(line: bytes, args: ReadingArgs) -> Row:
+    return decode_text(line.rstrip(b"\r\n")), None
 
 
 def _read_lines(
-    path: Path, start: int, stop: int | None, max_bytes: int, report: ReadReport
-) -> Iterator[tuple[int, int, bytes]]:
-    """Yields the lines that begin in a range of bytes and are neither blank nor too long.
-
-    Yields:
-        The line's number, from 1; the byte at which number 1 begins; and the line.
-    """
+    parse: Callable[[bytes, ReadingArgs], Row],
+    path: Path,
+    args: ReadingArgs,
+    report: ReadReport,
+    start: int,
+    stop: int | None,
+) -> Iterator[Row]:
+    """Reads the lines that begin in a range of bytes and are neither blank nor too long."""
+    limit = args.max_document_bytes
     with _open_lines(path) as (stream, file):
-        compressed = stream is not file
         position, number = start, 0
         if start:
             file.seek(start - 1)
             position += _skip_line(stream) - 1
         first, counted = position, start
-        while stop is None or position < stop:
-            line = stream.readline(max_bytes + 1)
-            if not line:
-                break
+        while (stop is None or position < stop) and (line := stream.readline(limit + 1)):
             number += 1
             position += len(line)
-            too_long = len(line) > max_bytes
+            too_long = len(line) > limit
             if too_long and not line.endswith(b"\n"):
                 position += _skip_line(stream)
-            place = file.tell() if compressed else position
+            place = position if stream is file else file.tell()
             report.bytes_read += place - counted
             counted = place
             if number == 1 and not start:
@@ -147,7 +130,25 @@ def _read_lines(
             if too_long:
                 report.long_rows += 1
                 continue
-            yield number, first, line
+            try:
+                yield parse(line, args)
+            except BrokenRow as fault:
+                report.note_broken(number, first, str(fault))
+
+
+def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
+    """Reads a file that is one document."""
+    with _open_lines(path) as (stream, file):
+        content = stream.read(args.max_document_bytes + 1)
+        report.bytes_read += file.tell()
+    report.rows += 1
+    if len(content) > args.max_document_bytes:
+        report.long_rows += 1
+        return
+    try:
+        yield content.removeprefix(_BOM).decode("utf-8"), None
+    except UnicodeDecodeError as error:
+        report.note_broken(1 + content[: error.start].count(b"\n"), 0, f"not UTF-8 ({error.reason})")
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -162,10 +163,7 @@ def _skip_line(stream: BinaryIO) -> int:
 
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a plain, ``.gz`` or ``.zst`` file.
-
-    Yields:
-        The decompressed stream, and the file itself, whose position tells how far reading has come.
+    """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come.
 
     Raises:
         UserError: the file cannot be read, is cut short or damaged; also from inside the block.
@@ -178,8 +176,7 @@ def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
-                with gzip.GzipFile(fileobj=file) as stream:
-                    yield io.BufferedReader(stream, 1 << 20), file
+                yield io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20), file
             elif path.suffix == ".zst":
                 yield io.BufferedReader(_ZstdReader(file), 1 << 20), file
             else:
@@ -191,10 +188,7 @@ def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of one or more zstd frames.
-
-    zstandard's own stream ends quietly where a frame is cut off; this raises ``EOFError``.
-    """
+    """Decompressed bytes of zstd frames; unlike zstandard's own stream, a frame that is cut off is an ``EOFError``."""
 
     def __init__(self, file: BinaryIO) -> None:
         from zstandard import ZstdDecompressor
@@ -225,11 +219,10 @@ class _ZstdReader(io.RawIOBase):
         return count
 
 
-def _read_parquet(path: Path, start: int, stop: int | None, args: ReadingArgs, report: ReadReport) -> Rows:
-    fields = [name for name in (args.text_field, args.domain_field) if name]
-    with _open_parquet(path) as file:
-        columns = [_column(file, path, name) for name in fields]
-        sizes = _group_bytes(file)
+def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
+    with open_parquet(path) as file:
+        columns = [_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
+        sizes = row_group_bytes(file)
         number = sum(file.metadata.row_group(group).num_rows for group in range(start))
         for group in range(start, len(sizes) if stop is None else stop):
             rows_in_group, before, first = file.metadata.row_group(group).num_rows, report.bytes_read, number
@@ -243,32 +236,23 @@ def _read_parquet(path: Path, start: int, stop: int | None, args: ReadingArgs, r
                             raise BrokenRow(f"not UTF-8 ({row.reason})")
                         text = string_field(row, args.text_field)
                         domain = string_field(row, args.domain_field) if args.domain_field else None
+                        if len(text) <= args.max_document_bytes:
+                            yield text, domain
+                        else:
+                            report.long_rows += 1
                     except BrokenRow as fault:
                         report.note_broken(number, 0, str(fault))
-                        continue
-                    if len(text) > args.max_document_bytes:
-                        report.long_rows += 1
-                        continue
-                    yield text, domain
 
 
-def row_group_bytes(path: Path) -> list[int]:
-    """Returns the stored bytes of each row group of a parquet file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with _open_parquet(path) as file:
-        return _group_bytes(file)
-
-
-def _group_bytes(file: "ParquetFile") -> list[int]:
+def row_group_bytes(file: "ParquetFile") -> list[int]:
+    """Returns the stored bytes of each row group."""
     groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
     return [sum(group.column(n).total_compressed_size for n in range(group.num_columns)) for group in groups]
 
 
 @contextmanager
-def _open_parquet(path: Path) -> Iterator["ParquetFile"]:
+def open_parquet(path: Path) -> Iterator["ParquetFile"]:
+    """Opens a parquet file; whatever cannot be read in it, also inside the block, is a ``UserError``."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -276,8 +260,7 @@ def _open_parquet(path: Path) -> Iterator["ParquetFile"]:
         with ParquetFile(path) as file:
             yield file
     except (ArrowException, OSError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path} cannot be read as parquet ({reason}); fetch it again") from error
+        raise UserError(f"{path} cannot be read as parquet ({first_line(error)}); fetch it again") from error
 
 
 def _batch_rows(batch: "RecordBatch") -> Iterator[dict | UnicodeDecodeError]:
@@ -299,13 +282,12 @@ def _column(file: "ParquetFile", path: Path, name: str) -> str:
     import pyarrow as pa
 
     schema = file.schema_arrow
-    nested = {file.schema.column(number).path for number in range(len(file.schema))}
-    if name not in nested and name not in schema.names:
-        have = ", ".join(schema.names)
-        raise UserError(f"{path} has no column {name!r}, only {have}; name the one to use with --text_field")
     if name in schema.names:
         kind = schema.field(name).type
         values = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
             raise UserError(f"column {name!r} of {path} holds {kind}, not text; name another with --text_field")
+    elif name not in {file.schema.column(number).path for number in range(len(file.schema))}:
+        have = ", ".join(schema.names)
+        raise UserError(f"{path} has no column {name!r}, only {have}; name the one to use with --text_field")
     return name

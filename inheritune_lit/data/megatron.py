@@ -9,9 +9,8 @@ boundaries (int64, starting with 0). In what is written here a sequence is a doc
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 
@@ -25,66 +24,38 @@ _TYPE_OF = {code: name for name, code in _CODE_OF.items()}
 _CHUNK = 1 << 20  # documents handled at a time, so that memory does not grow with the corpus
 
 
-def bin_path(prefix: Path) -> Path:
-    """Returns the file of token ids; domains may have dots in their names."""
-    return prefix.with_name(prefix.name + ".bin")
+def beside(prefix: Path, ending: str) -> Path:
+    """Returns a file of a pair, "bin" or "idx", or one of a shard with a number per document: "sample" or "hash"."""
+    return prefix.with_name(f"{prefix.name}.{ending}")  # domains may have dots in their names
 
 
-def idx_path(prefix: Path) -> Path:
-    """Returns the index."""
-    return prefix.with_name(prefix.name + ".idx")
-
-
-def sidecar_path(prefix: Path, name: str) -> Path:
-    """Returns the file of a number per document beside a shard's tokens: "sample" (8 bytes each) or "hash" (16)."""
-    return prefix.with_name(f"{prefix.name}.{name}")
-
-
-class DocumentWriter:
-    """Appends documents to ``prefix.bin``; ``close`` writes ``prefix.idx``.
+class DocumentWriter(AbstractContextManager):
+    """Appends documents to ``prefix.bin``, and writes ``prefix.idx`` when its ``with`` block ends.
 
     Args:
         prefix: path without extension, in a folder that exists.
         dtype: "uint16" or "int32".
-
-    Attributes:
-        tokens: tokens written so far.
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        self.prefix, self.dtype = prefix, np.dtype(dtype)
-        self._bin = bin_path(prefix).open("wb")
+        self._prefix, self._dtype = prefix, np.dtype(dtype)
+        self._bin = beside(prefix, "bin").open("wb")
         self._lengths = array("i")  # four bytes per document: a list of integers takes nine times as much
-        self.tokens = 0
 
-    @property
-    def documents(self) -> int:
-        """Documents written so far."""
-        return len(self._lengths)
-
-    def __enter__(self) -> "DocumentWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        self._bin.close()
+        lengths = np.asarray(self._lengths, dtype=np.int32)
+        write_index(self._prefix, self._dtype.name, [lengths], len(lengths))
 
     def add(self, ids: Sequence[int]) -> None:
         """Appends one document's token ids."""
-        self.add_packed(np.asarray(ids, dtype=self.dtype).tobytes())
+        self.add_packed(np.asarray(ids, dtype=self._dtype).tobytes())
 
-    def add_packed(self, ids: bytes) -> None:
-        """Appends one document's token ids, given as bytes of the writer's dtype."""
+    def add_packed(self, ids: bytes) -> int:
+        """Appends one document's token ids, given as bytes of the writer's dtype; returns how many they are."""
         self._bin.write(ids)
-        length = len(ids) // self.dtype.itemsize
-        self._lengths.append(length)
-        self.tokens += length
-
-    def close(self) -> None:
-        """Finishes both files."""
-        self._bin.close()
-        write_index(self.prefix, self.dtype.name, [np.asarray(self._lengths, dtype=np.int32)], self.documents)
+        self._lengths.append(len(ids) // self._dtype.itemsize)
+        return self._lengths[-1]
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:
@@ -92,12 +63,12 @@ def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documen
 
     Args:
         prefix: path without extension.
-        dtype: "uint16" or "int32".
+        dtype: "uint16" or "int32", of the tokens.
         lengths: the documents' lengths in tokens, int32, in any number of arrays.
         documents: how many there are in all.
     """
     itemsize = np.dtype(dtype).itemsize
-    with idx_path(prefix).open("w+b") as index:
+    with beside(prefix, "idx").open("w+b") as index:
         index.write(_HEADER.pack(MAGIC, VERSION, _CODE_OF[dtype], documents, documents + 1))
         for some in lengths:
             index.write(some.astype(np.int32, copy=False).tobytes())
@@ -115,7 +86,7 @@ def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documen
 
 def read_lengths(prefix: Path, first: int, count: int) -> np.ndarray:
     """Returns the lengths of some sequences from an index, int32, shape (count,)."""
-    with idx_path(prefix).open("rb") as index:
+    with beside(prefix, "idx").open("rb") as index:
         index.seek(_HEADER.size + 4 * first)
         return np.frombuffer(index.read(4 * count), dtype=np.int32)
 
@@ -129,35 +100,33 @@ def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: a file is missing, damaged or truncated.
     """
-    for path in (idx_path(prefix), bin_path(prefix)):
+    index, tokens = beside(prefix, "idx"), beside(prefix, "bin")
+    for path in (index, tokens):
         if not path.is_file():
             raise UserError(f"{path} is missing; run `inheritune prepare` again")
-    with idx_path(prefix).open("rb") as index:
-        dtype, lengths = _read_index(index, idx_path(prefix))
-    size, expected = bin_path(prefix).stat().st_size, int(lengths.sum(dtype=np.int64)) * dtype.itemsize
-    if size != expected:
-        raise UserError(f"{bin_path(prefix)} has {size} bytes instead of {expected}; run `inheritune prepare` again")
-    if expected == 0:
-        return np.zeros(0, dtype=dtype), lengths
-    return np.memmap(bin_path(prefix), dtype=dtype, mode="r"), lengths
+    dtype, lengths = _read_index(index)
+    _check_size(tokens, expected := int(lengths.sum(dtype=np.int64)) * dtype.itemsize)
+    return np.memmap(tokens, dtype=dtype, mode="r") if expected else np.zeros(0, dtype=dtype), lengths
 
 
-def _read_index(index: BinaryIO, path: Path) -> tuple[np.dtype, np.ndarray]:
-    """Returns token type and documents' lengths."""
-    header = index.read(_HEADER.size)
-    if len(header) < _HEADER.size or not header.startswith(MAGIC):
-        raise UserError(f"{path} is not a Megatron index; run `inheritune prepare` again")
-    _, version, code, sequences, boundaries = _HEADER.unpack(header)
-    if version != VERSION or code not in _TYPE_OF:
-        raise UserError(f"{path} has version {version} and token type {code}; expected 1 and 8 or 4")
-    size, expected = path.stat().st_size, _HEADER.size + sequences * (4 + 8) + boundaries * 8
-    if size != expected:
+def _check_size(path: Path, expected: int) -> None:
+    if (size := path.stat().st_size) != expected:
         raise UserError(f"{path} has {size} bytes instead of {expected}; run `inheritune prepare` again")
-    lengths = np.fromfile(index, dtype=np.int32, count=sequences)
-    if boundaries == sequences + 1:
-        return np.dtype(_TYPE_OF[code]), lengths
-    # Megatron's tools may write a document as several sequences.
-    index.seek(8 * sequences, 1)
-    starts = np.fromfile(index, dtype=np.int64, count=boundaries)
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[starts]
-    return np.dtype(_TYPE_OF[code]), np.diff(ends).astype(np.int32)
+
+
+def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
+    """Returns token type and documents' lengths."""
+    with path.open("rb") as index:
+        header = index.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(MAGIC):
+            raise UserError(f"{path} is not a Megatron index; run `inheritune prepare` again")
+        _, version, code, sequences, boundaries = _HEADER.unpack(header)
+        if version != VERSION or code not in _TYPE_OF:
+            raise UserError(f"{path} has version {version} and token type {code}; expected 1 and 8 or 4")
+        _check_size(path, _HEADER.size + sequences * (4 + 8) + boundaries * 8)
+        lengths = np.fromfile(index, dtype=np.int32, count=sequences)
+        if boundaries != sequences + 1:  # Megatron's tools may write a document as several sequences
+            index.seek(8 * sequences, 1)
+            starts = np.fromfile(index, dtype=np.int64, count=boundaries)
+            lengths = np.diff(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[starts]).astype(np.int32)
+    return np.dtype(_TYPE_OF[code]), lengths

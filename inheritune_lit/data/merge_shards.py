@@ -1,141 +1,117 @@
 """Documents of shards, and those packed before, into one pair of files per domain and split, in the sources' order."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from inheritune_lit.data.megatron import bin_path, idx_path, read_lengths, write_index
+from inheritune_lit.data.manifest import Count, PackedFile
+from inheritune_lit.data.megatron import beside, read_lengths, write_index
 from inheritune_lit.io.manifest import sha256_file
 
 _COPY_BYTES = 1 << 22
 _DOCUMENTS = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class DocumentSpan:
     """Consecutive documents of a pair of files, all from one source.
 
     Attributes:
-        prefix: the files, without extension.
+        prefix: the files, ``<split>/<domain>`` without extension.
         source: name of the source.
-        first_document, documents: which documents.
-        first_token, tokens: where they are in the ``.bin``.
+        before: what lies before them in the files.
+        size: what they are.
+        keep: which of them are kept, bool, shape (documents,); None for all. Set before ``kept`` is asked for.
     """
 
     prefix: Path
     source: str
-    first_document: int
-    documents: int
-    first_token: int
-    tokens: int
+    before: Count
+    size: Count
+    keep: np.ndarray | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Split and domain."""
+        return self.prefix.parent.name, self.prefix.name
+
+    @cached_property
+    def kept(self) -> Count:
+        """What is kept of them."""
+        if self.keep is None:
+            return self.size
+        return Count(int(self.keep.sum()), int(self.lengths()[self.keep].sum(dtype=np.int64)))
 
     def lengths(self) -> np.ndarray:
         """Returns the documents' lengths in tokens, int32, shape (documents,)."""
-        return read_lengths(self.prefix, self.first_document, self.documents)
+        return read_lengths(self.prefix, self.before.documents, self.size.documents)
+
+    def kept_lengths(self) -> Iterator[np.ndarray]:
+        """Yields the lengths of the kept documents, some at a time."""
+        for first in range(0, self.size.documents, _DOCUMENTS):
+            count = min(_DOCUMENTS, self.size.documents - first)
+            lengths = read_lengths(self.prefix, self.before.documents + first, count)
+            yield lengths if self.keep is None else lengths[self.keep[first : first + count]]
+
+    def kept_tokens(self) -> Iterator[tuple[int, int]]:
+        """Yields first token and number of tokens of each run of kept documents."""
+        if self.keep is None or self.keep.all():
+            yield self.before.tokens, self.size.tokens
+            return
+        ends = self.before.tokens + np.cumsum(self.lengths(), dtype=np.int64)
+        starts = np.concatenate([[self.before.tokens], ends[:-1]])
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], self.keep, [False]]).astype(np.int8)))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            yield int(starts[first]), int(ends[stop - 1] - starts[first])
 
 
-def consecutive_spans(
-    counts: Iterable[tuple[Path, str, Mapping[str, int]]],
-) -> Iterator[DocumentSpan]:
-    """Yields the spans that lie one behind the other in their files.
-
-    Args:
-        counts: of each span its files without extension, the name of its source, and its documents and tokens.
-    """
-    ends: dict[Path, tuple[int, int]] = {}
-    for prefix, source, count in counts:
-        documents, tokens = ends.get(prefix, (0, 0))
-        ends[prefix] = documents + count["documents"], tokens + count["tokens"]
-        yield DocumentSpan(prefix, source, documents, count["documents"], tokens, count["tokens"])
+def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[DocumentSpan]:
+    """Yields spans that lie one behind the other in their files, from each one's files, source and size."""
+    ends: dict[Path, Count] = {}
+    for prefix, source, size in counts:
+        before = ends.get(prefix, Count())
+        ends[prefix] = before + size
+        yield DocumentSpan(prefix, source, before, size)
 
 
-@dataclass(frozen=True)
-class MergedFiles:
-    """A finished pair of files.
-
-    Attributes:
-        counts: documents and tokens of each source.
-        max_token_id: the largest token id.
-        files: bytes and SHA-256 of the ``.bin`` and the ``.idx``, by extension; none where no document is kept.
-    """
-
-    counts: dict[str, dict[str, int]]
-    max_token_id: int
-    files: dict[str, dict[str, int | str]]
-
-    def total(self) -> dict[str, int]:
-        """Returns documents and tokens over all sources."""
-        return {name: sum(count[name] for count in self.counts.values()) for name in ("documents", "tokens")}
-
-
-def merge_shards(
-    prefix: Path,
-    dtype: str,
-    spans: Sequence[DocumentSpan],
-    keep: Sequence[np.ndarray] | None,
-    report: Callable[[int], None],
-) -> MergedFiles:
-    """Writes ``prefix.bin`` and ``prefix.idx``; nothing where no document is kept.
+def merge_spans(
+    prefix: Path, dtype: str, spans: Sequence[DocumentSpan], report: Callable[[int], None]
+) -> tuple[int, dict[str, PackedFile]]:
+    """Writes the kept documents as ``prefix.bin`` and ``prefix.idx``; nothing where there is none.
 
     Args:
         prefix: path without extension, in a folder that exists.
         dtype: "uint16" or "int32".
         spans: what to copy, in order.
-        keep: which documents of each span, bool, shape (documents,); all when None.
         report: called with each span's tokens when it is done.
+
+    Returns:
+        The largest token id, and the files by extension.
     """
-    masks = keep if keep is not None else [None] * len(spans)
-    counts: dict[str, dict[str, int]] = {}
-    for span, mask in zip(spans, masks, strict=True):
-        count = counts.setdefault(span.source, {"documents": 0, "tokens": 0})
-        count["documents"] += span.documents if mask is None else int(mask.sum())
-        count["tokens"] += span.tokens if mask is None else int(span.lengths()[mask].sum(dtype=np.int64))
-    documents = sum(count["documents"] for count in counts.values())
+    documents = sum(span.kept.documents for span in spans)
     if not documents:
-        report(sum(span.tokens for span in spans))
-        return MergedFiles(counts, 0, {})
+        report(sum(span.size.tokens for span in spans))
+        return 0, {}
     digest, max_token_id, itemsize = hashlib.sha256(), 0, np.dtype(dtype).itemsize
-    with bin_path(prefix).open("wb") as target:
-        for span, mask in zip(spans, masks, strict=True):
-            with bin_path(span.prefix).open("rb") as source:
-                for first, tokens in _kept_ranges(span, mask):
+    with beside(prefix, "bin").open("wb") as target:
+        for span in spans:
+            with beside(span.prefix, "bin").open("rb") as source:
+                for first, tokens in span.kept_tokens():
                     for chunk in _chunks(source, first * itemsize, tokens * itemsize):
                         digest.update(chunk)
                         max_token_id = max(max_token_id, int(np.frombuffer(chunk, dtype=dtype).max()))
                         target.write(chunk)
-            report(span.tokens)
+            report(span.size.tokens)
         size = target.tell()
-    write_index(prefix, dtype, _kept_lengths(spans, masks), documents)
-    index = idx_path(prefix)
-    files: dict[str, dict[str, int | str]] = {
-        "bin": {"bytes": size, "sha256": digest.hexdigest()},
-        "idx": {"bytes": index.stat().st_size, "sha256": sha256_file(index)},
-    }
-    return MergedFiles(counts, max_token_id, files)
-
-
-def _kept_lengths(spans: Sequence[DocumentSpan], masks: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
-    for span, mask in zip(spans, masks, strict=True):
-        for first in range(0, span.documents, _DOCUMENTS):
-            count = min(_DOCUMENTS, span.documents - first)
-            lengths = read_lengths(span.prefix, span.first_document + first, count)
-            yield lengths if mask is None else lengths[mask[first : first + count]]
-
-
-def _kept_ranges(span: DocumentSpan, mask: np.ndarray | None) -> Iterator[tuple[int, int]]:
-    """Yields first token and number of tokens of each run of kept documents."""
-    if mask is None or mask.all():
-        yield span.first_token, span.tokens
-        return
-    ends = span.first_token + np.cumsum(span.lengths(), dtype=np.int64)
-    starts = np.concatenate([[span.first_token], ends[:-1]])
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        yield int(starts[first]), int(ends[stop - 1] - starts[first])
+    write_index(prefix, dtype, (lengths for span in spans for lengths in span.kept_lengths()), documents)
+    index = beside(prefix, "idx")
+    index_file = PackedFile(index.stat().st_size, sha256_file(index))
+    return max_token_id, {"bin": PackedFile(size, digest.hexdigest()), "idx": index_file}
 
 
 def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:

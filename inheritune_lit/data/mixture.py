@@ -1,7 +1,7 @@
 """How often each domain is drawn."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -17,11 +17,11 @@ class DomainSize:
     """A domain's part of a data set.
 
     Attributes:
-        blocks: samples it is cut into.
+        samples: how many it is cut into.
         tokens: targets in them, padding left out.
     """
 
-    blocks: int
+    samples: int
     tokens: int
 
 
@@ -31,16 +31,16 @@ class Mixture:
 
     Attributes:
         domains: sizes.
-        draws: of ``CYCLE`` samples, how many are each domain's; None where all blocks are visited in epochs.
+        draws: of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs.
     """
 
     domains: dict[str, DomainSize]
     draws: dict[str, int] | None
 
     @property
-    def blocks(self) -> int:
+    def samples(self) -> int:
         """Samples in all domains."""
-        return sum(size.blocks for size in self.domains.values())
+        return sum(size.samples for size in self.domains.values())
 
     @property
     def tokens(self) -> int:
@@ -50,53 +50,65 @@ class Mixture:
     def share(self, domain: str) -> Fraction:
         """Part of the samples that a domain gives."""
         if self.draws is None:
-            return Fraction(self.domains[domain].blocks, self.blocks)
+            return Fraction(self.domains[domain].samples, self.samples)
         return Fraction(self.draws.get(domain, 0), CYCLE)
 
     @property
     def tokens_per_sample(self) -> Fraction:
         """Targets in a sample, on average over a cycle or an epoch."""
-        drawn = [(self.share(name), size) for name, size in self.domains.items() if size.blocks]
-        return sum((share * Fraction(size.tokens, size.blocks) for share, size in drawn), Fraction(0))
+        drawn = [(self.share(name), size) for name, size in self.domains.items() if size.samples]
+        return sum((share * Fraction(size.tokens, size.samples) for share, size in drawn), Fraction(0))
 
     def epochs(self, domain: str, samples: int) -> float:
         """Passes over a domain that a number of samples makes."""
-        blocks = self.domains[domain].blocks
-        return float(samples * self.share(domain) / blocks) if blocks else 0.0
+        own = self.domains[domain].samples
+        return float(samples * self.share(domain) / own) if own else 0.0
+
+
+def divide_domains(names: Iterable[str], domains: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the domains that each name of a mixture stands for.
+
+    A domain goes to its own name, else to the longest name that it begins with, followed by an underscore: "cc" stands
+    for "cc_2019-30" and "cc_2023-06", where these are not named themselves.
+    """
+    divided: dict[str, list[str]] = {name: [] for name in names}
+    for domain in domains:
+        fitting = [name for name in divided if domain == name or domain.startswith(f"{name}_")]
+        if fitting:
+            divided[max(fitting, key=len)].append(domain)
+    return divided
 
 
 def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
-    """Turn weights into samples per cycle.
+    """Turns weights into samples per cycle.
 
     Args:
         domains: sizes.
-        weights: relative weights by domain, those left out are 0. A name stands for the domain of that name and for
-            those whose names begin with it and an underscore and are not named themselves ("cc" for "cc_2019-30" and
-            "cc_2023-06"); they share its weight by their blocks. "uniform" weighs all domains that have a block
-            equally; "proportional" goes through all the data in epochs.
+        weights: relative weights by name (see ``divide_domains``), those left out are 0; the domains of a name share
+            its weight by their samples. "uniform" weighs all domains that have a sample equally; "proportional" goes
+            through all the data in epochs.
 
     Raises:
-        UserError: a weight that makes no sense, or a domain that is not there or is drawn without having a block.
+        UserError: a weight that makes no sense, or a domain that is not there or is drawn without having a sample.
     """
     if weights == "proportional":
         return Mixture(domains, None)
     if weights == "uniform":
-        weights = {name: 1.0 for name, size in domains.items() if size.blocks}
+        weights = {name: 1.0 for name, size in domains.items() if size.samples}
     by_domain: dict[str, Fraction] = {}
-    for name, weight in weights.items():
-        covered = [d for d in domains if d == name or (d.startswith(f"{name}_") and d not in weights)]
+    for name, covered in divide_domains(weights, domains).items():
+        weight = weights[name]
         if not covered:
             raise UserError(f"--mixture.weights names {name!r}; the data has the domains {', '.join(domains)}")
         if not 0 <= weight < math.inf:
             raise UserError(f"--mixture.weights.{name} is {weight}; give 0 or more")
-        blocks = sum(domains[domain].blocks for domain in covered)
-        if weight and not blocks:
+        samples = sum(domains[domain].samples for domain in covered)
+        if weight and not samples:
             raise UserError(
                 f"--mixture.weights.{name} is {weight}, but {name} has no training sample of this length; give 0"
             )
-        for domain in covered if weight else ():
-            part = Fraction(weight) * domains[domain].blocks / blocks
-            by_domain[domain] = by_domain.get(domain, Fraction(0)) + part
+        if weight:
+            by_domain |= {domain: Fraction(weight) * domains[domain].samples / samples for domain in covered}
     if not by_domain:
         raise UserError("--mixture.weights are all 0; give at least one above 0")
     draws = apportion(by_domain, CYCLE)

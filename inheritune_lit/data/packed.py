@@ -1,63 +1,43 @@
-"""Packed data: a folder of tokens by split and domain, read in blocks."""
+"""Packed data: a folder of tokens by split and domain, read in samples."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from inheritune_lit.data.manifest import SPLITS, Count, load_packed_manifest
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.data.mixture import DomainSize
 from inheritune_lit.data.packing import PackedCut, SeparateCut
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.tokenizer import Tokenizer
 
-SPLITS = ("train", "val")
-# Stands where a block has no token; as a target, torch's cross-entropy ignores it.
 PADDING = -100
+"""Stands where a sample has no token; as a target, torch's cross-entropy ignores it."""
 
 
-def load_packed_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a folder made by ``inheritune prepare``.
+def check_fits_model(folder: Path, checkpoint_dir: Path, padded_vocab_size: int) -> None:
+    """Checks that packed data was made with the tokenizer of a checkpoint, and fits its model's embeddings.
 
     Raises:
-        UserError: the folder is missing or holds something else.
+        UserError: it was not, or does not.
     """
-    if not folder.is_dir():
-        raise UserError(f"no packed data at {folder}; make it with `inheritune prepare`")
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.get("kind") != "packed_data":
-        raise UserError(f"{folder} is not packed data; make it with `inheritune prepare`")
-    return manifest
-
-
-def content_sha256(folder: Path) -> str:
-    """Returns a hash of what packed data holds: equal for the same text prepared again in the same way, wherever."""
     manifest = load_packed_manifest(folder)
-    content = {
-        "tokenizer": manifest["tokenizer"]["sha256"],
-        "dtype": manifest["dtype"],
-        "options": manifest["options"],
-        "domains": {name: _domain_content(record) for name, record in manifest["domains"].items()},
-    }
-    return _sha256(content)
-
-
-def domain_sha256s(folder: Path) -> dict[str, str]:
-    """Returns a hash of what each domain holds."""
-    return {name: _sha256(_domain_content(record)) for name, record in load_packed_manifest(folder)["domains"].items()}
-
-
-def _domain_content(record: dict[str, Any]) -> list[Any]:
-    return [record[split] for split in SPLITS] + [source["sha256"] for source in record["sources"]]
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if manifest.max_token_id >= padded_vocab_size:
+        raise UserError(
+            f"vocabulary too large for the model: {folder} holds token id {manifest.max_token_id}, {checkpoint_dir} "
+            f"has {padded_vocab_size} embeddings; prepare the data with the model's own tokenizer"
+        )
+    tokenizer = Tokenizer(checkpoint_dir)
+    if tokenizer.sha256() != manifest.tokenizer.sha256:
+        raise UserError(
+            f"{folder} was made with another tokenizer (SHA-256 {manifest.tokenizer.sha256[:12]}...) than "
+            f"{tokenizer.path} ({tokenizer.sha256()[:12]}...); prepare the data with `--tokenizer_dir {checkpoint_dir}`"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,130 +59,122 @@ def verify_packed(folder: Path) -> VerifyResult:
         UserError: something differs, is missing, or is there without being listed.
     """
     manifest = load_packed_manifest(folder)
-    files, domains = manifest.get("files"), manifest["domains"]
+    files, domains = manifest.files, manifest.domains
     if files is None:
         raise UserError(f"{folder} was packed by a version that recorded no hashes; prepare it again")
-    there = {
-        path.relative_to(folder).as_posix()
-        for split in SPLITS
-        for path in (folder / split).glob("*")
-        if path.suffix in (".bin", ".idx")
-    }
+    paths = (path for split in SPLITS for path in (folder / split).glob("*") if path.suffix in (".bin", ".idx"))
+    there = {path.relative_to(folder).as_posix() for path in paths}
     faults = [f"{name} is missing" for name in files if name not in there]
     faults += [f"{name} is not listed" for name in sorted(there - set(files))]
-    with Progress("verify", sum(described["bytes"] for described in files.values()), "B") as progress:
-        for name in (name for name in files if name in there):
+    with Progress("verify", sum(file.bytes for file in files.values()), "B") as progress:
+        for name, file in ((name, file) for name, file in files.items() if name in there):
             size = (folder / name).stat().st_size
-            if size != files[name]["bytes"]:
-                faults.append(f"{name} has {size} bytes instead of {files[name]['bytes']}")
-            elif sha256_file(folder / name) != files[name]["sha256"]:
+            if size != file.bytes:
+                faults.append(f"{name} has {size} bytes instead of {file.bytes}")
+            elif sha256_file(folder / name) != file.sha256:
                 faults.append(f"{name} has another SHA-256 than when it was written")
             progress.update(size)
-    for domain, split in () if faults else ((domain, split) for domain in domains for split in SPLITS):
-        count = domains[domain][split]
-        if count["documents"]:
-            tokens, lengths = open_documents(folder / split / domain)
-            if (len(lengths), len(tokens)) != (count["documents"], count["tokens"]):
-                faults.append(f"{split}/{domain} holds {len(tokens)} tokens of {len(lengths)} documents")
+    counts = {f"{split}/{name}": domain[split] for name, domain in domains.items() for split in SPLITS}
+    for name, count in counts.items() if not faults else ():
+        if count.documents:
+            tokens, lengths = open_documents(folder / name)
+            if Count(len(lengths), len(tokens)) != count:
+                faults.append(f"{name} holds {len(tokens)} tokens of {len(lengths)} documents")
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
-    return VerifyResult(folder, len(files), sum(domains[name][split]["tokens"] for name in domains for split in SPLITS))
+    return VerifyResult(folder, len(files), sum(count.tokens for count in counts.values()))
 
 
 class PackedDataset:
-    """One split of packed data as a fixed list of blocks.
+    """One split of packed data as a fixed list of samples.
 
-    A block is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. Domains
+    A sample is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. Domains
     follow each other in order of their names.
 
     Args:
         folder: packed data.
         split: "train" or "val".
-        block_size: tokens of input per block.
+        block_size: tokens of input per sample.
         documents: "packed" cuts each domain's tokens every ``block_size`` tokens, across documents; "separate" cuts
-            each document for itself and fills its last block with padding.
+            each document for itself and fills its last sample with padding.
 
     Attributes:
-        domains: sizes by domain, also of those without a block.
+        domains: sizes by domain, also of those without a sample.
 
     Raises:
-        UserError: the folder is not packed data, a file is damaged, or no domain fills a block.
+        UserError: the folder is not packed data, a file is damaged, or no domain fills a sample.
     """
 
     def __init__(
         self, folder: Path, split: str, block_size: int, documents: Literal["packed", "separate"] = "packed"
     ) -> None:
         self.folder, self.split, self.block_size = folder, split, block_size
-        records = load_packed_manifest(folder)["domains"]
         self._tokens, self._cuts, self.domains = [], [], {}
-        for domain in sorted(records):
-            tokens, lengths = self._open(domain, records[domain][split])
+        for name, domain in sorted(load_packed_manifest(folder).domains.items()):
+            tokens, lengths = _open(folder / split / name, domain[split])
             cut = PackedCut(len(tokens), block_size) if documents == "packed" else SeparateCut(lengths, block_size)
             self._tokens.append(np.asarray(tokens))  # slices of a memmap cost several times as much
             self._cuts.append(cut)
-            self.domains[domain] = DomainSize(cut.blocks, cut.targets)
-        self._ends = np.cumsum([cut.blocks for cut in self._cuts])
+            self.domains[name] = DomainSize(cut.samples, cut.targets)
+        self._ends = np.cumsum([cut.samples for cut in self._cuts])
         if not self._ends[-1]:
-            total = sum(map(len, self._tokens))
             raise UserError(
-                f"{folder / split} holds {total} tokens, too few for one block of {block_size}; "
+                f"{folder / split} holds {sum(map(len, self._tokens))} tokens, too few for one sample of {block_size}; "
                 "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
             )
-
-    def _open(self, domain: str, recorded: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a domain's tokens and the lengths of its documents."""
-        prefix = self.folder / self.split / domain
-        if recorded["tokens"] == 0 and not prefix.with_name(f"{domain}.bin").exists():
-            return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
-        tokens, lengths = open_documents(prefix)
-        if (len(lengths), len(tokens)) != (recorded["documents"], recorded["tokens"]):
-            raise UserError(
-                f"{prefix}.bin holds {len(tokens)} tokens of {len(lengths)} documents, the "
-                f"manifest says {recorded['tokens']} of {recorded['documents']}; run `inheritune prepare` again"
-            )
-        return tokens, lengths
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, block: int) -> np.ndarray:
-        """Returns the token ids of a block, int64, shape (block_size + 1,); see ``batch``."""
-        return self.batch([block])[0]
+    def __getitem__(self, sample: int) -> np.ndarray:
+        """Returns the token ids of a sample, int64, shape (block_size + 1,); see ``batch``."""
+        return self.batch([sample])[0]
 
-    def batch(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns tokens of some blocks, int64, shape (blocks, block_size + 1), ``PADDING`` behind a document's end."""
-        blocks_B = np.asarray(blocks, dtype=np.int64)
-        tokens_BT1 = np.full((len(blocks_B), self.block_size + 1), PADDING, dtype=np.int64)
-        for domain, rows, first_B, targets_B in self._spans(blocks_B):
+    def batch(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns some samples' tokens, int64, shape (B, block_size + 1), ``PADDING`` behind a document's end."""
+        tokens_BT1 = np.full((len(samples), self.block_size + 1), PADDING, dtype=np.int64)
+        for domain, rows, first_B, targets_B in self._spans(samples):
             tokens = self._tokens[domain]
             for row, first, targets in zip(rows.tolist(), first_B.tolist(), targets_B.tolist(), strict=True):
                 tokens_BT1[row, : targets + 1] = tokens[first : first + targets + 1]
         return tokens_BT1
 
-    def targets(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns how many targets some blocks have, int64, shape (blocks,); their tokens are not read."""
-        blocks_B = np.asarray(blocks, dtype=np.int64)
-        counts_B = np.empty(len(blocks_B), dtype=np.int64)
-        for _, rows, _, targets_B in self._spans(blocks_B):
+    def targets(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns how many targets some samples have, int64, shape (B,); their tokens are not read."""
+        counts_B = np.empty(len(samples), dtype=np.int64)
+        for _, rows, _, targets_B in self._spans(samples):
             counts_B[rows] = targets_B
         return counts_B
 
-    def domains_of(self, blocks: Sequence[int] | np.ndarray) -> list[str]:
-        """Returns the names of the domains that some blocks come from."""
+    def domains_of(self, samples: Sequence[int] | np.ndarray) -> list[str]:
+        """Returns the names of the domains that some samples come from."""
         names = list(self.domains)
-        return [names[domain] for domain in self._domain_numbers(np.asarray(blocks, dtype=np.int64)).tolist()]
+        return [names[domain] for domain in self._domain_numbers(np.asarray(samples, dtype=np.int64)).tolist()]
 
-    def _spans(self, blocks_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields blocks by domain: its number, which of the blocks are its, where they begin, and their targets."""
-        domains_B = self._domain_numbers(blocks_B)
+    def _spans(self, samples: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields samples by domain: its number, which of the samples are its, where they begin, and their targets."""
+        samples_B = np.asarray(samples, dtype=np.int64)
+        domains_B = self._domain_numbers(samples_B)
         for domain in np.unique(domains_B).tolist():
-            rows = np.flatnonzero(domains_B == domain)
-            cut = self._cuts[domain]
-            yield domain, rows, *cut.spans(blocks_B[rows] - (self._ends[domain] - cut.blocks))
+            rows, cut = np.flatnonzero(domains_B == domain), self._cuts[domain]
+            yield domain, rows, *cut.spans(samples_B[rows] - (self._ends[domain] - cut.samples))
 
-    def _domain_numbers(self, blocks_B: np.ndarray) -> np.ndarray:
-        outside_B = (blocks_B < 0) | (blocks_B >= len(self))
+    def _domain_numbers(self, samples_B: np.ndarray) -> np.ndarray:
+        outside_B = (samples_B < 0) | (samples_B >= len(self))
         if outside_B.any():
-            raise IndexError(f"block {blocks_B[outside_B][0]} of {len(self)}")
-        return np.searchsorted(self._ends, blocks_B, side="right")
+            raise IndexError(f"sample {samples_B[outside_B][0]} of {len(self)}")
+        return np.searchsorted(self._ends, samples_B, side="right")
+
+
+def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a domain's tokens and the lengths of its documents."""
+    if recorded.tokens == 0 and not prefix.with_name(f"{prefix.name}.bin").exists():
+        return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
+    tokens, lengths = open_documents(prefix)
+    if Count(len(lengths), len(tokens)) != recorded:
+        raise UserError(
+            f"{prefix}.bin holds {len(tokens)} tokens of {len(lengths)} documents, the manifest says {recorded.tokens} "
+            f"of {recorded.documents}; run `inheritune prepare` again"
+        )
+    return tokens, lengths

@@ -9,24 +9,25 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.finalize import finalize
-from inheritune_lit.data.packed import SPLITS, VerifyResult, verify_packed
+from inheritune_lit.data.manifest import SPLITS, Count, PackedDomain
+from inheritune_lit.data.packed import VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, make_plan
-from inheritune_lit.data.shards import Shard, ShardContext, ShardWriter, Step, write_shard
+from inheritune_lit.data.shards import Report, Shard, ShardContext, ShardSettings, ShardWriter, write_shard
 from inheritune_lit.data.subset import estimate_thresholds
 from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.records import write_record
 
 logger = logging.getLogger(__name__)
 
@@ -35,36 +36,29 @@ _BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What a preparation packed.
-
-    Attributes:
-        out_dir: the packed data.
-        domains: what each domain holds now, as the manifest says; empty where nothing was written.
-        seconds: how long it took.
-    """
+    """What a preparation packed, as the manifest says, and how long it took; no domain where nothing was written."""
 
     out_dir: Path
-    domains: dict[str, dict[str, Any]] = field(default_factory=dict)
+    domains: dict[str, PackedDomain] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def tokens(self) -> int:
         """Tokens of both splits."""
-        return sum(entry[split]["tokens"] for entry in self.domains.values() for split in SPLITS)
+        return sum(domain[split].tokens for domain in self.domains.values() for split in SPLITS)
 
     def __str__(self) -> str:
         if not self.domains:
             return ""
         counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
         lines = [f"{'domain':<20} {counts} {'long rows':>10} {'empty rows':>11} {'broken rows':>12}"]
-        for domain, entry in self.domains.items():
-            train, val = entry["train"], entry["val"]
-            counts = f"{train['documents']:>12,} {train['tokens']:>15,} {val['documents']:>14,} {val['tokens']:>12,}"
+        for name, domain in self.domains.items():
+            train, val = domain.train, domain.val
+            counts = f"{train.documents:>12,} {train.tokens:>15,} {val.documents:>14,} {val.tokens:>12,}"
             # Where rows name their domain, those left out belong to none; they are in the manifest's "sources".
-            long, empty, broken = (
-                f"{entry[name]:,}" if name in entry else "-" for name in ("long_rows", "empty_rows", "broken_rows")
-            )
-            lines.append(f"{domain:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
+            left_out = (domain.long_rows, domain.empty_rows, domain.broken_rows)
+            long, empty, broken = ("-" if rows is None else f"{rows:,}" for rows in left_out)
+            lines.append(f"{name:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
         rate = self.tokens / self.seconds
         return "\n".join([*lines, f"{self.tokens:,} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s"])
 
@@ -86,11 +80,13 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
     if args.verify is not None:
         return verify_packed(args.verify)
     assert args.out_dir is not None, "PrepareArgs checks it"
-    workdir = WorkDir.of(args.out_dir)
+    workdir = WorkDir(args.out_dir)
     if not args.dry_run:
         workdir.restore_output()
     plan = make_plan(args)
-    workdir.check_plan(plan.settings)
+    if recorded := workdir.read_settings():
+        subject, advice = f"{workdir.path} holds unfinished work of", "give the former ones, or remove that folder"
+        recorded.check_same(plan.settings, subject, advice)
     logger.info(str(plan))
     if done := len(workdir.finished(plan.shards)):
         logger.info(f"        {done} of {len(plan.shards)} shards are there already")
@@ -113,29 +109,22 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
 
 
 def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executor | None) -> None:
-    recorded = workdir.read_plan()
-    if recorded is None:
-        recorded = {**plan.settings, "thresholds": _estimate_thresholds(plan, workdir)}
-        workdir.write_plan(recorded)
-    context = ShardContext(
-        workdir.shards,
-        Path.cwd(),
-        plan.tokenizer_dir.absolute(),
-        plan.settings["tokenizer"]["sha256"],
-        plan.settings["dtype"],
-        plan.args,
-        recorded["thresholds"],
-    )
-    finished = workdir.finished(plan.shards)
-    missing = [shard for shard in plan.shards if shard not in set(finished)]
+    settings = workdir.read_settings()
+    if settings is None:
+        settings = ShardSettings(**vars(plan.settings), thresholds=_estimate_thresholds(plan, workdir))
+        write_record(workdir.plan, settings)
+    context = ShardContext(workdir.shards, Path.cwd(), plan.args, settings)
+    finished = set(workdir.finished(plan.shards))
+    missing = [shard for shard in plan.shards if shard not in finished]
+    start, done = time.monotonic(), Count()
     total = sum(shard.bytes for shard in plan.shards)
-    start, done = time.monotonic(), Step()
     with Progress("prepare", total, "B", done=sum(shard.bytes for shard in finished)) as progress:
 
-        def report(step: Step) -> None:
-            done.add(step)
+        def report(size: int, packed: Count) -> None:
+            nonlocal done
+            done += packed
             rate = done.tokens / max(time.monotonic() - start, 1e-9)
-            progress.update(step.bytes, f"{done.documents:,} documents, {done.tokens:,} tokens, {rate:,.0f} tokens/s")
+            progress.update(size, f"{done.documents:,} documents, {done.tokens:,} tokens, {rate:,.0f} tokens/s")
 
         if executor is not None:
             _write_on(executor, missing, context, report)
@@ -151,15 +140,14 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
                         writer.write(shard, report)
 
 
-def _write_on(
-    executor: Executor, shards: Sequence[Shard], context: ShardContext, report: Callable[[Step], None]
-) -> None:
+def _write_on(executor: Executor, shards: Sequence[Shard], context: ShardContext, report: Report) -> None:
     # The largest first, so that none is left over at the end.
     by_size = sorted(shards, key=lambda shard: shard.bytes, reverse=True)
     futures = [executor.submit(write_shard, context, shard) for shard in by_size]
     try:
         for future in as_completed(futures):
-            report(future.result())
+            for size, packed in future.result():
+                report(size, packed)
     finally:
         for future in futures:
             future.cancel()
@@ -184,9 +172,11 @@ def _stop_at_once() -> Iterator[None]:
 
 def _estimate_thresholds(plan: PreparePlan, workdir: WorkDir) -> dict[str, int] | None:
     """Estimates a subset's thresholds, once for all calls and workers."""
+    args = plan.args
     if not plan.quotas:
         return None
+    assert args.tokenizer_dir is not None, "PrepareArgs checks it"
     logger.info("inheritune: estimating how many tokens the corpus has")
-    encoder = DocumentEncoder(plan.tokenizer_dir, plan.settings["dtype"], plan.args.parse_special_tokens)
+    encoder = DocumentEncoder(args.tokenizer_dir, plan.settings.dtype, args.parse_special_tokens)
     ranges = [part for shard in plan.shards for part in shard.ranges]
-    return estimate_thresholds(plan.quotas, ranges, encoder, plan.args, workdir.path / "probe")
+    return estimate_thresholds(plan.quotas, ranges, encoder, args, workdir.path / "probe")

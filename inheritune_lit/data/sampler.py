@@ -9,7 +9,7 @@ change between versions.
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,27 +22,18 @@ _HALF = np.uint64(32)
 
 
 def round_keys(seed: int, stream: str, number: int) -> np.ndarray:
-    """Keys of one permutation, uint64, shape (ROUNDS,).
-
-    Args:
-        seed: seed of everything.
-        stream: which sequence of permutations, such as a domain's name.
-        number: which permutation of it, such as an epoch.
-    """
+    """Returns the keys of permutation ``number`` of a stream, such as an epoch of a domain; uint64, shape (ROUNDS,)."""
     digest = hashlib.shake_256(f"{seed}/{number}/{stream}".encode("utf-8", "surrogatepass")).digest(8 * ROUNDS)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Where each position goes under a permutation of 0..n-1.
+    """Returns where each position goes under a permutation of 0..n-1, int64, shape (B,).
 
     Args:
         positions: integers in [0, n), shape (B,).
         n: size of the permutation, 1 to 2**62.
         keys: from ``round_keys``: shape (ROUNDS,), or (ROUNDS, B) for a permutation of its own each.
-
-    Returns:
-        int64, shape (B,).
     """
     rows = math.isqrt(n - 1) + 1 if n > 1 else 1
     columns = -(-n // rows)
@@ -78,16 +69,16 @@ def _shifted(half: np.ndarray, other: np.ndarray, size: np.uint64, key: np.ndarr
     return hashed
 
 
-# Samples within which every domain gets exactly its share. Weights in hundredths of a percent are met exactly, and one
-# cycle takes milliseconds and 80 KB.
 CYCLE = 10_000
+"""Positions within which every domain gets exactly its share: weights in hundredths of a percent are met exactly, and
+one cycle takes milliseconds and 80 KB."""
 _CHUNK = 1 << 20
 
 
 def micro_batch_samples(
     step: int, micro: int, global_batch_size: int, micro_batch_size: int, rank: int = 0, ranks: int = 1
 ) -> range:
-    """Returns the numbers of the samples that a rank takes in a micro-batch of an optimizer step.
+    """Returns the positions, in the order of samples, of what a rank takes in a micro-batch of an optimizer step.
 
     Args:
         step: optimizer step, from 0.
@@ -100,129 +91,117 @@ def micro_batch_samples(
     return range(first, first + micro_batch_size)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Blocks that are permuted together: one domain of a mixture, or all of them without weights.
-
-    Attributes:
-        name: the domain's, or "" for all of them.
-        first, size: its blocks are first, ..., first + size - 1.
-        draws: samples per cycle.
-        drawn: how often it had been drawn when the mixture began.
-    """
+class _Group(NamedTuple):
+    """Samples that are permuted together: one domain's, or all of them without weights, where the name is empty."""
 
     name: str
-    first: int
+    first: int  # they are first, ..., first + size - 1
     size: int
-    draws: int
-    drawn: int
+    draws: int  # per cycle
+    drawn: int  # when the mixture began
 
 
 class MixtureSampler:
-    """Which block is sample i.
+    """The order in which samples are drawn.
 
-    Sample i depends on the arguments and i alone, so any number of workers and ranks agree, and a restarted run needs
-    one integer to continue.
+    What is drawn at position i depends on the arguments and i alone, so any number of workers and ranks agree, and a
+    restarted run needs one integer to continue.
 
-    Without weights every epoch visits each block exactly once, in an order of its own. With weights the samples come in
-    cycles of 10,000: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for each cycle.
-    Draw k of a domain with n blocks is position k mod n in the domain's own permutation for its epoch k div n. So a
-    domain visits all of its blocks before any a second time, at its own pace, and none runs out.
+    Without weights every epoch draws each sample exactly once, in an order of its own. With weights the order consists
+    of cycles of 10,000 positions: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for
+    each cycle. Draw k of a domain with n samples is position k mod n in the domain's own permutation for its epoch
+    k div n. So a domain gives all of its samples before any a second time, at its own pace, and none runs out.
 
     Args:
-        domain_blocks: number of blocks per domain; blocks are numbered through in this order.
+        domain_sizes: number of samples per domain; samples are numbered through in this order.
         seed: seed of the order.
-        draws: samples per cycle for each domain that is drawn, ``CYCLE`` in all; None goes through blocks in epochs.
-        first_sample, drawn: a mixture that replaces another at this sample, and how often each domain had been drawn
+        draws: positions per cycle for each domain that is drawn, ``CYCLE`` in all; None for epochs of all samples.
+        first_sample, drawn: a mixture that replaces another at this position, and how often each domain had been drawn
             until then: domains continue where they are.
     """
 
     def __init__(
         self,
-        domain_blocks: Mapping[str, int],
+        domain_sizes: Mapping[str, int],
         seed: int,
         draws: Mapping[str, int] | None = None,
         first_sample: int = 0,
         drawn: Mapping[str, int] | None = None,
     ) -> None:
-        self.domain_blocks, self.seed, self.first_sample = dict(domain_blocks), seed, first_sample
-        drawn = drawn or {}
-        self._ends = np.cumsum(list(self.domain_blocks.values()))
-        self._weighted = draws is not None
+        self.domain_sizes, self.seed, self.first_sample = dict(domain_sizes), seed, first_sample
+        drawn, ends = drawn or {}, np.cumsum(list(domain_sizes.values())).tolist()
+        self._size, self._weighted = ends[-1], draws is not None
+        self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
         if draws is None:
-            self._groups = [_Group("", 0, int(self._ends[-1]), CYCLE, sum(drawn.values()))]
+            self._groups = [_Group("", 0, self._size, CYCLE, sum(drawn.values()))]
         else:
             self._groups = [
-                _Group(name, int(end) - size, size, draws[name], drawn.get(name, 0))
-                for (name, size), end in zip(self.domain_blocks.items(), self._ends, strict=True)
+                _Group(name, first, domain_sizes[name], draws[name], drawn.get(name, 0))
+                for name, first in self._firsts.items()
                 if draws.get(name)
             ]
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
         self._cycles: dict[int, np.ndarray] = {}  # a cache, not state
 
-    def __getitem__(self, sample: int) -> int:
-        """Returns the block of a sample, for any sample from ``first_sample`` on."""
-        return int(self.blocks(range(sample, sample + 1))[0])
+    def __getitem__(self, position: int) -> int:
+        """Returns the sample at a position, for any from ``first_sample`` on."""
+        return int(self.samples(range(position, position + 1))[0])
 
-    def blocks(self, samples: range) -> np.ndarray:
-        """Returns the blocks of consecutive samples, int64, shape (len(samples),)."""
-        start, stop = samples.start - self.first_sample, samples.stop - self.first_sample
+    def samples(self, positions: range) -> np.ndarray:
+        """Returns the samples at consecutive positions, int64, shape (len(positions),)."""
+        start, stop = positions.start - self.first_sample, positions.stop - self.first_sample
         cycles = range(start // CYCLE, -(-stop // CYCLE))
         parts = [self._cycle(number)[max(0, start - number * CYCLE) : stop - number * CYCLE] for number in cycles]
         return np.concatenate(parts)
 
     def counts(self, start: int, stop: int) -> np.ndarray:
-        """Returns how often samples start, ..., stop - 1 draw each block, int64, shape (blocks,).
+        """Returns how often positions start, ..., stop - 1 draw each sample, int64, shape (samples,).
 
-        Computed without going through the samples: after k draws a group of n blocks has had each of them k div n
+        Computed without going through the positions: after k draws a group of n samples has had each of them k div n
         times, and those at the first k mod n positions of its present permutation once more.
         """
-        counts = np.zeros(self._ends[-1], dtype=np.int64)
-        for sign, sample in ((1, stop), (-1, start)):
-            for group, draws in zip(self._groups, self._draws_before(sample), strict=True):
-                epoch, positions = divmod(draws, group.size)
+        counts = np.zeros(self._size, dtype=np.int64)
+        for sign, position in ((1, stop), (-1, start)):
+            for group, draws in zip(self._groups, self._draws_before(position), strict=True):
+                epoch, again = divmod(draws, group.size)
                 counts[group.first : group.first + group.size] += sign * epoch
-                for first in range(0, positions, _CHUNK):
-                    counts[self._drawn(group, epoch * group.size + first, min(_CHUNK, positions - first))] += sign
+                for first in range(0, again, _CHUNK):
+                    counts[self._drawn(group, epoch * group.size + first, min(_CHUNK, again - first))] += sign
         return counts
 
     def domain_counts(self, start: int, stop: int) -> dict[str, int]:
-        """Returns how often samples start, ..., stop - 1 draw each domain."""
-        counts = dict.fromkeys(self.domain_blocks, 0)
+        """Returns how often positions start, ..., stop - 1 draw each domain."""
         if not self._weighted:
-            by_block = self.counts(start, stop)
-            for (name, size), end in zip(self.domain_blocks.items(), self._ends, strict=True):
-                counts[name] = int(by_block[end - size : end].sum())
-            return counts
+            counts, sizes = self.counts(start, stop), self.domain_sizes
+            return {name: int(counts[first : first + sizes[name]].sum()) for name, first in self._firsts.items()}
         before, after = self._draws_before(start), self._draws_before(stop)
-        for group, old, new in zip(self._groups, before, after, strict=True):
-            counts[group.name] = new - old
-        return counts
+        drawn = {group.name: new - old for group, old, new in zip(self._groups, before, after, strict=True)}
+        return {name: drawn.get(name, 0) for name in self.domain_sizes}
 
-    def _draws_before(self, sample: int) -> list[int]:
-        """How often each group was drawn in all when it is a sample's turn."""
-        cycle, position = divmod(sample - self.first_sample, CYCLE)
-        partial = np.bincount(self._turns(cycle)[:position], minlength=len(self._groups)).tolist()
+    def _draws_before(self, position: int) -> list[int]:
+        """Returns how often each group was drawn in all before a position."""
+        cycle, rest = divmod(position - self.first_sample, CYCLE)
+        partial = np.bincount(self._turns(cycle)[:rest], minlength=len(self._groups)).tolist()
         return [group.drawn + cycle * group.draws + extra for group, extra in zip(self._groups, partial, strict=True)]
 
     def _turns(self, cycle: int) -> np.ndarray:
-        """Which group has its turn at each position of a cycle."""
+        """Returns which group has its turn at each position of a cycle."""
         keys = round_keys(self.seed, f"turns {self.first_sample}", cycle)
         return np.searchsorted(self._turn_ends, permute(np.arange(CYCLE), CYCLE, keys), side="right")
 
     def _cycle(self, number: int) -> np.ndarray:
-        """Blocks of a cycle's samples."""
+        """Returns the samples of a cycle."""
         if number not in self._cycles:
-            turns, blocks = self._turns(number), np.empty(CYCLE, dtype=np.int64)
+            turns, samples = self._turns(number), np.empty(CYCLE, dtype=np.int64)
             for index, group in enumerate(self._groups):
-                blocks[turns == index] = self._drawn(group, group.drawn + number * group.draws, group.draws)
+                samples[turns == index] = self._drawn(group, group.drawn + number * group.draws, group.draws)
             if len(self._cycles) == 2:  # a batch lies in two cycles at most, unless it is larger than one
                 del self._cycles[min(self._cycles)]
-            self._cycles[number] = blocks
+            self._cycles[number] = samples
         return self._cycles[number]
 
     def _drawn(self, group: _Group, first: int, count: int) -> np.ndarray:
-        """Blocks of some consecutive draws of a group."""
+        """Returns the samples of some consecutive draws of a group."""
         epochs, positions = np.divmod(np.arange(first, first + count), group.size)
         own = [round_keys(self.seed, f"blocks {group.name}", epoch) for epoch in range(epochs[0], epochs[-1] + 1)]
         keys = own[0] if len(own) == 1 else np.stack(own, axis=1)[:, epochs - epochs[0]]

@@ -12,12 +12,14 @@ from urllib.parse import unquote
 
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import format_of, stem_of
+from inheritune_lit.data.formats import format_of, read_rows, stem_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
 
 SCHEME = "hf://datasets/"
+_ADDRESS = f"{SCHEME}org/name[@revision][/folder]"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REVISION = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have slashes, which may be written %2F
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NUMBERED = re.compile(r"[-_.]\d+-of-\d+$")
 _MAX_DOMAINS = 200
@@ -63,7 +65,7 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
     """
     source = str(source)
     if is_hub_source(source):
-        found = _list_dataset(source)
+        found = list(_list_dataset(source))
     elif Path(source).exists():
         found = list(_list_local(Path(source)))
     else:
@@ -104,10 +106,8 @@ def iter_documents(
         raise UserError(f"{source} is not on this machine; give a file or folder of text")
     files = find_sources(source, args)
     for file in files:
-        kind, report = format_of(file.name, args), ReadReport()
-        assert kind is not None, file
-        left = sys.maxsize if max_characters is None else max_characters // len(files)
-        for text, _ in kind.read(Path(file.path), 0, None, args, report):
+        report, left = ReadReport(), sys.maxsize if max_characters is None else max_characters // len(files)
+        for text, _ in read_rows(Path(file.path), args, report):
             if text.strip():
                 yield text[:left]
             left -= len(text)
@@ -127,11 +127,7 @@ def _domain_of(name: str, path: str, args: ReadingArgs) -> str:
 
 
 def check_domain(domain: str, place: str) -> str:
-    """Returns a domain's name that can be a file's name.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Returns a domain's name, or raises a ``UserError`` about its place where it cannot be a file's name."""
     if not _SAFE_NAME.fullmatch(domain):
         raise UserError(
             f"{place} names the domain {domain!r}; use letters, digits and any of _ . + -, for instance with --domain"
@@ -141,8 +137,7 @@ def check_domain(domain: str, place: str) -> str:
 
 def _list_local(source: Path) -> Iterator[tuple[str, str, int, str]]:
     """Yields name, path, bytes and version of each file; hidden ones are left out."""
-    paths = [source] if source.is_file() else _walk(source)
-    for path in paths:
+    for path in [source] if source.is_file() else _walk(source):
         status = path.stat()
         name = path.name if path == source else path.relative_to(source).as_posix()
         yield name, str(path), status.st_size, str(status.st_mtime_ns)
@@ -170,7 +165,7 @@ def is_hub_source(source: str) -> bool:
     """Returns whether a source is on the hub: spelled out, or ``org/name`` where no such path exists."""
     if source.startswith("hf://"):
         if not source.startswith(SCHEME):
-            raise UserError(f"{source} is not a data set; write {SCHEME}org/name[@revision][/folder]")
+            raise UserError(f"{source} is not a data set; write {_ADDRESS}")
         return True
     return bool(_REPOSITORY.fullmatch(source)) and not Path(source).exists() and not Path(source).parent.exists()
 
@@ -181,30 +176,28 @@ def parse_hub_source(source: str) -> tuple[str, str | None, str]:
     Raises:
         UserError: it is spelled otherwise.
     """
-    revision = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have slashes, which may be written %2F
-    match = re.fullmatch(rf"([\w.-]+/[\w.-]+)(?:@({revision}))?(?:/(.+?))?/?", source.removeprefix(SCHEME))
+    address = rf"({_REPOSITORY.pattern})(?:@({_REVISION}))?(?:/(.+?))?/?"
+    match = re.fullmatch(address, source.removeprefix(SCHEME))
     if not match:
-        raise UserError(f"{source} is not a data set of the hub; write {SCHEME}org/name[@revision][/folder]")
+        raise UserError(f"{source} is not a data set of the hub; write {_ADDRESS}")
     return match[1], match[2] and unquote(match[2]), match[3] or ""
 
 
-def _list_dataset(source: str) -> list[tuple[str, str, int, str]]:
-    """Returns name below the source, address with the commit, bytes and hash of each file of a data set."""
+def _list_dataset(source: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yields name below the source, address with the commit, bytes and hash of each file of a data set."""
     from huggingface_hub import HfApi
 
     repository, revision, folder = parse_hub_source(source)
     with explain_hub_errors(repository, flag="--source", kind="dataset"):
         info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
     below = f"{folder}/" if folder else ""
-    files = []
-    for sibling in info.siblings or ():
-        if sibling.rfilename.startswith(below):
-            address = f"{SCHEME}{repository}@{info.sha}/{sibling.rfilename}"
-            content = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-            files.append((sibling.rfilename[len(below) :], address, sibling.size or 0, content or str(info.sha)))
+    files = [file for file in info.siblings or () if file.rfilename.startswith(below)]
     if not files and folder:
         raise UserError(f"{repository} has no folder {folder}; check --source")
-    return files
+    for file in files:
+        content = file.lfs.sha256 if file.lfs else file.blob_id
+        address = f"{SCHEME}{repository}@{info.sha}/{file.rfilename}"
+        yield file.rfilename.removeprefix(below), address, file.size or 0, content or str(info.sha)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ a threshold on the key that is estimated from a few megabytes of text and chosen
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.documents import ReadReport, ids_hash
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats import format_of
-from inheritune_lit.data.megatron import bin_path, sidecar_path
+from inheritune_lit.data.formats import read_rows
+from inheritune_lit.data.megatron import beside
 from inheritune_lit.data.merge_shards import DocumentSpan
+from inheritune_lit.data.mixture import divide_domains
 from inheritune_lit.data.shards import SourceRange
 from inheritune_lit.data.sources import local_copy
 from inheritune_lit.errors import UserError
@@ -33,24 +34,14 @@ KEYS = 1 << 64
 
 @dataclass(frozen=True)
 class Quota:
-    """Tokens that some domains give together.
+    """Tokens that some domains give together, in both splits."""
 
-    Attributes:
-        name: as in the mixture; "corpus" for all domains.
-        tokens: how many, both splits together.
-        domains: whose.
-    """
-
-    name: str
     tokens: int
     domains: tuple[str, ...]
 
 
 def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
-    """Returns the quotas of a subset; none where everything is taken.
-
-    A mixture's name stands for the domain of that name and for those whose names begin with it and an underscore
-    (``cc`` for ``cc_2019-30`` and ``cc_2023-06``).
+    """Returns the quotas of a subset; none where everything is taken. A mixture's names are as in ``divide_domains``.
 
     Raises:
         UserError: a domain or a name of the mixture has no counterpart.
@@ -58,14 +49,13 @@ def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
     if args.max_tokens is None:
         return []
     if args.mixture is None:
-        return [Quota("corpus", args.max_tokens, tuple(sorted(domains)))]
+        return [Quota(args.max_tokens, tuple(sorted(domains)))]
     whole, quotas, left = sum(args.mixture.values()), [], set(domains)
-    for name, part in args.mixture.items():
-        covered = {domain for domain in left if domain == name or domain.startswith(f"{name}_")}
+    for name, covered in divide_domains(args.mixture, domains).items():
         if not covered:
             raise UserError(f"--mixture names {name!r}, the corpus has only {', '.join(sorted(domains))}; correct one")
-        left -= covered
-        quotas.append(Quota(name, round(args.max_tokens * part / whole), tuple(sorted(covered))))
+        left -= set(covered)
+        quotas.append(Quota(round(args.max_tokens * args.mixture[name] / whole), tuple(sorted(covered))))
     if left:
         raise UserError(f"--mixture leaves out {', '.join(sorted(left))}; give each a part, 0 for none of it")
     return quotas
@@ -139,10 +129,8 @@ def _probe(
     itemsize = np.dtype(encoder.dtype).itemsize
     for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
         part, report, texts, characters = ranges[number], ReadReport(), [], 0
-        kind = format_of(part.source.name, args)
-        assert kind is not None, part
         with local_copy(part.source, scratch) as path:
-            for text, _ in kind.read(path, part.start, part.stop, args, report):
+            for text, _ in read_rows(path, args, report, part.start, part.stop):
                 texts.append(text)
                 characters += len(text)
                 if characters >= _PROBE_CHARACTERS:
@@ -152,85 +140,52 @@ def _probe(
     return lengths, read
 
 
-_Place = tuple[str, str]  # split and domain
-_Spans = Mapping[_Place, Sequence[DocumentSpan]]
-
-
-@dataclass
-class ChosenDocuments:
-    """What is packed.
-
-    Attributes:
-        keep: which documents of each span, bool, shape (documents,); None for all.
-        duplicates: how many documents equal an earlier one.
-        short: quotas with fewer tokens than wanted though every document is kept, and their tokens.
-    """
-
-    keep: dict[_Place, list[np.ndarray]] | None = None
-    duplicates: int = 0
-    short: list[tuple[Quota, int]] = field(default_factory=list)
-
-
 def choose_documents(
-    spans: _Spans, drop_duplicates: bool, quotas: Sequence[Quota], packed: Path, dtype: str
-) -> ChosenDocuments:
-    """Chooses the documents to keep, in about 40 bytes of memory per document for duplicates and 16 for quotas.
+    spans: Sequence[DocumentSpan], drop_duplicates: bool, quotas: Sequence[Quota], packed: Path, dtype: str
+) -> tuple[int, list[tuple[Quota, int]]]:
+    """Sets which documents are kept, in about 40 bytes of memory per document for duplicates and 16 for quotas.
 
     Args:
-        spans: everything there is.
+        spans: everything there is, each place's spans in the order of the output.
         drop_duplicates: whether to keep only one of the documents with equal token ids. Those packed before are kept,
             then validation documents come first, so that none of them is met in training.
         quotas: tokens by domain.
         packed: folder of documents packed before.
         dtype: "uint16" or "int32".
+
+    Returns:
+        How many documents equal an earlier one; and the quotas with fewer tokens than wanted though every document is
+        kept, with their tokens.
     """
-    if not drop_duplicates and not quotas:
-        return ChosenDocuments()
-    keep = {place: [np.ones(span.documents, dtype=bool) for span in own] for place, own in spans.items()}
-    chosen = ChosenDocuments(keep, _drop_duplicates(spans, keep, packed, dtype) if drop_duplicates else 0)
+    duplicates, short = _drop_duplicates(spans, packed, dtype) if drop_duplicates else 0, []
     for quota in quotas:
-        own = [
-            (span, mask)
-            for (split, domain), masks in keep.items()
-            if domain in quota.domains
-            for span, mask in zip(spans[split, domain], masks, strict=True)
-        ]
-        keys = [_read_sidecar(span, "sample", np.dtype("<u8")) for span, _ in own]
-        masks = [mask for _, mask in own]
-        lengths = _masked([span.lengths() for span, _ in own], masks, np.int32)
-        cut = cut_keys(_masked(keys, masks, np.uint64), lengths, quota.tokens)
+        own = [span for span in spans if span.place[1] in quota.domains]
+        keys = [_read_sidecar(span, "sample", np.dtype("<u8")) for span in own]
+        masks = [np.ones(span.size.documents, dtype=bool) if span.keep is None else span.keep for span in own]
+        kept_keys = [some[mask] for some, mask in zip(keys, masks, strict=True)]
+        kept_lengths = [span.lengths()[mask] for span, mask in zip(own, masks, strict=True)]
+        lengths = np.concatenate([np.empty(0, dtype=np.int32), *kept_lengths])
+        cut = cut_keys(np.concatenate([np.empty(0, dtype=np.uint64), *kept_keys]), lengths, quota.tokens)
         if cut == KEYS and (tokens := int(lengths.sum(dtype=np.int64))) < quota.tokens:
-            chosen.short.append((quota, tokens))
-        for some, mask in zip(keys, masks, strict=True):
-            mask &= some <= np.uint64(cut - 1) if cut else False
-    return chosen
+            short.append((quota, tokens))
+        for span, some, mask in zip(own, keys, masks, strict=True):
+            span.keep = mask & (some <= np.uint64(cut - 1) if cut else False)
+    return duplicates, short
 
 
-def _masked(numbers: Sequence[np.ndarray], masks: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    """Returns the numbers of the documents that are still kept, in one array."""
-    kept = [some[mask] for some, mask in zip(numbers, masks, strict=True)]
-    return np.concatenate([np.empty(0, dtype=dtype), *kept])
-
-
-def _drop_duplicates(spans: _Spans, keep: Mapping[_Place, list[np.ndarray]], packed: Path, dtype: str) -> int:
+def _drop_duplicates(spans: Sequence[DocumentSpan], packed: Path, dtype: str) -> int:
     """Clears the mask of every document that equals an earlier one; returns how many there are."""
-    in_order = [
-        (span, mask)
-        for place in sorted(spans, key=lambda place: (place[0] != "val", place[1]))
-        for span, mask in zip(spans[place], keep[place], strict=True)
-    ]
-    in_order.sort(key=lambda item: packed not in item[0].prefix.parents)  # stable
-    if not in_order:
+    if not spans:
         return 0
-    hashes = np.concatenate([_hashes(span, packed, dtype) for span, _ in in_order])
+    in_order = sorted(spans, key=lambda span: (packed not in span.prefix.parents, span.place[0] != "val", span.place))
+    hashes = np.concatenate([_hashes(span, packed, dtype) for span in in_order])
     order = np.lexsort((hashes["low"], hashes["high"]))  # stable: equal ones stay in order
     ranked = hashes[order]
     again = np.zeros(len(hashes), dtype=bool)
     again[order[1:]] = ranked[1:] == ranked[:-1]
-    first = 0
-    for _, mask in in_order:
-        mask &= ~again[first : first + len(mask)]
-        first += len(mask)
+    stops = np.cumsum([span.size.documents for span in in_order])
+    for span, own in zip(in_order, np.split(again, stops[:-1]), strict=True):
+        span.keep = ~own
     return int(again.sum())
 
 
@@ -239,13 +194,13 @@ def _hashes(span: DocumentSpan, packed: Path, dtype: str) -> np.ndarray:
     if packed not in span.prefix.parents:
         return _read_sidecar(span, "hash", kind)
     itemsize = np.dtype(dtype).itemsize
-    with bin_path(span.prefix).open("rb") as file:
-        file.seek(span.first_token * itemsize)
+    with beside(span.prefix, "bin").open("rb") as file:
+        file.seek(span.before.tokens * itemsize)
         hashes = [ids_hash(file.read(length * itemsize)) for length in span.lengths().tolist()]
     return np.frombuffer(b"".join(hashes), dtype=kind)
 
 
 def _read_sidecar(span: DocumentSpan, name: str, dtype: np.dtype) -> np.ndarray:
-    with sidecar_path(span.prefix, name).open("rb") as file:
-        file.seek(span.first_document * dtype.itemsize)
-        return np.frombuffer(file.read(span.documents * dtype.itemsize), dtype=dtype)
+    with beside(span.prefix, name).open("rb") as file:
+        file.seek(span.before.documents * dtype.itemsize)
+        return np.frombuffer(file.read(span.size.documents * dtype.itemsize), dtype=dtype)

@@ -1,79 +1,42 @@
 """The folder beside the output that holds the finished shards of a preparation, for the same command to continue."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from inheritune_lit.data.shards import DONE, Shard
+from inheritune_lit.data.shards import DONE, Shard, ShardSettings
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import explain_full_disk, replace_text
-from inheritune_lit.io.settings_guard import differences
+from inheritune_lit.io.folders import explain_full_disk
+from inheritune_lit.io.records import read_record
 
 
-@dataclass(frozen=True)
 class WorkDir:
-    """Shards, the plan they follow, and a lock.
+    """Shards, the settings they follow, and a lock; nothing is made until it is locked.
 
     Attributes:
-        path: ``.<name of the output>.prepare``, beside the output.
         out_dir: the output.
+        path: ``.<name of the output>.prepare``, beside the output.
+        shards: folder of the shards' folders.
+        plan: file of the ``ShardSettings``.
+        replaced: where the former output is while the new one takes its name.
     """
 
-    path: Path
-    out_dir: Path
-
-    @classmethod
-    def of(cls, out_dir: Path) -> "WorkDir":
-        """Returns the workdir of an output; nothing is made."""
+    def __init__(self, out_dir: Path) -> None:
         absolute = Path(os.path.abspath(out_dir))
-        return cls(absolute.parent / f".{absolute.name}.prepare", out_dir)
-
-    @property
-    def shards(self) -> Path:
-        """Folder of the shards' folders."""
-        return self.path / "shards"
-
-    @property
-    def replaced(self) -> Path:
-        """Where the former output is while the new one takes its name."""
-        return self.path / "replaced"
+        self.out_dir, self.path = out_dir, absolute.with_name(f".{absolute.name}.prepare")
+        self.shards, self.plan, self.replaced = (self.path / name for name in ("shards", "plan.json", "replaced"))
 
     def finished(self, shards: Sequence[Shard]) -> list[Shard]:
         """Returns the shards whose folders are whole."""
         return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
 
-    def read_plan(self) -> dict[str, Any] | None:
-        """Returns the plan that an earlier call has written, or None.
-
-        Returns:
-            The manifest's ``tokenizer``, ``dtype`` and ``options``, and the subset's ``thresholds``.
-        """
-        path = self.path / "plan.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def write_plan(self, plan: dict[str, Any]) -> None:
-        """Writes the plan for later calls."""
-        replace_text(self.path / "plan.json", json.dumps(plan))
-
-    def check_plan(self, plan: dict[str, Any]) -> None:
-        """Refuses another plan than the written one.
-
-        Raises:
-            UserError: the tokenizer or a setting differs.
-        """
-        before = self.read_plan()
-        if before is None:
-            return
-        subject, advice = f"{self.path} holds unfinished work of", "give the former ones, or remove that folder"
-        if before["tokenizer"] != plan["tokenizer"]:
-            raise UserError(f"{subject} another tokenizer; {advice}")
-        for name, old, new in differences(before["options"], plan["options"]):
-            raise UserError(f"{subject} other options: --{name} was {old}, now it is {new}; {advice}")
+    def read_settings(self) -> ShardSettings | None:
+        """Returns what an earlier call was started with, or None."""
+        if not self.plan.is_file():
+            return None
+        return read_record(self.plan, ShardSettings, "the plan of a preparation", f"remove {self.path}")
 
     def restore_output(self) -> None:
         """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
@@ -87,7 +50,7 @@ class WorkDir:
         """Removes everything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def remove_leftovers(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Removes what killed processes have left half-done."""
         for leftover in (*self.path.glob("*.tmp-*"), *self.shards.glob("*.tmp-*")):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -115,10 +78,10 @@ class WorkDir:
                 ) from None
             except OSError:
                 pass  # a file system without locks; shards appear whole all the same
-            self.remove_leftovers()
+            self._remove_leftovers()
             try:
                 yield
             finally:
-                self.remove_leftovers()
+                self._remove_leftovers()
                 if not any(self.shards.glob(f"*/{DONE}")) and not self.replaced.exists():
                     self.remove()

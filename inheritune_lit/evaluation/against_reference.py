@@ -10,7 +10,8 @@ import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
 
-from inheritune_lit.data.packed import PackedDataset, content_sha256
+from inheritune_lit.data.manifest import content_sha256
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.evaluation.held_out import BlockLosses, block_losses, mean_loss
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.resolve import ResolvedReference

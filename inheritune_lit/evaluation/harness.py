@@ -9,7 +9,7 @@ from typing import Any
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
-from inheritune_lit.data.compatibility import check_fits
+from inheritune_lit.data.packed import check_fits_model
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import Cell, cells_of
@@ -137,7 +137,7 @@ def _check_checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> No
         else:
             open_reference(checkpoint_dir, org="local")
         if val_data is not None:
-            check_fits(val_data, checkpoint_dir)
+            check_fits_model(val_data, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
 
 
 def _scores(name: str, checkpoint_dir: Path, records: dict[str, dict[str, Any]], cells: list[Cell]) -> CheckpointScores:

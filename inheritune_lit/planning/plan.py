@@ -147,7 +147,7 @@ def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) 
     """Tokens to train on, and tokens of the data where that is known."""
     there = None
     if data is not None and data.is_dir():
-        there = sum(record["train"]["tokens"] for record in load_packed_manifest(data)["domains"].values())
+        there = sum(domain.train.tokens for domain in load_packed_manifest(data).domains.values())
     if asked is not None:
         budget = parse_count(asked)
         return budget, there or (budget // train.epochs if train.epochs else None)

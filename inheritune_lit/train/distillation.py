@@ -10,7 +10,8 @@ import torch
 from litgpt.model import GPT
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import resolve
@@ -235,7 +236,7 @@ def prepare_distillation(
         }
         return Distillation(distill, block_size, TeacherLogits(distill.teacher_logits, expected))
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    tokenizer = load_packed_manifest(args.data)["tokenizer"]["sha256"]
+    tokenizer = load_packed_manifest(args.data).tokenizer.sha256
     assert distill.teacher, "active without stored logits"
     teacher = open_teacher(distill.teacher, tokenizer, block_size, dtype)
     check_student(teacher.gpt.config, config, distill.kind)

@@ -160,7 +160,7 @@ class Trainer:
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
         whole = range(self.step * self.train.global_batch_size, (self.step + 1) * self.train.global_batch_size)
-        targets = int(self.data.targets(self.sampler.blocks(whole)).sum())
+        targets = int(self.data.targets(self.sampler.samples(whole)).sum())
         losses = []
         for micro in range(self.plan.accumulation):
             summed = self._loss(self._samples(micro))
@@ -224,7 +224,7 @@ class Trainer:
         Samples are read when it is their turn: from the page cache four of 2,049 tokens take 0.03 ms, so there is
         nothing for a background thread to hide.
         """
-        blocks = self.sampler.blocks(samples)
+        blocks = self.sampler.samples(samples)
         tokens_BT1 = self._on_device(torch.from_numpy(self.data.batch(blocks)))
         teacher = self.teacher_logits.batch(blocks) if self.teacher_logits else ()
         # Padding follows the last target, so causal attention never sees the token that stands in for it.

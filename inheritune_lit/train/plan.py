@@ -124,7 +124,7 @@ def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> F
     if value * unit < targets_per_step:
         raise UserError(
             f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "
-            f"data has {mixture.blocks:,} samples; give a larger budget or a smaller --train.global_batch_size"
+            f"data has {mixture.samples:,} samples; give a larger budget or a smaller --train.global_batch_size"
         )
     return value * Fraction(unit)
 
@@ -159,12 +159,12 @@ def plan_text(
         lines[-1] += f", {1 - plan.tokens / positions:.1%} of them padding, leaves about {plan.tokens:,} tokens"
     lines[-1] += left_over
     if mixture.draws is None:
-        lines[-1] += f", {samples / mixture.blocks:.2f} epochs of {mixture.blocks:,} samples"
+        lines[-1] += f", {samples / mixture.samples:.2f} epochs of {mixture.samples:,} samples"
     else:
         width = max(map(len, mixture.domains))
         lines += [
             f"  {domain:<{width}} {float(mixture.share(domain)):7.2%} of the samples, "
-            f"{mixture.epochs(domain, samples):.2f} epochs of {size.blocks:,}"
+            f"{mixture.epochs(domain, samples):.2f} epochs of {size.samples:,}"
             for domain, size in mixture.domains.items()
         ]
     lines += [

@@ -8,9 +8,8 @@ import torch
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS
-from inheritune_lit.data.compatibility import check_fits
 from inheritune_lit.data.mixture import make_mixture
-from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.devices import device_count
 from inheritune_lit.train.args import PretrainArgs
@@ -68,7 +67,7 @@ class _Run:
     def __init__(self, args: PretrainArgs, initial_optimizer: Path | None) -> None:
         self.args, self.initial_optimizer = args, initial_optimizer
         config = load_config(args.initial_checkpoint_dir)
-        check_fits(args.data, args.initial_checkpoint_dir)
+        check_fits_model(args.data, args.initial_checkpoint_dir, config.padded_vocab_size)
         block_size = block_size_of(args.train, config)
         self.train_data, self.val_data = (
             PackedDataset(args.data, split, block_size, args.documents) for split in ("train", "val")
@@ -162,7 +161,7 @@ class _Run:
         )
         if self.initial_optimizer:
             load_optimizer(self.initial_optimizer, self.gpt, state.optimizer)
-        domains = [name for name, size in self.val_data.domains.items() if size.blocks]
+        domains = [name for name, size in self.val_data.domains.items() if size.samples]
         return Trainer(
             self.fabric,
             state,

@@ -8,8 +8,8 @@ from typing import Any
 
 from inheritune_lit.checkpoint.config import Config, load_lit_config
 from inheritune_lit.checkpoint.folder import FINAL, is_litgpt_folder
+from inheritune_lit.data.manifest import content_sha256, domain_sha256s
 from inheritune_lit.data.mixture import Mixture
-from inheritune_lit.data.packed import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
@@ -58,7 +58,7 @@ def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, A
         "documents": documents,
         "mixture": shares,
         "domains": {
-            name: {"sha256": hashes[name], "train_blocks": size.blocks, "train_tokens": size.tokens}
+            name: {"sha256": hashes[name], "train_blocks": size.samples, "train_tokens": size.tokens}
             for name, size in mixture.domains.items()
         },
     }

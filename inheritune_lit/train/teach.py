@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from inheritune_lit.data.packed import PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
+from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.io.manifest import write_manifest
@@ -62,7 +63,7 @@ def teach(args: TeachArgs) -> TeachResult:
     dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    tokenizer = load_packed_manifest(args.data)["tokenizer"]["sha256"]
+    tokenizer = load_packed_manifest(args.data).tokenizer.sha256
     model = open_teacher(args.teacher, tokenizer, args.max_seq_length, weights_dtype)
     vocabulary = model.gpt.config.padded_vocab_size
     if args.top_k > vocabulary:

@@ -14,7 +14,7 @@ import pytest
 
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.packed import content_sha256
+from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.shards import ShardWriter
 from inheritune_lit.data.workdir import WorkDir
@@ -168,7 +168,7 @@ def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenize
 
 def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
     with (
-        WorkDir.of(tmp_path / "out").locked(),
+        WorkDir(tmp_path / "out").locked(),
         pytest.raises(UserError, match="another `inheritune prepare` is at"),
     ):
         prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
@@ -176,7 +176,7 @@ def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
 
 
 def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, logged):
-    out, work = tmp_path / "expected", WorkDir.of(tmp_path / "expected")
+    out, work = tmp_path / "expected", WorkDir(tmp_path / "expected")
     (work.path / "output.tmp-1").mkdir(parents=True)
     out.rename(work.replaced)
     prepare(PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2))

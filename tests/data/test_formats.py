@@ -11,7 +11,7 @@ import zstandard
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import format_of
+from inheritune_lit.data.formats import read_rows
 from inheritune_lit.data.shards import plan_shards
 from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError
@@ -45,8 +45,7 @@ def read_all(folder, options=ReadingArgs()) -> tuple[list[tuple[str, str | None]
     for shard in plan_shards(find_sources(str(folder), options), options):
         for part in shard.ranges:
             report = ReadReport()
-            kind = format_of(part.source.name, options)
-            rows += kind.read(folder / part.source.name, part.start, part.stop, options, report)
+            rows += read_rows(folder / part.source.name, options, report, part.start, part.stop)
             total.add(report)
     return rows, total
 
@@ -112,7 +111,7 @@ def test_broken_rows_are_placed(tmp_path):
     places = {}
     for name in ("a.jsonl", "b.txt", "c.parquet"):
         report = ReadReport()
-        list(format_of(name, ReadingArgs()).read(tmp_path / name, 0, None, ReadingArgs(), report))
+        list(read_rows(tmp_path / name, ReadingArgs(), report))
         places[name] = report.broken_rows, report.first_broken.line, report.first_broken.reason
     assert places == {
         "a.jsonl": (2, 5, "not UTF-8 (invalid continuation byte)"),

@@ -9,11 +9,11 @@ import torch
 import yaml
 from litgpt.model import GPT
 
-from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.config import Config, load_config
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.compatibility import check_fits
+from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
-from inheritune_lit.data.packed import PADDING, PackedDataset, content_sha256, load_packed_manifest
+from inheritune_lit.data.packed import PADDING, PackedDataset, check_fits_model
 from inheritune_lit.data.packing import SeparateCut
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
@@ -59,7 +59,9 @@ def documents_folder(tmp_path):
                 writer.add(text)
         domains[name] = {"train": {"documents": len(own), "tokens": int(own.sum())}}
     domains["nothing"] = {"train": {"documents": 0, "tokens": 0}}  # and no files
-    (tmp_path / "inheritune.json").write_text(json.dumps({"kind": "packed_data", "domains": domains}))
+    tokenizer = {"file": "tokenizer.json", "sha256": "", "vocab_size": 60_000, "eos_id": None}
+    manifest = {"kind": "packed_data", "tokenizer": tokenizer, "dtype": "uint16", "options": {}, "max_token_id": 59_999}
+    (tmp_path / "inheritune.json").write_text(json.dumps({**manifest, "domains": domains}))
     return tmp_path, texts
 
 
@@ -79,7 +81,7 @@ def test_separate_blocks_hold_one_document_each(documents_folder, block_size):
     assert dataset.targets(range(len(dataset))).tolist() == [targets for _, _, targets in expected]
     for domain, size in dataset.domains.items():
         own = [targets for name, _, targets in expected if name == domain]
-        assert (size.blocks, size.tokens) == (len(own), sum(own))
+        assert (size.samples, size.tokens) == (len(own), sum(own))
     some = np.random.default_rng(1).integers(0, len(dataset), 50)
     assert dataset.batch(some).tolist() == [expected[block][1] for block in some]
     with pytest.raises(IndexError):
@@ -118,9 +120,9 @@ def test_an_index_of_many_documents_is_small():
     assert peak < 64e6  # the same for any number of documents
     blocks = -(-np.maximum(lengths.astype(np.int64) - 1, 0) // 1024)
     ends = np.cumsum(blocks)
-    assert cut.blocks == ends[-1]
+    assert cut.samples == ends[-1]
     assert cut.targets == np.maximum(lengths.astype(np.int64) - 1, 0).sum()
-    asked = np.random.default_rng(1).integers(0, cut.blocks, 2000)
+    asked = np.random.default_rng(1).integers(0, cut.samples, 2000)
     document = np.searchsorted(ends, asked, side="right")
     offset = (asked - (ends[document] - blocks[document])) * 1024
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
@@ -136,7 +138,7 @@ def test_a_domain_without_tokens_needs_no_files(packed):
     manifest["domains"]["book"]["val"] = {"documents": 0, "tokens": 0}
     (packed / "inheritune.json").write_text(json.dumps(manifest))
     dataset = PackedDataset(packed, "val", 8)
-    assert dataset.domains["book"].blocks == 0
+    assert dataset.domains["book"].samples == 0
     assert set(dataset.domains_of(range(len(dataset)))) == {"c4"}
 
 
@@ -198,7 +200,7 @@ def test_not_packed_data(tmp_path):
 
 
 def test_too_little_text_for_a_block(packed):
-    with pytest.raises(UserError, match="too few for one block of 1000000"):
+    with pytest.raises(UserError, match="too few for one sample of 1000000"):
         PackedDataset(packed, "val", 1_000_000)
 
 
@@ -211,6 +213,10 @@ def checkpoint(tmp_path, tokenizer_dir):
     torch.save(GPT(Config(**shape)).state_dict(), folder / "lit_model.pth")
     (folder / "tokenizer.model").write_bytes((tokenizer_dir / "tokenizer.model").read_bytes())
     return folder
+
+
+def check_fits(packed, checkpoint):
+    check_fits_model(packed, checkpoint, load_config(checkpoint).padded_vocab_size)
 
 
 def test_data_of_the_models_tokenizer_fits(packed, checkpoint):

@@ -102,13 +102,13 @@ def test_an_allowed_change_goes_on_and_is_recorded(stopped, mixed, more, tmp_pat
     assert "continues after step 8 of 30" in told.err
     assert "data changed at sample 32, before: no domain 'zines'; mixture.code 0.2, not 0.1" in told.err
     # Blocks before and after, as (domain, number in it): each domain goes on in its own permutation.
-    before = _named(old_data, old.blocks(range(32)))
+    before = _named(old_data, old.samples(range(32)))
     after = _named(data, seen)
     assert len(after) == 88
     for name, size in data.domains.items():
         own = [pair for pair in before + after if pair[0] == name]
-        for start in range(0, len(own), size.blocks):
-            epoch = own[start : start + size.blocks]
+        for start in range(0, len(own), size.samples):
+            epoch = own[start : start + size.samples]
             assert len(set(epoch)) == len(epoch)
     assert {name for name, _ in after} == set(weights)
     run = json.loads((tmp_path / "run" / "final" / "inheritune.json").read_text())["run"]
@@ -151,7 +151,7 @@ def test_a_change_without_its_state_is_refused(stopped, more, tmp_path, capsys):
 
 
 def _domain_blocks(data: PackedDataset) -> dict[str, int]:
-    return {name: size.blocks for name, size in data.domains.items()}
+    return {name: size.samples for name, size in data.domains.items()}
 
 
 def _named(data: PackedDataset, blocks) -> list[tuple[str, int]]:

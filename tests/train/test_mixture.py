@@ -43,7 +43,7 @@ def test_a_weighted_run_draws_by_weight(run, mixed, train_args, seen):
     for name, weight in WEIGHTS.items():
         assert abs(counts[name] - 320 * weight) < 3.5 * math.sqrt(320 * weight * (1 - weight))
     sampler = MixtureSampler(_domain_blocks(data), 5, {name: round(weight * CYCLE) for name, weight in WEIGHTS.items()})
-    assert seen == sampler.blocks(range(320)).tolist()
+    assert seen == sampler.samples(range(320)).tolist()
     assert max(Counter(seen).values()) > 3  # the small domain went round several times, and nothing stopped
 
 
@@ -99,7 +99,7 @@ def test_ranks_together_see_what_one_rank_sees(mixed):
     def rank_blocks(rank: int, ranks: int) -> list[int]:
         own = MixtureSampler(_domain_blocks(data), 3)  # a process of its own
         steps = [(step, micro) for step in range(len(data) // 24) for micro in range(24 // (2 * ranks))]
-        return [b for step, micro in steps for b in own.blocks(micro_batch_samples(step, micro, 24, 2, rank, ranks))]
+        return [b for step, micro in steps for b in own.samples(micro_batch_samples(step, micro, 24, 2, rank, ranks))]
 
     alone = rank_blocks(0, 1)
     assert len(set(alone)) == len(alone) >= len(data) - 24
@@ -149,7 +149,7 @@ def test_the_result_tells_the_loss_by_domain(run, mixed):
 def test_plan_tells_epochs_by_domain_and_padding(checkpoint, mixed, tmp_path, capsys):
     args = pretrain_command(checkpoint, mixed, tmp_path / "run", mixture__weights="{code: 1, wiki: 1}")
     assert main([*args, "--dry_run"]) == 0
-    blocks = {name: size.blocks for name, size in PackedDataset(mixed, "train", 16).domains.items()}
+    blocks = {name: size.samples for name, size in PackedDataset(mixed, "train", 16).domains.items()}
     told = capsys.readouterr().err
     assert f"code  50.00% of the samples, {60 / blocks['code']:.2f} epochs of {blocks['code']}" in told
     assert f"wiki  50.00% of the samples, {60 / blocks['wiki']:.2f} epochs of {blocks['wiki']}" in told
@@ -168,7 +168,7 @@ def test_epochs_are_a_budget_of_tokens(checkpoint, mixed, tmp_path, capsys):
     changes = {"train__max_steps": None, "train__epochs": 3, "documents": "separate"}
     for weights, per_sample in (
         ("proportional", sum(s.tokens for s in data.domains.values()) / len(data)),
-        ("{wiki: 1}", data.domains["wiki"].tokens / data.domains["wiki"].blocks),
+        ("{wiki: 1}", data.domains["wiki"].tokens / data.domains["wiki"].samples),
     ):
         args = pretrain_command(checkpoint, mixed, tmp_path / "run", mixture__weights=weights, **changes)
         assert main([*args, "--dry_run"]) == 0
@@ -211,4 +211,4 @@ def test_a_weighted_domain_without_a_sample_is_refused(run, mixed, tmp_path, tok
 
 
 def _domain_blocks(data: PackedDataset) -> dict[str, int]:
-    return {name: size.blocks for name, size in data.domains.items()}
+    return {name: size.samples for name, size in data.domains.items()}

@@ -68,7 +68,7 @@ def test_data_without_a_block(refused, packed, checkpoint, tmp_path):
             writer.add([5] * 9)
         domain["val"] = {"documents": 1, "tokens": 9}
     (empty / "inheritune.json").write_text(json.dumps(manifest))
-    refused("too few for one block of 16", data=empty)
+    refused("too few for one sample of 16", data=empty)
 
 
 def test_out_dir_is_taken(refused, checkpoint, tmp_path):
