@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from measuring import measure
 
+from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.checkpoint.write import write_safetensors
 
 SHAPES = {
@@ -70,7 +71,8 @@ def build_reference(folder: Path, shape: dict) -> None:
     for number, specs in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map |= dict.fromkeys(specs, file)
-        write_safetensors(folder / file, specs, lambda name: random_chunks(name, tensors[name], noise))
+        layout = {name: TensorSpec(shape, dtype) for name, (dtype, shape) in specs.items()}
+        write_safetensors(folder / file, layout, lambda name: random_chunks(name, tensors[name], noise))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     hf = {
         "architectures": ["LlamaForCausalLM"],

@@ -38,19 +38,16 @@ else:
 
 @dataclass
 class GPT2Config(Config):
-    """litgpt's ``Config`` with what GPT-2 adds; its key ``learned_positions`` marks the file.
-
-    Attributes:
-        learned_positions: a learned vector per position is added to the token embedding.
-        norm_bias: the norms have biases; released GPT-2 models do, the paper's own do not.
-        scale_attn_by_inverse_layer_idx: attention logits of a layer are divided by its position, counted from 1.
-        attn_scale_layers: layer numbers, from 0, that scale follows; the own position where None.
-    """
+    """litgpt's ``Config`` with what GPT-2 adds; its key ``learned_positions`` marks the file."""
 
     learned_positions: bool = True
+    """A learned vector per position is added to the token embedding."""
     norm_bias: bool = True
+    """The norms have biases; released GPT-2 models do, the paper's own do not."""
     scale_attn_by_inverse_layer_idx: bool = False
+    """Attention logits of a layer are divided by its position, counted from 1."""
     attn_scale_layers: list[int] | None = None
+    """Layer numbers, from 0, that the scale follows; the own position where None."""
 
     @property
     def norm_class(self) -> Callable[..., torch.nn.Module]:
@@ -113,11 +110,13 @@ def load_hf_config(folder: Path) -> dict[str, Any] | None:
     return hf
 
 
-def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
-    """A positive number that must be there.
+def save_hf_config(hf: dict[str, Any], folder: Path) -> None:
+    """Write a folder's ``config.json``."""
+    (folder / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
 
-    Args:
-        kind: int for sizes, float for the rest.
+
+def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
+    """A positive number of ``config.json``: int for sizes, float for the rest.
 
     Raises:
         UserError: it is not there, or something else.
@@ -128,35 +127,6 @@ def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -
             f"config.json: {key} is {value!r}, a positive {kind.__name__} is needed; get the reference again"
         )
     return value
-
-
-def require_value(hf: dict[str, Any], key: str, wanted: Any, default: Any) -> None:
-    """Refuse a setting that the litgpt model would silently compute differently.
-
-    Raises:
-        UserError: ``hf[key]`` is not ``wanted``.
-    """
-    if (value := hf.get(key, default)) != wanted:
-        raise UserError(f"config.json: {key} is {value!r}, only {wanted!r} is supported for this architecture")
-
-
-_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-
-
-def gelu_from_hf(hf: dict[str, Any], key: str) -> str:
-    """litgpt's ``gelu_approximate`` for an activation name.
-
-    Raises:
-        UserError: another activation.
-    """
-    if (name := hf.get(key)) not in _GELU:
-        raise UserError(f"config.json: {key} is {name!r}, only {', '.join(_GELU)} are supported for this architecture")
-    return _GELU[name]
-
-
-def gelu_to_hf(approximate: str) -> str:
-    """The activation name for litgpt's ``gelu_approximate``."""
-    return "gelu_new" if approximate == "tanh" else "gelu"
 
 
 _NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")

@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, lit_pieces, split_name
+from inheritune_lit.checkpoint.architectures.base import Architecture, hf_tensors, split_name
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.args import ExportArgs
-from inheritune_lit.checkpoint.config import Config, GPT2Config, load_hf_config, load_lit_config
-from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, TOKENIZER_FILES, copy_files, require_checkpoint
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, disagreement, read_piece, tensor_shapes
-from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, TensorSpec, Weights, open_weights
+from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, load_hf_config, save_hf_config
+from inheritune_lit.checkpoint.folder import MODEL_CONFIG, copy_files
+from inheritune_lit.checkpoint.tensors import (
+    EMBEDDING,
+    HEAD,
+    Piece,
+    TensorSpec,
+    disagreement,
+    read_piece,
+    tensor_shapes,
+)
+from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
 from inheritune_lit.checkpoint.write import write_safetensors
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
@@ -28,34 +36,29 @@ logger = logging.getLogger(__name__)
 
 
 def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
-    """Markdown with the front matter that the hub reads.
-
-    Args:
-        config: the model's configuration.
-        origin: manifest of the checkpoint; empty where there is none.
-        parameters: number of parameters.
-        licence: identifier of the licence; None where it is not known.
-    """
+    """Markdown with the front matter that the hub reads; ``origin`` is the checkpoint's manifest, empty without one."""
     source, layers, tokens = lineage(origin)
     repository = f"{source.get('org')}/{source.get('name')}"
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {licence}"] if licence else []
     front += [f"base_model: {repository}"] if source and source.get("org") != "local" else []
-    lines = [
-        f"# {config.hf_config.get('name') or config.name}",
-        f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
-        " made with the Inheritune recipe (arXiv 2404.08634).",
-        f"* Reference: {repository if source else 'not recorded'}"
-        + (f", {source['n_layer']} layers" if source.get("n_layer") else ""),
+    depth = f", {source['n_layer']} layers" if source.get("n_layer") else ""
+    facts = [
+        f"* Reference: {repository if source else 'not recorded'}{depth}",
         f"* Inherited layers: {', '.join(map(str, layers)) if layers else 'none'}",
         f"* Tokens trained after inheriting: {f'{tokens:,}' if tokens else 'none recorded'}",
         f"* Licence: {licence or 'that of the reference, which is not known here'}",
     ]
     if config.attention_logit_softcapping is not None:
-        lines.append(
+        facts.append(
             '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
         )
-    return "\n".join([*front, "---", "", lines[0], "", lines[1], "", *lines[2:], ""])
+    title = f"# {config.hf_config.get('name') or config.name}"
+    what = (
+        f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
+        " made with the Inheritune recipe (arXiv 2404.08634)."
+    )
+    return "\n".join([*front, "---", "", title, "", what, "", *facts, ""])
 
 
 def known_licence(origin: dict[str, Any]) -> str | None:
@@ -88,34 +91,26 @@ def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None,
 
 @dataclass(frozen=True)
 class HFTensor:
-    """A tensor of the exported model: pieces of litgpt tensors, or zeros where there is nothing to copy.
-
-    Attributes:
-        divisors: (columns, divisor) of GPT-2's attention scale: the leading columns are divided by it, in fp32.
-    """
+    """A tensor of the exported model: pieces of litgpt tensors, or zeros where there is nothing to copy."""
 
     spec: TensorSpec
     pieces: tuple[Piece, ...]
     divisors: tuple[int, int] | None = None
+    """(columns, divisor) of GPT-2's attention scale: the leading columns are divided by it, in fp32."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported model; as text nothing, since the command prints nothing.
-
-    Attributes:
-        folder: the Hugging Face folder.
-        parameters: of the exported model.
-        tied: the head is the token embedding.
-        licence: as the model card states it, None where it is not known.
-        files: names of the safetensors files.
-    """
+    """An exported model; as text nothing, since the command prints nothing."""
 
     folder: Path
     parameters: int
     tied: bool
+    """The head is the token embedding."""
     licence: str | None
+    """As the model card states it, None where it is not known."""
     files: list[str]
+    """Names of the safetensors files."""
 
     def __str__(self) -> str:
         return ""
@@ -128,9 +123,9 @@ def export(args: ExportArgs) -> ExportResult:
         UserError: the folder is not a checkpoint, its weights and configuration disagree, or ``out_dir`` is occupied.
     """
     checkpoint_dir, out_dir = args.checkpoint_dir, args.out_dir
-    require_checkpoint(checkpoint_dir)
+    config = load_config(checkpoint_dir)
     check_vacant(out_dir)
-    config, weights, hf = load_lit_config(checkpoint_dir), open_weights(checkpoint_dir), load_hf_config(checkpoint_dir)
+    weights, hf = open_weights(checkpoint_dir), load_hf_config(checkpoint_dir)
     architecture = architecture_of_hf(hf) if hf is not None else architecture_of_lit(config)
     tied = (EMBEDDING, HEAD) in weights.tied
     found = {name: spec.shape for name, spec in weights.specs.items()}
@@ -156,40 +151,27 @@ def export(args: ExportArgs) -> ExportResult:
     parameters = sum(tensor.spec.numel for tensor in tensors.values())
     with explain_full_disk(out_dir), new_folder(out_dir) as staging:
         files = _write_shards(tensors, weights, staging, args.max_shard_bytes)
-        (staging / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-        copy_files(checkpoint_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
+        save_hf_config(hf, staging)
+        copy_files(checkpoint_dir, staging)
         (staging / "README.md").write_text(model_card(config, origin, parameters, licence), encoding="utf-8")
         write_manifest(staging, "export", {"checkpoint": checkpoint_dir.name, "origin": origin})
     logger.info("wrote %s", out_dir)
     return ExportResult(out_dir, parameters, tied, licence, files)
 
 
-def plan_export(architecture: Architecture, config: Any, weights: Weights, tied: bool) -> dict[str, HFTensor]:
+def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> dict[str, HFTensor]:
     """Hugging Face tensor -> where it comes from, in the order of the litgpt file.
 
     Raises:
         UserError: a tensor that the architecture does not have.
     """
+    shapes = {name: spec.shape for name, spec in weights.specs.items() if not (tied and name == HEAD)}
     tensors: dict[str, HFTensor] = {}
-    for name, lit in weights.specs.items():
-        if name == HEAD and tied:
-            continue
-        layer, module, kind = split_name(name)
-        if not architecture.has(layer, module):
-            raise UserError(f"{weights.file_of[name]}: {name} is not a tensor of {architecture.class_name}")
-        divisors = None
-        if (
-            layer is not None
-            and isinstance(config, GPT2Config)
-            and module == "attn.qkv"
-            and config.attention_divisor(layer) > 1
-        ):
-            divisors = (qkv_rows(config)[0], config.attention_divisor(layer))
-        for hf_name, pieces in lit_pieces(architecture, config, name, lit.shape[0]).items():
-            columns = lit.shape[:1] if pieces[0].transpose else lit.shape[1:]
-            rows = sum(piece.rows for piece in pieces)
-            spec = TensorSpec((rows, *columns) if kind == "weight" else (rows,), lit.dtype)
-            tensors[hf_name] = HFTensor(spec, tuple(pieces), divisors)
+    for name, pieces in hf_tensors(architecture, config, shapes).items():
+        first = weights.specs[pieces[0].name]
+        columns = first.shape[:1] if pieces[0].transpose else first.shape[1:]
+        spec = TensorSpec((sum(piece.rows for piece in pieces), *columns), first.dtype)
+        tensors[name] = HFTensor(spec, tuple(pieces), _scale(config, pieces[0].name))
     if isinstance(config, GPT2Config):
         # transformers' GPT-2 always has biases; the paper's own models have none.
         for name, tensor in list(tensors.items()):
@@ -197,6 +179,14 @@ def plan_export(architecture: Architecture, config: Any, weights: Weights, tied:
             if name.endswith(".weight") and bias not in tensors and (".h." in name or "ln_f" in name):
                 tensors[bias] = HFTensor(TensorSpec(tensor.spec.shape[-1:], tensor.spec.dtype), ())
     return tensors
+
+
+def _scale(config: Config, name: str) -> tuple[int, int] | None:
+    layer, module, _ = split_name(name)
+    if layer is None or module != "attn.qkv" or not isinstance(config, GPT2Config):
+        return None
+    divisor = config.attention_divisor(layer)
+    return (qkv_rows(config)[0], divisor) if divisor > 1 else None
 
 
 def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[torch.Tensor]:
@@ -215,19 +205,19 @@ def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[
 
 def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> list[str]:
     shards: list[list[str]] = [[]]
-    filled = 0
+    filled = total = 0
     for name, tensor in tensors.items():
         if filled and filled + tensor.spec.nbytes > max_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled += tensor.spec.nbytes
-    total = sum(tensor.spec.nbytes for tensor in tensors.values())
+        total += tensor.spec.nbytes
     weight_map: dict[str, str] = {}
     with Progress("export", total, "B") as progress:
         for number, names in enumerate(shards, start=1):
             file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            specs = {name: (tensors[name].spec.dtype, tensors[name].spec.shape) for name in names}
+            specs = {name: tensors[name].spec for name in names}
             write_safetensors(folder / file, specs, lambda name: _chunks(tensors[name], weights, progress))
             weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

@@ -8,6 +8,7 @@ from inheritune_lit.errors import UserError
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
 HF_CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 FINAL = "final"
 """The checkpoint in the folder of a finished run."""
 TOKENIZER_FILES = (
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 """Every tokenizer file litgpt, transformers or sentencepiece reads for the supported architectures; ``*`` matches."""
-CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, "generation_config.json")
+CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, GENERATION_CONFIG)
 
 
 def require_checkpoint(checkpoint_dir: Path) -> None:
@@ -68,7 +69,7 @@ def refuse_outside_links(folder: Path) -> None:
             )
 
 
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
+def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_FILES, GENERATION_CONFIG)) -> list[str]:
     """Copy those of ``names`` (``*`` matches) that exist in ``source`` and return their names."""
     paths = [path for name in names for path in sorted(source.glob(name)) if path.is_file()]
     found = [path.relative_to(source).as_posix() for path in paths]

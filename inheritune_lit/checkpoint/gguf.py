@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.errors import UserError, first_line
 
 
@@ -17,7 +19,7 @@ def find_gguf(ref: Path) -> Path | None:
     """The GGUF file that a reference means: itself, or the only one of a folder without other weights."""
     if ref.suffix == ".gguf" and ref.is_file():
         return ref
-    if not ref.is_dir() or (ref / "config.json").exists() or (ref / "model_config.yaml").exists():
+    if not ref.is_dir() or (ref / HF_CONFIG).exists() or (ref / MODEL_CONFIG).exists():
         return None
     found = sorted(ref.glob("*.gguf"))
     if len(found) > 1:
@@ -40,15 +42,13 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             raise UserError(f"{path} is not a GGUF file; get it again")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    source["local_files_only"] = True
     with tempfile.TemporaryDirectory(prefix="inheritune-gguf-") as name:
         folder = Path(name)
-        source: dict[str, Any] = {
-            "pretrained_model_name_or_path": path.parent,
-            "gguf_file": path.name,
-            "local_files_only": True,
-        }
         try:
-            _state_version()
+            # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
+            vars(import_module("gguf")).setdefault("__version__", version("gguf"))
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
             model.save_pretrained(folder, max_shard_size="2GB")
         except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
@@ -65,10 +65,3 @@ def as_huggingface(path: Path) -> Iterator[Path]:
                 f"{path} has no readable tokenizer ({first_line(error)}); give a safetensors checkpoint"
             ) from error
         yield folder
-
-
-def _state_version() -> None:
-    """Under Python 3.10 transformers cannot find gguf's version by itself: it asks the module, which does not say."""
-    import gguf
-
-    vars(gguf).setdefault("__version__", version("gguf"))

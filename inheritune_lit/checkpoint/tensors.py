@@ -1,11 +1,12 @@
-"""Every tensor of a litgpt model with its shape, from the configuration alone.
+"""Every tensor of a litgpt model with its shape, from the configuration alone, and pieces of stored tensors.
 
-Building the model on the meta device says the same, but needs all of litgpt: see ``checkpoint/litgpt_config.py``.
+Building the model on the meta device says the same, but needs all of litgpt: see ``checkpoint/config.py``.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 
@@ -17,13 +18,24 @@ EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 _EMBEDDINGS = (EMBEDDING, "transformer.wpe.weight", HEAD, "lm_head.bias")
 
 
-def tensor_shapes(config: Config, tied: bool) -> Shapes:
-    """Names and shapes in the order of ``GPT.state_dict``, but the head at the end.
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor is, without its values."""
 
-    Args:
-        config: the model.
-        tied: the head is the embedding and is left out.
-    """
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+def tensor_shapes(config: Config, tied: bool) -> Shapes:
+    """Names and shapes in the order of ``GPT.state_dict``, but the head at the end; a tied one is left out."""
     shapes: Shapes = {EMBEDDING: (config.padded_vocab_size, config.n_embd)}
     for layer in range(config.n_layer):
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in _block(config).items()}
@@ -75,9 +87,8 @@ def _block(config: Config) -> Shapes:
 
 
 def _mlp(config: Config, name: str, width: int) -> Shapes:
-    inputs = ("fc",) if config.mlp_class_name == "GptNeoxMLP" else ("fc_1", "fc_2")
     shapes: Shapes = {}
-    for part in inputs:
+    for part in ("fc",) if config.mlp_class_name == "GptNeoxMLP" else ("fc_1", "fc_2"):
         shapes |= _linear(f"{name}.{part}", width, config.n_embd, config.bias)
     return shapes | _linear(f"{name}.proj", config.n_embd, width, config.bias)
 
@@ -110,7 +121,6 @@ class Piece:
     """Rows of a stored tensor, with every column or the first few.
 
     Attributes:
-        name: the stored tensor.
         start, stop: rows, counted after transposing.
         columns: number of leading columns kept; None keeps all.
         transpose: the stored tensor is (columns, rows), as in GPT-2's Conv1D.
@@ -172,25 +182,16 @@ def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTE
         yield view[row : row + step].contiguous()
 
 
-def describe(pieces: list[Piece], full_shape: dict[str, tuple[int, ...]]) -> str:
-    """Pieces for people: ``a + b[0:64,128:192]``; rows only where not the whole tensor is taken.
-
-    Args:
-        pieces: what to describe.
-        full_shape: shape of the stored tensors.
-    """
+def describe(pieces: list[Piece], full_shape: Shapes) -> str:
+    """Pieces for people: ``a + b[0:64,128:192]``; rows only where not the whole tensor, of ``full_shape``, is taken."""
     words: list[str] = []
-    index = 0
-    while index < len(pieces):
-        piece = pieces[index]
-        run = [piece]
-        while index + len(run) < len(pieces) and pieces[index + len(run)].name == piece.name:
-            run.append(pieces[index + len(run)])
-        index += len(run)
-        shape = full_shape[piece.name][::-1] if piece.transpose else full_shape[piece.name]
+    for name, group in groupby(pieces, key=lambda piece: piece.name):
+        run = list(group)
+        piece = run[0]
+        shape = full_shape[name][::-1] if piece.transpose else full_shape[name]
         whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0] * (shape[1] if piece.stack else 1))
         rows = "" if whole else ",".join(f"{part.start}:{part.stop}" for part in run)
         columns = f"; columns 0:{piece.columns}" if piece.columns not in (None, *shape[1:]) else ""
-        inside = f"{rows or ':'}{columns}" if rows or columns else ""
-        words.append(f"{piece.name}{'.T' if piece.transpose else ''}{f'[{inside}]' if inside else ''}")
+        inside = f"[{rows or ':'}{columns}]" if rows or columns else ""
+        words.append(f"{name}{'.T' if piece.transpose else ''}{inside}")
     return " + ".join(words)

@@ -1,9 +1,12 @@
-"""The tensors of a checkpoint folder by name, mapped from its files: nothing is read until it is used."""
+"""The tensors of a checkpoint folder by name, mapped from its files: nothing is read until it is used.
+
+This is the one place that knows how weight files are called and opened, here and on the hub.
+"""
 
 import json
 import mmap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,27 +15,14 @@ from typing import Any
 import torch
 
 from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
-from inheritune_lit.checkpoint.safetensors_files import TensorEntry, read_header
+from inheritune_lit.checkpoint.formats import read_header
+from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError, first_line
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a tensor is, without its values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+HF_FORMATS = {"safetensors": (SAFETENSORS_INDEX, SAFETENSORS), "bin": (BIN_INDEX, BIN)}
+"""Format -> the index of a sharded checkpoint and the file of one that is not, in the order of preference."""
 
 
 @dataclass
@@ -52,43 +42,33 @@ class Weights:
     specs: dict[str, TensorSpec]
     file_of: dict[str, Path]
     tied: list[tuple[str, str]] = field(default_factory=list)
-    _mapped: dict[str, torch.Tensor] = field(default_factory=dict)
-    _entries: dict[str, TensorEntry] = field(default_factory=dict)
-    _maps: dict[Path, mmap.mmap] = field(default_factory=dict)
+    _name_in_file: dict[str, str] = field(default_factory=dict)
+    _readers: dict[Path, Callable[[str], torch.Tensor]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, backed by the file's pages (read-only: do not write to it)."""
-        if name in self._mapped:
-            return self._mapped[name]
-        entry, path = self._entries[name], self.file_of[name]
-        if path not in self._maps:
-            with open(path, "rb") as file:
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if entry.end == entry.begin:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            raw = torch.frombuffer(
-                self._maps[path], dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin
-            )
-        return raw.view(entry.dtype).view(entry.shape)
+        """One tensor, backed by the file's pages: do not write to it."""
+        path = self.file_of[name]
+        if path not in self._readers:
+            self._readers[path] = _reader(path)
+        return self._readers[path](self._name_in_file.get(name, name))
 
     def renamed(self, rename: Callable[[str], str]) -> "Weights":
         """The same tensors under other names."""
-        tables = ("specs", "file_of", "_mapped", "_entries")
-        renamed: dict[str, Any] = {
-            table: {rename(name): value for name, value in getattr(self, table).items()} for table in tables
-        }
-        return replace(self, **renamed, tied=[(rename(first), rename(second)) for first, second in self.tied], _maps={})
+        return replace(
+            self,
+            specs={rename(name): spec for name, spec in self.specs.items()},
+            file_of={rename(name): path for name, path in self.file_of.items()},
+            tied=[(rename(first), rename(second)) for first, second in self.tied],
+            _name_in_file={rename(name): self._name_in_file.get(name, name) for name in self.specs},
+        )
 
     def remapped(self) -> "Weights":
         """The same tensors over new mappings: pages read through the old ones leave memory together with them.
 
-        ``torch.save`` files of Hugging Face folders keep their mapping: their tensors may have been renamed since.
+        Old files of ``torch.save`` cannot be mapped and would be read again: those of Hugging Face folders are kept.
         """
-        if self.format == "litgpt":
-            return _open_litgpt(self.files[0])
-        return replace(self, _maps={})
+        kept = {path: reader for path, reader in self._readers.items() if path.suffix == ".bin"}
+        return replace(self, _readers=kept)
 
 
 def open_weights(folder: Path) -> Weights:
@@ -100,41 +80,83 @@ def open_weights(folder: Path) -> Weights:
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
     if is_litgpt_folder(folder) and (folder / WEIGHTS).is_file():
-        return _open_litgpt(folder / WEIGHTS)
-    if (folder / SAFETENSORS_INDEX).is_file():
-        return _open_safetensors(_shards(folder / SAFETENSORS_INDEX), read_index(folder / SAFETENSORS_INDEX))
-    if (folder / SAFETENSORS).is_file():
-        return _open_safetensors([folder / SAFETENSORS], None)
-    if (folder / BIN_INDEX).is_file():
-        return _open_bin(_shards(folder / BIN_INDEX), read_index(folder / BIN_INDEX))
-    if (folder / BIN).is_file():
-        return _open_bin([folder / BIN], None)
+        return open_files([folder / WEIGHTS], "litgpt")
+    for format_name, (index_file, single) in HF_FORMATS.items():
+        if (folder / index_file).is_file():
+            index = read_index(folder / index_file)
+            shards = [folder / file for file in sorted(set(index.values()))]
+            for shard in shards:
+                if not shard.is_file():
+                    raise UserError(f"{index_file} names {shard.name}, which is missing in {folder}; get it again")
+            weights = open_files(shards, format_name)
+            for name, file in index.items():
+                if name not in weights.file_of or weights.file_of[name].name != file:
+                    raise UserError(
+                        f"the index puts {name} into {file}, which does not hold it; get the checkpoint again"
+                    )
+            return weights
+        if (folder / single).is_file():
+            return open_files([folder / single], format_name)
     raise UserError(
         f"{folder} holds no weights: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; give another "
         "folder, or get it again"
     )
 
 
-def open_files(files: list[Path], format_name: str) -> Weights:
-    """Map single files, each of which holds a part of the tensors.
+def open_files(files: Iterable[Path], format_name: str) -> Weights:
+    """Map files, each of which holds a part of the tensors: safetensors by their suffix, or else of ``torch.save``.
 
     Args:
-        files: the files, safetensors by their suffix or else of ``torch.save``.
         format_name: format of the files that these come from.
 
     Raises:
-        UserError: a file is truncated or damaged.
+        UserError: a file is truncated or damaged, or two hold the same tensor.
     """
-    first = _open_safetensors([file for file in files if file.suffix == ".safetensors"], None)
-    second = _open_bin([file for file in files if file.suffix != ".safetensors"], None)
-    return replace(
-        second,
-        files=files,
-        format=format_name,
-        specs=first.specs | second.specs,
-        file_of=first.file_of | second.file_of,
-        _entries=first._entries,
-    )
+    weights = Weights(list(files), format_name, {}, {})
+    for path in weights.files:
+        if path.suffix == ".safetensors":
+            specs: dict[str, TensorSpec] = {**read_header(path)}
+        else:
+            state = load_torch_file(path)
+            specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+            weights.tied += _tied_names(state)
+            weights._readers[path] = state.__getitem__
+        for name in specs:
+            if name in weights.specs:
+                raise UserError(f"{name} is in both {weights.file_of[name]} and {path.name}; get the checkpoint again")
+        weights.specs |= specs
+        weights.file_of |= dict.fromkeys(specs, path)
+    return weights
+
+
+def _reader(path: Path) -> Callable[[str], torch.Tensor]:
+    """What gives a file's tensors by name."""
+    if path.suffix != ".safetensors":
+        return load_torch_file(path).__getitem__
+    entries = read_header(path)
+    # Other than safetensors' own, a mapping for reading alone may be larger than memory.
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def tensor(name: str) -> torch.Tensor:
+        entry = entries[name]
+        if entry.nbytes == 0:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            raw = torch.frombuffer(pages, dtype=torch.uint8, count=entry.nbytes, offset=entry.begin)
+        return raw.view(entry.dtype).view(entry.shape)
+
+    return tensor
+
+
+def _tied_names(state: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
+    first_at: dict[int, str] = {}
+    tied = []
+    for name, tensor in state.items():
+        if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
+            tied.append((max(other, name), min(other, name)))
+    return tied
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -154,66 +176,20 @@ def read_index(path: Path) -> dict[str, str]:
     return files
 
 
-def _shards(index_path: Path) -> list[Path]:
-    shards = [index_path.parent / file for file in sorted(set(read_index(index_path).values()))]
-    for shard in shards:
-        if not shard.is_file():
-            raise UserError(f"{index_path.name} names {shard.name}, which is missing in {shard.parent}; get it again")
-    return shards
-
-
-def _open_safetensors(files: list[Path], index: dict[str, str] | None) -> Weights:
-    entries: dict[str, TensorEntry] = {}
-    file_of: dict[str, Path] = {}
-    for path in files:
-        for name, entry in read_header(path).items():
-            if name in entries:
-                raise UserError(f"{name} is in both {file_of[name]} and {path.name}; get the checkpoint again")
-            entries[name], file_of[name] = entry, path
-    _check_index(index, file_of)
-    specs = {name: TensorSpec(entry.shape, entry.dtype) for name, entry in entries.items()}
-    return Weights(files, "safetensors", specs, file_of, _entries=entries)
-
-
-def _check_index(index: dict[str, str] | None, file_of: dict[str, Path]) -> None:
-    for name, file in (index or {}).items():
-        if name not in file_of or file_of[name].name != file:
-            raise UserError(f"the index puts {name} into {file}, which does not hold it; get the checkpoint again")
-
-
-def _open_litgpt(path: Path) -> Weights:
-    state = load_torch_file(path)
-    return _from_state(state, [path], "litgpt", dict.fromkeys(state, path))
-
-
-def _open_bin(files: list[Path], index: dict[str, str] | None) -> Weights:
-    state: dict[str, torch.Tensor] = {}
-    file_of: dict[str, Path] = {}
-    for path in files:
-        for name, tensor in load_torch_file(path).items():
-            state[name], file_of[name] = tensor, path
-    _check_index(index, file_of)
-    return _from_state(state, files, "bin", file_of)
-
-
-def load_torch_file(path: Path, label: str | None = None) -> dict[str, Any]:
-    """Map a state dict written by ``torch.save``, or the one under "model" in it.
+def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Tensor]:
+    """Map a state dict written by ``torch.save``, or the one under "model" in it; ``label`` stands for it in errors.
 
     Nothing is read until it is used, and nothing but tensors and containers is ever unpickled.
 
-    Args:
-        path: the file.
-        label: what to call it in errors.
-
     Raises:
-        UserError: the file is damaged, or holds Python objects other than tensors.
+        UserError: the file is damaged, or holds something other than tensors.
     """
     label = label or str(path)
     with open(path, "rb") as file:
         # Only the zip format of torch >= 1.6 can be mapped.
         mappable = file.read(2) == b"PK"
     try:
-        state = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{label} holds Python objects other than tensors and was not loaded; use safetensors"
@@ -222,18 +198,8 @@ def load_torch_file(path: Path, label: str | None = None) -> dict[str, Any]:
         raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
     if not isinstance(state, dict):
         raise UserError(f"{label} holds a {type(state).__name__}, not a state dict; get it again")
-    return state.get("model", state)
-
-
-def _from_state(
-    state: dict[str, torch.Tensor], files: list[Path], format_name: str, file_of: dict[str, Path]
-) -> Weights:
-    first_at: dict[int, str] = {}
-    tied = []
+    state = state.get("model", state)
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{file_of[name]}: {name} is a {type(tensor).__name__}, not a tensor; get the file again")
-        if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
-            tied.append((max(other, name), min(other, name)))
-    specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    return Weights(files, format_name, specs, file_of, tied=tied, _mapped=state)
+            raise UserError(f"{label}: {name} is a {type(tensor).__name__}, not a tensor; get the file again")
+    return state

@@ -1,119 +1,53 @@
-"""Weights written tensor by tensor, so that memory is bounded by a chunk: safetensors and ``torch.save`` files."""
+"""Weights written tensor by tensor, so that memory is bounded by a chunk: safetensors and ``torch.save`` files.
+
+Both writers take ``chunks_of``, which gives the contiguous pieces whose bytes, one after the other, are the named
+tensor. It is called by several threads at once, each with another name.
+"""
 
 import errno
-import math
 import mmap
 import os
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from inheritune_lit.checkpoint.safetensors_files import build_header
-from inheritune_lit.checkpoint.weights import TensorSpec
+from inheritune_lit.checkpoint.formats import ZIP_HEADER, build_header, zip_header_bytes
+from inheritune_lit.checkpoint.tensors import TensorSpec
 
 _WORKERS = max(2, min(4, os.cpu_count() or 1))
 """Reading, checking and writing overlap from two threads on; more than a few wait for the file's lock."""
 
-
-_LOCAL_HEADER = struct.Struct("<26xHH")
-"""Zip local file header up to the lengths of the name and of the extra field, which come before the data."""
+ChunksOf = Callable[[str], Iterable[torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes are in a file."""
-
-    offset: int
-    nbytes: int
-
-
-def write_tensors(path: Path, places: dict[str, Place], chunks_of: Callable[[str], Iterable[torch.Tensor]]) -> None:
-    """Write tensors into an existing file.
-
-    Args:
-        path: the file.
-        places: the tensors.
-        chunks_of: gives the contiguous pieces whose bytes, one after the other, are the named tensor. It is called by
-            several threads at once, each with another name.
+def write_safetensors(path: Path, specs: dict[str, TensorSpec], chunks_of: ChunksOf) -> None:
+    """Write a file with tensors in this order.
 
     Raises:
         OSError: the disk is full or cannot be written.
         ValueError: the chunks of a tensor do not fill it.
     """
-    descriptor = os.open(path, os.O_RDWR)
-    pool = ThreadPoolExecutor(_WORKERS)
-    try:
-        futures = [pool.submit(_write, descriptor, name, place, chunks_of) for name, place in places.items()]
-        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.close(descriptor)
-
-
-def _write(descriptor: int, name: str, place: Place, chunks_of: Callable[[str], Iterable[torch.Tensor]]) -> None:
-    written = 0
-    for chunk in chunks_of(name):
-        data = chunk.view(-1).view(torch.uint8).numpy().data
-        if written + len(data) > place.nbytes:
-            raise ValueError(f"{name}: more than its {place.nbytes} bytes")
-        done = 0
-        while done < len(data):
-            done += os.pwrite(descriptor, data[done:], place.offset + written + done)
-        written += done
-    if written != place.nbytes:
-        raise ValueError(f"{name}: {written} bytes of {place.nbytes}")
-
-
-def write_safetensors(
-    path: Path,
-    specs: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-    chunks_of: Callable[[str], Iterable[torch.Tensor]],
-) -> None:
-    """Write a file tensor by tensor.
-
-    Args:
-        path: the file to write.
-        specs: the tensors in the order of their bytes.
-        chunks_of: as for ``write_tensors``.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-        ValueError: the chunks of a tensor do not fill it.
-    """
-    # transformers refuses files that do not say "pt".
-    header = build_header(specs, {"format": "pt"})
-    places, position = {}, len(header)
-    for name, (dtype, shape) in specs.items():
-        places[name] = Place(position, math.prod(shape) * dtype.itemsize)
-        position += places[name].nbytes
+    header, offsets = build_header(specs)
     with open(path, "wb") as file:
         file.write(header)
-        file.truncate(position)
-    write_tensors(path, places, chunks_of)
+        file.truncate(len(header) + sum(spec.nbytes for spec in specs.values()))
+    _write_tensors(path, specs, offsets, chunks_of)
 
 
 def write_torch_checkpoint(
-    path: Path,
-    specs: dict[str, TensorSpec],
-    aliases: dict[str, str],
-    chunks_of: Callable[[str], Iterable[torch.Tensor]],
+    path: Path, specs: dict[str, TensorSpec], aliases: dict[str, str], chunks_of: ChunksOf
 ) -> None:
     """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
 
     ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place.
 
     Args:
-        path: the file to write.
         specs: the tensors in the order they should have.
         aliases: names that share the storage of a name in ``specs``, such as a tied head.
-        chunks_of: as for ``write_tensors``.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -127,9 +61,34 @@ def write_torch_checkpoint(
     except RuntimeError as error:
         # Only sizes and names are written here: torch's stream fails when the file may not grow.
         raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
-    offsets = _storage_offsets(path, [spec.nbytes for spec in specs.values()])
-    places = {name: Place(offset, specs[name].nbytes) for name, offset in zip(specs, offsets, strict=True)}
-    write_tensors(path, places, chunks_of)
+    _write_tensors(path, specs, _storage_offsets(path, specs), chunks_of)
+
+
+def _write_tensors(path: Path, specs: dict[str, TensorSpec], offsets: list[int], chunks_of: ChunksOf) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    pool = ThreadPoolExecutor(_WORKERS)
+
+    def write(name: str, nbytes: int, offset: int) -> None:
+        written = 0
+        for chunk in chunks_of(name):
+            data = chunk.view(-1).view(torch.uint8).numpy().data
+            if written + len(data) > nbytes:
+                raise ValueError(f"{name}: more than its {nbytes} bytes")
+            done = 0
+            while done < len(data):
+                done += os.pwrite(descriptor, data[done:], offset + written + done)
+            written += done
+        if written != nbytes:
+            raise ValueError(f"{name}: {written} bytes of {nbytes}")
+
+    try:
+        placed = zip(specs.items(), offsets, strict=True)
+        futures = [pool.submit(write, name, spec.nbytes, offset) for (name, spec), offset in placed]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        os.close(descriptor)
 
 
 def _untouched_tensors(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
@@ -152,16 +111,15 @@ def _untouched_tensors(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _storage_offsets(path: Path, sizes: list[int]) -> list[int]:
+def _storage_offsets(path: Path, specs: dict[str, TensorSpec]) -> list[int]:
     """Where each storage begins. torch numbers them in the order in which the state dict names them."""
+    offsets = []
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         records = {Path(info.filename).name: info for info in archive.infolist() if "/data/" in info.filename}
-        offsets = []
-        for number, size in enumerate(sizes):
+        for number, spec in enumerate(specs.values()):
             info = records[str(number)]
-            if info.file_size != size:
-                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {size}")
+            if info.file_size != spec.nbytes:
+                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {spec.nbytes}")
             file.seek(info.header_offset)
-            name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-            offsets.append(info.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+            offsets.append(info.header_offset + zip_header_bytes(file.read(ZIP_HEADER.size)))
     return offsets

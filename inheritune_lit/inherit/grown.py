@@ -1,6 +1,5 @@
 """Checkpoints that grow: whether one belongs to a reference, and a trained one with more layers."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 import torch
 
 from inheritune_lit.checkpoint.architectures.base import split_name
-from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, save_lit_config
-from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS, copy_files
-from inheritune_lit.checkpoint.tensors import EMBEDDING, Piece, describe, read_piece
-from inheritune_lit.checkpoint.weights import TensorSpec, Weights, open_weights
+from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, save_hf_config, save_lit_config
+from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
+from inheritune_lit.checkpoint.tensors import EMBEDDING, Piece, TensorSpec, describe, read_piece
+from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.checkpoint.write import write_torch_checkpoint
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
@@ -170,8 +169,8 @@ def write_grown(
         write_torch_checkpoint(staging / WEIGHTS, specs, plan.aliases, content.chunks_of)
         save_lit_config(plan.config, staging)
         hf = {**plan.hf, "dtype": dtype_name, "torch_dtype": dtype_name}
-        (staging / HF_CONFIG).write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-        copy_files(trained_dir, staging, (*TOKENIZER_FILES, "generation_config.json"))
+        save_hf_config(hf, staging)
+        copy_files(trained_dir, staging)
         parent = read_manifest(trained_dir) or {}
         record = {
             "n_layer": len(layers),

@@ -12,13 +12,14 @@ from inheritune_lit.checkpoint.tensors import (
     EMBEDDING,
     HEAD,
     Piece,
+    TensorSpec,
     count_parameters,
     describe,
     select_columns,
     select_rows,
     tensor_shapes,
 )
-from inheritune_lit.checkpoint.weights import TensorSpec, Weights
+from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs, layer_map
 from inheritune_lit.inherit.reference import ReferenceModel

@@ -1,7 +1,6 @@
 """``inheritune slice``: a small model from the layers of a pretrained one, planned first, then written."""
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.config import GPT2Config, save_lit_config
-from inheritune_lit.checkpoint.folder import HF_CONFIG, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.config import GPT2Config, save_hf_config, save_lit_config
+from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, read_piece
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.checkpoint.write import write_torch_checkpoint
@@ -199,8 +198,8 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
             not_finite[0],
         )
     save_lit_config(plan.config, staging)
-    (staging / HF_CONFIG).write_text(json.dumps(plan.hf, indent=2) + "\n", encoding="utf-8")
-    copied = copy_files(reference.folder, staging, (*TOKENIZER_FILES, "generation_config.json"))
+    save_hf_config(plan.hf, staging)
+    copied = copy_files(reference.folder, staging)
     record = {
         "reference": {
             "org": reference.org,

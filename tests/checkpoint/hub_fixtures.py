@@ -6,7 +6,7 @@ import pytest
 import torch
 from hub_server import running_hub
 
-from inheritune_lit.checkpoint import byte_ranges as ranged
+from inheritune_lit.checkpoint import remote_files as ranged
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_state

@@ -8,7 +8,7 @@ import torch
 import transformers
 from litgpt.config import configs
 
-from inheritune_lit.checkpoint.architectures.base import lit_pieces, litgpt_name
+from inheritune_lit.checkpoint.architectures.base import hf_tensors, litgpt_name
 from inheritune_lit.checkpoint.architectures.table import ARCHITECTURES, architecture_of_lit
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.tensors import tensor_shapes
@@ -77,10 +77,11 @@ def test_published_shapes_are_those_of_transformers(name):
     lists = {key: value[:3] for key in ("sliding_window_indices", "rope_indices") if (value := getattr(config, key))}
     config = replace(config, n_layer=3, **lists)
     architecture = architecture_of_lit(config)
-    found = {}
-    for lit, shape in tensor_shapes(config, tied=False).items():
-        for hf, pieces in lit_pieces(architecture, config, lit, shape[0]).items():
-            found[hf] = (sum(piece.rows for piece in pieces), *shape[1:])
+    shapes = tensor_shapes(config, tied=False)
+    found = {
+        hf: (sum(piece.rows for piece in pieces), *shapes[pieces[0].name][1:])
+        for hf, pieces in hf_tensors(architecture, config, shapes).items()
+    }
     hf_class = type(transformers.AutoConfig.for_model(architecture.model_type))
     hf_config = hf_class(**architecture.to_hf(config), vocab_size=config.padded_vocab_size)
     with torch.device("meta"):

@@ -12,8 +12,7 @@ from hub_fixtures import expect_same
 from hub_server import digest
 from safetensors.torch import load_file
 
-from inheritune_lit.checkpoint import byte_ranges as ranged
-from inheritune_lit.checkpoint import torch_files as ranged_torch
+from inheritune_lit.checkpoint import remote_files as ranged
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
@@ -206,9 +205,8 @@ def test_offsets_beyond_4_gb_are_those_of_torch(tmp_path, monkeypatch):
         with open(url, "rb") as file:
             return os.pread(file.fileno(), end - start, start)
 
-    for module in (ranged, ranged_torch):
-        monkeypatch.setattr(module, "read_range", read_range)
-    remote = ranged_torch.open_torch_file(str(path), path.name, path.stat().st_size, tmp_path)
+    monkeypatch.setattr(ranged, "read_range", read_range)
+    remote = ranged.open_torch_file(str(path), path.name, path.stat().st_size, tmp_path)
     remote.choose(["b", "c", "d"])
     reader = torch._C.PyTorchFileReader(str(path))
     for number, (name, size) in enumerate(sizes.items()):

@@ -1,4 +1,4 @@
-"""What an architecture declares, and the entries of ``config.json`` that most architectures share.
+"""What an architecture declares, read in both directions.
 
 For rotary positions, transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes both into
 ``rope_parameters``.
@@ -7,56 +7,92 @@ For rotary positions, transformers 4 writes ``rope_theta`` and ``rope_scaling``;
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.sources import LitTensor, Plain, Source, Stacked, Stored
+from inheritune_lit.checkpoint.architectures.sources import LitTensor, Source, Stacked, Stored
 from inheritune_lit.checkpoint.config import Config, require
-from inheritune_lit.checkpoint.tensors import Piece
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
+from inheritune_lit.checkpoint.tensors import Piece, Shapes
 from inheritune_lit.errors import UserError
 
 
-def sizes_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """Depth, widths, heads and context as litgpt fields.
+@dataclass(frozen=True)
+class Entry:
+    """An entry of ``config.json`` that a litgpt field follows.
+
+    Attributes:
+        key: its name.
+        read: gives the field from ``config.json`` and the name; a size that must be there by default.
+        write: gives the entry from the field.
+        also: its other name, which is read where the first is missing, and written beside it.
+    """
+
+    key: str
+    read: Callable[[dict[str, Any], str], Any] = require
+    write: Callable[[Any], Any] = lambda value: value
+    also: str | None = None
+
+    def field_of(self, hf: dict[str, Any]) -> Any:
+        """The litgpt field."""
+        return self.read(hf, self.also if self.also and hf.get(self.key) is None else self.key)
+
+
+def number(hf: dict[str, Any], key: str) -> float:
+    """A positive number that must be there."""
+    return require(hf, key, float)
+
+
+def optional(hf: dict[str, Any], key: str) -> Any:
+    """A size for which litgpt has a default, with which transformers agrees."""
+    return hf.get(key) or None
+
+
+def flag(hf: dict[str, Any], key: str) -> bool:
+    """A switch that is off where the entry is missing."""
+    return bool(hf.get(key))
+
+
+def window(hf: dict[str, Any], key: str) -> int | None:
+    """A sliding window, None where there is none: one as long as the context changes nothing, and masks are slow."""
+    size = hf.get(key)
+    return size if size and size < require(hf, "max_position_embeddings") else None
+
+
+def head_size(hf: dict[str, Any], key: str) -> int:
+    """The width of a head: that of the model divided by the heads where the entry is missing."""
+    return hf.get(key) or require(hf, "hidden_size") // require(hf, "num_attention_heads")
+
+
+_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+def gelu_from_hf(hf: dict[str, Any], key: str) -> str:
+    """litgpt's ``gelu_approximate`` for an activation name.
 
     Raises:
-        UserError: one of them is missing or not a positive number.
+        UserError: another activation.
     """
-    n_head = require(hf, "num_attention_heads")
-    return {
-        "n_layer": require(hf, "num_hidden_layers"),
-        "n_embd": require(hf, "hidden_size"),
-        "n_head": n_head,
-        "n_query_groups": hf.get("num_key_value_heads") or n_head,
-        "head_size": hf.get("head_dim") or require(hf, "hidden_size") // n_head,
-        "intermediate_size": require(hf, "intermediate_size"),
-        "block_size": require(hf, "max_position_embeddings"),
-    }
+    if (name := hf.get(key)) not in _GELU:
+        raise UserError(f"config.json: {key} is {name!r}, only {', '.join(_GELU)} are supported for this architecture")
+    return _GELU[name]
 
 
-def sizes_to_hf(config: Config) -> dict[str, Any]:
-    """The entries for a litgpt ``Config``; ``head_dim`` is left to architectures that have it."""
-    return {
-        "num_hidden_layers": config.n_layer,
-        "hidden_size": config.n_embd,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_query_groups,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.block_size,
-    }
+def gelu(key: str, tanh: str = "gelu_new") -> Entry:
+    """The activation, where it is a GELU; ``tanh`` is what the approximate one is called."""
+    return Entry(key, gelu_from_hf, lambda approximate: tanh if approximate == "tanh" else "gelu")
 
 
-def window_from_hf(hf: dict[str, Any], block_size: int) -> int | None:
-    """The sliding window, None where there is none.
-
-    A window as long as the context changes nothing, and litgpt's masks are slow.
-    """
-    window = hf.get("sliding_window")
-    return window if window and window < block_size else None
-
-
-_BLOCK = re.compile(r"^transformer\.h\.(\d+)\.(.+)\.(weight|bias)$")
-_OUTER = re.compile(r"^(.+)\.(weight|bias)$")
-_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+SIZES = {
+    "n_layer": Entry("num_hidden_layers"),
+    "n_embd": Entry("hidden_size"),
+    "n_head": Entry("num_attention_heads"),
+    "n_query_groups": Entry("num_key_value_heads", optional),
+    "head_size": Entry("head_dim", head_size),
+    "intermediate_size": Entry("intermediate_size"),
+    "block_size": Entry("max_position_embeddings"),
+}
+"""Depth, widths, heads and context as most architectures call them."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +102,18 @@ class Architecture:
     Attributes:
         model_type: ``model_type`` in ``config.json``.
         class_name: transformers' class.
+        base_prefix: prefix of everything but the head, left out by files saved from the model without head.
         layer_prefix: prefix of a block's keys, with ``{}`` for the layer.
         outer: litgpt module -> Hugging Face module, outside the blocks.
         block: litgpt module -> how its tensors are stored, in a block; a string is a module with the same tensors.
             ``{}`` stands for an expert's number.
-        to_lit: ``config.json`` as litgpt ``Config`` fields, without name and vocabulary.
-        to_hf: the ``config.json`` entries that follow from a litgpt ``Config``.
-        base_prefix: prefix of everything but the head, left out by files saved from the model without head.
+        entries: litgpt field -> the entry of ``config.json`` that it follows.
+        constants: litgpt fields that are the same for every model.
+        fixed: entries with the only value for which litgpt computes the same; where one is missing, it has that value.
+        defaults: what transformers assumes for other entries that are missing.
+        more_fields: litgpt fields that take more than one entry: from ``config.json`` and the fields so far.
+        more_entries: entries that take more than one field: from litgpt's ``Config``.
+        partial_rope: heads may be rotated in part only, as an entry says.
         litgpt_names: pattern of the names that litgpt's own code, which chooses norms and key names by the model's
             name, takes for this architecture.
         litgpt_name: a name of that form.
@@ -93,10 +134,15 @@ class Architecture:
     layer_prefix: str
     outer: dict[str, str]
     block: dict[str, Source | str]
-    to_lit: Callable[[dict[str, Any]], dict[str, Any]]
-    to_hf: Callable[[Config], dict[str, Any]]
+    entries: dict[str, Entry]
+    constants: dict[str, Any]
     litgpt_names: str
     litgpt_name: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    more_fields: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda hf, fields: {}
+    more_entries: Callable[[Config], dict[str, Any]] = lambda config: {}
+    partial_rope: bool = False
     describes: Callable[[dict[str, Any]], bool] = lambda hf: True
     stacked: dict[str, Source | str] = field(default_factory=dict)
     bias_switches: dict[str, tuple[str, bool]] = field(default_factory=dict)
@@ -104,20 +150,37 @@ class Architecture:
     ignored: tuple[str, ...] = ()
     free_head_size: bool = False
     tied_by_default: bool = False
-    residual_modules: frozenset[str] = field(default_factory=frozenset)
+    residual_modules: frozenset[str] = frozenset()
     norm_init: str = "ones"
 
-    def has(self, layer: int | None, module: str) -> bool:
-        """Whether there is such a litgpt module."""
-        return module in self.outer if layer is None else _EXPERT.sub("{}", module) in self.block
+    def to_lit(self, hf: dict[str, Any]) -> dict[str, Any]:
+        """``config.json`` as fields of litgpt's ``Config``, without name and vocabulary.
 
-    def source(self, module: str) -> Source:
-        """How a block's litgpt module is stored."""
-        source = self.block[_EXPERT.sub("{}", module)]
-        expert = _EXPERT.search(module)
-        if isinstance(source, str):
-            return Plain(source.format(expert[0]) if expert else source)
-        return source.of_expert(int(expert[0])) if expert and isinstance(source, Stacked) else source
+        Raises:
+            UserError: an entry is missing or damaged, or litgpt would compute something else.
+        """
+        hf = self.defaults | hf
+        for key, wanted in self.fixed.items():
+            value = hf.get(key, wanted)
+            if value != wanted and (value is not None or wanted):
+                raise UserError(f"config.json: {key} is {value!r}, only {wanted!r} is supported for this architecture")
+        # litgpt has one switch for all biases: those the reference lacks become zeros.
+        fields = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
+        fields |= {name: entry.field_of(hf) for name, entry in self.entries.items()}
+        fields |= rope_from_hf(hf) | self.constants
+        return fields | self.more_fields(hf, fields)
+
+    def to_hf(self, config: Config) -> dict[str, Any]:
+        """The entries of ``config.json`` that follow from a litgpt ``Config``."""
+        entries: dict[str, Any] = {}
+        for name, entry in self.entries.items():
+            entries |= dict.fromkeys(filter(None, (entry.key, entry.also)), entry.write(getattr(config, name)))
+        if not self.free_head_size:
+            entries.pop("head_dim", None)
+        entries |= self.fixed | {key: config.bias for key, _ in self.bias_switches.values()}
+        if config.rotary_percentage:
+            entries |= rope_to_hf(config, self.partial_rope)
+        return entries | self.more_entries(config)
 
     def with_stacked_experts(self) -> "Architecture":
         """The same, read from files where all experts are in one tensor."""
@@ -138,46 +201,54 @@ def full_name(architecture: Architecture, names: Iterable[str]) -> Callable[[str
     return lambda name: name if name.startswith(heads) else prefix + name
 
 
+_NAME = re.compile(r"^(?:transformer\.h\.(\d+)\.)?(.+)\.(weight|bias)$")
+_EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
+
+
 def split_name(name: str) -> tuple[int | None, str, str]:
     """``transformer.h.3.attn.qkv.weight`` -> ``(3, "attn.qkv", "weight")``; layer None outside the blocks."""
-    if match := _BLOCK.match(name):
-        return int(match[1]), match[2], match[3]
-    match = _OUTER.match(name)
+    match = _NAME.match(name)
     if match is None:
         raise UserError(f"unknown tensor name {name}; this is not a litgpt checkpoint of a supported model")
-    return None, match[1], match[2]
+    return int(match[1]) if match[1] else None, match[2], match[3]
 
 
 def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) -> list[Piece]:
-    """Where a litgpt tensor of the reference comes from in its Hugging Face files.
+    """Where a litgpt tensor with this many rows comes from in the Hugging Face files of the model.
 
-    Args:
-        config: the reference's configuration.
-        name: litgpt name.
-        rows: first dimension of the litgpt tensor.
+    Raises:
+        UserError: the architecture has no such tensor.
     """
     layer, module, kind = split_name(name)
-    if layer is None:
-        return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
+    expert = _EXPERT.search(module)
+    try:
+        if layer is None:
+            return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
+        source = architecture.block[_EXPERT.sub("{}", module)]
+    except KeyError as error:
+        raise UserError(
+            f"{name} is not a tensor of {architecture.class_name}: {HF_CONFIG} does not fit {MODEL_CONFIG};"
+            " get the checkpoint again"
+        ) from error
     prefix = architecture.layer_prefix.format(layer)
-    return architecture.source(module).read(LitTensor(name, module, kind, rows, config, prefix))
+    lit = LitTensor(kind, rows, config, prefix, int(expert[0]) if expert else 0)
+    return (Stored(source) if isinstance(source, str) else source).pieces(lit)
 
 
-def lit_pieces(architecture: Architecture, config: Config, name: str, rows: int) -> Stored:
-    """The Hugging Face tensors that a litgpt tensor becomes, or is the first part of: the inverse of ``hf_pieces``.
+def hf_tensors(architecture: Architecture, config: Config, shapes: Shapes) -> dict[str, list[Piece]]:
+    """The Hugging Face tensors that litgpt's, of these shapes, become: the inverse of ``hf_pieces``.
 
-    Args:
-        config: configuration of the litgpt model.
-        name: litgpt name.
-        rows: first dimension of the litgpt tensor.
+    Returns:
+        Hugging Face name -> pieces of litgpt tensors, from top to bottom.
     """
-    layer, module, kind = split_name(name)
-    if layer is None:
-        return {f"{architecture.outer[module]}.{kind}": [Piece(name, 0, rows)]}
-    prefix = architecture.layer_prefix.format(layer)
-    source = architecture.source(module)
-    assert not isinstance(source, Stacked), "what is written has the published layout"
-    return source.write(LitTensor(name, module, kind, rows, config, prefix))
+    placed: dict[str, list[tuple[int, Piece]]] = {}
+    for name, shape in shapes.items():
+        row = 0
+        for piece in hf_pieces(architecture, config, name, shape[0]):
+            start, stop = (0, shape[1]) if piece.transpose else (row, row + piece.rows)
+            placed.setdefault(piece.name, []).append((piece.start, Piece(name, start, stop, transpose=piece.transpose)))
+            row += piece.rows
+    return {name: [piece for _, piece in sorted(pieces, key=itemgetter(0))] for name, pieces in placed.items()}
 
 
 OTHERS = r"(?!.*(falcon|Gemma|OLMo))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
@@ -186,10 +257,8 @@ OTHERS = r"(?!.*(falcon|Gemma|OLMo))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
 
 def litgpt_name(architecture: Architecture, name: str) -> str:
     """The name itself, or one near to it that litgpt takes for this architecture."""
-    for candidate in (name, name[:1].upper() + name[1:], f"{architecture.litgpt_name}-{name}"):
-        if re.match(architecture.litgpt_names, candidate):
-            return candidate
-    return architecture.litgpt_name
+    candidates = (name, name[:1].upper() + name[1:], f"{architecture.litgpt_name}-{name}")
+    return next((near for near in candidates if re.match(architecture.litgpt_names, near)), architecture.litgpt_name)
 
 
 _LLAMA3 = {
@@ -200,61 +269,46 @@ _LLAMA3 = {
 }
 
 
-def rope_from_hf(hf: dict[str, Any], default_fraction: float = 1.0) -> dict[str, Any]:
+def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     """litgpt's rotary fields.
-
-    Args:
-        hf: ``config.json``.
-        default_fraction: rotated share of a head where the file does not say.
 
     Raises:
         UserError: a scaling that litgpt does not compute.
     """
-    parameters: dict[str, Any] = {}
+    rope: dict[str, Any] = {
+        "rope_theta": hf.get("rope_theta", hf.get("rotary_emb_base", 10000)),
+        "partial_rotary_factor": hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0)),
+    }
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(value := hf.get(key) or {}, dict):
             raise UserError(f"config.json: {key} is {value!r}, not an object; get the reference again")
-        parameters |= value
-    base = parameters.get("rope_theta", hf.get("rope_theta", hf.get("rotary_emb_base", 10000)))
-    fraction = parameters.get(
-        "partial_rotary_factor", hf.get("partial_rotary_factor", hf.get("rotary_pct", default_fraction))
-    )
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+        rope |= value
+    base, kind = rope["rope_theta"], rope.get("rope_type", rope.get("type", "default"))
     fields: dict[str, Any] = {
         "rope_base": int(base) if float(base).is_integer() else base,
-        "rotary_percentage": fraction,
+        "rotary_percentage": rope["partial_rotary_factor"],
     }
     if kind in ("default", None):
         return fields
     try:
         if kind == "linear":
-            return fields | {"rope_adjustments": {"factor": parameters["factor"]}}
+            return fields | {"rope_adjustments": {"factor": rope["factor"]}}
         if kind == "llama3":
-            return fields | {"rope_adjustments": {lit: parameters[name] for name, lit in _LLAMA3.items()}}
+            return fields | {"rope_adjustments": {lit: rope[name] for name, lit in _LLAMA3.items()}}
     except KeyError as error:
         raise UserError(f"config.json: rope type {kind} without {error}; get the reference again") from error
     raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
 
 
 def rope_to_hf(config: Config, partial: bool = False) -> dict[str, Any]:
-    """Entries for ``config.json`` that transformers 4 and 5 both read.
+    """Entries for ``config.json`` that transformers 4 and 5 both read; ``partial``: with the rotated share of a head.
 
     ``rope_theta`` and ``rope_scaling`` are the old names, ``rope_parameters`` the new one.
-
-    Args:
-        config: the model.
-        partial: the architecture rotates a part of a head only; ``config.json`` says which.
     """
-    base, adjustments = float(config.rope_base), config.rope_adjustments
-    scaling: dict[str, Any] = {"rope_type": "default"}
-    if adjustments is not None:
-        kind = "llama3" if "low_freq_factor" in adjustments else "linear"
-        back = {lit: name for name, lit in _LLAMA3.items()}
-        scaling = {"rope_type": kind} | {back[name]: value for name, value in adjustments.items()}
+    base, adjustments, scaling = {"rope_theta": float(config.rope_base)}, config.rope_adjustments, None
     fraction = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
-    return {
-        **fraction,
-        "rope_theta": base,
-        "rope_scaling": scaling if adjustments is not None else None,
-        "rope_parameters": {"rope_theta": base} | fraction | scaling,
-    }
+    if adjustments is not None:
+        scaling = {name: adjustments[lit] for name, lit in _LLAMA3.items() if lit in adjustments}
+        scaling["rope_type"] = "llama3" if "low_freq_factor" in adjustments else "linear"
+    parameters = base | fraction | (scaling or {"rope_type": "default"})
+    return fraction | base | {"rope_scaling": scaling, "rope_parameters": parameters}

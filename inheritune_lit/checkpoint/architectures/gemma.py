@@ -7,146 +7,81 @@ norms of q and k instead of soft-capping, and its windowed layers have rotary po
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import (
-    rope_from_hf,
-    rope_to_hf,
-    sizes_from_hf,
-    sizes_to_hf,
-    window_from_hf,
-)
-from inheritune_lit.checkpoint.architectures.llama import LLAMA
-from inheritune_lit.checkpoint.config import Config, gelu_from_hf, require, require_value
+from inheritune_lit.checkpoint.architectures.base import Entry, gelu, rope_from_hf, rope_to_hf, window
+from inheritune_lit.checkpoint.architectures.llama import LLAMA, QK_NORMS
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NAMES = r"(?!.*falcon)(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
 
 
-def _fields(hf: dict[str, Any]) -> dict[str, Any]:
-    require_value(hf, "attention_bias", False, default=False)
+def _causal(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     if hf.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention is True; only causal models are supported")
-    # Gemma 1 has the older entry, which the newer one overrides.
-    activation = hf.get("hidden_activation") or hf.get("hidden_act") or "gelu_pytorch_tanh"
-    return {
-        **sizes_from_hf({"head_dim": 256, **hf}),
-        "norm_eps": require(hf, "rms_norm_eps", float),
-        "norm_class_name": "RMSNorm",
-        "mlp_class_name": "GemmaMLP",
-        "gelu_approximate": gelu_from_hf({"hidden_activation": activation}, "hidden_activation"),
-        "parallel_residual": False,
-        "bias": False,
-        "scale_embeddings": True,
-    }
+    return {}
 
 
-def _entries(config: Config) -> dict[str, Any]:
-    activation = "gelu_pytorch_tanh" if config.gelu_approximate == "tanh" else "gelu"
-    return {
-        **sizes_to_hf(config),
-        "head_dim": config.head_size,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": activation,
-        "hidden_activation": activation,
-        "attention_bias": False,
-    }
-
-
-def _gemma_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    return _fields(hf) | rope_from_hf(hf)
-
-
-def _gemma_to_hf(config: Config) -> dict[str, Any]:
-    return _entries(config) | rope_to_hf(config)
-
-
-def _layered(hf: dict[str, Any], pattern: int) -> tuple[dict[str, Any], list[int]]:
-    """Fields of Gemma 2 and 3 without the rotary ones, and 1 for every layer with a window."""
-    fields = _fields(hf)
-    depth = fields["n_layer"]
-    default = [_SLIDING if (layer + 1) % pattern else _FULL for layer in range(depth)]
-    kinds = hf.get("layer_types") or default
+def _sliding_layers(hf: dict[str, Any], depth: int) -> list[int]:
+    """1 for every layer with a window, 0 for the others."""
+    pattern = hf["sliding_window_pattern"]
+    kinds = hf.get("layer_types") or [_SLIDING if (layer + 1) % pattern else _FULL for layer in range(depth)]
     if len(kinds) != depth or not set(kinds) <= {_SLIDING, _FULL}:
         raise UserError(f"config.json: layer_types is {kinds!r}, not a known kind for each of {depth} layers")
-    sliding = [int(kind == _SLIDING) for kind in kinds]
-    window = window_from_hf(hf, fields["block_size"])
-    fields |= {
-        "attention_scores_scalar": hf.get("query_pre_attn_scalar") or 256,
-        "sliding_window_size": window,
-        "sliding_window_indices": sliding if window else None,
-        "post_attention_norm": True,
-        "post_mlp_norm": True,
-    }
-    return fields, sliding
+    return [int(kind == _SLIDING) for kind in kinds]
 
 
-def _layered_to_hf(config: Config, sliding: list[int] | None) -> dict[str, Any]:
+def _layered_fields(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    sliding = _sliding_layers(hf, fields["n_layer"])
+    return _causal(hf, fields) | {"sliding_window_indices": sliding if fields["sliding_window_size"] else None}
+
+
+def _layered_entries(config: Config, sliding: list[int] | None) -> dict[str, Any]:
     sliding = sliding or [0] * config.n_layer
-    return _entries(config) | {
+    return {
         "query_pre_attn_scalar": config.attention_scores_scalar or config.head_size,
         "sliding_window": config.sliding_window_size or config.block_size,
         "layer_types": [_SLIDING if index else _FULL for index in sliding[: config.n_layer]],
-        "attn_logit_softcapping": config.attention_logit_softcapping,
-        "final_logit_softcapping": config.final_logit_softcapping,
     }
 
 
-def _gemma2_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    softcapping = {
-        "attention_logit_softcapping": hf.get("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": hf.get("final_logit_softcapping", 30.0),
-    }
-    return _layered(hf, pattern=2)[0] | rope_from_hf(hf) | softcapping
-
-
-def _gemma2_to_hf(config: Config) -> dict[str, Any]:
-    return _layered_to_hf(config, config.sliding_window_indices) | rope_to_hf(config)
-
-
-def _gemma3_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    fields, sliding = _layered(hf, pattern=hf.get("sliding_window_pattern") or 6)
-    softcapping = {
-        "attention_logit_softcapping": hf.get("attn_logit_softcapping"),
-        "final_logit_softcapping": hf.get("final_logit_softcapping"),
-    }
+def _gemma3_fields(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     rope = hf.get("rope_parameters") or {}
-    by_kind = {kind: value for kind in (_FULL, _SLIDING) if (value := rope.get(kind))}
     # transformers 4 has the two bases beside each other, and a scaling for the layers without a window.
-    full = {"rope_theta": hf.get("rope_theta", 1e6), "rope_scaling": hf.get("rope_scaling")}
-    local = {"rope_theta": hf.get("rope_local_base_freq", 1e4)}
-    local |= {"rope_parameters": by_kind.get(_SLIDING)}
+    full = {"rope_theta": hf["rope_theta"], "rope_scaling": hf.get("rope_scaling"), "rope_parameters": rope.get(_FULL)}
+    local = {"rope_theta": hf["rope_local_base_freq"], "rope_parameters": rope.get(_SLIDING)}
     windowed = rope_from_hf(local)
     if "rope_adjustments" in windowed:
         raise UserError(f"config.json: the rope of {_SLIDING} layers is scaled, which is not supported")
     return {
-        **fields,
-        **softcapping,
-        **rope_from_hf(full | {"rope_parameters": by_kind.get(_FULL)}),
-        "norm_qk": True,
+        **_layered_fields(hf, fields),
+        **rope_from_hf(full),
         "rope_local_base_freq": windowed["rope_base"],
-        "rope_indices": sliding,
+        "rope_indices": _sliding_layers(hf, fields["n_layer"]),
     }
 
 
-def _gemma3_to_hf(config: Config) -> dict[str, Any]:
-    full = rope_to_hf(config)
+def _gemma3_entries(config: Config) -> dict[str, Any]:
     local = float(config.rope_local_base_freq or config.rope_base)
     rope = {
-        "rope_local_base_freq": local,
-        "rope_parameters": {
-            _FULL: full["rope_parameters"],
-            _SLIDING: {"rope_theta": local, "rope_type": "default"},
-        },
+        _FULL: rope_to_hf(config)["rope_parameters"],
+        _SLIDING: {"rope_theta": local, "rope_type": "default"},
     }
-    return _layered_to_hf(config, config.rope_indices) | full | rope
+    entries = _layered_entries(config, config.rope_indices)
+    return entries | {"rope_local_base_freq": local, "rope_parameters": rope}
 
 
 GEMMA = replace(
     LLAMA,
     model_type="gemma",
     class_name="GemmaForCausalLM",
-    to_lit=_gemma_to_lit,
-    to_hf=_gemma_to_hf,
+    # Gemma 1 has the older entry for the activation, which the newer one overrides.
+    entries=LLAMA.entries
+    | {"gelu_approximate": replace(gelu("hidden_activation", tanh="gelu_pytorch_tanh"), also="hidden_act")},
+    constants=LLAMA.constants | {"mlp_class_name": "GemmaMLP", "scale_embeddings": True},
+    fixed={"attention_bias": False},
+    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh"},
+    more_fields=_causal,
     litgpt_names=_NAMES + "(?!Gemma-[23]).*Gemma",
     litgpt_name="Gemma-1",
     bias_switches={},
@@ -157,14 +92,24 @@ GEMMA2 = replace(
     GEMMA,
     model_type="gemma2",
     class_name="Gemma2ForCausalLM",
-    block={
-        **LLAMA.block,
+    block=LLAMA.block
+    | {
         "post_attention_norm": "post_attention_layernorm",
         "norm_2": "pre_feedforward_layernorm",
         "post_mlp_norm": "post_feedforward_layernorm",
     },
-    to_lit=_gemma2_to_lit,
-    to_hf=_gemma2_to_hf,
+    entries=GEMMA.entries
+    | {
+        "attention_scores_scalar": Entry("query_pre_attn_scalar", lambda hf, key: hf.get(key) or 256),
+        "sliding_window_size": Entry("sliding_window", window),
+        "attention_logit_softcapping": Entry("attn_logit_softcapping", dict.get),
+        "final_logit_softcapping": Entry("final_logit_softcapping", dict.get),
+    },
+    constants=GEMMA.constants | {"post_attention_norm": True, "post_mlp_norm": True},
+    defaults=GEMMA.defaults
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
+    more_fields=_layered_fields,
+    more_entries=lambda config: _layered_entries(config, config.sliding_window_indices),
     litgpt_names=_NAMES + "Gemma-2",
     litgpt_name="Gemma-2",
 )
@@ -172,9 +117,11 @@ GEMMA3 = replace(
     GEMMA2,
     model_type="gemma3_text",
     class_name="Gemma3ForCausalLM",
-    block={**GEMMA2.block, "attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"},
-    to_lit=_gemma3_to_lit,
-    to_hf=_gemma3_to_hf,
+    block=GEMMA2.block | QK_NORMS,
+    constants=GEMMA2.constants | {"norm_qk": True},
+    defaults=GEMMA.defaults | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    more_fields=_gemma3_fields,
+    more_entries=_gemma3_entries,
     litgpt_names=_NAMES + "Gemma-3",
     litgpt_name="Gemma-3",
 )

@@ -7,44 +7,19 @@ side behind one norm (7B, 11B) or one each (40B, 180B), and grouped q, k and v.
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import OTHERS, Architecture, rope_from_hf, rope_to_hf
-from inheritune_lit.checkpoint.architectures.sources import Interleaved, Transposed
-from inheritune_lit.checkpoint.config import Config, GPT2Config, gelu_from_hf, gelu_to_hf, require, require_value
+from inheritune_lit.checkpoint.architectures.base import (
+    OTHERS,
+    Architecture,
+    Entry,
+    flag,
+    gelu,
+    number,
+    optional,
+)
+from inheritune_lit.checkpoint.architectures.sources import Interleaved, Stored
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 
-
-def _gpt2_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    require_value(hf, "scale_attn_weights", True, default=True)
-    require_value(hf, "add_cross_attention", False, default=False)
-    return {
-        "n_layer": require(hf, "n_layer"),
-        "n_embd": require(hf, "n_embd"),
-        "n_head": require(hf, "n_head"),
-        "intermediate_size": hf.get("n_inner") or 4 * require(hf, "n_embd"),
-        "block_size": require(hf, "n_positions"),
-        "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
-        "norm_class_name": "LayerNorm",
-        "mlp_class_name": "GptNeoxMLP",
-        "gelu_approximate": gelu_from_hf(hf, "activation_function"),
-        "parallel_residual": False,
-        "bias": True,
-        "rotary_percentage": 0.0,
-        "scale_attn_by_inverse_layer_idx": bool(hf.get("scale_attn_by_inverse_layer_idx")),
-    }
-
-
-def _gpt2_to_hf(config: Config) -> dict[str, Any]:
-    return {
-        "n_layer": config.n_layer,
-        "n_embd": config.n_embd,
-        "n_head": config.n_head,
-        "n_inner": config.intermediate_size,
-        "n_positions": config.block_size,
-        "n_ctx": config.block_size,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation_function": gelu_to_hf(config.gelu_approximate),
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-    }
-
+_PLAIN = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
 
 GPT2 = Architecture(
     model_type="gpt2",
@@ -59,14 +34,25 @@ GPT2 = Architecture(
     },
     block={
         "norm_1": "ln_1",
-        "attn.qkv": Transposed("attn.c_attn"),
-        "attn.proj": Transposed("attn.c_proj"),
+        "attn.qkv": Stored("attn.c_attn", transposed=True),
+        "attn.proj": Stored("attn.c_proj", transposed=True),
         "norm_2": "ln_2",
-        "mlp.fc": Transposed("mlp.c_fc"),
-        "mlp.proj": Transposed("mlp.c_proj"),
+        "mlp.fc": Stored("mlp.c_fc", transposed=True),
+        "mlp.proj": Stored("mlp.c_proj", transposed=True),
     },
-    to_lit=_gpt2_to_lit,
-    to_hf=_gpt2_to_hf,
+    entries={
+        "n_layer": Entry("n_layer"),
+        "n_embd": Entry("n_embd"),
+        "n_head": Entry("n_head"),
+        "intermediate_size": Entry("n_inner", optional),
+        "block_size": Entry("n_positions", also="n_ctx"),
+        "norm_eps": Entry("layer_norm_epsilon", number),
+        "gelu_approximate": gelu("activation_function"),
+        "scale_attn_by_inverse_layer_idx": Entry("scale_attn_by_inverse_layer_idx", flag),
+    },
+    constants=_PLAIN | {"parallel_residual": False, "bias": True, "rotary_percentage": 0.0},
+    fixed={"scale_attn_weights": True, "add_cross_attention": False},
+    defaults={"layer_norm_epsilon": 1e-5},
     litgpt_names=OTHERS,
     litgpt_name="gpt2",
     config_class=GPT2Config,
@@ -74,42 +60,6 @@ GPT2 = Architecture(
     tied_by_default=True,
     residual_modules=frozenset({"attn.proj", "mlp.proj"}),
 )
-
-
-def _neox_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "n_layer": require(hf, "num_hidden_layers"),
-        "n_embd": require(hf, "hidden_size"),
-        "n_head": require(hf, "num_attention_heads"),
-        "intermediate_size": require(hf, "intermediate_size"),
-        "block_size": require(hf, "max_position_embeddings"),
-        "norm_eps": hf.get("layer_norm_eps", 1e-5),
-        "norm_class_name": "LayerNorm",
-        "mlp_class_name": "GptNeoxMLP",
-        "gelu_approximate": gelu_from_hf(hf, "hidden_act"),
-        "parallel_residual": bool(hf.get("use_parallel_residual", True)),
-        "bias": True,
-        **rope_from_hf(hf, default_fraction=0.25),
-    }
-
-
-def _neox_to_hf(config: Config) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": config.n_layer,
-        "hidden_size": config.n_embd,
-        "num_attention_heads": config.n_head,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.block_size,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_act": gelu_to_hf(config.gelu_approximate),
-        "use_parallel_residual": config.parallel_residual,
-        "attention_bias": True,
-        "rotary_pct": config.rotary_percentage,
-        "rotary_emb_base": float(config.rope_base),
-        **rope_to_hf(config, partial=True),
-    }
-
-
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
@@ -128,8 +78,20 @@ GPT_NEOX = Architecture(
         "mlp.fc": "mlp.dense_h_to_4h",
         "mlp.proj": "mlp.dense_4h_to_h",
     },
-    to_lit=_neox_to_lit,
-    to_hf=_neox_to_hf,
+    entries={
+        "n_layer": Entry("num_hidden_layers"),
+        "n_embd": Entry("hidden_size"),
+        "n_head": Entry("num_attention_heads"),
+        "intermediate_size": Entry("intermediate_size"),
+        "block_size": Entry("max_position_embeddings"),
+        "norm_eps": Entry("layer_norm_eps", number),
+        "gelu_approximate": gelu("hidden_act"),
+        "parallel_residual": Entry("use_parallel_residual", flag),
+    },
+    constants=_PLAIN | {"bias": True},
+    defaults={"layer_norm_eps": 1e-5, "use_parallel_residual": True, "rotary_pct": 0.25},
+    more_entries=lambda config: {"rotary_pct": config.rotary_percentage, "rotary_emb_base": float(config.rope_base)},
+    partial_rope=True,
     litgpt_names=OTHERS,
     litgpt_name="gpt_neox",
     bias_switches={"attn.qkv": ("attention_bias", True), "attn.proj": ("attention_bias", True)},
@@ -141,52 +103,17 @@ def _has_two_norms(hf: dict[str, Any]) -> bool:
     return bool(hf.get("new_decoder_architecture")) and hf.get("num_ln_in_parallel_attn", 2) in (2, None)
 
 
-def _falcon_to_lit(hf: dict[str, Any]) -> dict[str, Any]:
-    require_value(hf, "alibi", False, default=False)
-    require_value(hf, "parallel_attn", True, default=True)
-    n_head = require(hf, "num_attention_heads")
-    groups = n_head
-    if hf.get("new_decoder_architecture"):
-        groups = hf.get("num_kv_heads") or n_head
-    elif hf.get("multi_query", True):
-        groups = 1
-    return {
-        "n_layer": require(hf, "num_hidden_layers"),
-        "n_embd": require(hf, "hidden_size"),
-        "n_head": n_head,
-        "n_query_groups": groups,
-        "intermediate_size": hf.get("ffn_hidden_size") or 4 * require(hf, "hidden_size"),
-        "block_size": require({"max_position_embeddings": 2048, **hf}, "max_position_embeddings"),
-        "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
-        "norm_class_name": "LayerNorm",
-        "mlp_class_name": "GptNeoxMLP",
-        "gelu_approximate": gelu_from_hf({"activation": "gelu", **hf}, "activation"),
-        "parallel_residual": True,
-        "shared_attention_norm": not _has_two_norms(hf),
-        "bias": bool(hf.get("bias")),
-        **rope_from_hf(hf),
-    }
+def _falcon_fields(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    groups = fields["n_query_groups"] if hf.get("new_decoder_architecture") else 1 if hf["multi_query"] else None
+    return {"n_query_groups": groups, "shared_attention_norm": not _has_two_norms(hf)}
 
 
-def _falcon_to_hf(config: Config) -> dict[str, Any]:
-    one_norm = config.shared_attention_norm
-    old = one_norm and config.n_query_groups in (1, config.n_head)
+def _falcon_entries(config: Config) -> dict[str, Any]:
+    old = config.shared_attention_norm and config.n_query_groups in (1, config.n_head)
     return {
-        "num_hidden_layers": config.n_layer,
-        "hidden_size": config.n_embd,
-        "num_attention_heads": config.n_head,
-        "num_kv_heads": config.n_query_groups,
-        "ffn_hidden_size": config.intermediate_size,
-        "max_position_embeddings": config.block_size,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation": gelu_to_hf(config.gelu_approximate),
-        "alibi": False,
-        "parallel_attn": True,
-        "bias": config.bias,
         "new_decoder_architecture": not old,
         "multi_query": old and config.n_query_groups == 1,
-        "num_ln_in_parallel_attn": None if old else 1 if one_norm else 2,
-        **rope_to_hf(config),
+        "num_ln_in_parallel_attn": None if old else 1 if config.shared_attention_norm else 2,
     }
 
 
@@ -207,8 +134,27 @@ FALCON = Architecture(
         "mlp.fc": "mlp.dense_h_to_4h",
         "mlp.proj": "mlp.dense_4h_to_h",
     },
-    to_lit=_falcon_to_lit,
-    to_hf=_falcon_to_hf,
+    entries={
+        "n_layer": Entry("num_hidden_layers"),
+        "n_embd": Entry("hidden_size"),
+        "n_head": Entry("num_attention_heads"),
+        "n_query_groups": Entry("num_kv_heads", optional),
+        "intermediate_size": Entry("ffn_hidden_size", optional),
+        "block_size": Entry("max_position_embeddings"),
+        "norm_eps": Entry("layer_norm_epsilon", number),
+        "gelu_approximate": gelu("activation"),
+        "bias": Entry("bias", flag),
+    },
+    constants=_PLAIN | {"parallel_residual": True},
+    fixed={"alibi": False, "parallel_attn": True},
+    defaults={
+        "max_position_embeddings": 2048,
+        "layer_norm_epsilon": 1e-5,
+        "activation": "gelu",
+        "multi_query": True,
+    },
+    more_fields=_falcon_fields,
+    more_entries=_falcon_entries,
     litgpt_names="(?!.*(Gemma|OLMo))(?=.*falcon).*7b",
     litgpt_name="falcon-7b",
     describes=lambda hf: not _has_two_norms(hf),
@@ -217,7 +163,7 @@ FALCON = Architecture(
 )
 FALCON_TWO_NORMS = replace(
     FALCON,
-    block={**FALCON.block, "norm_1": "ln_attn", "norm_2": "ln_mlp"},
+    block=FALCON.block | {"norm_1": "ln_attn", "norm_2": "ln_mlp"},
     litgpt_names="(?!.*(Gemma|OLMo|7b))(?=.*falcon).*(40b|180B)",
     litgpt_name="falcon-40b",
     describes=_has_two_norms,

@@ -1,16 +1,20 @@
-"""Safetensors files read by their header, so that a damaged or hostile one is refused before any tensor is used.
+"""Where tensors are in a safetensors file and in one of ``torch.save``, without a look at the tensors themselves.
 
-Format: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``, then the data.
+Safetensors: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``, then the data.
+The header is checked, so that a damaged or hostile file is refused before any tensor is used. ``torch.save`` writes an
+uncompressed zip archive: the pickled state dict, a record for every storage, and the directory at the end.
 """
 
 import json
-import math
 import struct
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError
 
 DTYPES = {
@@ -28,37 +32,36 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
+ZIP_HEADER = struct.Struct("<26xHH")
+"""A record's header up to the lengths of name and extra field, which come before its bytes."""
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of a file: where its bytes are, counted from the start of the file."""
+class TensorEntry(TensorSpec):
+    """One tensor of a file: what it is, and where its bytes begin, counted from the start of the file."""
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     begin: int
-    end: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.nbytes
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read and check the header of a safetensors file.
-
-    Returns:
-        The file's tensors in the order of their bytes.
+    """The tensors of a safetensors file in the order of their bytes, from its header, which is checked.
 
     Raises:
         UserError: the file is truncated, is not safetensors, or its header contradicts itself.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        prefix = file.read(8)
-        header_bytes = header_length(prefix, path)
-        if 8 + header_bytes > size:
+        data_start = 8 + header_length(file.read(8), path)
+        if data_start > size:
             raise UserError(
-                f"{path} is truncated: its header needs {8 + header_bytes:,} bytes, the file has {size:,}; get it again"
+                f"{path} is truncated: its header needs {data_start:,} bytes, the file has {size:,}; get it again"
             )
-        entries = parse_header(file.read(header_bytes), path)
-    expected = max((entry.end for entry in entries.values()), default=8 + header_bytes)
+        entries = parse_header(file.read(data_start - 8), path)
+    expected = max((entry.end for entry in entries.values()), default=data_start)
     if size < expected:
         raise UserError(f"{path} is truncated: {size:,} of {expected:,} bytes; get it again")
     if size > expected:
@@ -81,7 +84,7 @@ def header_length(prefix: bytes, path: object) -> int:
 
 
 def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
-    """Turn the JSON header into entries, in the order of their bytes.
+    """Entries from the JSON header, in the order of their bytes.
 
     Raises:
         UserError: the header is not JSON of the format, or names bytes that do not fit shape and dtype.
@@ -98,29 +101,32 @@ def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     position = 0
     for name, dtype_name, shape, begin, end in sorted(items, key=lambda item: (item[3], item[4])):
-        dtype = DTYPES.get(dtype_name)
-        if dtype is None:
+        if dtype_name not in DTYPES:
             raise UserError(f"{path}: {name} has dtype {dtype_name}, which is not supported; use a float checkpoint")
         if not all(isinstance(size, int) and size >= 0 for size in shape):
             raise UserError(f"{path}: {name} has shape {list(shape)}; get the file again")
-        if begin != position or end - begin != math.prod(shape) * dtype.itemsize:
+        entry = entries[name] = TensorEntry(shape, DTYPES[dtype_name], 8 + len(header) + position)
+        if (begin, end) != (position, position + entry.nbytes):
             raise UserError(
                 f"{path}: {name} claims bytes {begin}..{end}, which do not fit its shape {list(shape)};"
                 f" get the file again"
             )
         position = end
-        entries[name] = TensorEntry(dtype, shape, 8 + len(header) + begin, 8 + len(header) + end)
     return entries
 
 
-def build_header(specs: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    """Prefix and JSON header of a file that holds ``specs`` in this order, padded to 8 bytes."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    position = 0
-    for name, (dtype, shape) in specs.items():
-        end = position + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
-        position = end
+def build_header(specs: dict[str, TensorSpec]) -> tuple[bytes, list[int]]:
+    """Prefix and JSON header of a file with these tensors in this order, and where the bytes of each begin in it."""
+    # transformers refuses files that do not say "pt".
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts = [0, *accumulate(spec.nbytes for spec in specs.values())]
+    for (name, spec), offsets in zip(specs.items(), pairwise(starts), strict=True):
+        header[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": spec.shape, "data_offsets": offsets}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded
+    return struct.pack("<Q", len(encoded)) + encoded, [8 + len(encoded) + start for start in starts[:-1]]
+
+
+def zip_header_bytes(header: bytes) -> int:
+    """How many bytes a record's header takes, from its first ``ZIP_HEADER.size`` bytes."""
+    return ZIP_HEADER.size + sum(ZIP_HEADER.unpack(header))

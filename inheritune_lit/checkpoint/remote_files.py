@@ -1,0 +1,287 @@
+"""Chosen tensors of a file on the hub, by ranged reads, into a smaller safetensors file.
+
+The header of a safetensors file says where they are. Of a file of ``torch.save``, directory and state dict are put into
+an otherwise empty (sparse) local file of the same size, which ``torch.load`` maps and unpickles as carefully as ever.
+Where a storage's bytes would be, its number is written: it shows which record a tensor belongs to.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+import struct
+import tempfile
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from inheritune_lit.checkpoint.formats import (
+    DTYPE_NAMES,
+    MAX_HEADER_BYTES,
+    ZIP_HEADER,
+    TensorEntry,
+    build_header,
+    header_length,
+    parse_header,
+    zip_header_bytes,
+)
+from inheritune_lit.checkpoint.weights import load_torch_file
+from inheritune_lit.errors import UserError
+from inheritune_lit.io.progress import Progress
+
+_CHUNK_BYTES = 16 << 20
+_CONNECTIONS = 4
+FIRST_READ = 1 << 18
+"""Bytes of the first read: the header of a 7B model is about 40 kB."""
+_NUMBER = struct.Struct("<H")
+
+
+@dataclass
+class RemoteFile:
+    """A remote file of this size, all its tensors and the chosen ones, both in the order of their bytes.
+
+    The tensors of a file of ``torch.save`` count from their record's header until they are chosen: what lies between
+    header and bytes is unknown.
+    """
+
+    url: str
+    file: str
+    size: int
+    entries: dict[str, TensorEntry]
+    records: dict[str, "_Record"] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
+
+    def choose(self, names: Iterable[str]) -> None:
+        """Choose tensors, and read where their bytes begin where that is unknown.
+
+        Raises:
+            UserError: the directory and the records disagree.
+        """
+        wanted = set(names)
+        self.chosen = [name for name in self.entries if name in wanted]
+        if not self.records:
+            return
+        starts = sorted({self.records[name].start for name in self.chosen})
+        headers = _read_ahead(self.url, ((start, start + ZIP_HEADER.size) for start in starts))
+        shifts = {start: zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
+        for name in self.chosen:
+            record, entry = self.records[name], self.entries[name]
+            shift = shifts[record.start]
+            if record.start + shift + record.nbytes > record.end:
+                raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
+            self.entries[name] = replace(entry, begin=entry.begin + shift)
+
+    @property
+    def chosen_bytes(self) -> int:
+        """Bytes of the chosen tensors."""
+        return sum(self.entries[name].nbytes for name in self.chosen)
+
+
+def open_safetensors(url: str, file: str, size: int) -> RemoteFile:
+    """Read the header of a remote safetensors file.
+
+    Raises:
+        UserError: it is not a safetensors file, or the server has no ranged reads.
+    """
+    start = read_range(url, 0, min(size, FIRST_READ))
+    end = 8 + header_length(start[:8], file)
+    if end > len(start):
+        start += read_range(url, len(start), min(size, end))
+    return RemoteFile(url, file, size, parse_header(start[8:end], file))
+
+
+def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
+    """Write the chosen tensors into a safetensors file of their own; an interrupted call is continued.
+
+    Returns:
+        The file, named after the remote file and the choice of tensors.
+
+    Raises:
+        UserError: the server's answers do not fit the file.
+    """
+    digest = hashlib.sha256("\n".join(remote.chosen).encode()).hexdigest()[:12]
+    path = folder / f"{Path(remote.file).stem}~{digest}.safetensors"
+    if path.is_file():
+        return path
+    header, _ = build_header({name: remote.entries[name] for name in remote.chosen})
+    partial = path.with_suffix(".incomplete")
+    with open(partial, "a+b") as file:
+        # Another process may be fetching the same: wait for it, and continue where it stopped if it died.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.is_file():
+            return path
+        file.seek(0)
+        if file.read(len(header)) != header:
+            file.truncate(0)
+            file.write(header)
+        done = file.seek(0, os.SEEK_END) - len(header)
+        with Progress(f"download {remote.file}", remote.chosen_bytes, "B") as progress:
+            progress.update(done)
+            for data in _read_ahead(remote.url, _chunks(remote, skip=done)):
+                file.write(data)
+                progress.update(len(data))
+        file.flush()
+        os.replace(partial, path)
+    return path
+
+
+def _chunks(remote: RemoteFile, skip: int) -> Iterator[tuple[int, int]]:
+    """Byte ranges of the chosen tensors, neighbours joined, the first ``skip`` bytes left out."""
+    runs: list[list[int]] = []
+    for entry in (remote.entries[name] for name in remote.chosen):
+        if runs and runs[-1][1] == entry.begin:
+            runs[-1][1] = entry.end
+        else:
+            runs.append([entry.begin, entry.end])
+    for begin, end in runs:
+        skipped = min(skip, end - begin)
+        skip -= skipped
+        for start in range(begin + skipped, end, _CHUNK_BYTES):
+            yield start, min(start + _CHUNK_BYTES, end)
+
+
+def _read_ahead(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The ranges' bytes in order, a few requests at a time."""
+    with ThreadPoolExecutor(max_workers=_CONNECTIONS) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        try:
+            for start, end in ranges:
+                waiting.append(pool.submit(read_range, url, start, end))
+                if len(waiting) == _CONNECTIONS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end`` (not included) of a file of the hub.
+
+    Raises:
+        UserError: the server sends something else.
+    """
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    response = http_backoff("GET", url, headers=headers, timeout=60)
+    hf_raise_for_status(response)
+    if response.status_code != 206 or len(response.content) != end - start:
+        raise UserError(
+            f"{url}: asked for bytes {start} to {end}, got status {response.status_code} with"
+            f" {len(response.content)} bytes; download the repository and give its folder with --ref"
+        )
+    return response.content
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of a file of ``torch.save``: its header begins at ``start``, its bytes are over by ``end``."""
+
+    name: str
+    start: int
+    end: int
+    nbytes: int
+    stored: bool
+
+    @property
+    def is_storage(self) -> bool:
+        return "/data/" in self.name
+
+
+class _SparseFile(io.FileIO):
+    """A local file of a remote one's size, whose bytes are fetched when they are read; those at the end at once."""
+
+    def __init__(self, path: Path, url: str, size: int) -> None:
+        super().__init__(path, "w+")
+        self.url, self.size, self.fetched_from = url, size, max(0, size - FIRST_READ)
+        self.truncate(size)
+        self.fetch(self.fetched_from, size)
+
+    def fetch(self, start: int, end: int) -> None:
+        if start < end:
+            os.pwrite(self.fileno(), read_range(self.url, start, end), start)
+
+    def read(self, count: int | None = -1) -> bytes:
+        start = self.tell()
+        end = self.size if count is None or count < 0 else start + count
+        self.fetch(start, min(end, self.fetched_from))
+        return super().read(count) or b""
+
+
+def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile | None:
+    """Find out what a remote file of ``torch.save`` holds, with a sparse file in ``folder``, which is removed.
+
+    Returns:
+        None where its tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous.
+
+    Raises:
+        UserError: the file is damaged or holds something other than tensors.
+    """
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as name:
+        path = Path(name) / file
+        with _SparseFile(path, url, size) as sparse:
+            records = _read_directory(sparse, file)
+            if records is None:
+                return None
+            storages = [record for record in records if record.is_storage]
+            others = [record for record in records if not record.is_storage]
+            if (
+                len(storages) > 1 << 8 * _NUMBER.size
+                or not all(record.stored for record in records)
+                or sum(record.end - record.start for record in others) > MAX_HEADER_BYTES
+            ):
+                return None
+            for record in others:
+                sparse.fetch(record.start, min(record.end, sparse.fetched_from))
+            for number, record in enumerate(storages):
+                os.pwrite(sparse.fileno(), bytes(ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
+            # By this torch knows an archive.
+            os.pwrite(sparse.fileno(), b"PK\3\4", 0)
+        placed = {key: _place(tensor, storages, file) for key, tensor in load_torch_file(path, label=file).items()}
+    found = {key: place for key, place in placed.items() if place}
+    if len(found) < len(placed):
+        return None
+    ordered = sorted(found, key=lambda key: found[key][0].begin)
+    entries, of_tensor = {key: found[key][0] for key in ordered}, {key: found[key][1] for key in ordered}
+    return RemoteFile(url, file, size, entries, of_tensor)
+
+
+def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
+    """Records in the order of their bytes; None where the file is not an archive."""
+    try:
+        with zipfile.ZipFile(remote) as archive:
+            infos, end = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        remote.seek(0)
+        if remote.read(2) != b"PK":
+            return None
+        raise UserError(f"{file} is damaged ({error}); give another --ref") from error
+    ends = [*(info.header_offset for info in infos[1:]), end]
+    records = [
+        _Record(info.filename, info.header_offset, stop, info.compress_size, info.compress_type == zipfile.ZIP_STORED)
+        for info, stop in zip(infos, ends, strict=True)
+    ]
+    fit = all(record.start + ZIP_HEADER.size + record.nbytes <= record.end for record in records)
+    if not records or records[0].start < 0 or end > remote.size or not fit:
+        raise UserError(f"{file} is damaged: its directory names records that overlap; give another --ref")
+    return records
+
+
+def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> tuple[TensorEntry, _Record] | None:
+    """A tensor's bytes, counted as if they followed the first part of the record's header; None where unknown."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in DTYPE_NAMES:
+        return None
+    (number,) = _NUMBER.unpack(bytes(storage[: _NUMBER.size]))
+    record = storages[number] if number < len(storages) else None
+    if record is None or record.nbytes != storage.nbytes():
+        raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")
+    begin = record.start + tensor.storage_offset() * tensor.element_size()
+    return TensorEntry(tuple(tensor.shape), tensor.dtype, begin), record
