@@ -35,7 +35,9 @@ class Entry:
 
     def field_of(self, hf: dict[str, Any]) -> Any:
         """The litgpt field."""
-        return self.read(hf, self.also if self.also and hf.get(self.key) is None else self.key)
+        if self.also and hf.get(self.key) is None:
+            hf = hf | {self.key: hf.get(self.also)}
+        return self.read(hf, self.key)
 
 
 def number(hf: dict[str, Any], key: str) -> float:
