@@ -69,7 +69,7 @@ if TYPE_CHECKING:
         TrainingArgs,
         at_depth,
     )
-    from inheritune_lit.train.devices import build_fabric, default_precision, machine_name, peak_flops_of
+    from inheritune_lit.train.devices import build_fabric, default_precision, machine_name, peak_flops_of, stop_requests
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
     from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
@@ -120,4 +120,4 @@ __all__ += ["OptimizerArgs", "PretrainArgs", "ResourceEstimate", "RunPlan", "Run
 __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs", "at_depth", "build_fabric"]
 __all__ += ["data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
-__all__ += ["read_validations", "sample_length", "step_memory", "teach", "training_settings"]
+__all__ += ["read_validations", "sample_length", "step_memory", "stop_requests", "teach", "training_settings"]

@@ -1,26 +1,23 @@
 """Figures of a report: curves of its runs, the official runs beside them, and which layers were inherited."""
 
 import csv
-import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from inheritune_lit import RunRecord
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.io.plotting import COLOURS, draw_curve, engineering_ticks, label_ends, new_figure, save_png
 from inheritune_lit.resources import suites_dir
 
 Curve = list[tuple[int, float]]
 
 
-def paper_curves(names: list[str]) -> dict[str, Curve]:
-    """Returns steps and losses of official runs (``eval/paper/curves.csv``).
-
-    Args:
-        names: of runs, such as ``medium_log``: the last part of their path, or as much of it as tells them apart.
+def paper_curves(names: Sequence[str]) -> dict[str, Curve]:
+    """Returns steps and losses of official runs (``eval/paper/curves.csv``) by their names, such as ``medium_log``: the
+    last part of their path, or as much of it as tells them apart.
 
     Raises:
         UserError: no such run, or several.
@@ -29,32 +26,30 @@ def paper_curves(names: list[str]) -> dict[str, Curve]:
     with (suites_dir() / "paper" / "curves.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             curves.setdefault(row["run"], []).append((int(row["step"]), float(row["val_loss"])))
-    return {name: curves[_find(name, list(curves))] for name in names}
+    found: dict[str, Curve] = {}
+    for name in names:
+        runs = [run for run in curves if f"/{run}".endswith(f"/{name}")]
+        if len(runs) > 1:
+            raise UserError(f"--paper_curves {name} names several runs: {', '.join(runs)}; give more of the path")
+        if not runs:
+            short = sorted({run.rpartition("/")[2] for run in curves})
+            hint = suggest(name, short, f"give one of {', '.join(short)}", most=3, cutoff=0.4)
+            raise UserError(f"--paper_curves {name} is not an official run; {hint}")
+        found[name] = curves[runs[0]]
+    return found
 
 
-def _find(name: str, runs: list[str]) -> str:
-    found = [run for run in runs if f"/{run}".endswith(f"/{name}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"--paper_curves {name} names several runs: {', '.join(found)}; give more of the path")
-    short = {run.rpartition("/")[2]: run for run in runs}
-    near = difflib.get_close_matches(name, short, n=3, cutoff=0.4) or sorted(short)
-    raise UserError(f"--paper_curves {name} is not an official run; give one of {', '.join(near)}")
-
-
-def draw_loss_curves(runs: list[RunRecord], path: Path) -> None:
+def draw_loss_curves(runs: Sequence[RunRecord], path: Path) -> None:
     """Draws held-out loss against tokens, FLOPs and hours of training, with standard errors."""
     figure, panels = new_figure(3, size=(4.6, 4), sharey=True)
     for number, run in enumerate(runs):
-        rows = run.validations
-        tokens = [row["tokens"] for row in rows]
-        flops = None if run.flops_per_token is None else [count * run.flops_per_token for count in tokens]
-        hours = [row.get("seconds", 0.0) / 3600 for row in rows]
+        rows, per_token = run.validations, run.flops_per_token
+        tokens, hours = [row["tokens"] for row in rows], [row.get("seconds", 0.0) / 3600 for row in rows]
         losses, stderrs = [row["val_loss"] for row in rows], [row.get("val_stderr", 0.0) for row in rows]
-        for axes, values in zip(panels, (tokens, flops, hours), strict=True):
-            if values is not None:
-                draw_curve(axes, number, values, losses, run.name, stderrs)
+        draw_curve(panels[0], number, tokens, losses, run.name, stderrs)
+        if per_token is not None:
+            draw_curve(panels[1], number, [count * per_token for count in tokens], losses, run.name, stderrs)
+        draw_curve(panels[2], number, hours, losses, run.name, stderrs)
     for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
         axes.set_xlabel(unit)
         axes.locator_params(axis="x", nbins=5)
@@ -65,7 +60,7 @@ def draw_loss_curves(runs: list[RunRecord], path: Path) -> None:
     save_png(figure, path)
 
 
-def draw_beside_paper(runs: list[RunRecord], official: dict[str, Curve], path: Path) -> None:
+def draw_beside_paper(runs: Sequence[RunRecord], official: dict[str, Curve], path: Path) -> None:
     """Draws held-out loss against optimizer steps, with the official runs' dashed."""
     figure, (axes,) = new_figure(size=(7.5, 4.5))
     for number, run in enumerate(runs):
@@ -82,17 +77,21 @@ def draw_beside_paper(runs: list[RunRecord], official: dict[str, Curve], path: P
 
 
 def draw_layer_map(manifest: dict[str, Any], path: Path) -> None:
-    """Draws which layer of the reference each layer of a slice comes from.
+    """Draws which layer of the reference each layer of a slice comes from, by the slice's manifest.
 
-    Args:
-        manifest: of the slice.
-        path: of the PNG.
+    Both models are rows of boxes from the embeddings to the head; what is inherited is blue.
     """
     depth, layers, count = manifest["reference"]["n_layer"], manifest["layers"], manifest["n_layer"]
     figure, (axes,) = new_figure(size=(min(13, 2 + 0.3 * max(depth, count)), 2.6))
-    inherited = {part: manifest.get(part, False) for part in ("embeddings", "final_norm", "head")}
-    _draw_boxes(axes, 1.0, [layer in set(layers) for layer in range(depth)], inherited)
-    _draw_boxes(axes, 0.0, [True] * count, inherited)
+    embeddings, norm, head = (manifest.get(part, False) for part in ("embeddings", "final_norm", "head"))
+    for height, taken in ((1.0, [layer in layers for layer in range(depth)]), (0.0, [True] * count)):
+        boxes = [(-1.4, "emb", embeddings), *((place, str(place), each) for place, each in enumerate(taken))]
+        boxes += [(len(taken) + 0.1, "norm", norm), (len(taken) + 1.1, "head", head)]
+        for centre, name, inherited in boxes:
+            half, colour = 0.5 if name == "emb" else 0.42, COLOURS[0] if inherited else "lightgray"
+            axes.add_patch(Rectangle((centre - half, height - 0.22), 2 * half, 0.44, color=colour, alpha=0.75))
+            ink = "white" if inherited else "black"
+            axes.text(centre, height, name, ha="center", va="center", fontsize=7, color=ink)
     for number, layer in enumerate(layers):
         arrow = {"arrowstyle": "-|>", "color": COLOURS[0], "alpha": 0.6}
         axes.annotate("", (number, 0.28), (layer, 0.72), arrowprops=arrow)
@@ -102,15 +101,3 @@ def draw_layer_map(manifest: dict[str, Any], path: Path) -> None:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     save_png(figure, path)
-
-
-def _draw_boxes(axes: Axes, height: float, taken: list[bool], inherited: dict[str, bool]) -> None:
-    """Draws a model as boxes from its embeddings to its head; what is inherited is blue."""
-    boxes = [(float(number), str(number), is_taken) for number, is_taken in enumerate(taken)]
-    boxes += [(-1.4, "emb", inherited["embeddings"]), (len(taken) + 0.1, "norm", inherited["final_norm"])]
-    boxes += [(len(taken) + 1.1, "head", inherited["head"])]
-    for centre, name, is_taken in boxes:
-        wide = 0.5 if name == "emb" else 0.42
-        colour = COLOURS[0] if is_taken else "lightgray"
-        axes.add_patch(Rectangle((centre - wide, height - 0.22), 2 * wide, 0.44, color=colour, alpha=0.75))
-        axes.text(centre, height, name, ha="center", va="center", fontsize=7, color="white" if is_taken else "black")

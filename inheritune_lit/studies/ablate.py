@@ -3,14 +3,13 @@
 import logging
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from inheritune_lit import (
     Analysis,
     AnalyzeArgs,
-    PretrainArgs,
     SliceArgs,
     TrainingArgs,
     analyze,
@@ -18,7 +17,6 @@ from inheritune_lit import (
     load_analysis,
     parse_layers,
     resolve_reference,
-    slice_model,
 )
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
@@ -27,27 +25,21 @@ from inheritune_lit.io.plotting import COLOURS, engineering_ticks, label_ends, n
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import AblateArgs, Criterion
-from inheritune_lit.studies.results import SeedSummary, by_title, draw_mean_curve, summarize
-from inheritune_lit.studies.runner import Experiment, ExperimentResult, run_experiments
+from inheritune_lit.studies.runner import (
+    Experiment,
+    ExperimentResult,
+    SeedSummary,
+    by_title,
+    draw_mean_curve,
+    run_experiments,
+    summarize,
+    training_of,
+)
 
 RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
 _MEASURED = ("block-influence", "avg-rank")
 _TOKENS = 100  # per sequence of an analysis, the paper's
-_SHARED = [field.name for field in fields(TrainingArgs)]
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CriterionSummary(SeedSummary):
-    """A criterion over all seeds, compared with the one listed first; its name is ``title``.
-
-    Attributes:
-        layers: that it chose, None for fresh weights.
-        same_as: a criterion before it that chose the same layers.
-    """
-
-    layers: list[int] | None
-    same_as: str | None
 
 
 @dataclass(frozen=True)
@@ -58,19 +50,14 @@ class AblationRecord:
     depth: int
     n: int
     training: dict[str, object]
-    criteria: list[CriterionSummary]
+    criteria: list[SeedSummary]
     runs: list[ExperimentResult]
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """Outcome of ``ablate``.
-
-    Attributes:
-        record: what ``ablation.json`` holds; None where nothing was trained or a training was stopped.
-        out_dir: where it was written.
-    """
+    """Outcome of ``ablate``; ``record`` is None where nothing was trained or a training was stopped."""
 
     record: AblationRecord | None
     out_dir: Path
@@ -102,7 +89,7 @@ def ablate(args: AblateArgs) -> AblationResult:
     analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
     measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
     chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
-    logger.info(_plan_text(args, name, depth, n, chosen))
+    logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
     if args.dry_run:
         return AblationResult(None, args.out_dir)
     experiments = _experiments(args, n, chosen)
@@ -111,7 +98,7 @@ def ablate(args: AblateArgs) -> AblationResult:
     if len(results) < len(different):
         return AblationResult(None, args.out_dir)
     runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
-    training = asdict(TrainingArgs(**{each: getattr(args, each) for each in _SHARED}))
+    training = asdict(TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(TrainingArgs)}))
     record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
     write_record(args.out_dir / RECORD, record)
     replace_text(args.out_dir / PAGE, ablation_text(record))
@@ -181,40 +168,33 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis |
 def _experiments(
     args: AblateArgs, n: int, chosen: dict[Criterion, list[int] | None]
 ) -> dict[tuple[str, int], Experiment]:
-    """The experiment of each criterion and seed; criteria with the same layers share theirs."""
-    shared = {name: getattr(args, name) for name in _SHARED if name not in ("seed", "dry_run")}
-    by_name: dict[str, Experiment] = {}
+    """The run behind each criterion and seed; criteria that choose the same layers have runs of the same names."""
     found: dict[tuple[str, int], Experiment] = {}
     for seed in args.seeds:
         for criterion, layers in chosen.items():
-            if layers is None:
-                slice_name = name = f"random-seed{seed}"
-                slicing = SliceArgs(args.ref, n=n, out_dir=args.out_dir / "slices" / name, init="random", seed=seed)
-            else:
-                slice_name = "layers-" + layers_text(layers).replace(",", "_")
-                name = f"{slice_name}-seed{seed}"
-                slicing = SliceArgs(args.ref, layers=layers_text(layers), out_dir=args.out_dir / "slices" / slice_name)
-            start = args.out_dir / "slices" / slice_name
-            training = PretrainArgs(start, args.data, args.out_dir / "runs" / name, seed=seed, **shared)
-            experiment = Experiment(name, criterion, partial(slice_model, slicing), training)
-            found[criterion, seed] = by_name.setdefault(name, experiment)
+            text = "" if layers is None else layers_text(layers)
+            slicing: dict[str, Any] = {"layers": text} if text else {"n": n, "init": "random", "seed": seed}
+            stem = f"layers-{text.replace(',', '_')}" if text else "random"
+            name = f"{stem}-seed{seed}"
+            folder = args.out_dir / "slices" / (stem if text else name)
+            training = training_of(args, folder, args.out_dir / "runs" / name, seed=seed)
+            found[criterion, seed] = Experiment(
+                name, criterion, SliceArgs(args.ref, out_dir=folder, **slicing), training
+            )
     return found
 
 
-def compare_criteria(runs: list[ExperimentResult]) -> list[CriterionSummary]:
-    """Puts the seeds of each criterion together, in the order of the criteria."""
-    criteria = list(by_title(runs).values())
-    found: list[CriterionSummary] = []
-    for own in criteria:
-        layers = own[0].layers
-        same = next((one.title for one in found if layers is not None and one.layers == layers), None)
-        found.append(CriterionSummary(**vars(summarize(own, criteria[0])), layers=layers, same_as=same))
+def compare_criteria(runs: list[ExperimentResult]) -> list[SeedSummary]:
+    """Puts the seeds of each criterion together and compares them with the first one's, in the order of the runs."""
+    groups, found = list(by_title(runs).values()), list[SeedSummary]()
+    for own in groups:
+        same = next((one.title for one in found if own[0].layers is not None and one.layers == own[0].layers), None)
+        found.append(replace(summarize(own, groups[0]), same_as=same))
     return found
 
 
-def _plan_text(args: AblateArgs, reference: str, depth: int, n: int, chosen: dict[Criterion, list[int] | None]) -> str:
-    width = max(map(len, args.criteria))
-    lines = [f"ablate: {n} of {depth} layers of {reference}"]
+def _plan_text(args: AblateArgs, title: str, chosen: dict[Criterion, list[int] | None]) -> str:
+    width, lines = max(map(len, args.criteria)), [title]
     for criterion in args.criteria:
         layers = chosen.get(criterion)
         words = "fresh weights" if criterion == "random" else "chosen after an analysis of the reference"
@@ -250,10 +230,6 @@ def ablation_text(record: AblationRecord) -> str:
             f"lower in {best.lower_in} of {seeds} seeds."
         )
     lines = [
-        f"# {record.n} of {record.depth} layers of {record.reference}, by criterion",
-        "",
-        markdown_table(header, rows),
-        "",
         f"Held-out loss in nats per token after {record.runs[0].tokens:,} tokens; mean ± standard deviation over "
         f"{seeds} seeds of the data order, the same for every criterion. Differences are taken seed by seed. The "
         f"held-out text itself adds a standard error of {fmean(one.stderr for one in found):.4f}, which all criteria "
@@ -261,7 +237,8 @@ def ablation_text(record: AblationRecord) -> str:
         *([f"{'; '.join(shared)}: one run counts for both."] if shared else []),
         verdict,
     ]
-    return "\n".join(lines) + "\n"
+    title = f"# {record.n} of {record.depth} layers of {record.reference}, by criterion"
+    return "\n\n".join([title, markdown_table(header, rows), "\n".join(lines)]) + "\n"
 
 
 def _loss(value: float) -> str:

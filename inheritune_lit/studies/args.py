@@ -10,6 +10,9 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
 Criterion = Literal["first", "middle", "last", "alternate", "block-influence", "avg-rank", "random"]
+_ABLATION = TrainArgs(
+    global_batch_size=16, micro_batch_size=16, max_tokens=200_000, lr_warmup_steps=10, min_lr=1e-4, save_interval=50
+)
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,7 @@ class AblateArgs(TrainingArgs):
     analysis: Path | None = None
     """Out_dir of ``inheritune analyze`` on the reference, for "block-influence" and "avg-rank"; made in
     out_dir/analysis when not given."""
-    train: TrainArgs = field(
-        default_factory=lambda: TrainArgs(
-            global_batch_size=16,
-            micro_batch_size=16,
-            max_tokens=200_000,
-            lr_warmup_steps=10,
-            min_lr=1e-4,
-            save_interval=50,
-        )
-    )
+    train: TrainArgs = _ABLATION
     """Budget, batches and schedule of each run."""
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=25, max_iters=8))
     """Validation of each run."""

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit import (
     EvalArgs,
@@ -20,7 +21,6 @@ from inheritune_lit import (
     iter_documents,
     prepare,
     read_run,
-    slice_model,
 )
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.plotting import (
@@ -53,11 +53,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model of the demo; loss in nats per token and accuracy as (value, standard error).
-
-    Attributes:
-        tokens: that the model was trained on here.
-    """
+    """One model, and the tokens it was trained on here; loss in nats per token and accuracy with standard errors."""
 
     name: str
     n_layer: int
@@ -78,8 +74,8 @@ class DemoResult:
     def __str__(self) -> str:
         if not self.models:
             return ""
-        text = score_table(list(self.models.values())) + "\n" + conclusion(self.models)
-        return f"{text}\nwrote {self.out_dir}/results.md and {self.out_dir}/results.png in {self.seconds:.0f} s"
+        files = f"{self.out_dir}/results.md and {self.out_dir}/results.png"
+        return f"{_results_text(self.models)}\nwrote {files} in {self.seconds:.0f} s"
 
 
 def run_demo(args: DemoArgs) -> DemoResult:
@@ -101,35 +97,21 @@ def run_demo(args: DemoArgs) -> DemoResult:
     experiments = demo_experiments(out_dir)
     if len(run_experiments(experiments)) < len(experiments):
         return DemoResult({}, out_dir, time.monotonic() - started)
-    scores = out_dir / "scores"
-    checkpoints = [out_dir / path for path in _SCORED.values()]
+    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
     scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
-    score = partial(evaluate, scoring)
-    make_once(scores / "results.json", "demo: scores of every model on held-out text", score)
+    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, scoring))
     models = _read_scores(scores / "results.json")
-    replace_text(out_dir / "results.md", score_table(list(models.values())) + "\n" + conclusion(models))
+    replace_text(out_dir / "results.md", _results_text(models))
     _draw(out_dir, models)
     return DemoResult(models, out_dir, time.monotonic() - started)
 
 
 def demo_experiments(out_dir: Path) -> list[Experiment]:
     """The reference, its first layers, and a random model of their shape."""
-    reference = out_dir / "reference" / "final"
-    return [
-        _experiment(out_dir, "reference", str(out_dir / "shape"), REFERENCE_LAYERS, True, REFERENCE_STEPS),
-        _experiment(out_dir, "slice", str(reference), STUDENT_LAYERS, False, STUDENT_STEPS),
-        _experiment(out_dir, "random", str(reference), STUDENT_LAYERS, True, STUDENT_STEPS),
-    ]
 
-
-def _experiment(out_dir: Path, name: str, ref: str, n: int, random: bool, steps: int) -> Experiment:
-    start = out_dir / f"{name}-start"
-    slicing = SliceArgs(ref, n=n, out_dir=start, init="random" if random else "inherit")
-    training = PretrainArgs(
-        start,
-        out_dir / "data",
-        out_dir / name,
-        train=TrainArgs(
+    def model(name: str, ref: Path, n: int, steps: int, **slicing: Any) -> Experiment:
+        start = out_dir / f"{name}-start"
+        train = TrainArgs(
             global_batch_size=16,
             micro_batch_size=16,
             max_steps=steps,
@@ -137,13 +119,18 @@ def _experiment(out_dir: Path, name: str, ref: str, n: int, random: bool, steps:
             min_lr=1e-4,
             log_interval=10,
             save_interval=100,
-        ),
-        eval=EvalArgs(interval=25, max_iters=8),
-        optimizer=OptimizerArgs(lr=2e-3),
-        precision="32-true",
-    )
-    after = () if name == "reference" else ("reference",)
-    return Experiment(name, name, partial(slice_model, slicing), training, after)
+        )
+        settings: dict[str, Any] = {"eval": EvalArgs(interval=25, max_iters=8), "optimizer": OptimizerArgs(lr=2e-3)}
+        training = PretrainArgs(start, out_dir / "data", out_dir / name, train=train, precision="32-true", **settings)
+        after = () if name == "reference" else ("reference",)
+        return Experiment(name, name, SliceArgs(str(ref), n=n, out_dir=start, **slicing), training, after)
+
+    reference = out_dir / "reference" / "final"
+    return [
+        model("reference", out_dir / "shape", REFERENCE_LAYERS, REFERENCE_STEPS, init="random"),
+        model("slice", reference, STUDENT_LAYERS, STUDENT_STEPS),
+        model("random", reference, STUDENT_LAYERS, STUDENT_STEPS, init="random"),
+    ]
 
 
 def _held_out_texts(corpus: Path) -> list[str]:
@@ -165,6 +152,10 @@ def _read_scores(path: Path) -> dict[str, ModelScores]:
             accuracy=(accuracy["value"], accuracy["stderr"]),
         )
     return found
+
+
+def _results_text(models: dict[str, ModelScores]) -> str:
+    return f"{score_table(list(models.values()))}\n{conclusion(models)}"
 
 
 def score_table(models: list[ModelScores]) -> str:

@@ -13,6 +13,7 @@ Require: reference model M_ref with k layers, data sets D_train and D_val, steps
 import logging
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,26 +21,35 @@ from inheritune_lit import (
     FINAL,
     OPTIMIZER,
     WEIGHTS,
-    BlockLosses,
-    HeldOutEvaluator,
     ResolvedReference,
+    RunResult,
     SliceArgs,
     build_reference,
     compare_losses,
+    count_parameters,
     load_model,
     mean_loss,
+    pretrain,
     reference_identity,
     resolve_reference,
     slice_model,
+    tensor_shapes,
     write_grown,
 )
 from inheritune_lit.io.folders import new_folder
-from inheritune_lit.io.manifest import sha256_file, write_manifest
+from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
 from inheritune_lit.studies.args import GrowArgs
-from inheritune_lit.studies.grow_history import GrownReference, GrownRound, GrowResult, Growth, read_growth
-from inheritune_lit.studies.grow_plan import GrowthPlan, Round, RoundPlan, plan_growth
-from inheritune_lit.studies.runner import Experiment, run_experiment
+from inheritune_lit.studies.rounds import (
+    GrownReference,
+    GrowResult,
+    Growth,
+    GrowthPlan,
+    RoundPlan,
+    plan_growth,
+    read_rounds,
+)
+from inheritune_lit.studies.runner import training_of
 
 _KIND, _FREE = "growth", ("data",)  # the folder of the data may have moved: its hash is compared
 logger = logging.getLogger(__name__)
@@ -65,38 +75,38 @@ def grow(args: GrowArgs) -> GrowResult:
         if args.dry_run:
             return GrowResult(args.out_dir)
         growing = _Growing(plan, resolved if resolved.reference.weights else resolved.open())
-        growth = growing.load_history()
-        target: Path | None = None
-        for step in plan.rounds:
-            if len(growth.rounds) < step.round.number:
-                start = growing.inherit(step.round, target)  # lines 1 and 4
-                if not growing.train(step, start):  # lines 2 and 5
-                    return GrowResult(args.out_dir, growth, growing.stopped)
-                growing.compare(step, growth)  # line 3
-            target = args.out_dir / step.round.name / FINAL
-            growing.drop_optimizers(step.round.number)
-            if growth.rounds[step.round.number - 1].verdict == "met":
-                return growing.finish(growth, "met")
-        return growing.finish(growth, plan.limit)
+        growth, before = growing.growth, None
+        for one in plan.rounds:
+            if len(growth.rounds) < one.number:
+                start = growing.inherit(one, before)  # lines 1 and 4
+                result = growing.train(one, start, before)  # lines 2 and 5
+                if result.final is None:
+                    return GrowResult(args.out_dir, growth, str(result))
+                growing.compare(one)  # line 3
+            growing.drop_optimizers(one.number)
+            if growth.rounds[one.number - 1].met:
+                return growing.finish("met")
+            before = args.out_dir / one.name
+        return growing.finish(plan.limit)
 
 
 class _Growing:
     """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
     def __init__(self, plan: GrowthPlan, resolved: ResolvedReference) -> None:
-        self.plan, self.args, self.reference = plan, plan.args, resolved.reference
-        self.fabric, self.out_dir = plan.fabric, plan.args.out_dir
-        self.first, self.started, self.stopped = plan.fabric.global_rank == 0, time.monotonic(), ""
-        samples, batch = plan.rounds[0].run.val_blocks, self.args.train.micro_batch_size
-        assert self.args.precision is not None
-        self.evaluator = HeldOutEvaluator(
-            self.fabric, plan.val_data, self.args.documents, samples, batch, self.args.precision
-        )
+        self.plan, self.args, self.reference, self.evaluator = plan, plan.args, resolved.reference, plan.evaluator
+        self.fabric, self.out_dir, self.started = plan.evaluator.fabric, plan.args.out_dir, time.monotonic()
+        self.first = self.fabric.global_rank == 0
         identity = reference_identity(resolved)
         self._open_folder({"reference": identity, **plan.settings})
-        load = partial(build_reference, self.reference)
-        label = f"measure {self.reference.name}"
-        self.reference_losses = self.evaluator.measure(self.out_dir / "reference.json", identity, label, load)
+        ref, load = self.reference, partial(build_reference, self.reference)
+        losses = self.evaluator.measure(self.out_dir / "reference.json", identity, f"measure {ref.name}", load)
+        loss, stderr, _, _ = mean_loss(losses.losses, losses.targets)
+        _log(plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
+        tokens = (read_manifest(ref.folder) or {}).get("tokens")
+        parameters = count_parameters(tensor_shapes(ref.config, ref.tied))
+        described = GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
+        self.reference_losses, self.growth = losses, Growth(described, read_rounds(self.out_dir))
 
     def _open_folder(self, settings: dict[str, object]) -> None:
         """Makes ``out_dir``, or clears it of what a kill has left."""
@@ -110,75 +120,63 @@ class _Growing:
                 shutil.rmtree(left)
         self.fabric.barrier()
 
-    def load_history(self) -> Growth:
-        """The rounds that are done, with what the reference scores."""
-        loss, stderr, _, _ = mean_loss(self.reference_losses.losses, self.reference_losses.targets)
-        _log(self.plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
-        return read_growth(self.out_dir, GrownReference.of(self.reference, loss, stderr))
-
-    def inherit(self, one: Round, trained: Path | None) -> Path:
+    def inherit(self, one: RoundPlan, before: Path | None) -> Path:
         """Makes the checkpoint that a round starts from: layers of the reference, behind those that were trained."""
-        if trained is None and self.args.initial_checkpoint_dir:
+        if before is None and self.args.initial_checkpoint_dir:
             return self.args.initial_checkpoint_dir
         start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
         if self.first and not start.exists():
-            if trained is None or self.args.old_layers == "inherited":
+            if before is None or self.args.old_layers == "inherited":
                 slice_model(SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
                 own, scale = self.args.new_layers == "own", self.plan.attn_scale
-                write_grown(start, self.reference, trained, one.layers, one.added, own, scale)
+                write_grown(start, self.reference, before / FINAL, one.layers, one.added, own, scale)
         self.fabric.barrier()
         return start
 
-    def train(self, step: RoundPlan, start: Path) -> bool:
-        """Trains for T steps; False where that was stopped before its end."""
-        one, seconds = step.round, self._seconds_left()
+    def train(self, one: RoundPlan, start: Path, before: Path | None) -> RunResult:
+        """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
+        seconds = self._seconds_left()
         if seconds is not None and seconds <= 0:
             _log(self.plan, f"--train.max_time is over before round {one.number}; the same command continues")
-            return False
+            return RunResult(one.run)
+        changes = {"seed": self.args.seed + one.number - 1, "train": replace(self.args.train, max_time=seconds)}
+        training = training_of(self.args, start, self.out_dir / one.name, **changes)
         keep = self.args.optimizer_state == "keep"
-        before = self.plan.rounds[one.number - 2].round if keep and one.number > 1 else None
-        last = self.out_dir / before.name / OPTIMIZER if before else None
-        experiment = Experiment(one.name, one.name, None, self.plan.training(one, start, seconds))
-        result = run_experiment(experiment, initial_optimizer=last, keep_optimizer=keep)
-        self.stopped = "" if result.final else str(result)
-        return result.final is not None
-
-    def compare(self, step: RoundPlan, growth: Growth) -> None:
-        """Measures a trained model on D_val, compares it with the reference, and records the round."""
-        losses = self._measure(step.round)
-        comparison = compare_losses(losses, self.reference_losses, self.args.margin)
-        growth.rounds.append(GrownRound.of(step, comparison, mean_loss(losses.losses, losses.targets)[1], growth))
-        if self.first:
-            growth.save(self.out_dir)
-        _log(self.plan, f"round {step.round.number}, {len(step.round.layers)} layers: {comparison.words()}")
-
-    def _measure(self, one: Round) -> BlockLosses:
-        final = self.out_dir / one.name / FINAL
-        identity, load = {"sha256": sha256_file(final / WEIGHTS)}, partial(load_model, final)
-        return self.evaluator.measure(
-            self.out_dir / one.name / "val_losses.json", identity, f"measure {one.name}", load
+        return pretrain(
+            training, initial_optimizer=before / OPTIMIZER if keep and before else None, keep_optimizer=keep
         )
-
-    def drop_optimizers(self, number: int) -> None:
-        """Removes optimizer states from before a round that is done: each is twice the size of a model."""
-        if self.first:
-            for step in self.plan.rounds[: number - 1]:
-                (self.out_dir / step.round.name / OPTIMIZER).unlink(missing_ok=True)
 
     def _seconds_left(self) -> float | None:
         """What is left of ``train.max_time``, which is for the whole call; the same on every rank, so that all stop."""
         limit = self.args.train.max_time
         return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.started))
 
-    def finish(self, growth: Growth, outcome: str) -> GrowResult:
-        """Records why growing ended, and returns the optimized model (line 7)."""
-        growth.outcome, growth.final = outcome, f"{growth.rounds[-1].folder}/{FINAL}"
+    def compare(self, one: RoundPlan) -> None:
+        """Measures a trained model on D_val, compares it with the reference, and records the round."""
+        folder = self.out_dir / one.name
+        identity, load = {"sha256": sha256_file(folder / FINAL / WEIGHTS)}, partial(load_model, folder / FINAL)
+        losses = self.evaluator.measure(folder / "val_losses.json", identity, f"measure {one.name}", load)
+        comparison = compare_losses(losses, self.reference_losses, self.args.margin)
+        self.growth.add(one, comparison, mean_loss(losses.losses, losses.targets)[1])
         if self.first:
-            growth.save(self.out_dir)
-        return GrowResult(self.out_dir, growth)
+            self.growth.save(self.out_dir)
+        _log(self.plan, f"round {one.number}, {len(one.layers)} layers: {comparison.words()}")
+
+    def drop_optimizers(self, number: int) -> None:
+        """Removes optimizer states from before a round that is done: each is twice the size of a model."""
+        if self.first:
+            for one in self.plan.rounds[: number - 1]:
+                (self.out_dir / one.name / OPTIMIZER).unlink(missing_ok=True)
+
+    def finish(self, outcome: str) -> GrowResult:
+        """Records why growing ended, and returns the optimized model (line 7)."""
+        self.growth.end(outcome)
+        if self.first:
+            self.growth.save(self.out_dir)
+        return GrowResult(self.out_dir, self.growth)
 
 
 def _log(plan: GrowthPlan, text: str) -> None:
-    if plan.fabric.global_rank == 0:
+    if plan.evaluator.fabric.global_rank == 0:
         logger.info(text)

@@ -45,10 +45,8 @@ def language_documentation() -> Iterator[tuple[str, str]]:
 
 
 def write_corpus(folder: Path) -> int:
-    """Write ``documentation.jsonl`` and ``sources.jsonl``, one document per file of the installation.
-
-    Returns:
-        Characters written.
+    """Write ``documentation.jsonl`` and ``sources.jsonl``, one document per file of the installation, and return the
+    characters written.
 
     Raises:
         UserError: this Python carries too little text (a build without the standard library's sources).
@@ -90,20 +88,12 @@ SHAPE: dict[str, Any] = {
 
 
 def write_shape(folder: Path, corpus: Path) -> None:
-    """Write a Hugging Face folder without weights: ``config.json`` and a SentencePiece tokenizer made from ``corpus``.
-
-    Args:
-        folder: an existing folder to fill.
-        corpus: folder of ``*.jsonl`` files with a ``text`` field.
-    """
+    """Fill a Hugging Face folder without weights: ``config.json`` and a SentencePiece tokenizer made from ``corpus``, a
+    folder of ``*.jsonl`` files with a ``text`` field."""
     (folder / "config.json").write_text(json.dumps(SHAPE, indent=2) + "\n", encoding="utf-8")
-    tokenizer_config = {
-        "tokenizer_class": "LlamaTokenizer",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config) + "\n", encoding="utf-8")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer_config = json.dumps({"tokenizer_class": "LlamaTokenizer", **special})
+    (folder / "tokenizer_config.json").write_text(tokenizer_config + "\n", encoding="utf-8")
     lines = (line for text in iter_documents(corpus) for line in text.split("\n") if line.strip())
     train_tokenizer(folder / "tokenizer.model", lines, SHAPE["vocab_size"])
 
@@ -114,20 +104,16 @@ _CHOICE_CHARACTERS = 80
 _CHOICES = 4
 
 
-def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 12) -> Path:
-    """Write the rows and the lm-eval description of the task.
+def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 12) -> None:
+    """Write the rows of the task into a folder, and its lm-eval description as ``demo_next_passage.yaml``.
 
     Each row shows a stretch of one document and four stretches of the same length: the one that follows, and three from
     other places of the held-out documents. Chance is 25%.
 
     Args:
-        folder: an existing folder to fill.
         documents: held-out texts, at least four.
-        seed: seed of the places and of the order of the choices.
+        seed: of the places and of the order of the choices.
         per_document: most rows per document.
-
-    Returns:
-        The task's YAML file, for ``inheritune eval --tasks``.
     """
     draw = random.Random(seed)
     span = _CONTEXT_CHARACTERS + _CHOICE_CHARACTERS
@@ -135,9 +121,8 @@ def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_doc
     for text in documents:
         for _ in range(min(per_document, len(text) // (2 * span))):
             start = draw.randrange(len(text) - span)
-            passages.append(
-                (text[start : start + _CONTEXT_CHARACTERS], text[start + _CONTEXT_CHARACTERS : start + span])
-            )
+            end = start + _CONTEXT_CHARACTERS
+            passages.append((text[start:end], text[end : start + span]))
     rows = []
     for number, (context, following) in enumerate(passages):
         others = [passage[1] for other, passage in enumerate(passages) if other != number and passage[1] != following]
@@ -145,42 +130,30 @@ def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_doc
         draw.shuffle(choices)
         rows.append({"context": context, "choices": choices, "gold": choices.index(following)})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    task = folder / f"{TASK}.yaml"
-    task.write_text(_YAML.format(task=TASK), encoding="utf-8")
-    return task
+    (folder / f"{TASK}.yaml").write_text(_YAML, encoding="utf-8")
 
 
-_YAML = """\
-task: {task}
+_YAML = f"""\
+task: {TASK}
 dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: rows.jsonl
+dataset_kwargs: {{data_files: {{test: rows.jsonl}}}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: context
 doc_to_target: gold
 doc_to_choice: choices
 target_delimiter: ""
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-metadata:
-  version: 1
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1}}
 """
 
 
 def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
-    """Write a ``tokenizer.model`` with LLaMA's choices: BPE, with bytes for what is unknown, digits and spaces kept.
-
-    Args:
-        path: the new file.
-        lines: text; up to 40,000 of them are used.
-        vocab_size: number of pieces.
+    """Write a ``tokenizer.model`` of ``vocab_size`` pieces with LLaMA's choices: BPE, with bytes for what is unknown,
+    digits and spaces kept. Up to 40,000 of the lines are used.
 
     Raises:
-        UserError: too little text for so many.
+        UserError: too little text for so many pieces.
     """
     import sentencepiece
 

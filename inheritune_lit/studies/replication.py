@@ -1,35 +1,65 @@
-"""``inheritune reproduce``: the paper's comparisons as experiments at a size that runs here."""
+"""``inheritune reproduce``: the paper's comparisons at a size that runs here, as experiments and as a page."""
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit import (
+    AnalyzeArgs,
     DistillArgs,
     EvalArgs,
     GPT2Config,
     OptimizerArgs,
+    PackedDataset,
     PrepareArgs,
     PretrainArgs,
     SliceArgs,
     TrainArgs,
+    analyze,
     iter_documents,
     prepare,
     save_lit_config,
-    slice_model,
 )
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import make_folder, replace_text
+from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
 from inheritune_lit.io.records import write_record
+from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import ReproduceArgs
 from inheritune_lit.studies.inputs import train_tokenizer
-from inheritune_lit.studies.replication_page import FIGURE_1, FIGURE_3, PAGE, TABLE_1, TABLE_2, TABLE_3, write_page
-from inheritune_lit.studies.runner import Experiment, ExperimentResult, fill_once, make_once, run_experiments
+from inheritune_lit.studies.runner import (
+    Experiment,
+    ExperimentResult,
+    SeedSummary,
+    by_title,
+    draw_mean_curve,
+    fill_once,
+    make_once,
+    run_experiments,
+    summarize,
+)
 
-RESULTS = "results.json"
+RESULTS, PAGE = "results.json", "replication.md"
+TABLE_1 = "Table 1: against training from scratch"
+TABLE_2 = "Table 2: against other ways to begin"
+TABLE_3 = "Table 3: parts of the layers"
+FIGURE_1 = "Figures 1c and 1f: which layers to begin with"
+FIGURE_3 = "Figure 3: against distillation"
+MAIN = ("reference", "inheritune", "scratch", "scratch-2T")
+"""Models of the main comparison, which are trained with every seed."""
+_OURS = "Inheritune"
+_CURVES = {  # the paper's figure of each comparison's curves
+    TABLE_1: ("figure-5.png", "Figure 5: training curves against training from scratch"),
+    TABLE_2: ("figure-6.png", "Figure 6: training curves of other ways to begin"),
+    TABLE_3: ("figure-7.png", "Figure 7: training curves of parts of the layers"),
+    FIGURE_3: ("figure-3.png", "Figure 3: training curves against distillation"),
+    FIGURE_1: ("figure-1.png", "Figures 1c and 1f: training curves by the layers to begin with"),
+}
+_SEQUENCES, _TOKENS = 100, 100  # of the analysis, the paper's, Section 2
 _CHARACTERS, _MOST_LINE = 8_000_000, 4000
 _VAL_FRACTION, _VAL_SAMPLES = 0.02, 256
 logger = logging.getLogger(__name__)
@@ -132,10 +162,6 @@ def reproduce(args: ReproduceArgs) -> ReplicationResult:
     return ReplicationResult(results, out_dir / PAGE)
 
 
-MAIN = ("reference", "inheritune", "scratch", "scratch-2T")
-"""Models of the main comparison, which are trained with every seed."""
-
-
 def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
     """Every model, what others start from before them, cheap ones and those of the main comparison first."""
     n, T = scale.variant, scale.steps
@@ -155,18 +181,35 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
         **slicing: Any,
     ) -> Experiment:
         """A model that starts from a slice of another one, or with random weights where ``of`` is None."""
-        initial = _folder(out_dir, f"{name}-start", seed)
+        initial, run_dir = _folder(out_dir, f"{name}-start", seed), _folder(out_dir, name, seed)
         ref = out_dir / "shape" if of is None else _folder(out_dir, of, seed) / "final"
         options = {"init": "random", **slicing} if of is None else slicing
-        start = partial(slice_model, SliceArgs(str(ref), out_dir=initial, seed=seed, **options))
+        teacher = str(_folder(out_dir, "reference", seed) / "final")
+        train = TrainArgs(
+            global_batch_size=scale.batch,
+            micro_batch_size=scale.batch,
+            max_seq_length=scale.block_size,
+            max_steps=steps,
+            lr_warmup_steps=max(1, steps // 20),
+            min_lr=scale.lr / 10,
+            log_interval=max(1, steps // 30),
+            save_interval=200,
+        )
+        training = PretrainArgs(
+            initial,
+            out_dir / "data",
+            run_dir,
+            train=train,
+            eval=EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
+            optimizer=OptimizerArgs(lr=scale.lr),
+            distill=DistillArgs(teacher=teacher, kind=distill) if distill else DistillArgs(),  # type: ignore[arg-type]
+            precision="32-true",
+            seed=seed,
+        )
         needed = {of, "reference" if distill else None} - {None}
         after = tuple(_folder(out_dir, str(one), seed).name for one in sorted(map(str, needed)))
-        teacher = str(_folder(out_dir, "reference", seed) / "final")
-        teaching = DistillArgs(teacher=teacher, kind=distill) if distill else DistillArgs()  # type: ignore[arg-type]
-        run_dir = _folder(out_dir, name, seed)
-        return Experiment(
-            run_dir.name, title, start, _training(scale, initial, run_dir, seed, steps, teaching), after, groups
-        )
+        start = SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
+        return Experiment(run_dir.name, title, start, training, after, groups)
 
     return [
         model("reference", "reference", TABLE_1, of=None, n=scale.n_layer),
@@ -188,29 +231,6 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
         model("distilbert", "DistilBERT-style", FIGURE_3, layers=teacher_layers, distill="distilbert"),
         model("inheritune-kd", "Inheritune and logit distillation", FIGURE_3, n=n, distill="logits"),
     ]
-
-
-def _training(scale: Scale, initial: Path, run_dir: Path, seed: int, steps: int, distill: DistillArgs) -> PretrainArgs:
-    return PretrainArgs(
-        initial,
-        run_dir.parents[1] / "data",
-        run_dir,
-        train=TrainArgs(
-            global_batch_size=scale.batch,
-            micro_batch_size=scale.batch,
-            max_seq_length=scale.block_size,
-            max_steps=steps,
-            lr_warmup_steps=max(1, steps // 20),
-            min_lr=scale.lr / 10,
-            log_interval=max(1, steps // 30),
-            save_interval=200,
-        ),
-        eval=EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
-        optimizer=OptimizerArgs(lr=scale.lr),
-        distill=distill,
-        precision="32-true",
-        seed=seed,
-    )
 
 
 def _folder(out_dir: Path, name: str, seed: int) -> Path:
@@ -287,3 +307,95 @@ def _gather(source: list[Path], folder: Path) -> str:
         if not link.exists():
             link.symlink_to(path.resolve())
     return str(folder)
+
+
+def write_page(out_dir: Path, name: str, scale: dict[str, Any], results: list[ExperimentResult]) -> None:
+    """Writes ``replication.md`` and a figure per comparison; both models of Figure 9 are analysed for it.
+
+    Args:
+        name: of the scale.
+        scale: its sizes.
+        results: of all models that are done.
+    """
+    tokens = scale["steps"] * scale["batch"] * scale["block_size"]
+    parts = [
+        f"# Replication at the scale `{name}`",
+        "GPT-2 models as the paper's (no biases, learned positions, tied head, attention scaled by the layer's number):"
+        f" {scale['n_layer']} layers of width {scale['n_embd']} for the reference, {scale['variant']} for the small "
+        f"model, {scale['block_size']} tokens per sample, a vocabulary of {scale['vocab_size']:,}. T is "
+        f"{scale['steps']} steps of {scale['batch']} samples, {tokens:,} tokens. Losses are held-out, in nats per "
+        "token, on the same samples for all: mean over seeds ± standard deviation over seeds (one seed: ± standard "
+        "error over samples); differences are seed by seed. Steps and tokens are those of the training itself, as in "
+        "the paper: what a model starts from (the reference's T steps, or a teacher's) is not counted.",
+    ]
+    shown: set[str] = set()
+    for group, (file, title) in _CURVES.items():
+        models = by_title(results, group)
+        if models.keys() <= shown:  # of what is compared here nothing has been trained
+            continue
+        shown |= models.keys()
+        _draw(out_dir / file, models)
+        parts += [f"## {group}", _table(models), f"![{title}]({file})"]
+    parts += _rank_section(out_dir, scale["block_size"])
+    replace_text(out_dir / PAGE, "\n\n".join(parts) + "\n")
+
+
+def _table(models: dict[str, list[ExperimentResult]]) -> str:
+    ours = models.get(_OURS) or next(iter(models.values()))
+    rows = []
+    for title, runs in models.items():
+        run, summary = runs[0], summarize(runs, ours)
+        sizes = [f"{value:,}" for value in (run.n_layer, run.n_embd, run.parameters, run.steps, run.tokens, len(runs))]
+        noise = summary.stderr if math.isnan(summary.std) else summary.std
+        rows.append([title, *sizes, f"{summary.loss:.3f} ± {noise:.3f}", "" if runs is ours else _difference(summary)])
+    header = ["model", "layers", "width", "parameters", "steps", "tokens", "seeds", "held-out loss"]
+    return markdown_table([*header, f"minus {ours[0].title}'s"], rows)
+
+
+def _difference(summary: SeedSummary) -> str:
+    if not summary.paired:
+        return ""
+    noise = "" if math.isnan(summary.difference_std) else f" ± {summary.difference_std:.3f}"
+    return f"{summary.difference:+.3f}{noise}"
+
+
+def _draw(path: Path, models: dict[str, list[ExperimentResult]]) -> None:
+    figure, (whole, end) = new_figure(2)
+    for number, runs in enumerate(models.values()):
+        for axes in (whole, end):
+            draw_mean_curve(axes, number, runs)
+    longest = max(runs[0].tokens for runs in models.values())
+    # The last part decides, and is flat beside the first.
+    zoom_in(end, min(0.5 * longest, 0.75 * min(runs[0].tokens for runs in models.values())), longest)
+    whole.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="From the start")
+    end.set(xlabel="tokens trained", title="Towards the end")
+    for axes in (whole, end):
+        engineering_ticks(axes.xaxis)
+    label_ends(end)
+    save_png(figure, path)
+
+
+def _rank_section(out_dir: Path, block_size: int) -> list[str]:
+    """Analyses both models of the first seed on held-out text; no paragraphs while they are not there."""
+    models = {name: out_dir / "runs" / f"{name}-s1" / "final" for name in ("inheritune", "reference")}
+    if not all(path.is_dir() for path in models.values()):
+        return []
+    tokens = min(_TOKENS, block_size)
+    held_out = PackedDataset(out_dir / "data", "val", tokens)
+    whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
+    (out_dir / "analysis").mkdir(exist_ok=True)
+    sentences, other = [], None
+    for name, checkpoint in models.items():
+        folder = out_dir / "analysis" / name
+        options: dict[str, Any] = {"maps": "none", "gradients": False, "drop_length": 0, "compare": other}
+        count = min(_SEQUENCES, whole)
+        measured = analyze(
+            AnalyzeArgs(str(checkpoint), out_dir / "data", folder, num_sequences=count, seq_length=tokens, **options)
+        )
+        other = folder
+        sentences.append(f"- {name}: {str(measured).splitlines()[0]}")
+    return [
+        "## Figure 9: attention rank by layer",
+        "\n".join(sentences),
+        "![attention rank and mass by layer](analysis/reference/rank_and_mass.png)",
+    ]

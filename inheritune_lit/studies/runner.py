@@ -1,22 +1,27 @@
 """Experiments: make a start, train it, read what came out; continued after a kill, side by side where wanted."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from inheritune_lit import PretrainArgs, RunResult, pretrain, read_run
+from matplotlib.axes import Axes
+
+from inheritune_lit import PretrainArgs, SliceArgs, TrainingArgs, pretrain, read_run, slice_model, stop_requests
 from inheritune_lit.io.executors import open_executor
 from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.plotting import draw_curve
+from inheritune_lit.studies.args import AblateArgs, GrowArgs
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +33,14 @@ class Experiment:
     Attributes:
         name: unique in its study.
         title: as tables name it; experiments of one title differ in their seeds only.
-        start: makes the checkpoint ``training.initial_checkpoint_dir``; None where it is there already.
-        training: arguments of ``pretrain``.
+        start: the slice that ``training`` starts from; experiments may share one.
         after: names of the experiments whose checkpoints it needs.
         groups: tables and figures that it is part of.
     """
 
     name: str
     title: str
-    start: Callable[[], Any] | None
+    start: SliceArgs
     training: PretrainArgs
     after: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
@@ -74,6 +78,79 @@ class ExperimentResult:
     curve: list[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class SeedSummary:
+    """Experiments of one title over all seeds: losses in nats per token.
+
+    Attributes:
+        layers: of the reference, None for fresh weights.
+        untrained: mean held-out loss before training, NaN where it was not measured.
+        loss, std, low, high: of the held-out loss after training; the sample standard deviation is NaN for one seed.
+        stderr: mean standard error of the single losses over the held-out samples.
+        difference, difference_std: loss minus the baseline's, seed by seed: mean and standard deviation.
+        paired: seeds that the baseline has too.
+        lower_in: seeds in which the loss is lower than the baseline's.
+        same_as: an earlier title with the same layers, and so with the same experiments.
+    """
+
+    title: str
+    seeds: list[int]
+    layers: list[int] | None
+    untrained: float
+    loss: float
+    std: float
+    low: float
+    high: float
+    stderr: float
+    difference: float
+    difference_std: float
+    paired: int
+    lower_in: int
+    same_as: str | None = None
+
+
+def by_title(results: Sequence[ExperimentResult], group: str | None = None) -> dict[str, list[ExperimentResult]]:
+    """The experiments of a group, all when None, by title, in their order."""
+    found: dict[str, list[ExperimentResult]] = {}
+    for each in results:
+        if group is None or group in each.groups:
+            found.setdefault(each.title, []).append(each)
+    return found
+
+
+def summarize(runs: Sequence[ExperimentResult], baseline: Sequence[ExperimentResult]) -> SeedSummary:
+    """Puts the seeds of one title together, and compares them with another title's."""
+    losses = [run.val_loss for run in runs]
+    theirs = {run.seed: run.val_loss for run in baseline}
+    differences = [run.val_loss - theirs[run.seed] for run in runs if run.seed in theirs]
+    return SeedSummary(
+        title=runs[0].title,
+        seeds=[run.seed for run in runs],
+        layers=runs[0].layers,
+        untrained=fmean(math.nan if run.untrained is None else run.untrained for run in runs),
+        loss=fmean(losses),
+        std=_std(losses),
+        low=min(losses),
+        high=max(losses),
+        stderr=fmean(run.val_stderr for run in runs),
+        difference=fmean(differences) if differences else math.nan,
+        difference_std=_std(differences),
+        paired=len(differences),
+        lower_in=sum(difference < 0 for difference in differences),
+    )
+
+
+def _std(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan
+
+
+def draw_mean_curve(axes: Axes, number: int, runs: Sequence[ExperimentResult]) -> None:
+    """Draws held-out loss against tokens, the mean over the seeds, in the style of the number."""
+    points = list(zip(*(run.curve for run in runs), strict=True))
+    tokens, losses = [point[0][0] for point in points], [fmean(loss for _, loss in point) for point in points]
+    draw_curve(axes, number, tokens, losses, runs[0].title)
+
+
 def make_once(path: Path, what: str, make: Callable[[], Any]) -> None:
     """Makes a file or folder, unless it is there already."""
     if path.exists():
@@ -93,20 +170,10 @@ def fill_once(folder: Path, what: str, write: Callable[[Path], Any]) -> None:
     make_once(folder, what, fill)
 
 
-def run_experiment(experiment: Experiment, **more: Any) -> RunResult:
-    """Makes the start where it is missing, and trains; ``final`` of the result is None where training was stopped.
-
-    Args:
-        **more: further arguments of ``pretrain``.
-    """
-    make_start(experiment)
-    return pretrain(experiment.training, **more)
-
-
-def make_start(experiment: Experiment) -> None:
-    """Makes the checkpoint that an experiment starts from, where it is missing."""
-    if experiment.start is not None and not experiment.training.initial_checkpoint_dir.exists():
-        experiment.start()
+def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **changes: Any) -> PretrainArgs:
+    """The arguments of ``pretrain`` for one training of a study: the study's own, with changes."""
+    shared = {each.name: getattr(args, each.name) for each in fields(TrainingArgs)}
+    return PretrainArgs(start, args.data, out_dir, **shared | changes)
 
 
 def read_result(experiment: Experiment) -> ExperimentResult:
@@ -169,21 +236,27 @@ def run_experiments(
         else:
             for number, experiment in enumerate(experiments, start=1):
                 logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
-                if run_experiment(experiment).final is None:
+                _make_start(experiment)
+                if pretrain(experiment.training).final is None:
                     break
                 take_up(experiment)
     return [results[one.name] for one in experiments if one.name in results]
 
 
+def _make_start(experiment: Experiment) -> None:
+    if not experiment.training.initial_checkpoint_dir.exists():
+        slice_model(experiment.start)
+
+
 def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up: Callable[[Experiment], None]) -> None:
     waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
     others = set(multiprocessing.active_children())
-    with _stop_signals() as stop:
+    with stop_requests() as stop:
         while (waiting and not stop) or running:
             for experiment in [one for one in waiting if done.issuperset(one.after) and not stop]:
                 waiting.remove(experiment)
                 logger.info("%s: started, %d are waiting", experiment.name, len(waiting))
-                make_start(experiment)  # here, because experiments may share one
+                _make_start(experiment)  # here, because experiments may share one
                 running[executor.submit(_train_in_worker, experiment.training)] = experiment
             finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -203,34 +276,14 @@ def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up
                 take_up(experiment)
                 logger.info("%s: done, %d are running", experiment.name, len(running))
             if stop:
-                _stop_workers(running, others)
+                for future in running:
+                    future.cancel()
+                # The processes of a pool save; a cluster's workers finish alone.
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+                    others.add(worker)  # a second signal would end it without saving
     if signal.SIGINT in stop:
         raise KeyboardInterrupt
-
-
-def _stop_workers(running: dict[Future[bool], Experiment], others: set[Any]) -> None:
-    """Cancels what has not started, and tells the processes of a pool to save; a cluster's workers finish alone."""
-    for future in running:
-        future.cancel()
-    for worker in set(multiprocessing.active_children()) - others:
-        worker.terminate()
-        others.add(worker)  # a second signal would end it without saving
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Yields a list that takes up SIGTERM and SIGINT while the block runs."""
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets only the main thread handle signals
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {one: signal.signal(one, lambda number, _: received.append(signal.Signals(number))) for one in signals}
-    try:
-        yield received
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 _stopped: threading.Event | None = None

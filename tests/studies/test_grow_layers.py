@@ -4,7 +4,7 @@ import pytest
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.studies.args import GrowArgs
-from inheritune_lit.studies.grow_plan import plan_layers
+from inheritune_lit.studies.rounds import plan_layers
 
 
 def growing(n=None, **options):

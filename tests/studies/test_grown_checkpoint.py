@@ -16,7 +16,7 @@ from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.studies.args import GrowArgs
-from inheritune_lit.studies.grow_plan import plan_layers
+from inheritune_lit.studies.rounds import plan_layers
 
 TOKENS_BT = torch.arange(2 * 19).reshape(2, 19) * 5 % 97
 

@@ -13,9 +13,8 @@ from tiny import write_jsonl
 from inheritune_lit.cli import main
 from inheritune_lit.model.load import load_state
 from inheritune_lit.studies.args import ReproduceArgs
-from inheritune_lit.studies.replication import SCALES, experiments, reproduce
-from inheritune_lit.studies.replication_page import TABLE_1, write_page
-from inheritune_lit.studies.results import by_title, summarize
+from inheritune_lit.studies.replication import SCALES, TABLE_1, experiments, reproduce, write_page
+from inheritune_lit.studies.runner import by_title, summarize
 
 ONLY = ["scratch", "stacking", "hybrid", "mlp", "kd"]
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tiny import make_checkpoint, make_packed
 from inheritune_lit.checkpoint.folder import WEIGHTS
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.studies.runner import Experiment, run_experiments
 from inheritune_lit.train.args import EvalArgs, PretrainArgs, TrainArgs
 
@@ -51,7 +49,7 @@ def experiments(inputs: Path, out_dir: Path, steps: int = 4, lr_warmup_steps: in
             seed=seed,
         )
         slicing = SliceArgs(str(ref), n=n, out_dir=initial)
-        return Experiment(name, name, partial(slice_model, slicing), training, after)
+        return Experiment(name, name, slicing, training, after)
 
     return [
         one("first", inputs / "ref", 2, 1, "start"),
