@@ -74,10 +74,9 @@ class PrepareArgs(ReadingArgs):
         if self.source is not None:
             object.__setattr__(self, "source", str(self.source))
         super().__post_init__()
-        if self.verify is None:
-            for name in ("source", "tokenizer_dir", "out_dir"):
-                if getattr(self, name) is None:
-                    raise UserError(f"--{name} is required; see `inheritune prepare --help`")
+        for name in ("source", "tokenizer_dir", "out_dir") if self.verify is None else ():
+            if getattr(self, name) is None:
+                raise UserError(f"--{name} is required; see `inheritune prepare --help`")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val_fraction is {self.val_fraction}; give a number between 0 and 1, such as 0.01")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -88,22 +87,17 @@ class PrepareArgs(ReadingArgs):
             raise UserError(f"--num_workers is {self.num_workers}; give at least 1")
         if self.num_workers is not None and self.cluster is not None:
             raise UserError("--num_workers counts processes of this machine, --cluster has its own; give one of them")
-        if self.mixture is not None:
-            self._check_mixture(self.mixture)
-
-    def _check_mixture(self, mixture: dict[str, float]) -> None:
+        if self.mixture is None:
+            return
         if self.max_tokens is None:
             raise UserError("--mixture divides the tokens of a subset; give --max_tokens too")
         if self.domain_field is not None:
             raise UserError("--mixture needs domains known before the rows are read; leave out --domain_field")
-        wrong = {name: part for name, part in mixture.items() if not part >= 0}
-        if wrong or not sum(mixture.values()) > 0:
-            raise UserError(f"--mixture {mixture} needs parts that are not negative and not all zero")
+        if not all(part >= 0 for part in self.mixture.values()) or not sum(self.mixture.values()) > 0:
+            raise UserError(f"--mixture {self.mixture} needs parts that are not negative and not all zero")
 
     def content_settings(self) -> dict[str, Any]:
         """Returns what decides, beside the sources and the tokenizer, what the packed data holds, for its manifest."""
-        names = ["val_fraction", "end_of_document", "text_field", "txt_documents", "domain", "domain_field"]
-        names += ["parse_special_tokens", "drop_duplicates", "max_document_bytes"]
-        if self.max_tokens is not None:
-            names += ["max_tokens", "mixture", "seed"]
-        return {name: getattr(self, name) for name in names}
+        names = "val_fraction end_of_document text_field txt_documents domain domain_field parse_special_tokens "
+        names += "drop_duplicates max_document_bytes" + (" max_tokens mixture seed" if self.max_tokens else "")
+        return {name: getattr(self, name) for name in names.split()}

@@ -58,11 +58,7 @@ class ReadReport:
         self.first_broken = self.first_broken or other.first_broken
 
     def check(self, path: str) -> None:
-        """Refuses a file with too many broken rows.
-
-        Raises:
-            UserError: it has.
-        """
+        """Raises a ``UserError`` for a file with too many broken rows."""
         if self.broken_rows > _MAX_BROKEN_SHARE * self.rows:
             raise UserError(
                 f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {self.describe_fault(path)}; "
@@ -87,11 +83,7 @@ class BrokenRow(Exception):
 
 
 def decode_text(data: bytes) -> str:
-    """Returns UTF-8 bytes as text.
-
-    Raises:
-        BrokenRow: they are something else.
-    """
+    """Returns UTF-8 bytes as text; raises ``BrokenRow`` for others."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -99,11 +91,7 @@ def decode_text(data: bytes) -> str:
 
 
 def parse_json(line: bytes) -> Any:
-    """Returns the value of a line of JSON.
-
-    Raises:
-        BrokenRow: the line is not UTF-8 or not JSON.
-    """
+    """Returns the value of a line of JSON; raises ``BrokenRow`` where it is not UTF-8 or not JSON."""
     try:
         return json.loads(decode_text(line))
     except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
@@ -111,11 +99,7 @@ def parse_json(line: bytes) -> Any:
 
 
 def string_field(row: Any, path: str) -> str:
-    """Returns a string in a row; dots in ``path`` lead into nested objects.
-
-    Raises:
-        BrokenRow: there is no such field, or it is not a string.
-    """
+    """Returns a string in a row, where dots in ``path`` lead into nested objects; raises ``BrokenRow`` without one."""
     value = row
     for name in [path] if isinstance(row, dict) and path in row else path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
@@ -125,40 +109,30 @@ def string_field(row: Any, path: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """Refuses half a surrogate pair, which JSON can spell and no UTF-8 text and no tokenizer can hold.
-
-    Raises:
-        BrokenRow: the text has one.
-    """
+    """Raises ``BrokenRow`` for half a surrogate pair, which JSON can spell and no UTF-8 text or tokenizer can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise BrokenRow(f"not UTF-8 ({error.reason})") from None
 
 
-def text_digest(text: str) -> bytes:
-    """Returns the SHA-256 of a text (UTF-8)."""
-    return hashlib.sha256(text.encode("utf-8")).digest()
-
-
 def is_validation(text: str, val_fraction: float) -> bool:
-    """Returns whether a document belongs to the validation split; see ``digest_is_validation``."""
-    return digest_is_validation(text_digest(text), val_fraction)
+    """Returns whether a document belongs to the validation split.
 
-
-def digest_is_validation(digest: bytes, val_fraction: float) -> bool:
-    """Returns whether the document with this ``text_digest`` belongs to the validation split.
-
-    The first eight bytes, read as a number in [0, 1), are compared with the fraction. So the split never changes when
-    documents are added, moved or reordered; exact duplicates land on the same side; and a larger fraction only adds
-    documents.
+    The first eight bytes of its SHA-256, read as a number in [0, 1), are compared with the fraction. So the split never
+    changes when documents are added, moved or reordered; exact duplicates land on the same side; and a larger fraction
+    only adds documents.
     """
-    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+    return int.from_bytes(_digest(text)[:8], "big") < val_fraction * 2**64
 
 
-def sample_key(digest: bytes, seed: int) -> int:
+def sample_key(text: str, seed: int) -> int:
     """Returns a number below 2^64, uniform over documents and independent of the split; a subset takes the smallest."""
-    return int.from_bytes(hashlib.blake2b(digest, digest_size=8, salt=seed.to_bytes(8, "big")).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(_digest(text), digest_size=8, salt=seed.to_bytes(8, "big")).digest(), "big")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8")).digest()
 
 
 def ids_hash(ids: bytes) -> bytes:

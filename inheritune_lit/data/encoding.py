@@ -4,6 +4,7 @@ import re
 import string
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from inheritune_lit.tokenizer import Tokenizer
@@ -13,24 +14,18 @@ _MAX_WHOLE_CHARACTERS = 1 << 23  # what cannot be cut takes 35 (sentencepiece) t
 
 
 class DocumentEncoder:
-    """Token ids of documents, without special tokens of its own.
+    """Token ids of documents as "uint16" or "int32", without special tokens of its own.
 
     SentencePiece BPE models go through ``WordCache`` where that is exact, everything else through the library that
-    defines the tokenizer.
-
-    Args:
-        tokenizer_dir: folder with the reference's tokenizer.
-        dtype: "uint16" or "int32".
-        parse_special_tokens: whether a text that spells a special token gets that token. No by default: a web page
-            that says ``<|endoftext|>`` must not end the document. SentencePiece never does.
+    defines the tokenizer. With ``parse_special_tokens`` a text that spells a special token gets that token, but never
+    from SentencePiece; without, a web page that says ``<|endoftext|>`` does not end the document.
     """
 
     def __init__(self, tokenizer_dir: Path, dtype: str, parse_special_tokens: bool) -> None:
         self.tokenizer = Tokenizer(tokenizer_dir, parse_special_tokens=parse_special_tokens)
         self.dtype, self._typecode = dtype, _TYPECODES[dtype]
-        self._words = None
-        if self.tokenizer.path.suffix == ".model":
-            self._words = WordCache.create(self.tokenizer.path, self._typecode)
+        path = self.tokenizer.path
+        self._words = WordCache.create(path, self._typecode) if path.suffix == ".model" else None
 
     def encode(self, texts: Sequence[str]) -> Iterator[bytes | None]:
         """Yields each text's ids, back to back as ``dtype``; None for one too long to encode in bounded memory."""
@@ -78,8 +73,8 @@ class WordCache:
     Args:
         processor: a ``SentencePieceProcessor``.
         typecode: array type code of a token id, "H" or "i".
-        words: pattern whose matches are the parts that are encoded apart; each begins with its spaces, if any.
-        normalise: whether the text has to be normalised before it is cut.
+        words: pattern whose matches are encoded apart; each begins with its spaces, if any.
+        normalise: whether a text has to be normalised before it is cut.
         dummy_prefix: whether the model puts a space before a text.
     """
 
@@ -99,9 +94,7 @@ class WordCache:
 
         model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
         trainer, normaliser = model.trainer_spec, model.normalizer_spec
-        pieces = [
-            piece.piece for piece in model.pieces if piece.type in (piece.NORMAL, piece.USER_DEFINED, piece.UNUSED)
-        ]
+        pieces = [one.piece for one in model.pieces if one.type in (one.NORMAL, one.USER_DEFINED, one.UNUSED)]
         if (
             trainer.model_type != trainer.BPE
             or not trainer.byte_fallback  # else neighbouring unknown characters become one token
@@ -121,8 +114,7 @@ class WordCache:
     def encode(self, text: str) -> bytes:
         """Returns the token ids of a text, back to back in the machine's byte order.
 
-        Raises:
-            UnbrokenText: a stretch of more than ``max_unbroken`` characters has no place to cut.
+        Raises ``UnbrokenText`` where a stretch of more than ``max_unbroken`` characters has no place to cut.
         """
         if not text:
             return b""
@@ -148,14 +140,12 @@ class WordCache:
     def _encode_word(self, word: str) -> bytes:
         if len(word) > self.max_unbroken:
             raise UnbrokenText
-        processor = self._processor
-        if not self._dummy_prefix:
-            plain = word
-        elif word == " ":
+        processor, plain = self._processor, word
+        if self._dummy_prefix and word == " ":
             return self._lone_space
-        elif word[0] == " ":
+        if self._dummy_prefix and word[0] == " ":
             plain = word[1:]  # the model puts it back
-        else:
+        elif self._dummy_prefix:
             # Behind a line break no space is put; the fine pattern is used only where nothing merges with one.
             return array(self._typecode, processor.encode("\n" + word)[self._anchor :]).tobytes()
         if self._normalise and processor.normalize(plain).replace(SPACE, " ") != word:
@@ -190,26 +180,21 @@ class _TwoGenerations(dict):
 
 def _fine_pattern(pieces: list[str]) -> re.Pattern[str] | None:
     """Words, runs of punctuation, single digits and line breaks, where no piece mixes them; None where one does."""
-    pairs = {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
-    pairs = {pair for pair in pairs if SPACE not in pair}
-    marks, grown = set(string.punctuation), True
-    while grown:  # a sign that some piece joins with punctuation counts as punctuation too
-        both_ways = ((pair[i], pair[1 - i]) for pair in pairs for i in (0, 1))
-        joined = {other for mark, other in both_ways if mark in marks and other not in marks}
-        grown = bool(joined)
+    pairs = {pair for piece in pieces for pair in map("".join, pairwise(piece)) if SPACE not in pair}
+    marks, joined = set[str](), set(string.punctuation)
+    while joined:  # a sign that some piece joins with punctuation counts as punctuation too
         marks |= joined
-    digits = set(string.digits)
-    fixed = digits | {"\n"}
+        joined = {other for pair in pairs for mark, other in (pair, pair[::-1]) if mark in marks} - marks
+    fixed = {*string.digits, "\n"}
     if marks & (set(string.ascii_letters) | fixed) or any(fixed.intersection(pair) for pair in pairs):
         return None
     mark = re.escape("".join(sorted(marks)))
     return re.compile(rf" *(?:[^ \n0-9{mark}]+|[{mark}]+|[0-9]|\n)| +")
 
 
-def _windows(spaced: str):
+def _windows(spaced: str) -> Iterator[str]:
     """Yields parts of a long text, cut before a space that follows another character."""
-    cut = re.compile("(?<=[^ ]) ")
-    start = 0
+    cut, start = re.compile("(?<=[^ ]) "), 0
     while start < len(spaced):
         found = cut.search(spaced, start + _WINDOW)
         stop = found.start() if found else len(spaced)

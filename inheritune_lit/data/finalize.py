@@ -6,6 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ from inheritune_lit.data.manifest import (
     SourceShare,
 )
 from inheritune_lit.data.merge_shards import DocumentSpan, consecutive_spans, merge_spans
-from inheritune_lit.data.plan import PreparePlan
+from inheritune_lit.data.plan import PreparePlan, WorkDir
 from inheritune_lit.data.shards import DONE, RangeRecord
 from inheritune_lit.data.subset import choose_documents
-from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk
-from inheritune_lit.io.manifest import MANIFEST
+from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
-from inheritune_lit.io.records import read_record, write_record
+from inheritune_lit.io.reading import parse_json
+from inheritune_lit.io.records import to_record
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,7 @@ _WARNINGS = 10
 
 
 def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
-    """Merges all shards into the output folder, appends to what was packed before, and removes the workdir.
-
-    Args:
-        workdir: has all shards of the plan.
-        plan: what was prepared.
+    """Merges all shards of a plan into the output, beside what was packed before, and removes the workdir.
 
     Returns:
         What the output holds by domain.
@@ -85,7 +82,8 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
                 files |= {f"{split}/{domain}.{ending}": file for ending, file in pair.items()}
         duplicates += before.duplicates if before else 0
         described = settings.tokenizer, settings.dtype, settings.options
-        write_record(staging / MANIFEST, PackedManifest(*described, max_token_id, domains, sources, duplicates, files))
+        manifest = PackedManifest(*described, max_token_id, domains, sources, duplicates, files)
+        write_manifest(staging, "packed_data", asdict(manifest))
     workdir.remove()
     for quota, tokens in short:
         logger.warning(
@@ -96,15 +94,14 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
 
 
 def _read_records(folder: Path) -> list[RangeRecord]:
-    return read_record(folder / DONE, list[RangeRecord], "the record of a shard", f"remove {folder}")
+    path = folder / DONE
+    return to_record(
+        parse_json(path.read_bytes(), path), list[RangeRecord], path, "a shard's record", f"remove {folder}"
+    )
 
 
 def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:
-    """Returns the sources that the ranges were cut from, and warns about their rows.
-
-    Raises:
-        UserError: more of a source's rows are broken than is tolerated.
-    """
+    """Returns the sources that the ranges were cut from, refuses those with too many broken rows, warns of others."""
     reports: defaultdict[str, ReadReport] = defaultdict(ReadReport)
     hashes = {record.source: record.sha256 for record in records if record.sha256}  # by the range that begins a file
     for record in records:
@@ -125,18 +122,8 @@ def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[Pac
             f"inheritune: warning: {reports[name].long_rows} of {reports[name].rows} rows of {paths[name]} left "
             "out: longer than --max_document_bytes, or than 8 MB without a place to cut"
         )
-    return [
-        PackedSource(
-            file.name,
-            file.path,
-            file.bytes,
-            file.version,
-            hashes[file.name],
-            file.domain,
-            **reports[file.name].counts(),
-        )
-        for file in plan.sources
-    ]
+    rows = {name: report.counts() for name, report in reports.items()}
+    return [PackedSource(**vars(file), sha256=hashes[file.name], **rows[file.name]) for file in plan.sources]
 
 
 def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_rows: bool) -> dict[str, PackedDomain]:

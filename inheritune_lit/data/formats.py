@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.documents import BrokenRow, ReadReport, check_text, decode_text, parse_json, string_field
@@ -29,17 +29,11 @@ _BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How files of a kind are read.
+    """How files of a kind are read; ``ranges`` says what a part of one is counted in, None where it is read whole."""
 
-    Attributes:
-        read: see ``read_rows``.
-        ranges: what a range of such a file is counted in, "bytes" or "row groups"; None where it is read whole.
-        text_share: bytes of text per stored byte, roughly.
-    """
-
-    read: Callable[[Path, ReadingArgs, ReadReport, int, int | None], Iterator[Row]]
-    ranges: str | None
-    text_share: float
+    read: Callable[[Path, ReadingArgs, ReadReport, int, int | None], Iterator[Row]]  # see ``read_rows``
+    ranges: Literal["bytes", "row groups"] | None
+    text_share: float  # bytes of text per stored byte, roughly
 
 
 def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
@@ -67,17 +61,10 @@ def stem_of(name: str) -> str:
 def read_rows(
     path: Path, args: ReadingArgs, report: ReadReport, start: int = 0, stop: int | None = None
 ) -> Iterator[Row]:
-    """Yields the rows of a file between two positions, which count what the format's ``ranges`` says.
+    """Yields the rows of a file of a known format, and counts them in the report on the way.
 
-    Args:
-        path: a file of a known format.
-        args: how rows are read.
-        report: counts them on the way.
-        start: the first position.
-        stop: the one after the last; None for all of the file.
-
-    Raises:
-        UserError: the file cannot be read, is cut short or damaged.
+    They are those from position ``start`` to before ``stop`` (None for the end), which count what the format's
+    ``ranges`` says. A file that cannot be read, is cut short or damaged is a ``UserError``.
     """
     kind = format_of(path.name, args)
     assert kind is not None, path
@@ -163,11 +150,7 @@ def _skip_line(stream: BinaryIO) -> int:
 
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come.
-
-    Raises:
-        UserError: the file cannot be read, is cut short or damaged; also from inside the block.
-    """
+    """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come."""
     damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
     if path.suffix == ".zst":
         from zstandard import ZstdError

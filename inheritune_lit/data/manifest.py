@@ -3,13 +3,13 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit.data.sources import SourceFile
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import MANIFEST, installed_versions, read_manifest
-from inheritune_lit.io.records import read_record
+from inheritune_lit.io.manifest import MANIFEST, read_manifest
+from inheritune_lit.io.records import to_record
 from inheritune_lit.io.settings_guard import differences
 
 SPLITS = ("train", "val")
@@ -59,15 +59,10 @@ class PackedDomain(SplitCounts):
 
 
 @dataclass(frozen=True)
-class PackedSource:
+class PackedSource(SourceFile):
     """A source file, and what was met in it (see ``ReadReport``)."""
 
-    name: str
-    path: str
-    bytes: int
-    version: str
     sha256: str
-    domain: str
     rows: int
     empty_rows: int
     broken_rows: int
@@ -101,11 +96,7 @@ class PackedSettings:
     options: dict[str, Any]
 
     def check_same(self, wanted: "PackedSettings", subject: str, advice: str) -> None:
-        """Compares recorded settings with those of this call.
-
-        Raises:
-            UserError: one differs. The message begins with the subject, such as "out was made with".
-        """
+        """Raises a ``UserError`` where those of this call differ; it begins with a subject like "out was made with"."""
         if self.tokenizer != wanted.tokenizer:
             raise UserError(f"{subject} another tokenizer; {advice}")
         for name, old, new in differences(self.options, wanted.options):
@@ -114,44 +105,29 @@ class PackedSettings:
 
 @dataclass(frozen=True)
 class PackedManifest(PackedSettings):
-    """``inheritune.json`` of packed data.
-
-    Attributes:
-        max_token_id: the largest token id in any file.
-        domains: what each holds, by name.
-        sources: all source files, by name.
-        duplicates: documents left out because they equal another.
-        files: sizes and hashes by path below the folder; None where they were not recorded.
-    """
+    """``inheritune.json`` of packed data."""
 
     max_token_id: int
     domains: dict[str, PackedDomain]
     sources: list[PackedSource] = field(default_factory=list)
-    duplicates: int = 0
-    files: dict[str, PackedFile] | None = None
-    kind: str = "packed_data"
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    versions: dict[str, str] = field(default_factory=installed_versions)
+    duplicates: int = 0  # documents left out because they equal another
+    files: dict[str, PackedFile] | None = None  # by path below the folder; early versions recorded none
 
 
 def find_packed_manifest(folder: Path) -> PackedManifest | None:
     """Returns the manifest of packed data, or None where the folder is missing or holds something else.
 
-    Raises:
-        UserError: the manifest is damaged; the message names the field.
+    A damaged manifest is a ``UserError`` that names the field.
     """
-    if (read_manifest(folder) or {}).get("kind") != "packed_data":
+    content = read_manifest(folder)
+    if content is None or content.get("kind") != "packed_data":
         return None
-    advice = "run `inheritune prepare` again with another --out_dir"
-    return read_record(folder / MANIFEST, PackedManifest, "the manifest of packed data", advice)
+    what, advice = "the manifest of packed data", "run `inheritune prepare` again with another --out_dir"
+    return to_record(content, PackedManifest, folder / MANIFEST, what, advice, others=True)
 
 
 def load_packed_manifest(folder: Path) -> PackedManifest:
-    """Returns the manifest of a folder made by ``inheritune prepare``.
-
-    Raises:
-        UserError: the folder is missing, holds something else, or its manifest is damaged.
-    """
+    """Returns the manifest of a folder made by ``inheritune prepare``; any other folder is a ``UserError``."""
     manifest = find_packed_manifest(folder)
     if manifest is None:
         found = f"{folder} is not packed data" if folder.is_dir() else f"no packed data at {folder}"

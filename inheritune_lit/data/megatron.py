@@ -30,12 +30,7 @@ def beside(prefix: Path, ending: str) -> Path:
 
 
 class DocumentWriter(AbstractContextManager):
-    """Appends documents to ``prefix.bin``, and writes ``prefix.idx`` when its ``with`` block ends.
-
-    Args:
-        prefix: path without extension, in a folder that exists.
-        dtype: "uint16" or "int32".
-    """
+    """Appends documents to ``prefix.bin`` as "uint16" or "int32"; ``prefix.idx`` follows when the block ends."""
 
     def __init__(self, prefix: Path, dtype: str) -> None:
         self._prefix, self._dtype = prefix, np.dtype(dtype)
@@ -59,13 +54,9 @@ class DocumentWriter(AbstractContextManager):
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:
-    """Writes ``prefix.idx`` in memory that does not depend on the number of documents.
+    """Writes ``prefix.idx`` of the documents' lengths in tokens (int32), in memory that does not depend on how many.
 
-    Args:
-        prefix: path without extension.
-        dtype: "uint16" or "int32", of the tokens.
-        lengths: the documents' lengths in tokens, int32, in any number of arrays.
-        documents: how many there are in all.
+    ``dtype`` is that of the tokens, "uint16" or "int32".
     """
     itemsize = np.dtype(dtype).itemsize
     with beside(prefix, "idx").open("w+b") as index:

@@ -19,21 +19,13 @@ _DOCUMENTS = 1 << 20
 
 @dataclass
 class DocumentSpan:
-    """Consecutive documents of a pair of files, all from one source.
+    """Consecutive documents of a pair of files, all from the source with this name."""
 
-    Attributes:
-        prefix: the files, ``<split>/<domain>`` without extension.
-        source: name of the source.
-        before: what lies before them in the files.
-        size: what they are.
-        keep: which of them are kept, bool, shape (documents,); None for all. Set before ``kept`` is asked for.
-    """
-
-    prefix: Path
+    prefix: Path  # the files, <split>/<domain> without extension
     source: str
-    before: Count
+    before: Count  # what lies before them in the files
     size: Count
-    keep: np.ndarray | None = None
+    keep: np.ndarray | None = None  # which of them, bool, shape (documents,); None for all
 
     @property
     def place(self) -> tuple[str, str]:
@@ -82,16 +74,9 @@ def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[Doc
 def merge_spans(
     prefix: Path, dtype: str, spans: Sequence[DocumentSpan], report: Callable[[int], None]
 ) -> tuple[int, dict[str, PackedFile]]:
-    """Writes the kept documents as ``prefix.bin`` and ``prefix.idx``; nothing where there is none.
+    """Writes the kept documents of spans as ``prefix.bin`` and ``prefix.idx``; nothing where there is none.
 
-    Args:
-        prefix: path without extension, in a folder that exists.
-        dtype: "uint16" or "int32".
-        spans: what to copy, in order.
-        report: called with each span's tokens when it is done.
-
-    Returns:
-        The largest token id, and the files by extension.
+    ``report`` is called with each span's tokens when it is done. Returns the largest token id, and the files by ending.
     """
     documents = sum(span.kept.documents for span in spans)
     if not documents:

@@ -14,12 +14,7 @@ Weights = Mapping[str, float] | Literal["proportional", "uniform"]
 
 @dataclass(frozen=True)
 class DomainSize:
-    """A domain's part of a data set.
-
-    Attributes:
-        samples: how many it is cut into.
-        tokens: targets in them, padding left out.
-    """
+    """Samples that a domain is cut into, and targets in them, padding left out."""
 
     samples: int
     tokens: int
@@ -27,15 +22,11 @@ class DomainSize:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Domains and how often they are drawn.
-
-    Attributes:
-        domains: sizes.
-        draws: of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs.
-    """
+    """Domains and how often they are drawn."""
 
     domains: dict[str, DomainSize]
     draws: dict[str, int] | None
+    """Of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs."""
 
     @property
     def samples(self) -> int:
@@ -80,13 +71,10 @@ def divide_domains(names: Iterable[str], domains: Iterable[str]) -> dict[str, li
 
 
 def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
-    """Turns weights into samples per cycle.
+    """Turns relative weights by name into samples per cycle; a name that is left out has 0.
 
-    Args:
-        domains: sizes.
-        weights: relative weights by name (see ``divide_domains``), those left out are 0; the domains of a name share
-            its weight by their samples. "uniform" weighs all domains that have a sample equally; "proportional" goes
-            through all the data in epochs.
+    The domains of a name (see ``divide_domains``) share its weight by their samples. "uniform" weighs all domains that
+    have a sample equally; "proportional" goes through all the data in epochs.
 
     Raises:
         UserError: a weight that makes no sense, or a domain that is not there or is drawn without having a sample.
@@ -122,11 +110,9 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
 
 
 def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, int]:
-    """Whole numbers of a given sum, as near to the weights as they can be (largest remainder; ties by name).
+    """Returns whole numbers that sum to ``total``, as near to the weights as can be (largest remainder; ties by name).
 
-    Args:
-        weights: 0 or more each, at least one above 0.
-        total: the sum.
+    Weights are 0 or more each, at least one above 0.
     """
     # Exact, so that every platform rounds alike.
     whole = sum((Fraction(weight) for weight in weights.values()), Fraction(0))

@@ -1,18 +1,22 @@
-"""What a call of ``inheritune prepare`` has to do."""
+"""What a call of ``inheritune prepare`` has to do, and the folder where calls before have left their work."""
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.formats import format_of
 from inheritune_lit.data.manifest import PackedManifest, PackedSettings, TokenizerRecord, find_packed_manifest
-from inheritune_lit.data.shards import Shard, plan_shards
+from inheritune_lit.data.shards import DONE, Shard, ShardSettings, plan_shards
 from inheritune_lit.data.sources import SourceFile, find_sources
 from inheritune_lit.data.subset import Quota, quotas_of
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import check_vacant
+from inheritune_lit.io.folders import check_vacant, explain_full_disk
 from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.records import read_record
 from inheritune_lit.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 3.5  # English and code have 3 to 4
@@ -20,16 +24,7 @@ _BYTES_PER_TOKEN = 3.5  # English and code have 3 to 4
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """What a call has to do.
-
-    Attributes:
-        args: the call's arguments.
-        sources: new files.
-        packed_before: manifest of the output that they are appended to; None where nothing is there.
-        shards: of the new files.
-        quotas: of a subset.
-        settings: what every call on the same output has to agree on.
-    """
+    """What a call has to do: new source files and their shards, and the output that they are appended to, if any."""
 
     args: PrepareArgs
     sources: list[SourceFile]
@@ -63,8 +58,7 @@ class PreparePlan:
 def make_plan(args: PrepareArgs) -> PreparePlan:
     """Finds source files, compares them with what is packed already, and cuts the new ones into shards.
 
-    Raises:
-        UserError: sources, tokenizer or output cannot be used, or do not fit what is packed already.
+    What cannot be used or does not fit what is packed already is a ``UserError``.
     """
     assert args.source and args.tokenizer_dir and args.out_dir, "PrepareArgs checks it"
     sources, tokenizer = find_sources(args.source, args), Tokenizer(args.tokenizer_dir)
@@ -96,11 +90,7 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
 
 
 def _new_sources(out_dir: Path, manifest: PackedManifest, sources: Sequence[SourceFile]) -> list[SourceFile]:
-    """Returns the sources that are not packed yet.
-
-    Raises:
-        UserError: one that is packed has changed or is gone.
-    """
+    """Returns the sources that are not packed yet; one that is packed and has changed or is gone is refused."""
     files = {file.name: file for file in sources}
     advice = "give another --out_dir, or put the former file back"
     for entry in manifest.sources:
@@ -113,3 +103,69 @@ def _new_sources(out_dir: Path, manifest: PackedManifest, sources: Sequence[Sour
         if file.on_hub or file.bytes != entry.bytes or sha256_file(Path(file.path)) != entry.sha256:
             raise UserError(f"{file.path} has changed since {out_dir} was made; {advice}")
     return list(files.values())
+
+
+class WorkDir:
+    """``.<name of the output>.prepare``: shards, the ``ShardSettings`` that they follow (``plan``), and a lock.
+
+    Nothing is made until it is locked. ``replaced`` is where a former output is while the new one takes its name.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        absolute = Path(os.path.abspath(out_dir))
+        self.out_dir, self.path = out_dir, absolute.with_name(f".{absolute.name}.prepare")
+        self.shards, self.plan, self.replaced = (self.path / name for name in ("shards", "plan.json", "replaced"))
+
+    def finished(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Returns the shards whose folders are whole."""
+        return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
+
+    def read_settings(self) -> ShardSettings | None:
+        """Returns what an earlier call was started with, or None."""
+        if not self.plan.is_file():
+            return None
+        return read_record(self.plan, ShardSettings, "the plan of a preparation", f"remove {self.path}")
+
+    def restore_output(self) -> None:
+        """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
+        if self.replaced.is_dir():
+            if self.out_dir.exists():
+                shutil.rmtree(self.replaced)
+            else:
+                os.replace(self.replaced, self.out_dir)
+
+    def remove(self) -> None:
+        """Removes everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed processes have left half-done."""
+        for leftover in (*self.path.glob("*.tmp-*"), *self.shards.glob("*.tmp-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
+        import fcntl
+
+        try:
+            self.shards.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {self.out_dir}: {error.strerror}; give another --out_dir") from error
+        with explain_full_disk(self.path), (self.path / "lock").open("w") as lock:
+            try:
+                # Held until the file is closed, also by the death of this process.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another `inheritune prepare` is at work on {self.out_dir}; wait for it, or give another --out_dir"
+                ) from None
+            except OSError:
+                pass  # a file system without locks; shards appear whole all the same
+            self._remove_leftovers()
+            try:
+                yield
+            finally:
+                self._remove_leftovers()
+                if not any(self.shards.glob(f"*/{DONE}")) and not self.replaced.exists():
+                    self.remove()

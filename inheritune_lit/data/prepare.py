@@ -20,10 +20,9 @@ from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.finalize import finalize
 from inheritune_lit.data.manifest import SPLITS, Count, PackedDomain
 from inheritune_lit.data.packed import VerifyResult, verify_packed
-from inheritune_lit.data.plan import PreparePlan, make_plan
+from inheritune_lit.data.plan import PreparePlan, WorkDir, make_plan
 from inheritune_lit.data.shards import Report, Shard, ShardContext, ShardSettings, ShardWriter, write_shard
 from inheritune_lit.data.subset import estimate_thresholds
-from inheritune_lit.data.workdir import WorkDir
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.progress import Progress
@@ -109,11 +108,18 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
 
 
 def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executor | None) -> None:
-    settings = workdir.read_settings()
+    args, settings = plan.args, workdir.read_settings()
     if settings is None:
-        settings = ShardSettings(**vars(plan.settings), thresholds=_estimate_thresholds(plan, workdir))
-        write_record(workdir.plan, settings)
-    context = ShardContext(workdir.shards, Path.cwd(), plan.args, settings)
+        thresholds = None
+        if plan.quotas:
+            assert args.tokenizer_dir is not None, "PrepareArgs checks it"
+            logger.info("inheritune: estimating how many tokens the corpus has")
+            encoder = DocumentEncoder(args.tokenizer_dir, plan.settings.dtype, args.parse_special_tokens)
+            ranges = [part for shard in plan.shards for part in shard.ranges]
+            thresholds = estimate_thresholds(plan.quotas, ranges, encoder, args, workdir.path / "probe")
+        settings = ShardSettings(**vars(plan.settings), thresholds=thresholds)
+        write_record(workdir.plan, settings)  # once for all calls and workers
+    context = ShardContext(workdir.shards, Path.cwd(), args, settings)
     finished = set(workdir.finished(plan.shards))
     missing = [shard for shard in plan.shards if shard not in finished]
     start, done = time.monotonic(), Count()
@@ -130,8 +136,8 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
             _write_on(executor, missing, context, report)
         elif missing:
             worth = 1 + sum(shard.bytes for shard in missing) // _BYTES_WORTH_A_WORKER
-            workers = min(plan.args.num_workers or available_cores(), worth, len(missing))
-            with open_executor(workers, plan.args.cluster) as opened:
+            workers = min(args.num_workers or available_cores(), worth, len(missing))
+            with open_executor(workers, args.cluster) as opened:
                 if opened is not None:
                     _write_on(opened, missing, context, report)
                 else:
@@ -168,15 +174,3 @@ def _stop_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _estimate_thresholds(plan: PreparePlan, workdir: WorkDir) -> dict[str, int] | None:
-    """Estimates a subset's thresholds, once for all calls and workers."""
-    args = plan.args
-    if not plan.quotas:
-        return None
-    assert args.tokenizer_dir is not None, "PrepareArgs checks it"
-    logger.info("inheritune: estimating how many tokens the corpus has")
-    encoder = DocumentEncoder(args.tokenizer_dir, plan.settings.dtype, args.parse_special_tokens)
-    ranges = [part for shard in plan.shards for part in shard.ranges]
-    return estimate_thresholds(plan.quotas, ranges, encoder, args, workdir.path / "probe")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
-from inheritune_lit.data.documents import ReadReport, digest_is_validation, ids_hash, sample_key, text_digest
+from inheritune_lit.data.documents import ReadReport, ids_hash, is_validation, sample_key
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats import format_of, open_parquet, read_rows, row_group_bytes
+from inheritune_lit.data.formats import Row, format_of, open_parquet, read_rows, row_group_bytes
 from inheritune_lit.data.manifest import Count, PackedSettings
 from inheritune_lit.data.megatron import DocumentWriter, beside
 from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
@@ -73,14 +73,10 @@ class Shard:
 
 
 def plan_shards(sources: list[SourceFile], args: ReadingArgs) -> list[Shard]:
-    """Cuts sources into shards: large plain files by bytes, parquet by row groups, small files bundled.
+    """Cuts sources, which are in the order of their documents, into shards.
 
-    Args:
-        sources: in the order in which their documents shall stand.
-        args: decide how files are read.
-
-    Raises:
-        UserError: a parquet file cannot be read.
+    Large plain files are cut by bytes, parquet by row groups, and small files are bundled. A parquet file that cannot
+    be read is a ``UserError``.
     """
     bundles: list[list[SourceRange]] = []
     left = 0
@@ -115,58 +111,36 @@ def _cut(source: SourceFile, args: ReadingArgs) -> list[SourceRange]:
 
 @dataclass(frozen=True)
 class ShardSettings(PackedSettings):
-    """What a preparation was started with, and the keys below which each domain's documents are kept.
-
-    Attributes:
-        thresholds: for ``sample_key``, by domain; None where all documents are kept.
-    """
+    """What a preparation was started with, and the ``sample_key`` below which each domain's documents are kept."""
 
     thresholds: dict[str, int] | None
 
 
 @dataclass(frozen=True)
 class ShardContext:
-    """What every shard of a preparation shares.
+    """What every shard of a preparation shares."""
 
-    Attributes:
-        folder: where shards go.
-        base: what relative paths of sources and tokenizer are relative to.
-        args: of the call.
-        settings: of the preparation.
-    """
-
-    folder: Path
-    base: Path
+    folder: Path  # where shards go
+    base: Path  # of relative paths of sources and tokenizer
     args: PrepareArgs
     settings: ShardSettings
 
 
 @dataclass(frozen=True)
 class RangeRecord:
-    """What became of a range.
-
-    Attributes:
-        source: name of the source file.
-        sha256: of the whole file, for the range that begins it.
-        report: rows that were met.
-        counts: what was packed, by domain and split.
-    """
+    """What became of a range of the source with this name."""
 
     source: str
-    sha256: str | None
+    sha256: str | None  # of the whole file, for the range that begins it
     report: ReadReport
-    counts: dict[str, dict[str, Count]]
+    counts: dict[str, dict[str, Count]]  # what was packed, by domain and split
 
 
 _thread = threading.local()
 
 
 def write_shard(context: ShardContext, shard: Shard) -> list[tuple[int, Count]]:
-    """Writes a shard in a worker of a pool or cluster, whose tokenizer stays loaded from one shard to the next.
-
-    Returns:
-        What ``ShardWriter.write`` reports.
-    """
+    """Writes a shard in a worker of a pool or cluster, whose tokenizer stays loaded; returns what was reported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is given one core
     writer: ShardWriter | None = getattr(_thread, "writer", None)
     if writer is None or writer.context != context:
@@ -179,8 +153,7 @@ def write_shard(context: ShardContext, shard: Shard) -> list[tuple[int, Count]]:
 class ShardWriter:
     """Writes shards one after another, keeping the tokenizer and its cache between them.
 
-    Raises:
-        UserError: the tokenizer is not the one that the preparation began with.
+    Another tokenizer than the preparation began with is a ``UserError``.
     """
 
     def __init__(self, context: ShardContext) -> None:
@@ -227,14 +200,14 @@ class ShardWriter:
             path = self.context.base / found
             rows = read_rows(path, self.context.args, report, part.start, part.stop)
             for batch in _batches(self._kept(rows, source, report)):
-                texts, step = [text for text, _, _ in batch], Count()
-                for (_, domain, digest), ids in zip(batch, self._encoder.encode(texts), strict=True):
+                step = Count()
+                for (text, domain), ids in zip(batch, self._encoder.encode([text for text, _ in batch]), strict=True):
                     if ids is None:
                         report.long_rows += 1
                     elif not ids:
                         report.empty_rows += 1
                     else:
-                        split, count = output.add(domain, digest, ids + self._ending)
+                        split, count = output.add(domain, text, ids + self._ending)
                         by_split = counts.setdefault(domain, {})
                         by_split[split] = by_split.get(split, Count()) + count
                         step += count
@@ -249,19 +222,14 @@ class ShardWriter:
             report.check(source.path)  # do not read a terabyte for the wrong --text_field
         return RangeRecord(source.name, sha256, report, counts)
 
-    def _kept(
-        self, rows: Iterator[tuple[str, str | None]], source: SourceFile, report: ReadReport
-    ) -> Iterator[tuple[str, str, bytes]]:
-        """Yields the texts worth encoding, with their domains and digests."""
+    def _kept(self, rows: Iterator[Row], source: SourceFile, report: ReadReport) -> Iterator[tuple[str, str]]:
+        """Yields the texts worth encoding and their domains."""
         thresholds, seed = self.context.settings.thresholds, self.context.args.seed
-        for text, named_domain in rows:
+        for text, domain in rows:
             if not text or text.isspace():
                 report.empty_rows += 1
-                continue
-            digest = text_digest(text)
-            if thresholds is None or sample_key(digest, seed) < thresholds[source.domain]:
-                domain = source.domain if named_domain is None else check_domain(named_domain, source.path)
-                yield text, domain, digest
+            elif thresholds is None or sample_key(text, seed) < thresholds[source.domain]:
+                yield text, source.domain if domain is None else check_domain(domain, source.path)
 
 
 class _ShardOutput:
@@ -272,15 +240,15 @@ class _ShardOutput:
         self._writers: dict[Path, DocumentWriter] = {}
         self._sidecars: dict[Path, BinaryIO] = {}
 
-    def add(self, domain: str, digest: bytes, ids: bytes) -> tuple[str, Count]:
+    def add(self, domain: str, text: str, ids: bytes) -> tuple[str, Count]:
         """Appends a document to its split; returns the split and the document's size."""
-        split = "val" if digest_is_validation(digest, self._args.val_fraction) else "train"
+        split = "val" if is_validation(text, self._args.val_fraction) else "train"
         prefix = self.folder / split / domain
         if prefix not in self._writers:
             prefix.parent.mkdir(exist_ok=True)
             self._writers[prefix] = self._stack.enter_context(DocumentWriter(prefix, self._dtype))
         if self._args.max_tokens is not None:
-            self._sidecar(prefix, "sample").write(sample_key(digest, self._args.seed).to_bytes(8, sys.byteorder))
+            self._sidecar(prefix, "sample").write(sample_key(text, self._args.seed).to_bytes(8, sys.byteorder))
         if self._args.drop_duplicates:
             self._sidecar(prefix, "hash").write(ids_hash(ids))
         return split, Count(1, self._writers[prefix].add_packed(ids))
@@ -292,8 +260,8 @@ class _ShardOutput:
         return self._sidecars[path]
 
 
-def _batches(rows: Iterator[tuple[str, str, bytes]]) -> Iterator[list[tuple[str, str, bytes]]]:
-    batch: list[tuple[str, str, bytes]] = []
+def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch: list[tuple[str, str]] = []
     characters = 0
     for row in rows:
         batch.append(row)

@@ -27,21 +27,13 @@ _MAX_DOMAINS = 200
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a corpus.
+    """One file of a corpus."""
 
-    Attributes:
-        name: path below the source, with slashes; files are read in the order of their names.
-        path: where it is: a path, or ``hf://datasets/org/name@commit/file``.
-        domain: its domain, unless its rows name theirs.
-        bytes: its size.
-        version: changes with its content: the time of its last change in nanoseconds, or the hub's hash.
-    """
-
-    name: str
-    path: str
-    domain: str
+    name: str  # path below the source, with slashes; files are read in the order of their names
+    path: str  # or hf://datasets/org/name@commit/file
+    domain: str  # unless its rows name theirs
     bytes: int
-    version: str
+    version: str  # changes with its content: the time of its last change in nanoseconds, or the hub's hash
 
     @property
     def on_hub(self) -> bool:
@@ -94,10 +86,7 @@ def iter_documents(
 ) -> Iterator[str]:
     """Yields the texts of a local corpus that are not blank, in the order in which ``prepare`` packs them.
 
-    Args:
-        source: a folder or a file.
-        args: how rows are read.
-        max_characters: most text, an equal part from the beginning of each file; the last text of a file is cut there.
+    With ``max_characters`` an equal part from the beginning of each file; the last text of a file is cut there.
 
     Raises:
         UserError: the source is on the hub or holds nothing readable, or too many rows of a file are broken.
@@ -171,11 +160,7 @@ def is_hub_source(source: str) -> bool:
 
 
 def parse_hub_source(source: str) -> tuple[str, str | None, str]:
-    """Returns repository, revision (None for the default branch) and path of a source on the hub.
-
-    Raises:
-        UserError: it is spelled otherwise.
-    """
+    """Returns repository, revision (None for the default branch) and path of a source on the hub, or refuses it."""
     address = rf"({_REPOSITORY.pattern})(?:@({_REVISION}))?(?:/(.+?))?/?"
     match = re.fullmatch(address, source.removeprefix(SCHEME))
     if not match:
@@ -202,11 +187,7 @@ def _list_dataset(source: str) -> Iterator[tuple[str, str, int, str]]:
 
 @contextmanager
 def local_copy(file: SourceFile, folder: Path) -> Iterator[Path]:
-    """Yields a source file on this machine: itself, or a copy fetched into ``folder``, which is removed afterwards.
-
-    Raises:
-        UserError: the hub does not answer.
-    """
+    """Yields a source file on this machine: itself, or a copy fetched into ``folder``, which is removed afterwards."""
     if not file.on_hub:
         yield Path(file.path)
         return

@@ -41,10 +41,9 @@ class Quota:
 
 
 def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
-    """Returns the quotas of a subset; none where everything is taken. A mixture's names are as in ``divide_domains``.
+    """Returns the quotas of a subset; none where everything is taken.
 
-    Raises:
-        UserError: a domain or a name of the mixture has no counterpart.
+    A name of the mixture without a domain (see ``divide_domains``), or a domain without one, is a ``UserError``.
     """
     if args.max_tokens is None:
         return []
@@ -66,12 +65,8 @@ def estimate_thresholds(
 ) -> dict[str, int]:
     """Returns thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
 
-    Args:
-        quotas: tokens wanted.
-        ranges: the whole corpus.
-        encoder: makes tokens of a few megabytes of each quota's domains.
-        args: how rows are read.
-        scratch: folder for files that have to be fetched.
+    Of the ranges, which are the whole corpus, a few megabytes per quota are encoded; files of the hub are fetched into
+    ``scratch`` for it.
     """
     thresholds = {}
     for quota in quotas:
@@ -88,12 +83,8 @@ def estimate_thresholds(
 def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margin: float) -> float:
     """Returns the share of documents to let through so that at least ``tokens`` come, but for very bad luck.
 
-    Args:
-        tokens: tokens wanted.
-        lengths: tokens of some documents.
-        read: stored bytes these documents take.
-        total: stored bytes of all.
-        margin: how many times fewer tokens than estimated there may be.
+    It is estimated from the lengths in tokens of some documents, which take ``read`` of ``total`` stored bytes; there
+    may be ``margin`` times fewer tokens than estimated.
     """
     if not lengths or (read >= total and sum(lengths) <= tokens):
         return 1.0
@@ -106,13 +97,7 @@ def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margi
 
 
 def cut_keys(keys: np.ndarray, lengths: np.ndarray, tokens: int) -> int:
-    """Returns the key below which documents add up to at most ``tokens``.
-
-    Args:
-        keys: sample keys, uint64, shape (documents,).
-        lengths: the documents' tokens, shape (documents,).
-        tokens: tokens wanted.
-    """
+    """Returns the key below which documents, of uint64 keys and lengths in tokens, add up to at most ``tokens``."""
     order = np.argsort(keys, kind="stable")
     fit = int(np.searchsorted(np.cumsum(lengths[order], dtype=np.int64), tokens, side="right"))
     return int(keys[order[fit]]) if fit < len(order) else KEYS
@@ -145,13 +130,8 @@ def choose_documents(
 ) -> tuple[int, list[tuple[Quota, int]]]:
     """Sets which documents are kept, in about 40 bytes of memory per document for duplicates and 16 for quotas.
 
-    Args:
-        spans: everything there is, each place's spans in the order of the output.
-        drop_duplicates: whether to keep only one of the documents with equal token ids. Those packed before are kept,
-            then validation documents come first, so that none of them is met in training.
-        quotas: tokens by domain.
-        packed: folder of documents packed before.
-        dtype: "uint16" or "int32".
+    Of documents with equal token ids one is kept with ``drop_duplicates``: one that was packed before, which is in the
+    folder ``packed``, else one for validation, so that none of them is met in training.
 
     Returns:
         How many documents equal an earlier one; and the quotas with fewer tokens than wanted though every document is

@@ -13,8 +13,7 @@ from inheritune_lit.checkpoint.config import Config, load_config
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
 from inheritune_lit.data.megatron import DocumentWriter, open_documents
-from inheritune_lit.data.packed import PADDING, PackedDataset, check_fits_model
-from inheritune_lit.data.packing import SeparateCut
+from inheritune_lit.data.packed import PADDING, PackedDataset, SeparateCut, check_fits_model
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 
