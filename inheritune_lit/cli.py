@@ -65,8 +65,14 @@ def main(args: list[str] | None = None) -> int:
     """
     _show_log()
     try:
-        kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
-        _run(*parse(sys.argv[1:] if args is None else args, kinds))
+        command, arguments = parse(
+            sys.argv[1:] if args is None else args, {name: kind for name, (kind, _) in COMMANDS.items()}
+        )
+        module, _, name = COMMANDS[command][1].partition(":")
+        function = getattr(import_module(f"inheritune_lit.{module}"), name)
+        text = str(function(arguments) if fields(arguments) else function())
+        if text and _rank() == 0:
+            print(text)
         sys.stdout.flush()
     except UserError as error:
         print(f"inheritune: error: {error}", file=sys.stderr)
@@ -79,14 +85,6 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
-
-
-def _run(command: str, arguments: CommandArgs) -> None:
-    module, _, name = COMMANDS[command][1].partition(":")
-    function = getattr(import_module(f"inheritune_lit.{module}"), name)
-    result = function(arguments) if fields(arguments) else function()
-    if (text := str(result)) and _rank() == 0:
-        print(text)
 
 
 def _rank() -> int:

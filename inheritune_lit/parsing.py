@@ -23,14 +23,7 @@ _BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
 
 
 def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
-    """Parse a command line.
-
-    Args:
-        argv: without the program's name.
-        commands: names and arguments of all commands.
-
-    Returns:
-        The command's name and its arguments, checked.
+    """Parse a command line (without the program's name) to the command's name and its arguments, checked.
 
     Raises:
         UserError: bad arguments; the message ends with the help to look at.
@@ -43,45 +36,35 @@ def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
             _program(commands).parse_args(argv)
         raise UserError(f"{unknown_command(word, commands)}; see `inheritune --help`")
     place, kind = argv.index(command), commands[command]
-    words = find_recipes(argv[:place] + argv[place + 1 :])
-    second = next(iter(argv[place + 1 :]), "")
-    if second in commands and not Path(second).exists():
-        raise UserError(f"two commands, {command} and {second}; give one; see `inheritune --help`")
-    parser = _Parser.of(command, kind)
+    before, after = argv[:place], argv[place + 1 :]
+    words = find_recipes(before + after)
+    if after and after[0] in commands and not Path(after[0]).exists():
+        raise UserError(f"two commands, {command} and {after[0]}; give one; see `inheritune --help`")
     words = normalize_argv(words, kind, command)
-    _check_groups(words, kind)
     if not {"-h", "--help"} & set(words):
         check_choices(words, flags_of(kind))
-    parsed = parser.instantiate_classes(parser.parse_args(words))
-    return command, kind(**{field.name: getattr(parsed, field.name) for field in fields(kind)})
+    return command, kind(**_values(words, kind, command))
 
 
 def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, Any]:
-    """Read the arguments of a command from a recipe, required ones that it lacks left out.
-
-    Args:
-        path: YAML file of flags.
-        kind: the arguments it is for.
-        command: name of the command that takes them.
+    """Read the arguments of a command from a recipe, a YAML file of flags.
 
     Returns:
-        The values of the fields by name; groups of flags, such as ``train``, as their dataclasses.
+        The values of the fields by name, required ones that it lacks left out; groups of flags, such as ``train``, as
+        their dataclasses.
 
     Raises:
         UserError: the file is missing, or does not hold flags of this command.
     """
     (name,) = find_recipes(["--config", str(path)])[1:]
-    words = [f"--config={name}"]
     given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = {name for name in required if name not in given}
     try:
-        _check_groups(words, kind)
-        parser = _Parser.of(command, kind)
-        parsed = parser.instantiate_classes(parser.parse_args([*(f"--{name}=_" for name in missing), *words]))
+        values = _values([*(f"--{name}=_" for name in missing), f"--config={name}"], kind, command)
     except UserError as error:
         raise UserError(f"{path} is not a recipe of `inheritune {command}`: {error}") from error
-    return {field.name: getattr(parsed, field.name) for field in fields(kind) if field.name not in missing}
+    return {name: value for name, value in values.items() if name not in missing}
 
 
 def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") -> list[str]:
@@ -90,11 +73,6 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     Hyphens in flags become underscores, aliases their flag; a word without a flag goes to the first argument;
     ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many+=A --many+=B``. Recipes come first, so that
     every flag wins over them, and a budget wins over a recipe's budget in another unit.
-
-    Args:
-        argv: command line behind the command.
-        kind: the command's arguments.
-        command: its name, for messages.
 
     Raises:
         UserError: a word too many.
@@ -108,7 +86,7 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     named = False
     while left:
         word = left.pop(0)
-        values = [] if word in ("-h", "--help") else _values(left)
+        values = [] if word in ("-h", "--help") else list(takewhile(lambda word: not word.startswith("--"), left))
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name, plus = name.rstrip("+").replace("-", "_"), "+" * name.endswith("+")
@@ -136,29 +114,26 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     return [*recipes, *words, *_other_budgets(words, flags)]
 
 
-def _values(words: list[str]) -> list[str]:
-    """The words up to the next flag."""
-    return list(takewhile(lambda word: not word.startswith("--"), words))
-
-
 def _other_budgets(words: list[str], flags: Mapping[str, Any]) -> list[str]:
     """Where one budget is given as a flag, the others of a recipe or of the defaults count no more."""
     given = [name for name in _BUDGETS if any(word.startswith(f"--{name}=") for word in words)]
     return [f"--{name}=null" for name in _BUDGETS if name in flags and name not in given] if given else []
 
 
-def _check_groups(words: list[str], kind: type[CommandArgs]) -> None:
-    """Check that a recipe's groups of flags, such as ``train``, hold flags: jsonargparse 4.41 takes anything.
+def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str, Any]:
+    """The values of a command's fields.
 
-    Raises:
-        UserError: one holds something else.
+    jsonargparse 4.41 takes anything for a group of flags, such as ``train``: recipes are checked for them first.
     """
+    parser = _Parser.of(command, kind)
     groups = [name for name, of in get_type_hints(kind).items() if is_dataclass(of)]
     for path in (Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         for name in groups:
             if not isinstance(content.get(name, {}), dict):
                 raise UserError(f"{name} in {path} is {content[name]!r}; give flags, a line each below `{name}:`")
+    parsed = parser.instantiate_classes(parser.parse_args(words))
+    return {field.name: getattr(parsed, field.name) for field in fields(kind)}
 
 
 class _Parser(ArgumentParser):
@@ -191,7 +166,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         flags = flags_of(self.kind) if self.kind else {}
         command = f"{self.command} " if self.kind else ""
-        raise UserError(f"{format_error(message, self.command, flags)}; see `inheritune {command}--help`")
+        raise UserError(f"{format_error(message, flags)}; see `inheritune {command}--help`")
 
 
 def _program(commands: Commands) -> _Parser:

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -24,12 +25,9 @@ def recipes_dir() -> Path:
 
 
 def find_recipes(args: list[str]) -> list[str]:
-    """Put the program's own recipe where ``--config recipes/NAME.yaml`` names a file that is not there.
+    """Put the program's own recipe where a command line's ``--config recipes/NAME.yaml`` names a file that is not there.
 
     So the documented commands work in any folder, and a file of the user's own always goes first.
-
-    Args:
-        args: command line without the program's name.
 
     Raises:
         UserError: there is no file of that name, or it holds no flags.
@@ -48,14 +46,12 @@ def find_recipes(args: list[str]) -> list[str]:
 
 def recipe_table() -> str:
     """Every recipe: its name as ``--config`` takes it, its command, what it is."""
-    recipes = [path for path in sorted(recipes_dir().rglob("*.yaml")) if path.is_file()]
-    names = [_name(path) for path in recipes]
-    width = max(map(len, names))
-    lines = []
-    for path, name in zip(recipes, names, strict=True):
-        command = _COMMANDS.get(path.parent.name, "pretrain")
-        lines.append(f"{name:<{width}}  {command:<8}  {_title(path)}")
-    return "\n".join(lines)
+    recipes = {_name(path): path for path in sorted(recipes_dir().rglob("*.yaml")) if path.is_file()}
+    width = max(map(len, recipes))
+    return "\n".join(
+        f"{name:<{width}}  {_COMMANDS.get(path.parent.name, 'pretrain'):<8}  {_title(path)}"
+        for name, path in recipes.items()
+    )
 
 
 def _either(installed: str, repository: str) -> Path:
@@ -66,24 +62,21 @@ def _either(installed: str, repository: str) -> Path:
 def _find(flag: str, name: str) -> str:
     path = Path(name)
     if path.exists():
-        _check(flag, path)
-        return name
-    if not name.endswith((".yaml", ".yml")):
-        return name
-    if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
-        return str(shipped)
-    known = [_name(each) for each in recipes_dir().rglob("*.yaml")]
-    hint = suggest(name, known, "give a YAML file, or one of those that `inheritune recipes` lists")
-    raise UserError(f"{flag} {name}: there is no such file; {hint}")
-
-
-def _check(flag: str, path: Path) -> None:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{flag} {path} is not a valid YAML file ({' '.join(str(error).split())}); fix it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{flag} {path} is not a valid YAML file ({' '.join(str(error).split())}); fix it"
+            ) from error
+        if not isinstance(content, dict):
+            raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
+    elif name.endswith((".yaml", ".yml")):
+        if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
+            return str(shipped)
+        known = [_name(each) for each in recipes_dir().rglob("*.yaml")]
+        hint = suggest(name, known, "give a YAML file, or one of those that `inheritune recipes` lists")
+        raise UserError(f"{flag} {name}: there is no such file; {hint}")
+    return name
 
 
 def _name(path: Path) -> str:
@@ -92,9 +85,6 @@ def _name(path: Path) -> str:
 
 def _title(path: Path) -> str:
     """The first sentence of a recipe's comment."""
-    comment = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# ") or line.startswith("#   "):
-            break
-        comment.append(line[2:])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [line[2:] for line in takewhile(lambda line: line.startswith("# ") and line[2:4] != "  ", lines)]
     return textwrap.shorten(re.split(r"[.;] ", " ".join(comment))[0].rstrip(".:"), 100, placeholder=" ...")
