@@ -25,7 +25,7 @@ def recipes_dir() -> Path:
 
 
 def find_recipes(args: list[str]) -> list[str]:
-    """Put the program's own recipe where a command line's ``--config recipes/NAME.yaml`` names a file that is not there.
+    """Put the program's own recipe where ``--config recipes/NAME.yaml`` in ``args`` names a file that is not there.
 
     So the documented commands work in any folder, and a file of the user's own always goes first.
 
@@ -65,9 +65,8 @@ def _find(flag: str, name: str) -> str:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{flag} {path} is not a valid YAML file ({' '.join(str(error).split())}); fix it"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{flag} {path} is not a valid YAML file ({reason}); fix it") from error
         if not isinstance(content, dict):
             raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
     elif name.endswith((".yaml", ".yml")):

@@ -12,8 +12,7 @@ import pytest
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, flags_of
-from inheritune_lit.parser_errors import check_choices
-from inheritune_lit.parsing import normalize_argv, parse, read_recipe
+from inheritune_lit.parsing import check_choices, normalize_argv, parse, read_recipe
 from inheritune_lit.train.args import PretrainArgs, TrainArgs
 
 
