@@ -95,7 +95,7 @@ def open_ours(arguments: argparse.Namespace):
     from inheritune_lit.evaluation.open_lm import open_lm
 
     lm = open_lm(arguments.checkpoint, dtype=arguments.dtype, device=arguments.device)
-    return lm, lambda: {"tokens": lm.tokens_computed, "tokens_minimum": lm.tokens_minimum}
+    return lm, lambda: {"tokens": lm.scorer.tokens_computed, "tokens_minimum": lm.scorer.tokens_minimum}
 
 
 def open_hf(arguments: argparse.Namespace):

@@ -18,12 +18,11 @@ import torch
 from eval_speed import FOLDERS, RESULTS
 from litgpt.model import GPT, Config
 
-from inheritune_lit.evaluation.encoding import Encoder
-from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.lit_lm import Encoder, LitLM
 from inheritune_lit.evaluation.loading import load_tasks
 from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.scorer import score_task
 from inheritune_lit.evaluation.suite import load_suite
-from inheritune_lit.evaluation.task_record import score_task
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.tokenizer import Tokenizer
 
@@ -50,14 +49,19 @@ def open_model(tokenizer_dir: Path, max_batch_tokens: int) -> LitLM:
 def count_alone(lm: LitLM) -> list[int]:
     """One number in a list: tokens if each distinct request went through the network alone, from now on."""
     alone = [0]
-    score = lm._scorer.score
+    score = lm.scorer.score
 
     def count(jobs):
         alone[0] += sum(len(context) // 4 for context, _ in dict.fromkeys(jobs))
         return score(jobs)
 
-    lm._scorer.score = count
+    lm.scorer.score = count
     return alone
+
+
+def counts(lm: LitLM, alone: list[int]) -> tuple[float, ...]:
+    scorer = lm.scorer
+    return scorer.tokens_computed, scorer.tokens_minimum, alone[0], scorer.requests_scored, time.perf_counter()
 
 
 def main() -> None:
@@ -81,10 +85,10 @@ def main() -> None:
             work = Path(scratch) / asked
             work.mkdir()
             resolved = TaskResolver(rows, None, work).resolve([asked], shots)
-            before = lm.tokens_computed, lm.tokens_minimum, alone[0], lm.requests_scored, time.perf_counter()
+            before = counts(lm, alone)
             for task in load_tasks(resolved, None):
                 score_task(lm, task, None)
-            after = lm.tokens_computed, lm.tokens_minimum, alone[0], lm.requests_scored, time.perf_counter()
+            after = counts(lm, alone)
             computed, minimum, single, requests, seconds = (b - a for a, b in zip(before, after, strict=True))
             tasks[asked] = {
                 "requests": requests,

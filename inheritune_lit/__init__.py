@@ -28,11 +28,17 @@ if TYPE_CHECKING:
     from inheritune_lit.data.prepare import prepare
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
-    from inheritune_lit.evaluation.against_reference import Comparison, HeldOutEvaluator, Z, reference_identity
-    from inheritune_lit.evaluation.against_reference import compare as compare_losses
     from inheritune_lit.evaluation.args import EvaluateArgs
     from inheritune_lit.evaluation.harness import EvaluationResult, evaluate
-    from inheritune_lit.evaluation.held_out import BlockLosses, mean_loss
+    from inheritune_lit.evaluation.held_out import (
+        BlockLosses,
+        Comparison,
+        HeldOutEvaluator,
+        Z,
+        mean_loss,
+        reference_identity,
+    )
+    from inheritune_lit.evaluation.held_out import compare as compare_losses
     from inheritune_lit.inherit.args import SliceArgs
     from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, slice_options, write_grown
     from inheritune_lit.inherit.layers import layers_text, parse_layers

@@ -1,22 +1,127 @@
-"""Records of tasks into cells of the table: score, noise, floor, and the difference to the first model."""
+"""Scores with their noise: standard errors, what a model that has learnt nothing scores, and whether two models differ.
+
+Records of tasks become cells of the table.
+"""
 
 import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
-from inheritune_lit.evaluation import paper_tasks as mmlu
-from inheritune_lit.evaluation.significance import Difference, Floor, compare, floor_of, is_above, word_perplexity
-from inheritune_lit.evaluation.suite import Column, PaperRow, Suite
+from inheritune_lit.evaluation.suite import GROUPS, MMLU, Column, FloorKind, PaperRow, Suite
+
+LEVEL = 0.05
+"""Differences with a smaller p-value are called differences."""
+Z = 1.959964
+"""Standard errors that a score must stand above a floor: two-sided 5%."""
+_RESAMPLES, _SEED = 2000, 1337
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Mean over tasks: equal weights give MMLU as the paper has it (macro), numbers of questions lm-eval's (micro)."""
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / math.fsum(weights)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A floor as a share of 1, and which: "constant class" or "chance"."""
+
+    value: float
+    kind: str
+
+
+def floor_of(records: list[dict[str, Any]], metric: str, kind: FloorKind, weights: list[float]) -> Floor | None:
+    """The floor (``Column.floor``) of an accuracy, computed from the very rows that were scored; None where none is.
+
+    ``records`` are of one task, or of MMLU's subjects with their ``weights`` in the mean.
+    """
+    answers = {answer for record in records for answer in record["answers"]}
+    if kind == "none" or metric not in ("acc", "acc_norm") or None in answers:
+        return None
+    if kind == "chance" or (kind == "auto" and len(answers) <= 1):
+        shares = [math.fsum(1 / n for n in record["choices"]) / len(record["choices"]) for record in records]
+        return Floor(weighted_mean(shares, weights), "chance")
+    counts = [Counter(record["answers"]) for record in records]
+    always = [weighted_mean([count[answer] / count.total() for count in counts], weights) for answer in answers]
+    return Floor(max(always), "constant class")
+
+
+def is_above(score: float, stderr: float | None, floor: float) -> bool | None:
+    """Whether a score stands above a floor by more than its noise; None where the noise is unknown."""
+    return None if stderr is None else score > floor + Z * stderr
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same rows: second minus first, the test's name and its two-sided p-value."""
+
+    value: float
+    test: str
+    p_value: float
+
+    @property
+    def differs(self) -> bool:
+        return self.p_value < LEVEL
+
+
+def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p-value of McNemar's exact test of rights (1) and wrongs (0) in the order of the rows.
+
+    Rows that only one model gets right are a fair coin's tosses.
+    """
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    tosses = only_first + sum(a < b for a, b in zip(first, second, strict=True))
+    return float(binomtest(only_first, tosses).pvalue) if tosses else 1.0
+
+
+def compare(
+    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], float] | None = None
+) -> Difference | None:
+    """Compare two models on the same rows, with one value per row (N,) or several (N, K); None for a single row.
+
+    Rights and wrongs go through McNemar's exact test, everything else through a paired bootstrap of ``score``, which is
+    the mean when None.
+    """
+    if len(first) < 2:
+        return None
+    if score is None and set(np.unique(np.concatenate([first, second]))) <= {0.0, 1.0}:
+        p_value = mcnemar_exact(first.tolist(), second.tolist())
+        return Difference(float(second.mean() - first.mean()), "McNemar exact", p_value)
+    score = score or (lambda rows: float(rows.mean()))
+    differences = np.array([score(second[rows]) - score(first[rows]) for rows in _resamples(len(first))])
+    beyond = min((differences <= 0).sum(), (differences >= 0).sum())
+    # One is added to both: a bootstrap never shows a probability of 0.
+    p_value = min(1.0, 2 * (beyond + 1) / (_RESAMPLES + 1))
+    return Difference(score(second) - score(first), "paired bootstrap", p_value)
+
+
+def word_perplexity(rows_N2: np.ndarray) -> float:
+    """exp of minus the log-likelihood per word, of rows (log-likelihood in nats, words)."""
+    total, words = rows_N2.sum(axis=0)
+    return math.exp(-total / words)
+
+
+def bootstrap_stderr(rows: np.ndarray, score: Callable[[np.ndarray], float]) -> float | None:
+    """Standard error of a score over independent rows; None for a single row."""
+    if len(rows) < 2:
+        return None
+    return float(np.std([score(rows[chosen]) for chosen in _resamples(len(rows))], ddof=1))
+
+
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    draw = np.random.default_rng(_SEED)
+    return (draw.integers(0, count, count) for _ in range(_RESAMPLES))
+
 
 Record = dict[str, Any]
 PERCENT = ("acc", "acc_norm", "exact_match", "f1")
 """Metrics that are shares of 1 and shown in percent."""
-_AGGREGATES = {"word_perplexity": word_perplexity}
-# Their rows can be compared by the mean of what each contributes.
-_MEANS = ("acc", "acc_norm", "exact_match")
-_NEAR_REFERENCE, _BASELINES_BEATEN = 0.9, 2
+# How rows make up a score that can be compared; None is the mean of what each contributes.
+_AGGREGATES = {"word_perplexity": word_perplexity, "acc": None, "acc_norm": None, "exact_match": None}
 
 
 @dataclass(frozen=True)
@@ -24,12 +129,11 @@ class Cell:
     """One model's score in one column, in the table's unit: percent for accuracies, else as it is.
 
     Attributes:
-        title: the column's.
         n: rows.
-        floor: see ``floors``; ``random_init`` what random weights score, where a suite says so.
+        floor, random_init: what a model that has learnt nothing scores; what random weights score, where a suite says.
         above: whether the score stands above both floors by more than its noise; None where there is no floor or the
             noise is unknown.
-        difference: to the first model, on the same rows; ``value`` in the table's unit.
+        difference: to the first model, on the same rows.
         bold: whether the paper's rule would print it bold.
         detail: part of another column, such as a group of MMLU: not in the table of the paper's shape.
     """
@@ -49,111 +153,121 @@ class Cell:
     detail: bool = False
 
 
+@dataclass(frozen=True)
+class CheckpointScores:
+    """What a checkpoint scored.
+
+    Attributes:
+        name: a short one, as tables have it.
+        held_out: loss on packed data in nats per token, None where none was asked for.
+        tasks: ``{task: {metric: {"value", "stderr", "n", ...}}}``.
+        truncated: prompts that lost their beginning.
+        seconds: of scoring, over all attempts.
+    """
+
+    name: str
+    path: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    n_layer: int
+    parameters: int
+    manifest: dict[str, Any] | None
+    held_out: dict[str, Any] | None
+    tasks: dict[str, dict[str, Any]]
+    truncated: int
+    seconds: float
+    cells: list[Cell]
+
+
 def cells_of(
     suite: Suite, records: dict[str, list[Record]], first: dict[str, list[Record]] | None = None
 ) -> list[Cell]:
-    """A model's cells.
+    """A model's cells; a column without a metric becomes one for each metric that its task has.
 
     Args:
-        suite: columns; one without a metric becomes a cell for each that its task has.
         records: of the column's task, or of MMLU's subjects, by the column's ``task``.
         first: those of the model to compare with; None for that model itself.
     """
     cells = []
     for column in suite.columns:
-        theirs = first[column.task] if first is not None else None
-        cells += _column(column, records[column.task], theirs)
-    return [_judged(suite, cell) for cell in cells]
-
-
-def _column(column: Column, records: list[Record], first: list[Record] | None) -> list[Cell]:
-    if column.task == mmlu.MMLU:
+        ours, theirs = records[column.task], first[column.task] if first else None
+        if column.task != MMLU:
+            for metric in [column.metric] if column.metric else ours[0]["scores"]:
+                title = column.title if column.metric else f"{column.title} {metric}"
+                cells.append(_cell(suite, replace(column, title=title, metric=metric), ours, theirs))
+            continue
         column = replace(column, metric=column.metric or "acc")
-        micro = [float(record["scores"][column.metric]["n"]) for record in records]
-        cells = [_mean(column, column.title, records, first, [1.0] * len(records), False)]
-        cells.append(_mean(column, f"{column.title}, micro", records, first, micro, True))
-        for tag, name in mmlu.GROUPS.items():
-            chosen = [number for number, record in enumerate(records) if tag in (record["tag"] or [])]
+        questions = [float(record["scores"][column.metric]["n"]) for record in ours]
+        cells.append(_cell(suite, column, ours, theirs))
+        cells.append(_cell(suite, replace(column, title=f"{column.title}, micro"), ours, theirs, questions, True))
+        for tag, name in GROUPS.items():
+            chosen = [number for number, record in enumerate(ours) if tag in (record["tag"] or [])]
             if chosen:
-                theirs = [first[number] for number in chosen] if first else None
-                ours = [records[number] for number in chosen]
-                cells.append(_mean(column, f"{column.title}, {name}", ours, theirs, [1.0] * len(chosen), True))
-        return cells
-    (record,) = records
-    metrics = [column.metric] if column.metric else list(record["scores"])
-    titles = [column.title if column.metric else f"{column.title} {metric}" for metric in metrics]
-    return [
-        _mean(replace(column, metric=metric), title, records, first, [1.0], False)
-        for metric, title in zip(metrics, titles, strict=True)
-    ]
+                group = replace(column, title=f"{column.title}, {name}")
+                own, other = [ours[number] for number in chosen], theirs and [theirs[number] for number in chosen]
+                cells.append(_cell(suite, group, own, other, detail=True))
+    return cells
 
 
-def _mean(
+def _cell(
+    suite: Suite,
     column: Column,
-    title: str,
     records: list[Record],
     first: list[Record] | None,
-    weights: list[float],
-    detail: bool,
+    weights: list[float] | None = None,
+    detail: bool = False,
 ) -> Cell:
-    metric = column.metric
+    """The mean of the records, which all weigh the same unless ``weights`` says otherwise."""
+    metric, weights = column.metric, weights or [1.0] * len(records)
     unit = 100.0 if metric in PERCENT else 1.0
     scores = [record["scores"][metric] for record in records]
-    mean = mmlu.weighted(scores, weights)
-    floor = floor_of(records, metric, column.floor, weights)
-    difference = _difference(records, first, metric)
+    value = unit * weighted_mean([score["value"] for score in scores], weights)
+    noises = [score["stderr"] for score in scores]
+    stderr = None
+    if None not in noises:
+        noise = math.hypot(*(weight * noise for weight, noise in zip(weights, noises, strict=True)))
+        stderr = unit * (noise / math.fsum(weights))
+    floor, difference = floor_of(records, metric, column.floor, weights), _difference(records, first, metric)
+    floor = replace(floor, value=unit * floor.value) if floor else None
     random_init = column.random_init["value"] if column.random_init else None
-    stderr = None if mean.stderr is None else unit * mean.stderr
-    floors = [unit * floor.value] if floor else []
-    floors += [random_init] if random_init is not None else []
+    floors = [*([floor.value] if floor else []), *([] if random_init is None else [random_init])]
     higher = scores[0]["higher_is_better"]
     return Cell(
-        title=title,
+        title=column.title,
         task=column.task,
         metric=metric,
-        value=unit * mean.value,
+        value=value,
         stderr=stderr,
-        n=mean.n,
+        n=sum(score["n"] for score in scores),
         higher_is_better=higher,
-        floor=replace(floor, value=unit * floor.value) if floor else None,
+        floor=floor,
         random_init=random_init,
-        above=is_above(unit * mean.value, stderr, max(floors)) if floors and higher else None,
+        above=is_above(value, stderr, max(floors)) if floors and higher else None,
         difference=replace(difference, value=unit * difference.value) if difference else None,
+        bold=suite.bold_rule and not detail and is_bold(value, column.title, suite.paper),
         detail=detail,
     )
 
 
 def _difference(records: list[Record], first: list[Record] | None, metric: str) -> Difference | None:
-    """Compare on the same rows, all subjects' together; None where a metric is not a mean of its rows."""
-    if first is None or (metric not in _AGGREGATES and metric not in _MEANS):
+    """Compare on the same rows, all subjects' together; None where a score does not follow from its rows."""
+    if first is None or metric not in _AGGREGATES:
         return None
     if any(a["documents"]["hash"] != b["documents"]["hash"] for a, b in zip(records, first, strict=True)):
         return None
-    ours, theirs = (
-        np.array([value for record in side for value in record["documents"][metric]]) for side in (records, first)
-    )
-    return compare(theirs, ours, _AGGREGATES.get(metric))
-
-
-def _judged(suite: Suite, cell: Cell) -> Cell:
-    if not suite.bold_rule or cell.detail:
-        return cell
-    return replace(cell, bold=is_bold(cell.value, cell.title, suite.paper))
+    theirs, ours = (np.concatenate([record["documents"][metric] for record in side]) for side in (first, records))
+    return compare(theirs, ours, _AGGREGATES[metric])
 
 
 def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:
     """The paper's rule (Table 5): at least 90% of the reference, or above at least two baselines.
 
-    Args:
-        value: the score, in the paper's unit; higher is better.
-        title: the column.
-        paper: the paper's rows.
+    ``value`` is in the unit of the paper's rows, higher is better; ``title`` is the column's.
     """
-    references = [row.scores[title] for row in paper if row.role == "reference" and title in row.scores]
-    baselines = [row.scores[title] for row in paper if row.role == "baseline" and title in row.scores]
-    if any(value >= _NEAR_REFERENCE * reference for reference in references):
+    rows = [row for row in paper if title in row.scores]
+    if any(value >= 0.9 * row.scores[title] for row in rows if row.role == "reference"):
         return True
-    return sum(value > baseline for baseline in baselines) >= _BASELINES_BEATEN
+    return sum(value > row.scores[title] for row in rows if row.role == "baseline") >= 2
 
 
 def average(cells: list[Cell]) -> tuple[float, float | None]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,49 +13,18 @@ from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.data.packed import check_fits_model
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
-from inheritune_lit.evaluation.cells import Cell, cells_of
-from inheritune_lit.evaluation.fetch import fetch_rows
-from inheritune_lit.evaluation.loading import LoadedTask, load_tasks
+from inheritune_lit.evaluation.cells import CheckpointScores, cells_of
+from inheritune_lit.evaluation.loading import LoadedTask, fetch_rows, load_tasks
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.result_folder import ResultFolder
-from inheritune_lit.evaluation.scorer import HELD_OUT, CheckpointScorer, held_out_settings
+from inheritune_lit.evaluation.scorer import HELD_OUT, CheckpointScorer, ResultFolder, held_out_settings
 from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tables import results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.model.devices import device_count, launch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CheckpointScores:
-    """What a checkpoint scored.
-
-    Attributes:
-        name: a short one, as tables have it.
-        path: of its folder.
-        weights_sha256, tokenizer_sha256, n_layer, parameters: what it is.
-        manifest: of its folder, None where it has none.
-        held_out: loss on packed data in nats per token, None where none was asked for.
-        tasks: ``{task: {metric: {"value", "stderr", "n", ...}}}``.
-        truncated: prompts that lost their beginning.
-        seconds: of scoring, over all attempts.
-        cells: of the table.
-    """
-
-    name: str
-    path: str
-    weights_sha256: str
-    tokenizer_sha256: str
-    n_layer: int
-    parameters: int
-    manifest: dict[str, Any] | None
-    held_out: dict[str, Any] | None
-    tasks: dict[str, dict[str, Any]]
-    truncated: int
-    seconds: float
-    cells: list[Cell]
 
 
 @dataclass(frozen=True)
@@ -89,47 +59,54 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     Raises:
         UserError: bad input; nothing is written.
     """
-    chosen = load_suite(args.suite) if args.suite else suite_of_tasks(args.tasks) if args.tasks else None
+    suite = load_suite(args.suite) if args.suite else suite_of_tasks(args.tasks)
     if args.fetch_data is not None:
-        assert chosen is not None, "checked by EvaluateArgs"
-        return EvaluationResult({}, [], "", fetch_rows(args.fetch_data, chosen))
-    checkpoint_dirs = args.checkpoint_dir or []
-    _check_checkpoints(checkpoint_dirs, args.val_data)
-    ranks = Ranks.start(args.devices, args.num_nodes)
-    names = _names(checkpoint_dirs)
+        return EvaluationResult({}, [], "", fetch_rows(args.fetch_data, suite))
+    checkpoints = _by_name(args.checkpoint_dir or [])
+    _check_checkpoints(checkpoints.values(), args.val_data)
+    ranks = Ranks.of(launch(device_count(args.devices, args.num_nodes), args.num_nodes))
     settings = {
-        "suite": chosen.name if chosen else None,
-        "limit": args.limit,
-        "num_fewshot": args.num_fewshot,
-        "dtype": args.dtype,
-        "quantize": args.quantize,
-        "bos": args.bos,
+        "suite": suite.name if suite.columns else None,
+        **{name: getattr(args, name) for name in ("limit", "num_fewshot", "dtype", "quantize", "bos")},
         "device": ranks.device.type,
         **held_out_settings(args),
-        "checkpoints": names,
-        "columns": [column.task for column in chosen.columns] if chosen else [],
+        "checkpoints": list(checkpoints),
+        "columns": [column.task for column in suite.columns],
     }
     folder = ResultFolder(args.out_dir, settings) if args.out_dir is not None else None
     with tempfile.TemporaryDirectory(prefix="inheritune-eval-") as scratch:
-        loaded, leaves = _load(chosen, args, Path(scratch), ranks)
+        loaded, leaves = _load(suite, args, Path(scratch), ranks)
         scorer = CheckpointScorer(args, loaded, ranks, folder)
-        for name, checkpoint_dir in zip(names, checkpoint_dirs, strict=True):
-            scorer.check(name, checkpoint_dir)
-        done = [scorer.score(name, path) for name, path in zip(names, checkpoint_dirs, strict=True)]
+        for name, path in checkpoints.items():
+            scorer.check(name, path)
+        done = [scorer.score(name, path) for name, path in checkpoints.items()]
     by_column = [{asked: [records[leaf] for leaf in leaves[asked]] for asked in leaves} for records in done]
-    scores = []
-    for number, (name, path) in enumerate(zip(names, checkpoint_dirs, strict=True)):
-        cells = cells_of(chosen, by_column[number], by_column[0] if number else None) if chosen else []
-        scores.append(_scores(name, path, done[number], cells))
+    scores: list[CheckpointScores] = []
+    for (name, path), records, ours in zip(checkpoints.items(), done, by_column, strict=True):
+        identity = next(iter(records.values()))["identity"]
+        held_out = records.pop(HELD_OUT, None)
+        scores.append(
+            CheckpointScores(
+                name=name,
+                path=str(path),
+                **{key: identity[key] for key in ("weights_sha256", "tokenizer_sha256", "n_layer", "parameters")},
+                manifest=read_manifest(path),
+                held_out=held_out,
+                tasks={task: record["scores"] for task, record in records.items()},
+                truncated=sum(record["truncated"] for record in records.values()),
+                seconds=round(sum(record["seconds"] for record in records.values()), 1),
+                cells=cells_of(suite, ours, by_column[0] if scores else None),
+            )
+        )
     if not ranks.is_first:
         return EvaluationResult(settings, scores, "")
-    result = EvaluationResult(settings, scores, results_markdown(chosen, scores, args.limit))
+    result = EvaluationResult(settings, scores, results_markdown(suite, scores, args.limit))
     if folder is not None:
-        folder.write_summary(result.record(), result.text, results_csv(chosen, scores))
+        folder.write_summary(result.record(), result.text, results_csv(suite, scores))
     return result
 
 
-def _check_checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> None:
+def _check_checkpoints(checkpoint_dirs: Iterable[Path], val_data: Path | None) -> None:
     """Look at every checkpoint before the first hour is spent on the first of them."""
     for checkpoint_dir in checkpoint_dirs:
         if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
@@ -140,61 +117,34 @@ def _check_checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> No
             check_fits_model(val_data, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
 
 
-def _scores(name: str, checkpoint_dir: Path, records: dict[str, dict[str, Any]], cells: list[Cell]) -> CheckpointScores:
-    same = next(iter(records.values()))["identity"]
-    tasks = {task: record for task, record in records.items() if task != HELD_OUT}
-    return CheckpointScores(
-        name=name,
-        path=str(checkpoint_dir),
-        weights_sha256=same["weights_sha256"],
-        tokenizer_sha256=same["tokenizer_sha256"],
-        n_layer=same["n_layer"],
-        parameters=same["parameters"],
-        manifest=read_manifest(checkpoint_dir),
-        held_out=records.get(HELD_OUT),
-        tasks={task: record["scores"] for task, record in tasks.items()},
-        truncated=sum(record["truncated"] for record in tasks.values()),
-        seconds=round(sum(record["seconds"] for record in tasks.values()), 1),
-        cells=cells,
-    )
-
-
 def _load(
-    suite: Suite | None, args: EvaluateArgs, scratch: Path, ranks: Ranks
+    suite: Suite, args: EvaluateArgs, scratch: Path, ranks: Ranks
 ) -> tuple[list[LoadedTask], dict[str, list[str]]]:
     """The suite's tasks with their rows, and lm-eval's names by what the suite calls them."""
-    if suite is None:
+    if not suite.columns:
         return [], {}
-    _quieten()
-    shots = {column.task: column.num_fewshot for column in suite.columns}
-    resolved = TaskResolver(args.data_dir, args.num_fewshot, scratch).resolve(list(shots), shots)
-    if ranks.is_first:
-        count = len(resolved.names)
-        logger.info("reading the rows of %d task%s", count, "s" * (count > 1))
-    loaded = load_tasks(resolved, args.limit)
-    _check_metrics(suite, loaded, resolved.leaves)
-    return loaded, resolved.leaves
-
-
-def _check_metrics(suite: Suite, loaded: list[LoadedTask], leaves: dict[str, list[str]]) -> None:
-    known = {task.name: list(task.task.aggregation()) for task in loaded}
-    for column in suite.columns:
-        metrics = known[leaves[column.task][0]]
-        if column.metric and column.metric not in metrics:
-            raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {', '.join(metrics)}")
-
-
-def _names(checkpoint_dirs: list[Path]) -> list[str]:
-    """A short name for each: the folder's, or its parent's for a run's ``final``; the whole path where those clash."""
-    short = [path.parent.name if path.name == "final" else path.name for path in map(Path.absolute, checkpoint_dirs)]
-    return [str(path) if short.count(name) > 1 else name for name, path in zip(short, checkpoint_dirs, strict=True)]
-
-
-def _quieten() -> None:
-    """lm-eval and datasets announce every step; ours are announced once."""
-    import datasets
+    import datasets  # the data library and lm-eval announce every step; ours are announced once
 
     datasets.disable_progress_bars()
     os.environ.setdefault("LOGLEVEL", "ERROR")
     for name in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    shots = {column.task: column.num_fewshot for column in suite.columns}
+    resolved = TaskResolver(args.data_dir, args.num_fewshot, scratch).resolve(list(shots), shots)
+    if ranks.is_first:
+        count = len(resolved.each())
+        logger.info("reading the rows of %d task%s", count, "s" * (count > 1))
+    loaded = load_tasks(resolved, args.limit)
+    known = {task.name: list(task.task.aggregation()) for task in loaded}
+    for column in suite.columns:
+        metrics = known[resolved.leaves[column.task][0]]
+        if column.metric and column.metric not in metrics:
+            raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {', '.join(metrics)}")
+    return loaded, resolved.leaves
+
+
+def _by_name(checkpoint_dirs: list[Path]) -> dict[str, Path]:
+    """Folders by a short name: their own, or their parent's for a run's ``final``; the whole path where those clash."""
+    short = [path.parent.name if path.name == "final" else path.name for path in map(Path.absolute, checkpoint_dirs)]
+    names = [str(path) if short.count(name) > 1 else name for name, path in zip(short, checkpoint_dirs, strict=True)]
+    return dict(zip(names, checkpoint_dirs, strict=True))

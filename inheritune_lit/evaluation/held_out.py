@@ -1,54 +1,51 @@
-"""Fixed validation: the same blocks in the same order every time, with a standard error."""
+"""Held-out loss: the same samples in the same order every time, with a standard error, against the reference's."""
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from lightning.fabric import Fabric
+from litgpt.model import GPT
 from torch.nn import functional as F
 
+from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.packed import PADDING, PackedDataset
 from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.inherit.resolve import ResolvedReference
+from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.progress import Progress
 
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """Loss on one domain, in nats per token; see ``ValidationResult``."""
+    """Loss in nats per token: mean cross-entropy over all targets, with the numbers of blocks and of targets seen.
 
-    loss: float
-    stderr: float
-    blocks: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class ValidationResult:
-    """Loss in nats per token.
-
-    Attributes:
-        loss: mean cross-entropy over all targets.
-        stderr: its standard error when blocks are drawn independently (NaN for a single block). Where blocks have
-            different numbers of targets, that of a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10).
-        blocks: blocks seen.
-        tokens: targets seen.
-        domains: the same for each domain that was seen.
+    ``stderr`` is its standard error when blocks are drawn independently (NaN for a single block). Where blocks have
+    different numbers of targets, it is that of a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10).
     """
 
     loss: float
     stderr: float
     blocks: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class ValidationResult(DomainLoss):
+    """Loss over all blocks, and on each domain that was seen."""
+
     domains: dict[str, DomainLoss]
 
 
 @dataclass(frozen=True)
 class BlockLosses:
-    """Losses of the single blocks, in the order in which every model gets them: what a paired comparison needs.
+    """What a paired comparison needs of the single blocks, in the order in which every model gets them.
 
-    Attributes:
-        losses: nats, summed over a block's targets.
-        targets: how many these are.
-        domains: where the blocks come from.
+    ``losses`` are in nats, summed over a block's targets; ``targets`` says how many these are.
     """
 
     losses: list[float]
@@ -61,21 +58,15 @@ def validate(
     dataset: PackedDataset,
     batch_size: int,
     max_blocks: int | None = None,
-    device: torch.device | str = "cpu",
     label: str | None = None,
     ranks: Ranks = Ranks(),
 ) -> ValidationResult:
     """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
-    scored = block_losses(model, dataset, batch_size, max_blocks, device, label, ranks)
-    by_domain: dict[str, list[int]] = {}
-    for number, domain in enumerate(scored.domains):
-        by_domain.setdefault(domain, []).append(number)
-    domains = {
-        domain: DomainLoss(
-            *mean_loss([scored.losses[number] for number in numbers], [scored.targets[number] for number in numbers])
-        )
-        for domain, numbers in by_domain.items()
-    }
+    scored = block_losses(model, dataset, batch_size, max_blocks, label, ranks)
+    by_domain: dict[str, list[tuple[float, int]]] = {}
+    for domain, loss, count in zip(scored.domains, scored.losses, scored.targets, strict=True):
+        by_domain.setdefault(domain, []).append((loss, count))
+    domains = {domain: DomainLoss(*mean_loss(*zip(*pairs, strict=True))) for domain, pairs in by_domain.items()}
     return ValidationResult(*mean_loss(scored.losses, scored.targets), domains)
 
 
@@ -85,7 +76,6 @@ def block_losses(
     dataset: PackedDataset,
     batch_size: int,
     max_blocks: int | None = None,
-    device: torch.device | str = "cpu",
     label: str | None = None,
     ranks: Ranks = Ranks(),
 ) -> BlockLosses:
@@ -93,40 +83,33 @@ def block_losses(
 
     Args:
         model: maps token ids (B, T) to logits (B, T, V).
-        dataset: blocks to score, in their own order.
-        batch_size: blocks a forward pass.
+        batch_size: blocks per forward pass.
         max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
-        device: where the model is.
         label: shows progress under this name; silent when None.
-        ranks: processes that share the work and all get the result; each has the same model.
+        ranks: processes that share the work and all get the result; each has the same model on its device.
     """
     n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
     blocks = [number * len(dataset) // n_blocks for number in range(n_blocks)]
     losses_N = torch.zeros(n_blocks, dtype=torch.float64)
-    rank, world = ranks.rank, ranks.world
     starts = range(0, n_blocks, batch_size)
-    progress = Progress(label, n_blocks, "block") if label else None
-    # Every rank does as many forward passes as the others, which a sharded model needs: spare ones do the last again.
-    for number in range(rank, math.ceil(len(starts) / world) * world, world):
-        start = starts[min(number, len(starts) - 1)]
-        chosen = blocks[start : start + batch_size]
-        tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(device)
-        # Padding follows the last target, so causal attention never sees the token that stands in for it.
-        logits_BTV = model(tokens_BT1[:, :-1].clamp(min=0))
-        loss_BT = F.cross_entropy(
-            logits_BTV.float().transpose(1, 2), tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING
-        )
-        if number < len(starts):
-            losses_N[start : start + batch_size] = loss_BT.double().sum(dim=1).cpu()
-        if progress:
+    passes = math.ceil(len(starts) / ranks.world) * ranks.world
+    with Progress(label or "", n_blocks, "block", hidden=label is None) as progress:
+        # Every rank does as many forward passes as the others, which a sharded model needs: spare ones repeat the last.
+        for number in range(ranks.rank, passes, ranks.world):
+            start = starts[min(number, len(starts) - 1)]
+            chosen = blocks[start : start + batch_size]
+            tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(ranks.device)
+            # Padding follows the last target, so causal attention never sees the token that stands in for it.
+            logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
+            loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
+            if number < len(starts):
+                losses_N[start : start + batch_size] = loss_BT.double().sum(dim=1).cpu()
             progress.update(len(chosen))
-    if progress:
-        progress.close()
     losses = ranks.add_up(losses_N).tolist()
     return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
 
 
-def mean_loss(losses: list[float], targets: list[int]) -> tuple[float, float, int, int]:
+def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> tuple[float, float, int, int]:
     """Mean over targets, its standard error, blocks and targets, from the blocks' summed losses."""
     blocks, tokens = len(losses), sum(targets)
     mean = math.fsum(losses) / tokens
@@ -134,3 +117,121 @@ def mean_loss(losses: list[float], targets: list[int]) -> tuple[float, float, in
         return mean, math.nan, blocks, tokens
     squares = math.fsum((loss - mean * count) ** 2 for loss, count in zip(losses, targets, strict=True))
     return mean, math.sqrt(squares * blocks / (blocks - 1)) / tokens, blocks, tokens
+
+
+@dataclass(frozen=True)
+class HeldOutEvaluator:
+    """Measures every model in the same way: same samples, same precision, same devices, which share the samples.
+
+    ``data`` is the validation part of packed data, cut into samples as ``documents`` says; ``blocks`` of them are
+    measured, the same ones as in training's own validation, ``batch_size`` per forward pass.
+    """
+
+    fabric: Fabric
+    data: PackedDataset
+    documents: str
+    blocks: int
+    batch_size: int
+    precision: str
+
+    def measure(self, path: Path, identity: dict[str, Any], label: str, load: Callable[..., GPT]) -> BlockLosses:
+        """Losses from the file ``path`` where it holds those of the same model and data, else measured and kept there.
+
+        ``identity`` is what the model is, JSON types only; ``load`` gives it for ``dtype`` and ``device``.
+        """
+        device = self.fabric.device
+        of = {
+            "model": identity,
+            "data_sha256": content_sha256(self.data.folder),
+            "documents": self.documents,
+            "block_size": self.data.block_size,
+            "blocks": self.blocks,
+            "precision": self.precision,
+            "device": device.type,
+        }
+        found = _read(path, of)
+        self.fabric.barrier()  # before the first rank writes what the others look for
+        if found is not None:
+            return found
+        model = load(dtype=torch.bfloat16 if self.precision == "bf16-true" else torch.float32, device=device)
+        model.max_seq_length = self.data.block_size
+        ranks = Ranks.of(self.fabric)
+        shown = label if ranks.is_first else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            scored = block_losses(model, self.data, self.batch_size, self.blocks, shown, ranks)
+        if ranks.is_first:
+            replace_text(path, json.dumps({"of": of, **asdict(scored)}) + "\n")
+        self.fabric.barrier()
+        return scored
+
+
+def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
+    """What the reference is: where it comes from, and the hashes of its files."""
+    return {"source": opened.source, "files": opened.file_hashes()}
+
+
+def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:
+    """The losses in a file, None where it is not there, damaged or of something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return BlockLosses(**content) if content.pop("of") == of else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+Z = 1.645
+"""Standard errors of a one-sided bound with 95% confidence."""
+
+Verdict = Literal["met", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against the reference on the same samples, in nats per token.
+
+    Attributes:
+        difference: mean of the samples' differences, model minus reference.
+        stderr: its standard error. Paired: what makes a sample hard for both cancels, so it is far below that of
+            either loss.
+        margin: how much worse the model may be.
+        verdict: "met" if the difference is at most ``margin`` with 95% confidence (a test of non-inferiority), "worse"
+            if it is above with the same confidence, "undecided" if the samples are too few to tell.
+    """
+
+    loss: float
+    reference: float
+    difference: float
+    stderr: float
+    margin: float
+    verdict: Verdict
+
+    @property
+    def met(self) -> bool:
+        """Whether the model has grown enough."""
+        return self.verdict == "met"
+
+    def words(self) -> str:
+        """The decision with the numbers that it rests on."""
+        low, high = self.difference - Z * self.stderr, self.difference + Z * self.stderr
+        decision = {
+            "met": f"not worse than the reference: {high:+.4f} <= {self.margin:g}",
+            "worse": f"worse than the reference: {low:+.4f} > {self.margin:g}",
+            "undecided": f"undecided: {low:+.4f} to {high:+.4f} holds {self.margin:g}, more samples would tell",
+        }[self.verdict]
+        return (
+            f"held-out loss {self.loss:.4f}, reference {self.reference:.4f}: difference {self.difference:+.4f} ± "
+            f"{self.stderr:.4f} (paired), margin {self.margin:g}; {decision}"
+        )
+
+
+def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Comparison:
+    """Decide from the losses of the same samples, at least two, with a margin in nats per token."""
+    differences = [ours - theirs for ours, theirs in zip(model.losses, reference.losses, strict=True)]
+    difference, stderr, _, _ = mean_loss(differences, model.targets)
+    verdict: Verdict = "undecided"
+    if difference + Z * stderr <= margin:
+        verdict = "met"
+    elif difference - Z * stderr > margin:
+        verdict = "worse"
+    loss, theirs = (mean_loss(side.losses, side.targets)[0] for side in (model, reference))
+    return Comparison(loss, theirs, difference, stderr, margin, verdict)

@@ -1,25 +1,88 @@
 """lm-eval's model interface on a litgpt model: no conversion, no transformers."""
 
+import json
 import sys
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TextIO
 
 from litgpt.model import GPT
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.encoding import Encoder, eos_id
-from inheritune_lit.evaluation.generation import BatchGenerator, GenerationSettings
+from inheritune_lit.evaluation.generation import GenerationSettings, continue_prompts
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.score_cache import ScoreCache, SharedWork
 from inheritune_lit.evaluation.scoring import Request, Scorer
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import install_plans
+from inheritune_lit.tokenizer import Tokenizer
 
+Bos = Literal["none", "model"]
 _ENCODED_TOGETHER = 2048
 """Requests whose texts are in memory as ids at once."""
+
+
+class Encoder:
+    """Encodes texts for scoring with a checkpoint's tokenizer, remembering those that were announced.
+
+    Args:
+        vocab_size: ids that the model knows. A tokenizer may have more, as long as no text needs them.
+        bos: "none" adds nothing, as the paper; "model" what the model's own tokenizer puts before a text.
+
+    Attributes:
+        prefix: ids put before a text.
+        empty_context: id that stands for an empty context: BOS where a text gets one, else EOS.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, bos: Bos = "none") -> None:
+        self.tokenizer, self._vocab_size = tokenizer, vocab_size
+        self.prefix = model_prefix(tokenizer) if bos == "model" else []
+        self.empty_context = self.prefix[0] if self.prefix else self.eos_id
+        self._known: dict[str, list[int]] = {}
+
+    @property
+    def eos_id(self) -> int:
+        """The tokenizer's EOS; a ``UserError`` where it has none."""
+        if self.tokenizer.eos_id is None:
+            raise UserError(f"{self.tokenizer.path} defines no EOS token, which stands before an empty context")
+        return self.tokenizer.eos_id
+
+    def announce(self, texts: Iterable[str]) -> None:
+        """Encode texts together, which is many times faster than one by one; what was known before is forgotten."""
+        texts = list(dict.fromkeys(texts))
+        self._known = dict(zip(texts, self.tokenizer.encode_batch(texts), strict=True))
+
+    def encode(self, text: str, add_prefix: bool = True) -> list[int]:
+        """Ids of a text, which the model has to know; a text that spells its own BOS gets no second one."""
+        ids = self._known[text] if text in self._known else self.tokenizer.encode(text)
+        if max(ids, default=0) >= self._vocab_size:
+            raise UserError(
+                f"{self.tokenizer.path} makes id {max(ids)}, the model's vocabulary is {self._vocab_size}; copy the "
+                "tokenizer of its reference"
+            )
+        if add_prefix and self.prefix and ids[: len(self.prefix)] != self.prefix:
+            return [*self.prefix, *ids]
+        return list(ids)
+
+
+def model_prefix(tokenizer: Tokenizer) -> list[int]:
+    """Ids that transformers' tokenizer of the same folder puts before a text.
+
+    ``add_bos_token`` of ``tokenizer_config.json`` decides; where it is not there, the template of ``tokenizer.json``,
+    or for a SentencePiece model the default of the LLaMA and Gemma tokenizers, which is BOS.
+    """
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    config = tokenizer.path.with_name("tokenizer_config.json")
+    stated = json.loads(config.read_text(encoding="utf-8")).get("add_bos_token") if config.is_file() else None
+    if isinstance(stated, bool):
+        return bos if stated else []
+    if tokenizer.path.name == "tokenizer.model":
+        return bos
+    from tokenizers import Tokenizer as FastTokenizer
+
+    return [i for i in FastTokenizer.from_file(str(tokenizer.path)).encode("").ids if i == tokenizer.bos_id]
 
 
 class LitLM(TemplateLM):
@@ -29,8 +92,7 @@ class LitLM(TemplateLM):
     scored, and its log-softmax is fp32.
 
     Args:
-        model: on its device; its attention is changed by ``install_plans``.
-        encoder: texts into ids.
+        model: on its device. ``install_plans`` changes its attention; plain forward passes give what they gave before.
         max_batch_tokens: tokens per forward pass.
         identity: what ``provenance`` says.
         cache: results of earlier processes.
@@ -38,7 +100,7 @@ class LitLM(TemplateLM):
         stream: where progress is shown; stderr when None.
 
     Attributes:
-        model: the model; its plain forward passes give what they gave before.
+        scorer: counts the requests and tokens that were computed.
         truncated: requests whose beginning did not fit the model's context and was cut off.
     """
 
@@ -58,13 +120,12 @@ class LitLM(TemplateLM):
         self.model = model.eval().requires_grad_(False)
         self.truncated = 0
         self._encoder, self._identity, self._stream = encoder, identity, stream or sys.stderr
-        self._is_shown = ranks.is_first
-        self._scorer = Scorer(model, max_batch_tokens, cache, ranks, self._stream)
-        self._texts = BatchGenerator(model, encoder.tokenizer, max_batch_tokens, cache, ranks)
+        self._max_batch_tokens, self._work = max_batch_tokens, SharedWork(cache, ranks)
+        self.scorer = Scorer(model, max_batch_tokens, self._work, self._stream)
 
     @property
     def eot_token_id(self) -> int:
-        return eos_id(self._encoder.tokenizer)
+        return self._encoder.eos_id
 
     @property
     def prefix_token_id(self) -> int:
@@ -75,21 +136,6 @@ class LitLM(TemplateLM):
     def max_length(self) -> int:
         """Tokens the model can attend to."""
         return self.model.max_seq_length
-
-    @property
-    def requests_scored(self) -> int:
-        """Requests computed, which excludes repeated and cached ones."""
-        return self._scorer.requests_scored
-
-    @property
-    def tokens_computed(self) -> int:
-        """Tokens that went through the network to score requests, of all processes."""
-        return self._scorer.tokens_computed
-
-    @property
-    def tokens_minimum(self) -> int:
-        """The fewest tokens that could have gone through: nodes of the requests' prefix tree."""
-        return self._scorer.tokens_minimum
 
     def provenance(self) -> dict[str, Any]:
         """What changes a score: hashes of weights and tokenizer, layers, dtypes, BOS, adapter version and so on."""
@@ -106,7 +152,7 @@ class LitLM(TemplateLM):
             pairs = [request.args for request in requests[start : start + _ENCODED_TOGETHER]]
             self._encoder.announce(text for pair in pairs for text in ("".join(pair), pair[0].rstrip()))
             jobs += [self._request(*self._split(*pair)) for pair in pairs]
-        return self._scorer.score(jobs)
+        return self.scorer.score(jobs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, cut into windows of the context's length; each token is scored once.
@@ -115,50 +161,48 @@ class LitLM(TemplateLM):
         """
         windows, owners = [], []
         for number, request in enumerate(requests):
-            rolled = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            rolled = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
             for context, continuation in map(utils.make_disjoint_window, rolled):
                 windows.append(self._request(context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for number, (loglikelihood, _) in zip(owners, self._scorer.score(windows), strict=True):
+        for number, (loglikelihood, _) in zip(owners, self.scorer.score(windows), strict=True):
             totals[number] += loglikelihood
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The model's continuation of each context, up to a stop string, EOS or the task's limit.
 
-        Raises:
-            UserError: a task asks for more tokens than the context has, or for a setting that is not offered.
+        A task that asks for more tokens than the context has, or for a setting not offered, is a ``UserError``.
         """
         texts = [""] * len(requests)
         groups: dict[GenerationSettings, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
-        hidden = not self._is_shown
-        with Progress("generate", len(requests), "text", stream=self._stream, hidden=hidden) as progress:
+        with Progress(
+            "generate", len(requests), "text", stream=self._stream, hidden=not self._work.ranks.is_first
+        ) as progress:
             for settings, numbers in groups.items():
                 prompts = [self._prompt(requests[number].args[0], settings) for number in numbers]
-                for number, text in zip(numbers, self._texts.make(prompts, settings, progress), strict=True):
+                made = continue_prompts(
+                    self.model, self._encoder.tokenizer, prompts, settings, self._max_batch_tokens, self._work, progress
+                )
+                for number, text in zip(numbers, made, strict=True):
                     texts[number] = text
         return texts
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return self._scorer.score([self._request(context, continuation) for _, context, continuation in requests])
+        return self.scorer.score([self._request(context, continuation) for _, context, continuation in requests])
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of context and continuation, as lm-eval splits them."""
         if context:
             return self._encode_pair(context, continuation)
-        ids = self.tok_encode(continuation, add_special_tokens=False)
-        prefix = self.prefix_token_id
-        return (ids[:1], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids)
+        ids, prefix = self.tok_encode(continuation, add_special_tokens=False), [self.prefix_token_id]
+        return (ids[:1], ids[1:]) if ids[:1] == prefix else (prefix, ids)
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if not 0 < len(continuation) <= self.max_length:

@@ -1,4 +1,4 @@
-"""lm-eval tasks with their rows, checked before an hour is spent on them."""
+"""lm-eval tasks with their rows: checked before an hour is spent on them, or mirrored for offline use."""
 
 import hashlib
 import io
@@ -7,18 +7,24 @@ import logging
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from lm_eval.api.task import Task
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.local_rows import LocalRows
-from inheritune_lit.evaluation.tasks import ResolvedTasks
+from inheritune_lit.evaluation.local_rows import write_rows
+from inheritune_lit.evaluation.suite import MMLU, Suite
+from inheritune_lit.evaluation.tasks import ResolvedTasks, mmlu_subjects, registered_config
+from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.manifest import sha256_file, write_manifest
 
 logger = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234
 """lm-eval's own."""
+_PARQUET = "refs/convert/parquet"
+"""The hub's branch with the rows of data sets whose loading scripts are refused."""
 
 
 @dataclass(frozen=True)
@@ -26,38 +32,21 @@ class LoadedTask:
     """A task and where its rows are from.
 
     Attributes:
-        split: the split that is scored.
-        rows_sha256: of the local files, or of the text of all rows where they are the hub's.
         tag: the families lm-eval counts it to, such as MMLU's four groups.
+        identity: what identifies the task's part of a result: its name and version, examples in the prompt, the split
+            that is scored, and a hash of the local files, or of the text of all rows where they are the hub's.
     """
 
     name: str
     task: Task
-    num_fewshot: int
-    split: str
-    rows_sha256: str
     tag: str | list[str] | None
-
-    def describe(self) -> dict[str, Any]:
-        """What identifies the task's part of a result."""
-        return {
-            "task": self.name,
-            "task_version": self.task.VERSION if self.task.VERSION is not None else "unknown",
-            "num_fewshot": self.num_fewshot,
-            "split": self.split,
-            "rows_sha256": self.rows_sha256,
-        }
+    identity: dict[str, Any]
 
 
 def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
-    """Read the rows of every task and try its prompt on them.
+    """Read the rows of every task and try its prompt on those that will be scored: ``limit`` of them, all when None.
 
-    Args:
-        resolved: from ``TaskResolver``.
-        limit: rows per task that will be scored; all when None.
-
-    Raises:
-        UserError: rows that cannot be had or are of the wrong shape.
+    Rows that cannot be had or are of the wrong shape are a ``UserError``.
     """
     return [_load(name, spec, resolved, limit) for name, spec in resolved.each().items()]
 
@@ -65,62 +54,131 @@ def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
 def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int | None) -> LoadedTask:
     rows = resolved.rows.get(name)
     try:
-        # lm-eval and the data library draw bars even where nobody sees them move.
-        with redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+        with hidden_bars():
             task = resolved.manager.load([spec])["tasks"][name]
             docs = task.eval_docs
             split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     except Exception as error:  # the data library and the tasks' own code raise whatever they like
-        raise UserError(_unusable(name, rows, error)) from error
+        told = f"cannot get the rows of task {name!r} from the hub ({_told(error)}); give --data_dir a folder with them"
+        if rows is not None:
+            misfit = f"the rows in {rows.folder} do not fit task {name!r} ({_told(error)})"
+            told = f"{misfit}; give the rows of its own data set"
+        raise UserError(told) from error
     if len(docs) == 0:
         raise UserError(f"task {name!r} has no rows in split {split}")
-    _try_prompts(name, task, docs, rows, limit)
+    _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
     num_fewshot = task.config.num_fewshot or 0
     task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     entry = resolved.manager.task_index.get(name)
-    tag = entry.cfg.get("tag") if entry else None
     own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
     if split != own:
         logger.info("%s: scored on %s rows, because there are none of the task's own split, %s", name, split, own)
-    return LoadedTask(name, task, num_fewshot, split, _sha256(docs, rows), tag)
+    identity = {
+        "task": name,
+        "task_version": task.VERSION if task.VERSION is not None else "unknown",
+        "num_fewshot": num_fewshot,
+        "split": split,
+        "rows_sha256": rows.sha256() if rows is not None and rows.splits else _sha256(docs),
+    }
+    return LoadedTask(name, task, entry.cfg.get("tag") if entry else None, identity)
 
 
-def _unusable(name: str, rows: LocalRows | None, error: Exception) -> str:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
-    if rows is None:
-        return f"cannot get the rows of task {name!r} from the hub ({told}); give --data_dir a folder that has them"
-    return f"the rows in {rows.folder} do not fit task {name!r} ({told}); give the rows of its own data set"
-
-
-def _try_prompts(name: str, task: Task, docs: Any, rows: LocalRows | None, limit: int | None) -> None:
+def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None) -> None:
     """Make every prompt's text and find the right answer among the choices: what fails is a row of another task."""
-    where = f"in {rows.folder}" if rows else "from the hub"
     for number, doc in enumerate(itertools.islice(docs, limit), start=1):
         try:
             text, target = task.doc_to_text(doc), task.doc_to_target(doc)
             choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
         except Exception as error:  # prompts are templates and code of lm-eval's
-            told = " ".join(str(error).split())[:150] or type(error).__name__
             raise UserError(
-                f"row {number} {where} is of the wrong shape for task {name!r} ({told}); "
+                f"row {number} {where} is of the wrong shape for task {name!r} ({_told(error)}); "
                 f"its columns are {', '.join(map(str, doc))}"
             ) from error
-        # Some tasks have the text as the index of a choice, and the answers as contexts.
-        if choices is not None and None in choices:  # the data library fills in what other rows have
+        if choices is None:
+            continue
+        if None in choices:  # the data library fills in what other rows have
             raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
-        indexed = isinstance(text, str) and isinstance(target, int)
-        if choices is not None and indexed and not 0 <= target < len(choices):
+        # Some tasks have the text as the index of a choice, and the answers as contexts.
+        if isinstance(text, str) and isinstance(target, int) and not 0 <= target < len(choices):
             raise UserError(
                 f"row {number} {where} has answer {target} of {len(choices)} for task {name!r}; "
                 "give rows that have answers"
             )
 
 
-def _sha256(docs: Any, rows: LocalRows | None) -> str:
-    if rows is not None and rows.splits:
-        return rows.sha256(sorted(rows.splits))
+def _sha256(docs: Any) -> str:
     digest = hashlib.sha256()
     for doc in docs:
         digest.update(repr(sorted(doc.items(), key=lambda item: item[0])).encode())
     return digest.hexdigest()
+
+
+def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None]:
+    """Mirror the rows of a suite from the hub into the folder that ``--data_dir`` reads.
+
+    What the folder already has is left alone; each task appears in it whole or not at all. Returns the number of rows
+    per split of each task, None for a task that was there already.
+
+    Raises:
+        UserError: an unknown task, or rows that the hub does not give.
+    """
+    names = {column.task: [column.task] for column in chosen.columns}
+    if MMLU in names:
+        names[MMLU] = list(mmlu_subjects().values())
+    wanted = {task: [registered_config(name) for name in leaves] for task, leaves in names.items()}
+    fetched: dict[str, dict[str, int] | None] = {}
+    for task, configs in wanted.items():
+        fetched[task] = None
+        if (data_dir / task).is_dir():
+            logger.info("%s: there already", task)
+            continue
+        with new_folder(data_dir / task) as staging:
+            fetched[task] = rows = _mirror(task, configs, staging)
+        logger.info("%s: %s", task, ", ".join(f"{count} rows of {split}" for split, count in rows.items()))
+    return fetched
+
+
+def _mirror(task: str, configs: list[dict[str, Any]], folder: Path) -> dict[str, int]:
+    """Write one task's splits and return how many rows each has; MMLU's subjects come together in one file."""
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for config in configs:
+        # What a task scores or takes examples from; training rows only where there is nothing else to score.
+        scored = config.get("test_split") or config.get("validation_split") or config.get("training_split")
+        extra = {"subject": config["dataset_name"]} if task == MMLU else {}
+        for split in dict.fromkeys(filter(None, [scored, config.get("fewshot_split")])):
+            splits.setdefault(split, []).extend({**row, **extra} for row in _rows(task, config, split))
+    for split, rows in splits.items():
+        write_rows(folder / f"{split}.jsonl", rows)
+    files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.jsonl"))}
+    origin = {"task": task, "dataset_path": configs[0]["dataset_path"], "files": files}
+    write_manifest(folder, "task_rows", origin)
+    return {split: len(rows) for split, rows in splits.items()}
+
+
+def _rows(task: str, config: dict[str, Any], split: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    path, name = config["dataset_path"], config.get("dataset_name")
+    try:
+        with hidden_bars():
+            try:
+                return datasets.load_dataset(path, name, split=split, **(config.get("dataset_kwargs") or {}))
+            except RuntimeError as error:
+                if "script" not in str(error):
+                    raise
+                return datasets.load_dataset(path, name, split=split, revision=_PARQUET)
+    except Exception as error:  # the data library raises whatever its parts do
+        raise UserError(
+            f"cannot fetch the {split} rows of task {task!r} ({path}): {_told(error)}; try again, or copy them by hand"
+        ) from error
+
+
+def hidden_bars() -> redirect_stderr[TextIO]:
+    """Keeps the bars of lm-eval and the data library from a stderr where nobody sees them move."""
+    return redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO())
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError, first_line
-from inheritune_lit.evaluation import paper_tasks as logiqa
-from inheritune_lit.evaluation import paper_tasks as mmlu
+from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
-_FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(?P<kind>jsonl|parquet)")
-_BUILDERS = {"jsonl": "json", "parquet": "parquet"}
-# The two tasks score the same rows.
-_SHARED = {"truthfulqa_mc1": "truthfulqa_mc", "truthfulqa_mc2": "truthfulqa_mc"}
+_FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
+_LOGIQA = {"test": "Test.txt", "validation": "Eval.txt", "train": "Train.txt"}
+"""Files of LogiQA's original release by split."""
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,20 @@ class LocalRows:
     builder: str
     splits: dict[str, list[Path]]
 
-    def sha256(self, splits: list[str]) -> str:
-        """One hash over the files of some splits."""
-        files = [path for split in splits for path in self.splits[split]]
-        return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+    def sha256(self) -> str:
+        """One hash over all files."""
+        hashes = [sha256_file(path) for split in sorted(self.splits) for path in self.splits[split]]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def find_rows(data_dir: Path, task: str, dataset_path: str | None, dataset_name: str | None) -> LocalRows:
     """The rows of a task: ``data_dir/<task>/<split>.jsonl``, or a copy of the hub's folder of its data set.
 
-    Raises:
-        UserError: no folder, no files in it, or files of two formats.
+    No folder, no files in it, or files of two formats are a ``UserError``.
     """
     folders = [data_dir / task]
-    if task in _SHARED:
-        folders.append(data_dir / _SHARED[task])
+    if task in ("truthfulqa_mc1", "truthfulqa_mc2"):  # which score the same rows
+        folders.append(data_dir / "truthfulqa_mc")
     if dataset_path:
         folders += [data_dir / dataset_path, data_dir / dataset_path.split("/")[-1]]
     present = [folder for folder in folders if folder.is_dir()]
@@ -53,40 +52,27 @@ def find_rows(data_dir: Path, task: str, dataset_path: str | None, dataset_name:
         )
     for folder in present:
         for base in (folder / dataset_name if dataset_name else folder, folder, folder / "data"):
-            if found := _files(base):
-                return _local_rows(base, found)
+            if base.is_dir() and (rows := _rows_in(base)):
+                return rows
     raise UserError(f"no local rows of task {task!r}: {present[0]} has no <split>.jsonl or <split>.parquet file")
 
 
-def _files(base: Path) -> list[tuple[str, str, Path]]:
-    """(split, kind, file) of a folder, also where a split is a folder of its own as in the hub's parquet copies."""
-    if not base.is_dir():
-        return []
-    found = []
+def _rows_in(base: Path) -> LocalRows | None:
+    """Rows of a folder, also where a split is a folder of its own as in the hub's parquet copies; None without any."""
+    splits: dict[str, list[Path]] = {}
     for path in sorted(base.iterdir()):
         if path.is_file() and (match := _FILE.fullmatch(path.name)):
-            found.append((match["split"], match["kind"], path))
-        elif path.is_dir():
-            found += [(path.name, "parquet", part) for part in sorted(path.glob("[0-9][0-9][0-9][0-9].parquet"))]
-    return found
-
-
-def _local_rows(base: Path, found: list[tuple[str, str, Path]]) -> LocalRows:
-    kinds = {kind for _, kind, _ in found}
-    if len(kinds) > 1:
+            splits.setdefault(match["split"], []).append(path)
+        elif path.is_dir() and (parts := sorted(path.glob("[0-9][0-9][0-9][0-9].parquet"))):
+            splits.setdefault(path.name, []).extend(parts)
+    suffixes = {path.suffix for paths in splits.values() for path in paths}
+    if len(suffixes) > 1:
         raise UserError(f"{base} holds both .jsonl and .parquet rows; keep one of them")
-    splits: dict[str, list[Path]] = {}
-    for split, _, path in found:
-        splits.setdefault(split, []).append(path)
-    return LocalRows(base, _BUILDERS[kinds.pop()], splits)
+    return LocalRows(base, "json" if suffixes == {".jsonl"} else "parquet", splits) if splits else None
 
 
 def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, row) of each row.
-
-    Raises:
-        UserError: a file is damaged or holds something else than rows.
-    """
+    """(where it stands, row) of each row; a ``UserError`` where a file is damaged or holds something else."""
     for path in paths:
         if path.suffix == ".parquet":
             yield from _read_parquet(path)
@@ -103,121 +89,110 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a parquet file ({first_line(error)}); copy it again") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{path} row {number}", row
+    yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Rows) -> None:
     """Write rows as jsonl."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-Rows = list[dict[str, Any]]
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class LocalTaskRows:
-    """Finds tasks' rows in a folder; those of LogiQA and of MMLU are rewritten where they have another shape.
+    """Finds tasks' rows in a folder (``find_rows``); it is a ``UserError`` if there are none or they are damaged.
 
-    Args:
-        data_dir: see ``rows.find_rows``.
-        scratch: an existing folder for rows that are rewritten.
-        subjects: MMLU's.
+    Rows of LogiQA and of MMLU's ``subjects`` are rewritten into ``scratch`` where they have another shape.
     """
 
     def __init__(self, data_dir: Path, scratch: Path, subjects: Collection[str]) -> None:
-        self._data_dir, self._scratch, self._known = data_dir, scratch, subjects
+        self._data_dir, self._scratch = data_dir, scratch
+        # Subjects in folders of their own, as the hub has them.
+        folders = [data_dir / MMLU, data_dir / "cais/mmlu"]
+        self._known, self._alone = set(subjects), {s for s in subjects if any((base / s).is_dir() for base in folders)}
         self._mmlu: dict[str, dict[str, Rows]] = {}
 
     def of_task(self, name: str, config: dict[str, Any]) -> LocalRows:
-        """Rows of a task that is not a subject of MMLU.
-
-        Args:
-            config: lm-eval's description of it.
-
-        Raises:
-            UserError: there are none, or they are damaged.
-        """
+        """Rows of a task that is not a subject of MMLU; ``config`` is lm-eval's description of it."""
+        data_set = config.get("dataset_path"), config.get("dataset_name")
         if name != "logiqa":
-            return find_rows(self._data_dir, name, config.get("dataset_path"), config.get("dataset_name"))
-        original = {
-            split: self._data_dir / name / file
-            for split, file in logiqa.SPLITS.items()
-            if (self._data_dir / name / file).is_file()
-        }
-        if original:
-            splits = {split: logiqa.parse(path) for split, path in original.items()}
-        else:
-            found = find_rows(self._data_dir, name, config["dataset_path"], config["dataset_name"])
-            splits = {
-                split: logiqa.normalise([row for _, row in read_rows(paths)]) for split, paths in found.splits.items()
-            }
+            return find_rows(self._data_dir, name, *data_set)
+        files = {split: self._data_dir / name / file for split, file in _LOGIQA.items()}
+        splits = {split: parse_logiqa(path) for split, path in files.items() if path.is_file()}
+        if not splits:
+            found = find_rows(self._data_dir, name, *data_set).splits
+            splits = {split: space_logiqa([row for _, row in read_rows(paths)]) for split, paths in found.items()}
         return self._write(name, splits)
 
     def subjects(self) -> set[str]:
-        """MMLU's subjects that have rows.
-
-        Raises:
-            UserError: none has.
-        """
-        here = {subject for subject in self._known if self._subject_folder(subject) is not None}
-        present = (here | self._split("test").keys()) & set(self._known)
+        """MMLU's subjects that have rows."""
+        present = self._alone or self._together("test").keys() & self._known
         if not present:
             raise UserError(f"no local rows of task 'mmlu': no row of {self._data_dir} is of a subject of MMLU")
         return present
 
     def of_subject(self, subject: str) -> LocalRows:
-        """Rows of one of MMLU's subjects.
-
-        Raises:
-            UserError: there are none, or they are damaged.
-        """
-        if self._subject_folder(subject) is not None:
-            return find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", subject)
-        splits = {}
-        for split in ("test", "dev"):
-            rows = self._split(split).get(subject)
-            if rows is None:
+        """Rows of one of MMLU's subjects."""
+        if subject in self._alone:
+            return find_rows(self._data_dir, MMLU, "cais/mmlu", subject)
+        splits = {split: self._together(split).get(subject, []) for split in ("test", "dev")}
+        for split, rows in splits.items():
+            if not rows:
                 raise UserError(
                     f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}; add its rows or "
                     "leave the subject out"
                 )
-            splits[split] = rows
-        return self._write(f"{mmlu.MMLU}/{subject}", splits)
+        return self._write(f"{MMLU}/{subject}", splits)
 
-    def _subject_folder(self, subject: str) -> Path | None:
-        """The subject's own folder, as the hub has them."""
-        folders = [self._data_dir / name / subject for name in (mmlu.MMLU, "cais/mmlu")]
-        return next((folder for folder in folders if folder.is_dir()), None)
-
-    def _split(self, split: str) -> dict[str, Rows]:
+    def _together(self, split: str) -> dict[str, Rows]:
         """MMLU's rows by subject, where they stand together."""
-        if split in self._mmlu:
-            return self._mmlu[split]
-        subjects: dict[str, Rows] = {}
-        if not any(self._subject_folder(subject) for subject in self._known):
-            found = find_rows(self._data_dir, mmlu.MMLU, "cais/mmlu", "all")
+        if split not in self._mmlu and not self._alone:
+            subjects = self._mmlu[split] = {}
+            found = find_rows(self._data_dir, MMLU, "cais/mmlu", "all")
             if split not in found.splits:
                 raise UserError(f"no local rows of task 'mmlu': {found.folder} has no {split}.jsonl or .parquet file")
             for place, row in read_rows(found.splits[split]):
                 if not isinstance(row.get("subject"), str):
                     raise UserError(f"{place} is not an MMLU row: it has no subject; fix or remove it")
                 subjects.setdefault(row["subject"], []).append(row)
-        self._mmlu[split] = subjects
-        return subjects
+        return self._mmlu.get(split, {})
 
     def _write(self, name: str, splits: dict[str, Rows]) -> LocalRows:
         folder = self._scratch / name
-        files = {split: [folder / f"{split}.jsonl"] for split in splits}
         for split, rows in splits.items():
-            write_rows(files[split][0], rows)
-        return LocalRows(folder, "json", files)
+            write_rows(folder / f"{split}.jsonl", rows)
+        return LocalRows(folder, "json", {split: [folder / f"{split}.jsonl"] for split in splits})
+
+
+def parse_logiqa(path: Path) -> Rows:
+    """Rows of LogiQA's original text file, as the loading script of its data set on the hub would read them.
+
+    It has blocks of label, context, question and four options, a blank line between; others are a ``UserError``.
+    """
+    rows = []
+    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())]
+    for number, lines in enumerate(blocks, start=1):
+        if len(lines) != 7 or lines[0].strip() not in "abcd":
+            raise UserError(f"{path}: block {number} is not label, context, question and four options; copy it again")
+        label, context, question, *options = lines
+        rows.append({"label": label.strip(), "context": context, "question": question, "options": options})
+    return space_logiqa(rows)
+
+
+def space_logiqa(rows: Rows) -> Rows:
+    """Rows as lm-eval's data set has them, which has a blank after every full stop; rows that have are left alone."""
+
+    def spaced(text: str) -> str:
+        return text.replace(".", ". ").strip()
+
+    texts = [text for row in rows for text in (row["context"], row["question"], *row["options"])]
+    if not any(re.search(r"\.[^ ]", text) for text in texts):
+        return rows
+    texts_of = ({name: spaced(row[name]) for name in ("context", "question")} for row in rows)
+    return [{**row, **new, "options": [*map(spaced, row["options"])]} for row, new in zip(rows, texts_of, strict=True)]

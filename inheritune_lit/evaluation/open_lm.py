@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from litgpt.model import GPT
@@ -12,8 +12,7 @@ from litgpt.model import GPT
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.encoding import Bos, Encoder
-from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.lit_lm import Bos, Encoder, LitLM
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.inherit.load import load_reference
@@ -44,29 +43,27 @@ def open_lm(
     cache_dir: Path | None = None,
     ranks: Ranks = Ranks(),
 ) -> LitLM:
-    """Load a checkpoint straight from its files and wrap it for lm-eval.
+    """Load a litgpt or Hugging Face folder with its tokenizer straight from its files and wrap it for lm-eval.
 
     Args:
-        checkpoint_dir: a litgpt or Hugging Face folder with its tokenizer.
         dtype: of the weights and activations; log-softmax and RoPE tables are fp32.
-        quantize: 8- or 4-bit weights of all linear layers but the head's; None for none.
-        bos: "none" puts nothing before texts and has EOS as an empty context, as the paper; "model" puts what the
-            model's own tokenizer does.
-        max_batch_tokens: tokens per forward pass; what fits into the free memory when None.
+        quantize: 8- or 4-bit weights of all linear layers but the head's.
+        bos: "none" has EOS as an empty context, as the paper; see ``EvaluateArgs`` for it and what is not listed here.
         device: such as "cpu" or "cuda:0".
-        cache_dir: folder for results, which later processes continue from; None keeps none.
         ranks: processes that share the work, all with the same arguments but the device.
 
     Raises:
         UserError: no usable checkpoint, tokenizer or cache there, or a choice that is not offered.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"--dtype is {dtype!r}; give float32 or bfloat16")
-    if bos not in ("none", "model"):
-        raise UserError(f"--bos is {bos!r}; give none or model")
+    for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("bos", bos, get_args(Bos))):
+        if value not in choices:
+            raise UserError(f"--{name} is {value!r}; give {' or '.join(choices)}")
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise UserError(f"--max_batch_tokens is {max_batch_tokens}; give 1 or more")
-    model = _load(checkpoint_dir, getattr(torch, dtype), "cpu" if quantize else device)
+    if not checkpoint_dir.is_dir():
+        raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
+    load = load_model if is_litgpt_folder(checkpoint_dir) else load_reference
+    model = load(checkpoint_dir, getattr(torch, dtype), "cpu" if quantize else device)
     tokenizer = Tokenizer(checkpoint_dir)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if quantize is not None:
@@ -75,10 +72,13 @@ def open_lm(
     if torch.device(device).type == "cuda":
         pad_head_size(model)
     encoder = Encoder(tokenizer, model.config.padded_vocab_size, bos)
+    hashes = [sha256_file(path) for path in open_weights(checkpoint_dir).files]
+    config = {key: value for key, value in asdict(model.config).items() if key not in ("name", "hf_config")}
     identity = {
-        "weights_sha256": _weights_sha256(checkpoint_dir),
+        "weights_sha256": hashes[0] if len(hashes) == 1 else _sha256("".join(hashes)),
         "tokenizer_sha256": tokenizer.sha256(),
-        "config_sha256": _config_sha256(model),
+        # Of what the model computes: rotary bases, norms' epsilons and so on are in no weight.
+        "config_sha256": _sha256(json.dumps(config, sort_keys=True)),
         "n_layer": model.config.n_layer,
         "parameters": parameters,
         "dtype": dtype,
@@ -96,34 +96,15 @@ def open_lm(
     return LitLM(model, encoder, max_batch_tokens=tokens, identity=identity, cache=cache, ranks=ranks)
 
 
-def _load(checkpoint_dir: Path, dtype: torch.dtype, device: str) -> GPT:
-    if not checkpoint_dir.is_dir():
-        raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
-    if is_litgpt_folder(checkpoint_dir):
-        return load_model(checkpoint_dir, dtype, device)
-    return load_reference(checkpoint_dir, dtype, device)
-
-
-def _weights_sha256(checkpoint_dir: Path) -> str:
-    """The file's hash, or for several that of their hashes."""
-    hashes = [sha256_file(path) for path in open_weights(checkpoint_dir).files]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def _config_sha256(model: GPT) -> str:
-    """Hash of what the model computes: rotary bases, norms' epsilons and so on are in no weight."""
-    config = {key: value for key, value in asdict(model.config).items() if key not in ("name", "hf_config")}
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tokens_that_fit(model: GPT, device: torch.device) -> int:
-    """Tokens a forward pass that about half of the free memory has room for, keys and values of all layers included."""
-    config, itemsize = model.config, model.transformer.wte.weight.itemsize
+    """Tokens per forward pass for which about half of the free memory suffices, with keys and values of all layers."""
+    config, free = model.config, free_memory(device)
     heads = config.n_head * config.head_size
     widest = 4 * config.n_embd + 6 * heads + 3 * (config.intermediate_size or config.n_embd)
     # RMSNorm's intermediates are fp32, whatever the dtype.
-    bytes_each = widest * 4 + 2 * config.n_layer * heads * itemsize
-    free = free_memory(device)
-    if free is None:
-        return _MOST_TOKENS
-    return max(_FEWEST_TOKENS, min(_MOST_TOKENS, free // 2 // bytes_each))
+    bytes_each = widest * 4 + 2 * config.n_layer * heads * model.transformer.wte.weight.itemsize
+    return _MOST_TOKENS if free is None else max(_FEWEST_TOKENS, min(_MOST_TOKENS, free // 2 // bytes_each))

@@ -6,6 +6,7 @@ in that order, so the nodes below a node stand directly behind it, and where the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,41 +27,33 @@ def to_ids(key: bytes) -> np.ndarray:
 def shared_lengths(keys: Sequence[bytes]) -> list[int]:
     """Number of first ids that each key shares with the one before it; 0 for the first."""
     shared = [0] * len(keys)
-    for number in range(1, len(keys)):
-        before, key = keys[number - 1], keys[number]
+    for number, (before, key) in enumerate(pairwise(keys), start=1):
         common = min(len(before), len(key))
         differ = np.frombuffer(before[:common], dtype=np.uint32) != np.frombuffer(key[:common], dtype=np.uint32)
-        at = int(differ.argmax()) if len(differ) else 0
-        shared[number] = at if len(differ) and differ[at] else len(differ)
+        shared[number] = int(differ.argmax()) if differ.any() else len(differ)
     return shared
 
 
-def tree_size(keys: Sequence[bytes], shared: Sequence[int]) -> int:
+def tree_size(keys: Sequence[bytes]) -> int:
     """Nodes of the prefix tree of sorted keys: the fewest tokens that must be computed."""
-    return sum(len(key) for key in keys) // _IDS.itemsize - sum(shared)
+    return sum(map(len, keys)) // _IDS.itemsize - sum(shared_lengths(keys))
 
 
-def split_rows(keys: Sequence[bytes], shared: Sequence[int], capacity: int) -> list[range]:
-    """Cut sorted keys into rows of at most ``capacity`` tokens; a longer sequence has a row of its own.
+def split_rows(keys: Sequence[bytes], capacity: int) -> list[list[bytes]]:
+    """Cut sorted, distinct keys into rows of at most ``capacity`` tokens; a longer sequence has a row of its own.
 
-    A row begins with a whole sequence, so what it shares with the row before is computed again.
-
-    Args:
-        keys: sorted and distinct.
-        shared: their ``shared_lengths``.
-        capacity: tokens; rows lose little when it is several times the shared beginning.
+    A row begins with a whole sequence, so what it shares with the row before is computed again: rows lose little when
+    ``capacity`` is several times the shared beginning.
     """
-    rows: list[range] = []
-    first = tokens = 0
-    for number, key in enumerate(keys):
+    rows: list[list[bytes]] = []
+    tokens = 0
+    for key, shared in zip(keys, shared_lengths(keys), strict=True):
         length = len(key) // _IDS.itemsize
-        added = length - shared[number]
-        if number > first and tokens + added > capacity:
-            rows.append(range(first, number))
-            first, tokens = number, 0
-        tokens += length if number == first else added
-    if first < len(keys):
-        rows.append(range(first, len(keys)))
+        tokens += length - shared
+        if not rows or tokens > capacity:
+            rows.append([])
+            tokens = length
+        rows[-1].append(key)
     return rows
 
 
@@ -84,15 +77,13 @@ class Row:
 def build_row(keys: Iterable[bytes]) -> Row:
     """The prefix tree of sorted, distinct keys."""
     keys = list(keys)
-    shared = shared_lengths(keys)
-    sequences = [to_ids(key) for key in keys]
-    size = tree_size(keys, shared)
-    tokens_L, depth_L, end_L = (np.empty(size, dtype=np.int64) for _ in range(3))
+    tokens_L, depth_L, end_L = (np.empty(tree_size(keys), dtype=np.int64) for _ in range(3))
     paths: list[np.ndarray] = []
     path, at = np.empty(0, dtype=np.int64), 0
-    for ids, common in zip(sequences, shared, strict=True):
-        end_L[path[common:]] = at
+    for key, common in zip(keys, shared_lengths(keys), strict=True):
+        ids = to_ids(key)
         new = len(ids) - common
+        end_L[path[common:]] = at
         tokens_L[at : at + new] = ids[common:]
         depth_L[at : at + new] = np.arange(common, len(ids))
         path = np.concatenate([path[:common], np.arange(at, at + new)])

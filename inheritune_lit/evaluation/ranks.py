@@ -1,17 +1,10 @@
 """Work shared by the processes of a run, all of which need every result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from lightning.fabric import Fabric
-
-from inheritune_lit.model.devices import device_count, launch
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -21,15 +14,12 @@ class Ranks:
     Each one gets all requests and does a share. Results are put together by adding tensors in which every entry is one
     process's and 0 elsewhere, so lm-eval is told of one process only, tasks need no care, and shares need not be equal.
 
-    Attributes:
-        rank, world: which of how many.
-        add_up: sums a tensor over them and gives it back on the device that it came from.
-        device: what this process computes on.
+    ``add_up`` sums a tensor over them and gives it back on the device that it came from.
     """
 
     rank: int = 0
     world: int = 1
-    add_up: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
+    add_up: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda tensor: tensor)
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (a constant)
 
     @property
@@ -49,12 +39,3 @@ class Ranks:
             return summed.to(tensor.device)
 
         return cls(fabric.global_rank, fabric.world_size, add_up, fabric.device)
-
-    @classmethod
-    def start(cls, devices: int | Literal["auto"], num_nodes: int) -> "Ranks":
-        """Start a process per device where there are several.
-
-        Raises:
-            UserError: there are not as many devices.
-        """
-        return cls.of(launch(device_count(devices, num_nodes), num_nodes))

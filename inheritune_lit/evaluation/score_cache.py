@@ -1,13 +1,19 @@
-"""Results kept on disk, so that a killed evaluation continues."""
+"""Results of requests: kept on disk, so that a killed evaluation continues, and computed by processes together."""
 
 import hashlib
 import json
 import logging
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.io.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +53,13 @@ class ScoreCache:
             raise UserError(f"cannot use the score cache {folder}: {error.strerror}; give another folder") from error
 
     def _read(self, path: Path, content: bytes) -> None:
-        damaged = 0
-        lines = content.split(b"\n")
+        damaged, lines = 0, content.split(b"\n")
         for number, line in enumerate(lines):
-            if not line:
-                continue
             crc, _, pair = line.partition(b" ")
-            if crc == _crc(pair):
+            if line and crc == _crc(pair):
                 key, result = json.loads(pair)
                 self._results[key] = result
-            elif number < len(lines) - 1:  # the last line may be one that was cut short by a kill
+            elif line and number < len(lines) - 1:  # the last line may be one that was cut short by a kill
                 damaged += 1
         if damaged:
             logger.warning("%d damaged lines of %s are passed over and scored again", damaged, path)
@@ -84,3 +87,51 @@ def request_key(kind: str, *parts: bytes) -> str:
 
 def _crc(pair: bytes) -> bytes:
     return f"{zlib.crc32(pair):08x}".encode()
+
+
+@dataclass(frozen=True)
+class SharedWork:
+    """Requests whose results are in the cache or are computed by several processes, each of which gets all results.
+
+    A result is a row of a tensor, and its first entry is 0 as long as there is no result.
+    """
+
+    cache: ScoreCache
+    ranks: Ranks
+
+    def find(self, names: list[str], empty_NW: torch.Tensor, to_row: Callable[[Any], list[Any]]) -> torch.Tensor:
+        """Rows (N, W) of what is on disk, as the first process sees it: the file may be growing.
+
+        ``names`` are the requests' (``request_key``); ``to_row`` gives the beginning of a result's row.
+        """
+        for number, name in enumerate(names if self.ranks.is_first else []):
+            if (result := self.cache.get(name)) is not None:
+                row = to_row(result)
+                empty_NW[number, : len(row)] = torch.tensor(row, dtype=empty_NW.dtype)
+        return self.ranks.add_up(empty_NW)
+
+    def compute(
+        self,
+        batches: list[list[int]],
+        names: list[str],
+        rows_NW: torch.Tensor,
+        rows_of: Callable[[list[int]], torch.Tensor],
+        from_row: Callable[[list[Any]], Any],
+        progress: Progress,
+    ) -> None:
+        """Fill in the rows of requests and add their results to the cache; each process does one batch at a time.
+
+        ``rows_of`` computes the rows of a batch, which has numbers of requests; ``from_row`` is the result in a row.
+        """
+        rank, world = self.ranks.rank, self.ranks.world
+        for first in range(0, len(batches), world):
+            now = batches[first : first + world]
+            numbers = [number for batch in now for number in batch]
+            own = rows_NW.new_zeros(len(numbers), rows_NW.shape[1])
+            if rank < len(now):
+                start = sum(map(len, now[:rank]))
+                own[start : start + len(now[rank])] = rows_of(now[rank])
+            rows_NW[numbers] = made = self.ranks.add_up(own)
+            results = map(from_row, made.tolist())
+            self.cache.add({names[number]: result for number, result in zip(numbers, results, strict=True)})
+            progress.update(len(numbers))

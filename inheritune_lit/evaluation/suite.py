@@ -12,14 +12,23 @@ from inheritune_lit.resources import suites_dir
 FloorKind = Literal["auto", "constant", "chance", "none"]
 Role = Literal["reference", "baseline", "ours"]
 
+MMLU = "mmlu"
+"""Task that stands for MMLU's 57 subjects, which are tasks of lm-eval."""
+GROUPS = {
+    "mmlu_stem_tasks": "STEM",
+    "mmlu_humanities_tasks": "humanities",
+    "mmlu_social_sciences_tasks": "social sciences",
+    "mmlu_other_tasks": "other",
+}
+"""lm-eval's tags of their four groups, and what the tables call them."""
+
 
 @dataclass(frozen=True)
 class Column:
     """A column of the table.
 
     Attributes:
-        title: as the table prints it.
-        task: an lm-eval task; "mmlu" is its 57 subjects.
+        task: an lm-eval task, or "mmlu".
         metric: of that task; "" for all the task has, each a column of its own.
         num_fewshot: examples in the prompt; None for the task's own number.
         floor: what a model that has learnt nothing scores: "constant" is the best single answer to all rows, "chance"
@@ -64,11 +73,7 @@ class Suite:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by its name or its YAML file.
-
-    Raises:
-        UserError: no such suite, or a file that does not describe one.
-    """
+    """A suite by its name or its YAML file; a ``UserError`` for no such suite, or a file that does not describe one."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else suites_dir() / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in suites_dir().glob("*.yaml"))
@@ -80,28 +85,26 @@ def load_suite(name: str) -> Suite:
         raise UserError(f"{path} is not a suite: {' '.join(str(error).split())}") from error
     if not isinstance(text, dict):
         raise UserError(f"{path} is not a suite: it holds no fields; see {suites_dir() / 'quick.yaml'}")
-    columns = [_checked(Column, column, path, "column") for column in _rows(text, "columns", path)]
-    paper = [_checked(PaperRow, row, path, "paper row") for row in _rows(text, "paper", path)]
-    suite = _checked(Suite, {"name": path.stem, "title": path.stem, **text, "columns": columns, "paper": paper}, path)
+    for key, kind, what in (("columns", Column, "column"), ("paper", PaperRow, "paper row")):
+        rows = text.get(key) or []
+        if not isinstance(rows, list):
+            raise UserError(f"{path} is not a suite: {key} is a {type(rows).__name__}; give a list")
+        text[key] = [_checked(kind, row, path, what) for row in rows]
+    suite = _checked(Suite, {"name": path.stem, "title": path.stem, **text}, path, "suite")
     _check(suite, path)
     return suite
 
 
-def suite_of_tasks(tasks: str) -> Suite:
-    """A suite of tasks named on the command line, separated by commas."""
+def suite_of_tasks(tasks: str | None) -> Suite:
+    """A suite of tasks named on the command line, separated by commas; without tasks only held-out text is scored."""
+    if not tasks:
+        return Suite(name="", title="Held-out text", columns=[])
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     columns = [Column(title=Path(name).stem if name.endswith((".yaml", ".yml")) else name, task=name) for name in names]
     return Suite(name="tasks", title="Tasks", columns=columns)
 
 
-def _rows(text: dict[str, Any], key: str, path: Path) -> list[Any]:
-    rows = text.get(key) or []
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is not a suite: {key} is a {type(rows).__name__}; give a list")
-    return rows
-
-
-def _checked(kind: type, values: Any, path: Path, what: str = "suite") -> Any:
+def _checked(kind: type, values: Any, path: Path, what: str) -> Any:
     names = [entry.name for entry in fields(kind)]
     if not isinstance(values, dict):
         raise UserError(f"{path}: a {what} is {values!r}; give its fields, {', '.join(names)}")
@@ -117,21 +120,20 @@ def _check(suite: Suite, path: Path) -> None:
     if not suite.columns:
         raise UserError(f"{path} is not a suite: it has no columns; see {suites_dir() / 'quick.yaml'}")
     titles = [column.title for column in suite.columns]
+    shots: dict[str, int | None] = {}
     for column in suite.columns:
-        where = f"{path}: column {column.title!r}"
+        where, shot = f"{path}: column {column.title!r}", column.num_fewshot
         if titles.count(column.title) > 1:
             raise UserError(f"{where} is there twice; give each a title of its own")
         if not isinstance(column.task, str) or not isinstance(column.metric, str):
             raise UserError(f"{where} has task {column.task!r} and metric {column.metric!r}; give names")
         if column.floor not in get_args(FloorKind):
             raise UserError(f"{where} has floor {column.floor!r}; give one of {', '.join(get_args(FloorKind))}")
-        if column.num_fewshot is not None and (not isinstance(column.num_fewshot, int) or column.num_fewshot < 0):
-            raise UserError(f"{where} has num_fewshot {column.num_fewshot!r}; give 0 or more")
+        if shot is not None and (not isinstance(shot, int) or shot < 0):
+            raise UserError(f"{where} has num_fewshot {shot!r}; give 0 or more")
         if column.random_init is not None and set(column.random_init) != {"value", "source"}:
             raise UserError(f"{where} has random_init {column.random_init!r}; give value and source")
-    shots: dict[str, int | None] = {}
-    for column in suite.columns:
-        if shots.setdefault(column.task, column.num_fewshot) != column.num_fewshot:
+        if shots.setdefault(column.task, shot) != shot:
             raise UserError(f"{path}: task {column.task!r} is there with different num_fewshot; give it one")
     for row in suite.paper:
         if row.role not in get_args(Role):

@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from inheritune_lit.evaluation.cells import PERCENT, Cell, average
-from inheritune_lit.evaluation.significance import LEVEL
+from inheritune_lit.evaluation.cells import LEVEL, PERCENT, Cell, CheckpointScores, average
 from inheritune_lit.evaluation.suite import Suite
+from inheritune_lit.io.tables import markdown_table
 
 NOT_RERUN = "from the paper, not re-run"
 _CSV = (
@@ -18,70 +18,46 @@ _CSV = (
 )
 
 
-class ScoredModel(Protocol):
-    """What the tables need to know of a checkpoint: its name, depth, cells, and held-out loss."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def n_layer(self) -> int: ...
-    @property
-    def cells(self) -> list[Cell]: ...
-    @property
-    def held_out(self) -> dict[str, Any] | None: ...
-    @property
-    def truncated(self) -> int: ...
-
-
-def results_markdown(suite: Suite | None, models: Sequence[ScoredModel], limit: int | None) -> str:
+def results_markdown(suite: Suite, models: Sequence[CheckpointScores], limit: int | None) -> str:
     """The table in the paper's shape, then every score with what can be said of it.
 
-    Args:
-        suite: None where only held-out text was scored.
-        models: the first is the one that the others are compared with.
-        limit: rows per task, where not all were scored.
+    The first model is the one that the others are compared with; ``limit`` is that of rows per task.
     """
-    parts = [f"# {suite.title if suite else 'Held-out text'}\n"]
+    parts = [f"# {suite.title}\n"]
     if limit is not None:
         parts.append(f"Only the first {limit} rows of each task: not comparable with full scores.\n")
     parts.append(_wide(suite, models))
-    if suite:
-        parts.append(_legend(suite, models))
-        parts.append(_long(models))
+    if suite.columns:
+        parts += [_legend(suite, models), _long(models)]
     return "\n".join(parts)
 
 
-def _wide(suite: Suite | None, models: Sequence[ScoredModel]) -> str:
-    """A row a model; the floors and the paper's rows below."""
-    titles = [cell.title for cell in models[0].cells if not cell.detail]
-    has_loss = any(model.held_out for model in models)
-    has_average = bool(suite and suite.average)
-    columns = ["model", "layers", *titles, *["average"] * has_average, *["held-out loss"] * has_loss]
-    lines = [_line(columns), "|---|" + "--:|" * (len(columns) - 1)]
-    for model in models:
-        shown = [_marked(cell) for cell in model.cells if not cell.detail]
-        shown += [_noisy(*average(model.cells))] if has_average else []
-        shown += [_noisy(model.held_out["loss"], model.held_out["stderr"], 4) if model.held_out else ""] * has_loss
-        lines.append(_line([model.name, str(model.n_layer), *shown]))
+def _wide(suite: Suite, models: Sequence[CheckpointScores]) -> str:
+    """A row per model; the floors and the paper's rows below."""
     first = [cell for cell in models[0].cells if not cell.detail]
-    blank = [""] * (has_average + has_loss)
+    has_average, has_loss = suite.average, any(model.held_out for model in models)
+    header = ["model", "layers", *(cell.title for cell in first)]
+    header += ["average"] * has_average + ["held-out loss"] * has_loss
+    rows = []
+    for model in models:
+        row = [model.name, str(model.n_layer), *(_marked(cell) for cell in model.cells if not cell.detail)]
+        row += [_noisy(*average(model.cells))] if has_average else []
+        row += [_noisy(model.held_out["loss"], model.held_out["stderr"], 4)] if model.held_out else []
+        rows.append(row)
     if any(cell.floor for cell in first):
-        floors = [f"{cell.floor.value:.2f}" if cell.floor else "" for cell in first]
-        lines.append(_line(["*constant class or chance*", "", *floors, *blank]))
+        floors = [_number(cell.floor.value if cell.floor else None) for cell in first]
+        rows.append(["*constant class or chance*", "", *floors])
     if any(cell.random_init is not None for cell in first):
-        floors = [f"{cell.random_init:.2f}" if cell.random_init is not None else "" for cell in first]
-        lines.append(_line(["*random weights*", "", *floors, *blank]))
-    for row in suite.paper if suite else []:
-        figures = [row.scores.get(title) for title in titles]
-        shown = ["" if figure is None else f"{figure:g}" for figure in figures]
-        if has_average:
-            known = [figure for figure in figures if figure is not None]
-            shown.append(f"{math.fsum(known) / len(known):.2f}")
-        lines.append(_line([f"{row.model} ({NOT_RERUN})", "", *shown, *[""] * has_loss]))
-    return "\n".join(lines) + "\n"
+        rows.append(["*random weights*", "", *(_number(cell.random_init) for cell in first)])
+    for paper in suite.paper:
+        known = {cell.title: paper.scores[cell.title] for cell in first if cell.title in paper.scores}
+        row = [f"{known[cell.title]:g}" if cell.title in known else "" for cell in first]
+        row += [_number(math.fsum(known.values()) / len(known))] if has_average else []
+        rows.append([f"{paper.model} ({NOT_RERUN})", "", *row])
+    return _table(header, rows)
 
 
-def _legend(suite: Suite, models: Sequence[ScoredModel]) -> str:
+def _legend(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     told = ["score ± standard error; accuracies in percent", "↑ above the floors by more than its noise (5%)"]
     if len(models) > 1:
         told.append(f"≠ differs from {models[0].name} on the same rows (p < {LEVEL})")
@@ -93,100 +69,68 @@ def _legend(suite: Suite, models: Sequence[ScoredModel]) -> str:
     if suite.source:
         told.append(f'figures marked "{NOT_RERUN}": {suite.source}')
     told += [f"random weights, {c.title}: {c.random_init['source']}" for c in suite.columns if c.random_init]
-    if cut := {model.name: model.truncated for model in models if model.truncated}:
-        counts = ", ".join(f"{count} of {name}" for name, count in cut.items())
-        told.append(f"prompts that lost their beginning because the context is too short: {counts}")
+    if cut := [f"{model.truncated} of {model.name}" for model in models if model.truncated]:
+        told.append(f"prompts that lost their beginning because the context is too short: {', '.join(cut)}")
     return "".join(f"- {line}\n" for line in told)
 
 
-def _long(models: Sequence[ScoredModel]) -> str:
-    """A row a score."""
-    lines = [
-        _line(["score", "model", "value", "rows", "floor", "above the floor", f"differs from {models[0].name}"]),
-        "|---|---|--:|--:|--:|---|---|",
-    ]
-    for number, cell in enumerate(models[0].cells):
-        for model in models:
-            cell = model.cells[number]
+def _long(models: Sequence[CheckpointScores]) -> str:
+    """A row per score."""
+    rows = []
+    for cells in zip(*(model.cells for model in models), strict=True):
+        for model, cell in zip(models, cells, strict=True):
             floor = f"{cell.floor.value:.2f} ({cell.floor.kind})" if cell.floor else ""
             if cell.random_init is not None:
                 floor = f"{cell.random_init:.2f} (random weights)"
-            lines.append(
-                _line(
-                    [
-                        cell.title,
-                        model.name,
-                        _noisy(cell.value, cell.stderr),
-                        str(cell.n),
-                        floor,
-                        _yes_no(cell.above),
-                        _difference(cell, model is models[0]),
-                    ]
-                )
-            )
-    return "\n".join(lines) + "\n"
+            compared = "" if model is models[0] else _difference(cell)
+            value, above = _noisy(cell.value, cell.stderr), _yes_no(cell.above)
+            rows.append([cell.title, model.name, value, str(cell.n), floor, above, compared])
+    header = ["score", "model", "value", "rows", "floor", "above the floor", f"differs from {models[0].name}"]
+    return _table(header, rows, left=(0, 1, 5, 6))
 
 
-def results_csv(suite: Suite | None, models: Sequence[ScoredModel]) -> str:
-    """A line a score, the paper's figures below."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _CSV, lineterminator="\n")
-    writer.writeheader()
+def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
+    """A line per score, the paper's figures below."""
+    lines: list[dict[str, Any]] = []
     for model in models:
+        measured = {"model": model.name, "layers": model.n_layer, "source": "measured"}
         for cell in model.cells:
             line = {
-                "model": model.name,
-                "layers": model.n_layer,
-                "column": cell.title,
-                "task": cell.task,
-                "metric": cell.metric,
-                "unit": "percent" if cell.metric in PERCENT else "",
+                **_column(cell.title, cell.task, cell.metric),
                 "score": cell.value,
                 "stderr": cell.stderr,
                 "rows": cell.n,
                 "random_init": cell.random_init,
                 "above_floor": _yes_no(cell.above),
-                "bold": _yes_no(cell.bold) if suite and suite.bold_rule else "",
-                "source": "measured",
+                "bold": _yes_no(cell.bold) if suite.bold_rule else "",
             }
             if cell.floor:
                 line |= {"floor": cell.floor.value, "floor_kind": cell.floor.kind}
             if cell.difference:
-                line |= {
-                    "differs_from": models[0].name,
-                    "difference": cell.difference.value,
-                    "p_value": cell.difference.p_value,
-                    "test": cell.difference.test,
-                }
-            writer.writerow(line)
+                found = cell.difference
+                line |= {"difference": found.value, "p_value": found.p_value, "test": found.test}
+                line["differs_from"] = models[0].name
+            lines.append(measured | line)
         if model.held_out:
-            loss, stderr = model.held_out["loss"], model.held_out["stderr"]
-            line = {"column": "held-out loss", "unit": "nats per token", "score": loss, "stderr": stderr}
-            writer.writerow({"model": model.name, "layers": model.n_layer, **line, "source": "measured"})
-    for line in _paper_lines(suite) if suite else []:
-        writer.writerow(line)
+            figures = {"score": model.held_out["loss"], "stderr": model.held_out["stderr"]}
+            lines.append(measured | {"column": "held-out loss", "unit": "nats per token", **figures})
+    columns = {column.title: _column(column.title, column.task, column.metric) for column in suite.columns}
+    for row in suite.paper:
+        told = {"model": row.model, "source": f"{suite.source}: {row.model}; {NOT_RERUN}"}
+        lines += [told | columns[title] | {"score": figure} for title, figure in row.scores.items()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CSV, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 
-def _paper_lines(suite: Suite) -> Iterator[dict[str, Any]]:
-    by_title = {column.title: column for column in suite.columns}
-    for row in suite.paper:
-        for title, figure in row.scores.items():
-            column = by_title[title]
-            yield {
-                "model": row.model,
-                "column": title,
-                "task": column.task,
-                "metric": column.metric,
-                "unit": "percent" if column.metric in PERCENT else "",
-                "score": figure,
-                "source": f"{suite.source}: {row.model}; {NOT_RERUN}",
-            }
+def _column(title: str, task: str, metric: str) -> dict[str, Any]:
+    return {"column": title, "task": task, "metric": metric, "unit": "percent" if metric in PERCENT else ""}
 
 
 def _marked(cell: Cell) -> str:
-    value = f"{cell.value:.2f}"
-    noise = "stderr unknown" if cell.stderr is None else f"± {cell.stderr:.2f}"
+    value, _, noise = _noisy(cell.value, cell.stderr).partition(" ")
     marks = "↑" * (cell.above is True) + "≠" * bool(cell.difference and cell.difference.differs)
     return " ".join(filter(None, [f"**{value}**" if cell.bold else value, noise, marks]))
 
@@ -196,17 +140,23 @@ def _noisy(value: float, stderr: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f} {noise}"
 
 
-def _difference(cell: Cell, is_first: bool) -> str:
-    if is_first or cell.difference is None:
-        return "" if is_first else "not comparable"
-    verdict = "yes" if cell.difference.differs else "no"
-    p_value = f"p = {cell.difference.p_value:.3g}"
-    return f"{verdict}: {cell.difference.value:+.2f} ({cell.difference.test}, {p_value})"
+def _difference(cell: Cell) -> str:
+    if cell.difference is None:
+        return "not comparable"
+    verdict, found = "yes" if cell.difference.differs else "no", cell.difference
+    return f"{verdict}: {found.value:+.2f} ({found.test}, p = {found.p_value:.3g})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _yes_no(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
 
-def _line(entries: list[str]) -> str:
-    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+def _table(header: list[str], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """A table; rows that end early have empty cells there."""
+    padded = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    escaped = [[entry.replace("|", "\\|") for entry in row] for row in [header, *padded]]
+    return markdown_table(escaped[0], escaped[1:], left) + "\n"

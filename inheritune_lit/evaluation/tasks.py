@@ -1,17 +1,16 @@
 """Task names into lm-eval tasks, on the hub's rows or on local ones."""
 
-import difflib
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lm_eval.tasks import TaskManager
 
-from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import paper_tasks as mmlu
+from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.evaluation.local_rows import LocalRows, LocalTaskRows
+from inheritune_lit.evaluation.suite import MMLU
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,6 @@ class ResolvedTasks:
     """Tasks for lm-eval.
 
     Attributes:
-        names: of the tasks, as they stand in lm-eval's results.
         specs: what to pass as ``tasks``: one inline group of registered tasks, because their changes merge only in one,
             and tasks from files, because those load only outside of one.
         manager: what to pass as ``task_manager``.
@@ -27,19 +25,17 @@ class ResolvedTasks:
         rows: files of the tasks that have local rows.
     """
 
-    names: list[str]
     specs: list[dict[str, Any]]
     manager: TaskManager
     leaves: dict[str, list[str]]
-    rows: dict[str, LocalRows] = field(default_factory=dict)
+    rows: dict[str, LocalRows]
 
     def each(self) -> dict[str, dict[str, Any]]:
-        """What to pass for one task alone, by its name."""
+        """What to pass for one task alone, by its name in lm-eval's results."""
         alone = {}
         for spec in self.specs:
-            inner = spec["task"] if "group" in spec else [spec]
-            for task in inner:
-                alone[task["task"]] = {"group": "inheritune", "task": [task]} if "group" in spec else task
+            for task in spec["task"] if "group" in spec else [spec]:
+                alone[task["task"]] = {**spec, "task": [task]} if "group" in spec else task
         return alone
 
 
@@ -49,7 +45,7 @@ class TaskResolver:
     Prompts, metrics and few-shot selection stay the registered task's; only the source of the rows changes.
 
     Args:
-        data_dir: folder of local rows, see ``rows.find_rows`` (MMLU's subjects together in ``mmlu/``, told apart by the
+        data_dir: folder of local rows, see ``find_rows`` (MMLU's subjects together in ``mmlu/``, told apart by the
             column ``subject``); None for the hub.
         num_fewshot: examples in the prompt; None for the task's own number, 5 for MMLU.
         scratch: an existing folder for rows that have to be rewritten and for the data library's cache.
@@ -58,23 +54,19 @@ class TaskResolver:
     def __init__(self, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(f"no folder of task rows at {data_dir}; give --data_dir a folder of <task>/<split>.jsonl")
-        self._num_fewshot, self._scratch = num_fewshot, scratch
+        self._num_fewshot, self._cache = num_fewshot, str(scratch / "cache")
         self._rows: dict[str, LocalRows] = {}
-        self.manager = task_manager()
-        self._mmlu = mmlu.subjects(self.manager)
-        self._local_rows = LocalTaskRows(data_dir, scratch, list(self._mmlu)) if data_dir else None
+        self._subjects = mmlu_subjects()
+        self._local_rows = LocalTaskRows(data_dir, scratch, self._subjects) if data_dir else None
 
     def resolve(self, asked: list[str], shots: dict[str, int | None] | None = None) -> ResolvedTasks:
-        """Descriptions of the tasks asked for; "mmlu" becomes its subjects.
+        """Descriptions of the tasks asked for, which are names or YAML files; "mmlu" becomes its subjects.
 
-        Args:
-            asked: names, or YAML files of tasks.
-            shots: examples in the prompt for some of them; the resolver's own number goes before.
-
-        Raises:
-            UserError: an unknown task, or a task whose local rows are missing.
+        ``shots`` are examples in the prompt for some of them; the resolver's own number goes before. An unknown task,
+        or a task whose local rows are missing, is a ``UserError``.
         """
-        registered, own, leaves = {}, {}, {}
+        registered: dict[str, dict[str, Any]] = {}
+        own, leaves = {}, {}
         for name in asked:
             number = self._num_fewshot if self._num_fewshot is not None else (shots or {}).get(name)
             if name.endswith((".yaml", ".yml")):
@@ -82,24 +74,26 @@ class TaskResolver:
                 own[task["task"]] = task
                 leaves[name] = [task["task"]]
                 continue
-            leaves[name] = self._subject_tasks() if name == mmlu.MMLU else [name]
-            for leaf in leaves[name]:
-                registered[leaf] = self._registered(leaf, number)
+            leaves[name] = [name]
+            if name == MMLU:
+                present = self._local_rows.subjects() if self._local_rows else self._subjects
+                leaves[name] = sorted(self._subjects[subject] for subject in present)
+            registered |= {leaf: self._registered(leaf, number) for leaf in leaves[name]}
         group = [{"group": "inheritune", "task": list(registered.values())}] if registered else []
-        return ResolvedTasks([*registered, *own], [*group, *own.values()], self.manager, leaves, dict(self._rows))
+        return ResolvedTasks([*group, *own.values()], task_manager(), leaves, dict(self._rows))
 
     def _registered(self, name: str, num_fewshot: int | None) -> dict[str, Any]:
-        config = registered_config(self.manager, name)
-        is_mmlu = mmlu.is_subject(name, config)
+        config = registered_config(name)
         task: dict[str, Any] = {"task": name}
+        is_mmlu = name.startswith("mmlu_") and config.get("dataset_path") == "cais/mmlu"
         if num_fewshot is not None or is_mmlu:
-            task["num_fewshot"] = mmlu.FEWSHOT if num_fewshot is None else num_fewshot
-        if self._local_rows is not None:
-            found = self._local_rows
-            rows = found.of_subject(config["dataset_name"]) if is_mmlu else found.of_task(name, config)
-            self._rows[name] = rows
-            task |= self._local(name, rows, config, task.get("num_fewshot", config.get("num_fewshot")))
-        return task
+            task["num_fewshot"] = 5 if num_fewshot is None else num_fewshot
+        if self._local_rows is None:
+            return task
+        found = self._local_rows
+        rows = found.of_subject(config["dataset_name"]) if is_mmlu else found.of_task(name, config)
+        self._rows[name] = rows
+        return task | self._local(name, rows, config, task.get("num_fewshot", config.get("num_fewshot")))
 
     def _local(self, name: str, rows: LocalRows, config: dict[str, Any], num_fewshot: int | None) -> dict[str, Any]:
         """What makes the registered task read local files."""
@@ -116,14 +110,9 @@ class TaskResolver:
         return {
             "dataset_path": rows.builder,
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": files, "cache_dir": str(self._scratch / "cache")},
+            "dataset_kwargs": {"data_files": files, "cache_dir": self._cache},
             **{f"{kind}_split": split for kind, split in splits.items()},
         }
-
-    def _subject_tasks(self) -> list[str]:
-        """Names of MMLU's 57 tasks, or of those that have local rows."""
-        present = self._mmlu.keys() if self._local_rows is None else self._local_rows.subjects()
-        return sorted(self._mmlu[subject] for subject in present)
 
     def _from_file(self, path: Path, num_fewshot: int | None) -> dict[str, Any]:
         """A task described by a YAML file; relative data files are looked for beside it."""
@@ -141,7 +130,7 @@ class TaskResolver:
             if not (path.parent / file).is_file():
                 raise UserError(f"{path} names {file} for split {split}, which is not beside it")
             files[split] = str((path.parent / file).resolve())
-        kwargs["cache_dir"] = str(self._scratch / "cache")
+        kwargs["cache_dir"] = self._cache
         if num_fewshot is not None:
             task["num_fewshot"] = num_fewshot
         self._rows[task["task"]] = LocalRows(path.parent, "json", {s: [Path(file)] for s, file in files.items()})
@@ -154,17 +143,18 @@ def task_manager() -> TaskManager:
     return TaskManager()
 
 
-def registered_config(manager: TaskManager, name: str) -> dict[str, Any]:
-    """A registered task's description.
+def mmlu_subjects() -> dict[str, str]:
+    """MMLU's lm-eval tasks by subject."""
+    entries = {name: entry for name, entry in task_manager().task_index.items() if name.startswith("mmlu_")}
+    own = {name: entry for name, entry in entries.items() if entry.yaml_path and "dataset_name" in entry.cfg}
+    return {entry.cfg["dataset_name"]: name for name, entry in own.items() if entry.yaml_path.parent.name == "default"}
 
-    Raises:
-        UserError: there is none of this name, or it is a group.
-    """
-    entry = manager.task_index.get(name)
+
+def registered_config(name: str) -> dict[str, Any]:
+    """A registered task's description; a ``UserError`` where there is none of this name, or it is a group."""
+    tasks, entry = task_manager().all_subtasks, task_manager().task_index.get(name)
     if entry is None:
-        near = difflib.get_close_matches(name, manager.all_subtasks, n=3)
-        meant = f"; did you mean {', '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
-        raise UserError(f"unknown task {name!r}{meant}")
-    if name not in manager.all_subtasks:
+        raise UserError(f"unknown task {name!r}; {suggest(name, tasks, '`lm-eval ls tasks` lists them', most=3)}")
+    if name not in tasks:
         raise UserError(f"{name!r} is a group of tasks; name its tasks instead")
     return entry.cfg

@@ -237,14 +237,8 @@ class Trainer:
 
     def _validate(self) -> ValidationResult:
         with self.fabric.autocast():
-            return validate(
-                self.state.gpt,
-                self.val_data,
-                self.train.micro_batch_size,
-                self.plan.val_blocks,
-                self.fabric.device,
-                ranks=self._ranks,
-            )
+            batch, blocks = self.train.micro_batch_size, self.plan.val_blocks
+            return validate(self.state.gpt, self.val_data, batch, blocks, ranks=self._ranks)
 
     def _speed(self) -> dict[str, float]:
         """Speed of training since the last logged step, validation and saving left out."""

@@ -16,7 +16,7 @@ from inheritune_lit.evaluation import scoring as attention
 from inheritune_lit.evaluation.generation import GenerationSettings, generate
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.score_cache import ScoreCache, SharedWork
 from inheritune_lit.evaluation.scoring import Scorer
 from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.model.attention import install_plans
@@ -37,7 +37,6 @@ FAMILIES = [
     "olmo2",
     "qwen3",
 ]
-ALONE = Ranks()
 
 
 @pytest.fixture(params=[*LLAMAS, *OTHERS, *FAMILIES])
@@ -84,7 +83,7 @@ def test_scores_equal_plain_forward_passes(both, capacity, monkeypatch):
             for position in range(len(continuation)):
                 ids = torch.tensor([context + continuation[:position]])
                 continuation[position] = int(theirs(ids, use_cache=False).logits[0, -1].argmax())
-    scorer = Scorer(ours, capacity, ScoreCache(None, {}), ALONE, io.StringIO())
+    scorer = Scorer(ours, capacity, SharedWork(ScoreCache(None, {}), Ranks()), io.StringIO())
     scored = scorer.score([(to_key([*context, *cont][:-1]), to_key(cont)) for context, cont in jobs])
     expected = [_expected(theirs, *job) for job in jobs]
     assert any(greedy for _, greedy in expected)

@@ -25,7 +25,7 @@ def requests(pairs: list[tuple]) -> list[SimpleNamespace]:
 def score(checkpoint: Path, cache_dir: Path | None, pairs=PAIRS, **settings) -> tuple[list[float], int]:
     """Log-likelihoods and greedy flags in one list, and how many requests were computed."""
     lm = open_lm(checkpoint, cache_dir=cache_dir, max_batch_tokens=100, **settings)
-    return [float(value) for pair in lm.loglikelihood(requests(pairs)) for value in pair], lm.requests_scored
+    return [float(value) for pair in lm.loglikelihood(requests(pairs)) for value in pair], lm.scorer.requests_scored
 
 
 def test_a_second_process_scores_what_is_missing(hf_checkpoint, tmp_path):

@@ -30,7 +30,7 @@ def main(fabric):
         scores = lm.loglikelihood([SimpleNamespace(args=pair) for pair in asked["pairs"]])
         texts = lm.generate_until([SimpleNamespace(args=(prompt, asked["settings"])) for prompt in asked["prompts"]])
         rolled = lm.loglikelihood_rolling([SimpleNamespace(args=(prompt,)) for prompt in asked["prompts"]])
-        result = {"scores": scores, "texts": texts, "rolled": rolled, "own": sum(own), "all": lm.tokens_computed}
+        result = {"scores": scores, "texts": texts, "rolled": rolled, "own": sum(own), "all": lm.scorer.tokens_computed}
         (out / f"{attempt} {fabric.global_rank}.json").write_text(json.dumps(result))
         fabric.barrier()
 
@@ -69,7 +69,7 @@ def test_two_processes_score_as_one(hf_checkpoint, tmp_path):
             assert rank["texts"] == texts
             assert rank["rolled"] == pytest.approx(rolled, abs=1e-4)
         if attempt == "fresh":
-            assert ranks[0]["all"] == ranks[1]["all"] == lm.tokens_computed
+            assert ranks[0]["all"] == ranks[1]["all"] == lm.scorer.tokens_computed
             assert min(rank["own"] for rank in ranks) > 0.3 * max(rank["own"] for rank in ranks)
         else:
             assert [rank["own"] for rank in ranks] == [0, 0]

@@ -4,14 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune_lit.evaluation.prefix_tree import (
-    build_row,
-    shared_lengths,
-    split_rows,
-    to_ids,
-    to_key,
-    tree_size,
-)
+from inheritune_lit.evaluation.prefix_tree import build_row, split_rows, to_ids, to_key, tree_size
 
 # Few different ids make shared beginnings and sequences that begin others; 300 and 70000 need more than one byte.
 IDS = st.sampled_from([0, 1, 300, 70_000])
@@ -45,13 +38,12 @@ def test_a_row_is_the_prefix_tree(sequences):
 @given(SEQUENCES, st.integers(1, 20))
 def test_rows_keep_to_their_capacity_and_lose_nothing(sequences, capacity):
     keys = [to_key(sequence) for sequence in sequences]
-    shared = shared_lengths(keys)
-    assert tree_size(keys, shared) == len(
+    assert tree_size(keys) == len(
         {sequence[:length] for sequence in sequences for length in range(1, len(sequence) + 1)}
     )
-    rows = split_rows(keys, shared, capacity)
-    assert [number for row in rows for number in row] == list(range(len(keys)))
-    sizes = [len(build_row(keys[row.start : row.stop]).tokens_L) for row in rows]
+    rows = split_rows(keys, capacity)
+    assert [key for row in rows for key in row] == keys
+    sizes = [len(build_row(row).tokens_L) for row in rows]
     assert all(size <= capacity or len(row) == 1 for size, row in zip(sizes, rows, strict=True))
     if capacity >= sum(map(len, sequences)):
         assert len(rows) == 1
@@ -61,7 +53,5 @@ def test_rows_of_four_times_the_prefix_compute_little_twice():
     draw = np.random.default_rng(0)
     prefix = draw.integers(0, 30_000, 500)
     keys = sorted(to_key([*prefix, *draw.integers(0, 30_000, 60)]) for _ in range(200))
-    shared = shared_lengths(keys)
-    rows = split_rows(keys, shared, 4 * 560)
-    computed = sum(tree_size(keys[r.start : r.stop], shared_lengths(keys[r.start : r.stop])) for r in rows)
-    assert tree_size(keys, shared) < computed < 1.3 * tree_size(keys, shared)
+    computed = sum(map(tree_size, split_rows(keys, 4 * 560)))
+    assert tree_size(keys) < computed < 1.3 * tree_size(keys)

@@ -53,7 +53,7 @@ def test_cached_scores_are_not_computed_again(two_models, rows_dir, tmp_path, mo
     monkeypatch.setattr(LitLM, "provenance", lambda self: (opened.append(self), provenance(self))[1])
     for out_dir in ("fresh", "cached"):
         assert main(_command(two_models[:1], rows_dir, tmp_path / out_dir, *cache)) == 0
-    computed = {id(lm): lm.requests_scored for lm in opened}
+    computed = {id(lm): lm.scorer.requests_scored for lm in opened}
     assert [count > 0 for count in computed.values()] == [True, False]
     assert _scores(tmp_path / "fresh") == _scores(tmp_path / "cached")
 

@@ -16,8 +16,8 @@ from tiny import write_jsonl
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
+from inheritune_lit.evaluation.cells import mcnemar_exact
 from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.evaluation.significance import mcnemar_exact
 
 SUITE = """
 title: Small

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from inheritune_lit.evaluation.significance import (
+from inheritune_lit.evaluation.cells import (
     bootstrap_stderr,
     compare,
     is_above,

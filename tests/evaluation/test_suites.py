@@ -7,11 +7,10 @@ import pytest
 from tiny import write_jsonl
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation import paper_tasks as logiqa
-from inheritune_lit.evaluation.cells import is_bold
-from inheritune_lit.evaluation.significance import floor_of
-from inheritune_lit.evaluation.suite import load_suite
-from inheritune_lit.evaluation.tasks import TaskResolver, task_manager
+from inheritune_lit.evaluation.cells import floor_of, is_bold
+from inheritune_lit.evaluation.local_rows import parse_logiqa, space_logiqa
+from inheritune_lit.evaluation.suite import GROUPS, load_suite
+from inheritune_lit.evaluation.tasks import TaskResolver, mmlu_subjects, task_manager
 from inheritune_lit.resources import suites_dir
 
 NAMES = ["paper-table1", "paper-table4", "paper-table5", "quick"]
@@ -66,12 +65,10 @@ def test_unknown_suites_are_answered_with_near_ones():
 
 
 def test_mmlu_has_57_subjects_in_four_groups():
-    from inheritune_lit.evaluation import paper_tasks as mmlu
-
-    found = mmlu.subjects(task_manager())
+    found = mmlu_subjects()
     groups = [task_manager().task_index[name].cfg["tag"] for name in found.values()]
     assert len(found) == 57
-    assert {tag: groups.count(tag) for tag in mmlu.GROUPS} == {
+    assert {tag: groups.count(tag) for tag in GROUPS} == {
         "mmlu_stem_tasks": 19,
         "mmlu_humanities_tasks": 13,
         "mmlu_social_sciences_tasks": 12,
@@ -112,14 +109,14 @@ def test_answers_always_in_one_place_have_chance_as_their_floor():
 def test_logiqa_gets_the_blanks_of_lm_evals_data_set(tmp_path):
     raw = {"label": "b", "context": "One.Two.", "question": "Which?", "options": ["A.x", "B", "C", "D."]}
     spaced = {**raw, "context": "One. Two.", "options": ["A. x", "B", "C", "D."]}
-    assert logiqa.normalise([raw]) == [spaced]
-    assert logiqa.normalise([spaced]) == [spaced]
+    assert space_logiqa([raw]) == [spaced]
+    assert space_logiqa([spaced]) == [spaced]
     block = "b\nOne.Two.\nWhich?\nA.x\nB\nC\nD.\n"
     (tmp_path / "Test.txt").write_text(f"\n{block}\n{block}")
-    assert logiqa.parse(tmp_path / "Test.txt") == [spaced, spaced]
+    assert parse_logiqa(tmp_path / "Test.txt") == [spaced, spaced]
     (tmp_path / "Test.txt").write_text("b\nOne\n")
     with pytest.raises(UserError, match="block 1 is not label, context"):
-        logiqa.parse(tmp_path / "Test.txt")
+        parse_logiqa(tmp_path / "Test.txt")
 
 
 def test_rows_may_be_parquet_or_folders_of_the_hub(rows_dir, tmp_path):
@@ -144,6 +141,6 @@ def test_mmlu_subjects_may_have_folders_of_their_own(rows_dir, tmp_path):
         rows = [json.loads(line) for line in (rows_dir / f"mmlu/{split}.jsonl").open()]
         write_jsonl(tmp_path / f"cais/mmlu/anatomy/{split}.jsonl", [r for r in rows if r["subject"] == "anatomy"])
     resolved = TaskResolver(tmp_path, None, tmp_path).resolve(["mmlu"])
-    assert resolved.names == ["mmlu_anatomy"]
+    assert list(resolved.each()) == ["mmlu_anatomy"]
     task = resolved.manager.load(resolved.specs)["tasks"]["mmlu_anatomy"]
     assert len(task.eval_docs) == 8

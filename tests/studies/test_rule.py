@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.against_reference import compare
-from inheritune_lit.evaluation.held_out import BlockLosses
+from inheritune_lit.evaluation.held_out import BlockLosses, compare
 from inheritune_lit.studies.args import GrowArgs
 
 
