@@ -6,16 +6,18 @@ What is heavy is imported after the arguments are checked.
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 
 from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, printable
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.machine import explain_machine, open_streams
 from inheritune_lit.parsing import parse
 from inheritune_lit.planning.args import InitArgs, PlanArgs
 from inheritune_lit.report.args import ReportArgs
@@ -61,10 +63,12 @@ def main(args: list[str] | None = None) -> int:
         args: command line without the program's name; ``sys.argv`` when None.
 
     Returns:
-        Exit code: 0 for success, 2 for bad input, 130 for Ctrl-C, 141 where the reader of a pipe is gone.
+        Exit code: 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 where the reader of a pipe is gone.
     """
+    open_streams()
     _show_log()
     try:
+        os.getcwd()  # torch ends the process where the current folder is gone
         command, arguments = parse(
             sys.argv[1:] if args is None else args, {name: kind for name, (kind, _) in COMMANDS.items()}
         )
@@ -72,7 +76,7 @@ def main(args: list[str] | None = None) -> int:
         function = getattr(import_module(f"inheritune_lit.{module}"), name)
         text = str(function(arguments) if fields(arguments) else function())
         if text and _rank() == 0:
-            print(text)
+            print(printable(text, keep="\n\t"))
         sys.stdout.flush()
     except UserError as error:
         print(f"inheritune: error: {error}", file=sys.stderr)
@@ -84,6 +88,11 @@ def main(args: list[str] | None = None) -> int:
         # Python flushes stdout once more as it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (message := explain_machine(error)) is None:
+            raise
+        print(f"inheritune: error: {UserError(message)}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -99,7 +108,8 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # whoever read them has gone; the work goes on
+            tqdm.write(printable(self.format(record), keep="\n\t"), file=sys.stderr)
 
 
 def _show_log() -> None:

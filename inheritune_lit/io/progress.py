@@ -89,5 +89,8 @@ class Progress:
             left = f", {seconds_each * (self.total - self.done):.0f} s left"
         note = f", {self._note}" if self._note else ""
         line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}"
-        self.stream.write(f"{line}\n")
-        self.stream.flush()
+        try:
+            self.stream.write(f"{line}\n")
+            self.stream.flush()
+        except OSError:  # whoever read them has gone; the work goes on
+            self.hidden = True

@@ -1,6 +1,7 @@
 """Folders appear whole, have one writer, and what killed writers left goes with the next owner."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,9 +114,22 @@ def test_folders_that_cannot_be_replaced_are_refused_at_once(tmp_path, monkeypat
         (tmp_path / "a").rmdir() if out != Path("a/..") else None
         with pytest.raises(UserError, match=r"current folder|already holds"):
             check_vacant(out)
-    with pytest.raises(UserError, match="mount point"):
-        check_vacant(next(path for path in map(Path, ("/dev/shm", "/dev/mqueue", "/sys/fs/cgroup")) if path.is_mount()
-                          and not any(path.iterdir())))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [["-t", "tmpfs", "none"], ["--bind", "other"]])
+def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "an out").mkdir()
+    (tmp_path / "other").mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", *kind, "an out"], capture_output=True).returncode:
+        pytest.skip("mounting needs permission")
+    try:
+        with pytest.raises(UserError, match="an out is a mount point; give a folder in it"):
+            check_vacant(Path("an out"))
+        fill(Path("an out") / "inner")
+        assert listing(tmp_path / "an out") == ["inner", "inner/weights"]
+    finally:
+        subprocess.run(["umount", "an out"], check=True)
 
 
 def test_an_owner_takes_back_a_folder_into_which_nothing_came(tmp_path):
@@ -129,8 +143,6 @@ def test_an_owner_takes_back_a_folder_into_which_nothing_came(tmp_path):
 
 def test_a_removed_folder_leaves_its_name_first(tmp_path, monkeypatch):
     (tmp_path / "step" / "inner").mkdir(parents=True)
-    import shutil
-
     def refuse(path):
         raise OSError("killed")
 

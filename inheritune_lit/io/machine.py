@@ -1,0 +1,69 @@
+"""What the machine lacks or refuses (space, memory, permission, open streams), in one line."""
+
+import errno
+import os
+import sys
+
+from inheritune_lit.errors import first_line
+
+_REMEDIES = {
+    errno.ENOSPC: "free space, then run the same command again",
+    errno.EDQUOT: "free space within your quota, then run the same command again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run the same command again",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "give a path that can be written",
+    errno.ELOOP: "its links lead in a circle; give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}
+
+
+def explain_machine(error: BaseException) -> str | None:
+    """What to tell the user of an error that the machine is the cause of; None where it is not.
+
+    Args:
+        error: any exception that reached the command line.
+
+    Returns:
+        What is wrong, where, and what to do about it.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error)):
+        return "this machine has too little memory left, or a limit is set (ulimit -v, -u); free some or raise the limit"
+    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
+        return f"{first_line(error)}; free memory, or give smaller batches or a smaller model"
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.errno == errno.ENOENT and not _has_current_folder():
+        return "the current folder has been removed; change to another and run the command again"
+    what = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = error.strerror or os.strerror(error.errno)
+    remedy = _REMEDIES.get(error.errno, "check the path")
+    return f"{what}: {reason}; {remedy}" if what else f"{reason}; {remedy}"
+
+
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable: closed ones lead nowhere, and narrow ones get what they can show.
+
+    Where the program was started with a stream closed (``2>&-``), the next file it opens would take its number, and be
+    written into by everybody who writes to that stream.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
