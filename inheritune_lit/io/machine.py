@@ -30,7 +30,7 @@ def explain_machine(error: BaseException) -> str | None:
         What is wrong, where, and what to do about it.
     """
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error)):
-        return "this machine has too little memory left, or a limit is set (ulimit -v, -u); free some or raise the limit"
+        return "too little memory is left, or a limit is set (ulimit -v, -u); free some or raise the limit"
     if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
         return f"{first_line(error)}; free memory, or give smaller batches or a smaller model"
     if not isinstance(error, OSError) or error.errno is None:
