@@ -143,6 +143,7 @@ def test_an_owner_takes_back_a_folder_into_which_nothing_came(tmp_path):
 
 def test_a_removed_folder_leaves_its_name_first(tmp_path, monkeypatch):
     (tmp_path / "step" / "inner").mkdir(parents=True)
+
     def refuse(path):
         raise OSError("killed")
 
