@@ -67,7 +67,7 @@ class TokenArray:
     def __init__(self, tokens_NT1: np.ndarray) -> None:
         self._tokens_NT1 = tokens_NT1
 
-    def blocks(self, samples: range) -> range:
+    def samples(self, samples: range) -> range:
         """The samples in their order."""
         return samples
 
@@ -89,11 +89,11 @@ def ours(
     optimizer: str = "adamw",
 ) -> Result:
     """The training step of ``inheritune pretrain``."""
+    from inheritune_lit.model.load import load_model
     from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
-    from inheritune_lit.train.devices import build_fabric
     from inheritune_lit.train.loop import Trainer
     from inheritune_lit.train.plan import RunPlan
-    from inheritune_lit.train.setup import choose_kernels, prepare_model, set_up
+    from inheritune_lit.train.setup import build_fabric, choose_kernels, set_up
 
     clock = Clock(spec["warm_up"])
     steps, samples, T = len(tokens_SNT1), tokens_SNT1.shape[1], tokens_SNT1.shape[2] - 1
@@ -106,13 +106,14 @@ def ours(
     )
     adamw, chosen = OptimizerArgs(name=optimizer, lr=spec["lr"]), SpeedArgs(**speed)
     fabric = build_fabric(1, 1, "auto", precision)
-    gpt = prepare_model(folder / "checkpoint", precision, chosen, T)
+    gpt = load_model(folder / "checkpoint", dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
     kernels = choose_kernels(gpt.config, chosen, fabric.device, 0.0, spec["flops"])
-    state = set_up(fabric, gpt, adamw, chosen, precision, kernels, 0.0)
+    args = TrainingArgs(train=train, optimizer=adamw, speed=chosen)
+    state = set_up(fabric, gpt, args, T, precision, kernels)
     accumulation = samples // spec["micro_batch_size"]
     plan = RunPlan(steps, 0, 0, accumulation, T, samples * T, 0, 0, spec["flops_per_token"], None)
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
-    trainer = Trainer(fabric, state, plan, TrainingArgs(train=train, optimizer=adamw), data, data, data, None, None)
+    trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
     for step in range(steps):
         trainer.step = step

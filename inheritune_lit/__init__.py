@@ -75,17 +75,24 @@ if TYPE_CHECKING:
         TrainingArgs,
         at_depth,
     )
-    from inheritune_lit.train.devices import build_fabric, default_precision, machine_name, peak_flops_of, stop_requests
+    from inheritune_lit.train.distillation import TeachResult, teach
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
-    from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
     from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
     from inheritune_lit.train.optim import OPTIMIZER
-    from inheritune_lit.train.plan import ResourceEstimate, RunPlan, plan_run
+    from inheritune_lit.train.plan import (
+        MeasuredSteps,
+        ResourceEstimate,
+        RunPlan,
+        StepMemory,
+        largest_micro_batch,
+        measure_steps,
+        plan_run,
+        step_memory,
+    )
     from inheritune_lit.train.plan import block_size_of as sample_length
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
-    from inheritune_lit.train.teach import TeachResult, teach
-    from inheritune_lit.train.timing import MeasuredSteps, measure_steps
+    from inheritune_lit.train.setup import build_fabric, default_precision, machine_name, peak_flops_of, stop_requests
 else:
     # Type checkers read the imports above. For Python they say where a name is found when it is first asked for.
     _BLOCK = next(node for node in ast.parse(Path(__file__).read_bytes()).body if isinstance(node, ast.If))

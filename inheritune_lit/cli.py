@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "slice": (SliceArgs, "inherit.slice:slice_model"),
     "export": (ExportArgs, "checkpoint.export:export"),
     "prepare": (PrepareArgs, "data.prepare:prepare"),
-    "teach": (TeachArgs, "train.teach:teach"),
+    "teach": (TeachArgs, "train.distillation:teach"),
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "studies.grow:grow"),
     "eval": (EvaluateArgs, "evaluation.harness:evaluate"),

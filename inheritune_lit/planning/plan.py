@@ -13,6 +13,7 @@ from inheritune_lit import (
     SpeedArgs,
     StepMemory,
     TrainArgs,
+    TrainingArgs,
     UserError,
     at_depth,
     find_gpus,
@@ -128,8 +129,8 @@ def plan(args: PlanArgs) -> Plan:
     if args.measure:
         from inheritune_lit import measure_steps
 
-        run = (train, optimizer, speed, precision)
-        measured = measure_steps(model.config, model.tied, block, *run, devices=args.devices, flops=job.flops)
+        training = TrainingArgs(train=train, optimizer=optimizer, speed=speed)
+        measured = measure_steps(model.config, model.tied, block, training, precision, args.devices, job.flops)
     fits = tuple(fit_gpu(job, gpu) for gpu in find_gpus(args.gpu))
     return Plan(job, fits, args.price_per_hour, args.max_hours, measured)
 

@@ -15,17 +15,12 @@ Schedule = Literal["cosine", "constant", "wsd"]
 LossKernel = Literal["auto", "plain", "chunked", "liger"]
 
 
-def _above_zero(group: str, values: Any, *names: str) -> None:
+def _check(group: str, values: Any, *names: str, zero: bool = False) -> None:
+    """Refuses numbers below 0, 0 itself unless ``zero``, and what is not finite; None passes."""
     for name in names:
         value = getattr(values, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{group}{name} is {value}; give a number above 0")
-
-
-def _zero_or_more(group: str, values: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(values, name) < math.inf:
-            raise UserError(f"--{group}{name} is {getattr(values, name)}; give 0 or more")
+        if value is not None and not (0 <= value < math.inf and (zero or value)):
+            raise UserError(f"--{group}{name} is {value}; give {'0 or more' if zero else 'a number above 0'}")
 
 
 @dataclass(frozen=True)
@@ -74,15 +69,15 @@ class TrainArgs:
     """Save while training continues, from a copy in host memory"""
 
     def __post_init__(self) -> None:
-        _above_zero("train.", self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval")
-        _above_zero("train.", self, "max_norm", "max_time", "max_loss_jump")
-        _zero_or_more("train.", self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss")
+        _check("train.", self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval")
+        _check("train.", self, "max_norm", "max_time", "max_loss_jump")
+        _check("train.", self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss", zero=True)
         if (self.schedule == "wsd") != (self.lr_decay_steps > 0):
             raise UserError(
                 f"--train.schedule {self.schedule} with --train.lr_decay_steps {self.lr_decay_steps}: the wsd schedule "
                 "needs decay steps, the others have none"
             )
-        if len(self._budgets()) > 1:
+        if [self.max_tokens, self.max_steps, self.epochs].count(None) < 2:
             self.budget()
 
     def budget(self) -> tuple[str, int]:
@@ -91,13 +86,14 @@ class TrainArgs:
         Raises:
             UserError: none is given, or several.
         """
-        budgets = self._budgets()
-        if len(budgets) != 1:
-            seen = ", ".join(f"{name} {value}" for name, value in budgets.items()) or "none"
+        values = {"max_tokens": self.max_tokens, "max_steps": self.max_steps, "epochs": self.epochs}
+        given = [(name, value) for name, value in values.items() if value is not None]
+        if len(given) != 1:
+            seen = ", ".join(f"{name} {value}" for name, value in given) or "none"
             raise UserError(
                 f"give exactly one of --train.max_tokens, --train.max_steps and --train.epochs; seen: {seen}"
             )
-        return next(iter(budgets.items()))
+        return given[0]
 
     def accumulation(self, devices: int = 1) -> int:
         """Returns the micro-batches per step on so many devices over all nodes.
@@ -113,10 +109,6 @@ class TrainArgs:
                 f"{self.micro_batch_size}{times}; change one of them"
             )
         return count
-
-    def _budgets(self) -> dict[str, int]:
-        given = {name: getattr(self, name) for name in ("max_tokens", "max_steps", "epochs")}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ class EvalArgs:
     """Validate before the first step: the loss of the slice before healing"""
 
     def __post_init__(self) -> None:
-        _above_zero("eval.", self, "interval", "max_iters")
+        _check("eval.", self, "interval", "max_iters")
 
 
 @dataclass(frozen=True)
@@ -168,8 +160,8 @@ class OptimizerArgs:
     """Further arguments of an optimizer given by its path, which takes none of the betas and eps above"""
 
     def __post_init__(self) -> None:
-        _above_zero("optimizer.", self, "lr", "eps")
-        _zero_or_more("optimizer.", self, "weight_decay")
+        _check("optimizer.", self, "lr", "eps")
+        _check("optimizer.", self, "weight_decay", zero=True)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--optimizer.{name} is {getattr(self, name)}; give a number from 0 to below 1")
@@ -187,10 +179,6 @@ class SpeedArgs:
     """Recompute activations in the backward pass: a third more computing, far less memory"""
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
-
-    def __post_init__(self) -> None:
-        if self.compile and self.loss_kernel == "chunked":
-            raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
 
 
 @dataclass(frozen=True)
@@ -223,7 +211,7 @@ class DistillArgs:
             )
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
-        _above_zero("distill.", self, "temperature", "cosine")
+        _check("distill.", self, "temperature", "cosine")
         if self.kind == "distilbert" and self.teacher_logits is not None:
             raise UserError(
                 "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
@@ -266,22 +254,24 @@ class TrainingArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.train.min_lr <= self.optimizer.lr:
-            raise UserError(
-                f"--train.min_lr is {self.train.min_lr}; give a number from 0 to --optimizer.lr {self.optimizer.lr}"
-            )
-        if self.train.z_loss and self.speed.loss_kernel not in ("auto", "plain"):
-            raise UserError(
-                f"--train.z_loss {self.train.z_loss} needs --speed.loss_kernel plain, not {self.speed.loss_kernel}"
-            )
+        lr, min_lr, z_loss, kernel = self.optimizer.lr, self.train.min_lr, self.train.z_loss, self.speed.loss_kernel
+        if not 0 <= min_lr <= lr:
+            raise UserError(f"--train.min_lr is {min_lr}; give a number from 0 to --optimizer.lr {lr}")
+        if z_loss and kernel not in ("auto", "plain"):
+            raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
         self.train.accumulation(1 if self.devices == "auto" else max(1, self.devices * self.num_nodes))
-        if self.strategy in ("fsdp", "hybrid") and self.precision == "bf16-true":
+        if self.sharded and self.precision == "bf16-true":
             raise UserError(
                 f"--precision bf16-true keeps whole copies of the weights; with --strategy {self.strategy} use "
                 "bf16-mixed"
             )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are spread over devices."""
+        return self.strategy in ("fsdp", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -309,22 +299,15 @@ class PretrainArgs(TrainingArgs):
         for name, path in {**at_depth(paths, self.n), "n": None}.items():  # once filled in, there is nothing to fill in
             object.__setattr__(self, name, path)
         self.train.budget()
-        if self.distill.active and self.train.z_loss:
-            raise UserError(
-                f"--train.z_loss {self.train.z_loss} is not part of the distillation's loss; leave one of them out"
-            )
-        if self.distill.active and self.speed.loss_kernel not in ("auto", "chunked"):
-            raise UserError(
-                f"--speed.loss_kernel {self.speed.loss_kernel}: distillation has a loss of its own; leave it out"
-            )
+        z_loss, kernel = self.train.z_loss, self.speed.loss_kernel
+        if self.distill.active and z_loss:
+            raise UserError(f"--train.z_loss {z_loss} is not part of the distillation's loss; leave one of them out")
+        if self.distill.active and kernel not in ("auto", "chunked"):
+            raise UserError(f"--speed.loss_kernel {kernel}: distillation has a loss of its own; leave it out")
 
 
 def at_depth(paths: dict[str, Path], n: int | None) -> dict[str, Path]:
-    """Replaces ``{n}`` in paths by a number of layers, so that one recipe serves many depths.
-
-    Args:
-        paths: by the name of their argument.
-        n: the number of layers, None where none was given.
+    """Replaces ``{n}`` in paths, which have their arguments' names, by a number of layers: one recipe for many depths.
 
     Raises:
         UserError: a number without a place for it, a place without a number, or a number below 1.
@@ -368,4 +351,4 @@ class TeachArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _above_zero("", self, "max_seq_length", "top_k", "temperature", "batch_size")
+        _check("", self, "max_seq_length", "top_k", "temperature", "batch_size")

@@ -1,5 +1,10 @@
-"""What a student learns from: a frozen teacher, or the predictions that one has written down."""
+"""What a student learns from, a frozen teacher or its written predictions; and ``inheritune teach``, which writes
+them once for any number of students."""
 
+import json
+import logging
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from litgpt.model import GPT
+from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
@@ -15,44 +20,79 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.resolve import resolve
-from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
+from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
+from inheritune_lit.model.forward import head_logits
+from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.tokenizer import Tokenizer
-from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs
-from inheritune_lit.train.loss import DistillationModel
+from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs, TeachArgs
+from inheritune_lit.train.loss import CHUNK_TOKENS
 
-IDS, LOGPROBS = "ids.bin", "logprobs.bin"
-KIND = "teacher_logits"
+logger = logging.getLogger(__name__)
 
-
-def id_dtype(vocabulary: int) -> np.dtype:
-    """Smallest type that holds every token id."""
-    return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+_IDS, _LOGPROBS, _DONE = "ids.bin", "logprobs.bin", "done.json"
+_KIND = "teacher_logits"
+_SAVE_BLOCKS = 1024
 
 
-def open_arrays(folder: Path, content: dict[str, Any], mode: Literal["r", "r+", "w+"]) -> tuple[np.memmap, np.memmap]:
-    """Both arrays (blocks, block_size, top_k): ids and log-probabilities.
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model in evaluation mode, on the CPU; ``identity`` says where it is from and what it holds."""
+
+    gpt: Transformer
+    name: str
+    identity: dict[str, Any]
+    block_size: int
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs of its forward pass: a third of forward and backward."""
+        return flops_per_token(self.gpt.config, self.block_size) / 3
+
+
+def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> Teacher:
+    """Load a teacher.
 
     Args:
-        content: ``settings`` of the manifest.
-        mode: numpy's "r", "r+" or "w+".
+        ref: as ``--ref`` of ``inheritune slice``.
+        data: the packed data that it will read.
+        dtype: of its weights; RoPE tables stay fp32.
+
+    Raises:
+        UserError: there is no such model, or it cannot read the data.
     """
-    shape: tuple[int, int, int] = (content["blocks"], content["block_size"], content["top_k"])
-    dtypes = {IDS: id_dtype(content["vocabulary"]), LOGPROBS: np.dtype(content["dtype"])}
-    ids, logprobs = (np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape) for name, dtype in dtypes.items())
-    return ids, logprobs
+    tokenizer_sha256 = load_packed_manifest(data).tokenizer.sha256
+    with resolve(ref) as resolved:
+        reference = resolved.reference
+        if (own_sha256 := Tokenizer(reference.folder).sha256()) != tokenizer_sha256:
+            raise UserError(
+                f"the teacher {reference.folder} has another vocabulary than the data: its tokenizer's SHA-256 is "
+                f"{own_sha256[:12]}..., that of the data {tokenizer_sha256[:12]}...; give a teacher of the same "
+                "tokenizer"
+            )
+        if reference.config.block_size < block_size:
+            raise UserError(
+                f"the teacher attends to {reference.config.block_size} tokens, samples have {block_size}; give "
+                f"--train.max_seq_length {reference.config.block_size} or another teacher"
+            )
+        resolved = resolved.open()
+        gpt = build_reference(resolved.reference, dtype, "cpu").eval().requires_grad_(False)
+        if resolved.repository:
+            identity: dict[str, Any] = {"source": resolved.source, "revision": resolved.repository.revision}
+        else:
+            identity = {"source": resolved.source, "sha256": resolved.file_hashes()}
+    gpt.max_seq_length = block_size
+    return Teacher(gpt, reference.name, identity, block_size)
 
 
 class TeacherLogits:
-    """Predictions of a teacher for the blocks of a training set.
+    """Predictions of a teacher for the blocks of a training set, in a folder made by ``inheritune teach``.
 
     Args:
-        folder: made by ``inheritune teach``.
         expected: values that its settings have to have, such as the hash of the data.
-
-    Attributes:
-        settings: what it was made with.
 
     Raises:
         UserError: the folder is something else, unfinished, damaged, or of other data.
@@ -60,13 +100,13 @@ class TeacherLogits:
 
     def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
         manifest = read_manifest(folder) if folder.is_dir() else None
-        if manifest is None or manifest.get("kind") != KIND:
+        if manifest is None or manifest.get("kind") != _KIND:
             raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
         self.settings: dict[str, Any] = manifest["settings"]
         remedy = "make it again with `inheritune teach`, or change the run"
         check_settings(f"{folder} was made", {name: self.settings[name] for name in expected}, expected, remedy)
         try:
-            self._ids, self._logprobs = open_arrays(folder, self.settings, "r")
+            self._ids, self._logprobs = _open_arrays(folder, self.settings, "r")
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} is damaged ({error}); make it again with `inheritune teach`") from error
 
@@ -76,168 +116,193 @@ class TeacherLogits:
         return torch.from_numpy(ids_BTK.astype(np.int64)), torch.from_numpy(logprobs_BTK.astype(np.float32))
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen model.
-
-    Attributes:
-        gpt: on the CPU, in evaluation mode, without gradients.
-        name: for people.
-        identity: where it is from and what it holds, JSON types only.
-    """
-
-    gpt: GPT
-    name: str
-    identity: dict[str, Any]
-
-    @property
-    def parameters(self) -> int:
-        """How many, a tied head counted once."""
-        return sum(parameter.numel() for parameter in self.gpt.parameters())
-
-    def flops(self, block_size: int) -> float:
-        """FLOPs per token of its forward pass: a third of forward and backward."""
-        return flops_per_token(self.gpt.config, block_size) / 3
+def _open_arrays(folder: Path, settings: dict[str, Any], mode: Literal["r", "r+", "w+"]) -> list[np.memmap]:
+    """Ids and log-probabilities, both (blocks, block_size, top_k)."""
+    shape = (settings["blocks"], settings["block_size"], settings["top_k"])
+    dtypes = {_IDS: _id_dtype(settings["vocabulary"]), _LOGPROBS: np.dtype(settings["dtype"])}
+    return [np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape) for name, dtype in dtypes.items()]
 
 
-def open_teacher(ref: str, tokenizer_sha256: str, block_size: int, dtype: torch.dtype) -> Teacher:
-    """Load a teacher.
-
-    Args:
-        ref: as ``--ref`` of ``inheritune slice``.
-        tokenizer_sha256: of the tokenizer that the data was made with.
-        block_size: tokens per sample.
-        dtype: of its weights; RoPE tables stay fp32.
-
-    Raises:
-        UserError: there is no such model, or it cannot read the data.
-    """
-    with resolve(ref) as resolved:
-        reference = resolved.reference
-        _check_teacher(reference.folder, reference.config, tokenizer_sha256, block_size)
-        resolved = resolved.open()
-        gpt = build_reference(resolved.reference, dtype, "cpu").eval().requires_grad_(False)
-        if resolved.repository:
-            identity: dict[str, Any] = {"source": resolved.source, "revision": resolved.repository.revision}
-        else:
-            identity = {"source": resolved.source, "sha256": resolved.file_hashes()}
-    gpt.max_seq_length = block_size
-    return Teacher(gpt, reference.name, identity)
+def _basis(args: PretrainArgs | TeachArgs, data: PackedDataset, vocabulary: int, temperature: float) -> dict[str, Any]:
+    """What predictions are of: they serve a run of the same."""
+    return {
+        "data_sha256": content_sha256(args.data),
+        "documents": args.documents,
+        "blocks": len(data),
+        "block_size": data.block_size,
+        "vocabulary": vocabulary,
+        "temperature": temperature,
+    }
 
 
-def check_student(teacher: Config, student: Config, kind: str) -> None:
-    """Compare what the two models compute.
-
-    Raises:
-        UserError: their vocabularies differ, or their widths where hidden states are compared.
-    """
-    if teacher.padded_vocab_size != student.padded_vocab_size:
-        raise UserError(
-            f"--distill.teacher has another vocabulary than the student: {teacher.padded_vocab_size} and "
-            f"{student.padded_vocab_size} logits; give a teacher of the same tokenizer and size of the head"
-        )
-    if kind == "distilbert" and teacher.n_embd != student.n_embd:
-        raise UserError(
-            f"--distill.kind distilbert compares hidden states, but the teacher's width is {teacher.n_embd} and the "
-            f"student's {student.n_embd}; use --distill.kind logits"
-        )
-
-
-def _check_teacher(folder: Path, config: Config, tokenizer_sha256: str, block_size: int) -> None:
-    if Tokenizer(folder).sha256() != tokenizer_sha256:
-        raise UserError(
-            f"the teacher {folder} has another vocabulary than the data: its tokenizer's SHA-256 is "
-            f"{Tokenizer(folder).sha256()[:12]}..., that of the data {tokenizer_sha256[:12]}...; give a teacher of the "
-            "same tokenizer"
-        )
-    if config.block_size < block_size:
-        raise UserError(
-            f"the teacher attends to {config.block_size} tokens, samples have {block_size}; give "
-            f"--train.max_seq_length {config.block_size} or another teacher"
-        )
+def _id_dtype(vocabulary: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student learns from, a model or what one has written down, and the weights of the loss."""
+    """What a student learns from, and the weights of the loss.
+
+    Attributes:
+        teacher: the model, None where its predictions are read from ``logits``.
+        name: the teacher, in words.
+        settings: what changes the outcome, JSON types only: the teacher by what it holds, not by where it lies.
+        flops_per_token: what the teacher adds to training.
+        memory: bytes that it takes on each device.
+    """
 
     args: DistillArgs
-    block_size: int
-    source: Teacher | TeacherLogits
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """The model, if it is one."""
-        return self.source if isinstance(self.source, Teacher) else None
-
-    @property
-    def logits(self) -> TeacherLogits | None:
-        """What a model has written down, if it is that."""
-        return self.source if isinstance(self.source, TeacherLogits) else None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What changes the outcome, JSON types only: the teacher by what it holds, not by where it lies."""
-        numbers = {name: value for name, value in asdict(self.args).items() if not name.startswith("teacher")}
-        if isinstance(self.source, TeacherLogits):
-            return {**numbers, "teacher_logits": self.source.settings}
-        identity = self.source.identity
-        return {**numbers, "teacher": identity.get("sha256") or identity}
-
-    @property
-    def flops_per_token(self) -> float:
-        """FLOPs per token that the teacher adds to training."""
-        return self.teacher.flops(self.block_size) if self.teacher else 0.0
-
-    @property
-    def name(self) -> str:
-        """The teacher, in words."""
-        if isinstance(self.source, TeacherLogits):
-            return f"{self.args.teacher_logits}, top {self.source.settings['top_k']} of each position"
-        return f"{self.source.name}, {self.source.parameters:,} parameters"
-
-    def memory(self, micro_batch_size: int) -> int:
-        """Bytes that the teacher takes on each device: its weights, and the widest layer of a forward pass."""
-        if isinstance(self.source, TeacherLogits):
-            return 12 * micro_batch_size * self.block_size * self.source.settings["top_k"]
-        config, each = self.source.gpt.config, next(self.source.gpt.parameters()).element_size()
-        wide = 3 * config.n_embd + 2 * config.intermediate_size
-        return each * (self.source.parameters + micro_batch_size * self.block_size * wide)
-
-    def model(self, student: GPT, compiled: bool, device: torch.device) -> DistillationModel:
-        """The student with its loss; the teacher moves to the device."""
-        return DistillationModel(student, self.args, self.teacher.gpt.to(device) if self.teacher else None, compiled)
+    teacher: Transformer | None
+    logits: TeacherLogits | None
+    name: str
+    settings: dict[str, Any]
+    flops_per_token: float
+    memory: int
 
 
 def prepare_distillation(
     args: PretrainArgs, dataset: PackedDataset, config: Config, precision: Precision
 ) -> Distillation | None:
-    """Open what the student learns from; None where only the text counts.
+    """Open what a student of this shape learns from; None where only the text counts.
 
-    Args:
-        args: the run's.
-        dataset: the training data.
-        config: the student's.
-
-    Raises:
-        UserError: the teacher does not fit student and data.
+    A teacher that does not fit student and data is a UserError.
     """
     distill, block_size = args.distill, dataset.block_size
     if not distill.active:
         return None
+    numbers = {name: value for name, value in asdict(distill).items() if not name.startswith("teacher")}
+    tokens = args.train.micro_batch_size * block_size
     if distill.teacher_logits is not None:
-        expected = {
-            "data_sha256": content_sha256(args.data),
-            "documents": args.documents,
-            "blocks": len(dataset),
-            "block_size": block_size,
-            "vocabulary": config.padded_vocab_size,
-            "temperature": distill.temperature,
-        }
-        return Distillation(distill, block_size, TeacherLogits(distill.teacher_logits, expected))
-    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    tokenizer = load_packed_manifest(args.data).tokenizer.sha256
+        expected = _basis(args, dataset, config.padded_vocab_size, distill.temperature)
+        logits = TeacherLogits(distill.teacher_logits, expected)
+        top_k, settings = logits.settings["top_k"], {**numbers, "teacher_logits": logits.settings}
+        name = f"{distill.teacher_logits}, top {top_k} of each position"
+        return Distillation(distill, None, logits, name, settings, 0.0, 12 * tokens * top_k)
     assert distill.teacher, "active without stored logits"
-    teacher = open_teacher(distill.teacher, tokenizer, block_size, dtype)
-    check_student(teacher.gpt.config, config, distill.kind)
-    return Distillation(distill, block_size, teacher)
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    teacher = open_teacher(distill.teacher, args.data, block_size, dtype)
+    theirs = teacher.gpt.config
+    if theirs.padded_vocab_size != config.padded_vocab_size:
+        raise UserError(
+            f"--distill.teacher has another vocabulary than the student: {theirs.padded_vocab_size} and "
+            f"{config.padded_vocab_size} logits; give a teacher of the same tokenizer and size of the head"
+        )
+    if distill.kind == "distilbert" and theirs.n_embd != config.n_embd:
+        raise UserError(
+            f"--distill.kind distilbert compares hidden states, but the teacher's width is {theirs.n_embd} and the "
+            f"student's {config.n_embd}; use --distill.kind logits"
+        )
+    parameters = sum(parameter.numel() for parameter in teacher.gpt.parameters())
+    # Its weights, and the widest layer of a forward pass.
+    memory = dtype.itemsize * (parameters + tokens * (3 * theirs.n_embd + 2 * theirs.intermediate_size))
+    settings = {**numbers, "teacher": teacher.identity.get("sha256") or teacher.identity}
+    name = f"{teacher.name}, {parameters:,} parameters"
+    return Distillation(distill, teacher.gpt, None, name, settings, teacher.flops_per_token, memory)
+
+
+@dataclass(frozen=True)
+class TeachResult:
+    """Outcome of ``teach``: folder (None after a dry run), tokens that it predicts, its bytes, and the FLOPs."""
+
+    folder: Path | None
+    positions: int
+    size: int
+    flops: float
+
+    def __str__(self) -> str:
+        return ""
+
+
+def teach(args: TeachArgs) -> TeachResult:
+    """Write the likeliest tokens of every position of every training sample; the same call continues a killed one.
+
+    The work is done in a hidden folder beside ``out_dir``, which takes its name at the end.
+
+    Raises:
+        UserError: bad input, or too little disk.
+    """
+    check_vacant(args.out_dir)
+    dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = open_teacher(args.teacher, args.data, args.max_seq_length, weights_dtype)
+    vocabulary = model.gpt.config.padded_vocab_size
+    if args.top_k > vocabulary:
+        raise UserError(f"--top_k is {args.top_k}, the teacher has {vocabulary} tokens; give at most as many")
+    settings = {
+        "teacher": model.identity,
+        **_basis(args, dataset, vocabulary, args.temperature),
+        "top_k": args.top_k,
+        "dtype": args.dtype,
+        "computed_in": str(weights_dtype).removeprefix("torch."),
+    }
+    positions = len(dataset) * args.max_seq_length
+    size = positions * args.top_k * (_id_dtype(vocabulary).itemsize + np.dtype(args.dtype).itemsize)
+    flops = positions * model.flops_per_token
+    logger.info(
+        f"teach {model.name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
+        f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
+    )
+    if args.dry_run:
+        return TeachResult(None, positions, size, flops)
+    folder = args.out_dir.parent / f".{args.out_dir.name}.partial"
+    done = _begin(folder, settings, size)
+    with explain_full_disk(args.out_dir):
+        _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
+        write_manifest(folder, _KIND, {"settings": settings})
+        os.replace(folder, args.out_dir)
+        (args.out_dir / _DONE).unlink()
+    logger.info(f"wrote {args.out_dir}")
+    return TeachResult(args.out_dir, positions, size, flops)
+
+
+def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
+    """Make the working folder, or find how many blocks of the same work it holds."""
+    if (folder / _DONE).is_file():
+        found = json.loads((folder / _DONE).read_text())
+        remedy = f"use the old value, remove {folder} or give another --out_dir"
+        check_settings(f"{folder} was started", found["settings"], settings, remedy)
+        return int(found["blocks"])
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder.parent, folder.parent)
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise UserError(
+            f"{folder.parent} needs {size / 1e9:.1f} GB for the teacher's predictions, {free / 1e9:.1f} GB are free; "
+            "make room, or give a smaller --top_k"
+        )
+    folder.mkdir()
+    _note_done(folder, settings, 0, _open_arrays(folder, settings, "w+"))
+    return 0
+
+
+def _write(
+    folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, done: int, batch_size: int
+) -> None:
+    arrays = ids, logprobs = _open_arrays(folder, settings, "r+")
+    device = next(gpt.parameters()).device
+    with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
+        for start in range(done, len(dataset), batch_size):
+            stop = min(start + batch_size, len(dataset))
+            tokens_BT1 = torch.from_numpy(dataset.batch(range(start, stop))).to(device)
+            hidden_NC = gpt.hidden_states(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
+            tops = [
+                F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(settings["top_k"])
+                for chunk_NC in hidden_NC.split(CHUNK_TOKENS)
+            ]
+            shape = (stop - start, dataset.block_size, settings["top_k"])
+            ids[start:stop] = torch.cat([top.indices for top in tops]).cpu().numpy().reshape(shape)
+            logprobs[start:stop] = torch.cat([top.values for top in tops]).cpu().numpy().reshape(shape)
+            progress.update(stop - start)
+            if stop == len(dataset) or stop // _SAVE_BLOCKS > start // _SAVE_BLOCKS:
+                _note_done(folder, settings, stop, arrays)
+
+
+def _note_done(folder: Path, settings: dict[str, Any], blocks: int, arrays: Sequence[np.memmap]) -> None:
+    """Bring what is written to the disk, then say so."""
+    for array in arrays:
+        array.flush()
+    for name in (_IDS, _LOGPROBS):
+        with (folder / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    replace_text(folder / _DONE, json.dumps({"settings": settings, "blocks": blocks}))

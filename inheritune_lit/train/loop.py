@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -20,10 +19,9 @@ from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
-from inheritune_lit.train.optim import clip_gradients
+from inheritune_lit.train.optim import LossGuard, clip_gradients, learning_rate
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.saving import BEST, Saver
-from inheritune_lit.train.schedule import LossGuard, learning_rate
 from inheritune_lit.train.setup import TrainState
 
 logger = logging.getLogger(__name__)
@@ -32,17 +30,11 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """Trains one model for a planned number of steps; on several devices each rank has one of these.
 
+    ``step`` counts optimizer steps done, ``tokens`` the targets trained on.
+
     Args:
-        fabric: devices and precision.
-        data, sampler: training samples and their order.
-        val_data: what is held out.
-        saver: writes states and checkpoints.
         log: takes the metrics; None on all ranks but the first.
         teacher_logits: goes into the loss with the samples.
-
-    Attributes:
-        step: optimizer steps done.
-        tokens: targets trained on.
     """
 
     def __init__(
@@ -59,7 +51,7 @@ class Trainer:
         teacher_logits: TeacherLogits | None = None,
     ) -> None:
         self.fabric, self.state, self.saver, self.log = fabric, state, saver, log
-        self.plan, self.train, self.eval, self.optimizer = plan, args.train, args.eval, args.optimizer
+        self.plan, self.train, self.eval, self.lr = plan, args.train, args.eval, args.optimizer.lr
         self.data, self.sampler, self.val_data, self.teacher_logits = data, sampler, val_data, teacher_logits
         self._ranks = Ranks.of(fabric)
         self.guard = LossGuard(args.train.max_loss_jump)
@@ -92,19 +84,24 @@ class Trainer:
             while self.step < self.plan.total_steps:
                 late = self.train.max_time is not None and time.monotonic() - began >= self.train.max_time
                 late = late and self.step > first  # so that every call comes further
-                if self._any_rank(bool(stop) or late):
-                    self._stopped(stop)
+                # If one rank wants to stop, all do, or it would be waited for forever.
+                if self._ranks.add_up(torch.tensor(float(bool(stop) or late))).item():
+                    if self.step > self._saved_step:
+                        self._save()
+                    self._close()
+                    if signal.SIGINT in stop:
+                        self._log(f"stopped after step {self.step:,}, saved; the same command continues")
+                        raise KeyboardInterrupt
                     return None
                 validation = self._advance(progress)
         self._close()
         return validation
 
     def _restore(self) -> None:
-        counters = self.saver.load()
-        if counters:
+        if counters := self.saver.load():
             self.step, self.tokens = counters["step"], counters["tokens"]
             self._seconds, self._best = counters["seconds"], counters["best"]
-            self.guard.restore(counters["guard"])
+            self.guard = LossGuard(self.train.max_loss_jump, **counters["guard"])
             self._log(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
         self._saved_step = self.step
         if self.log:
@@ -148,29 +145,20 @@ class Trainer:
         Raises:
             UserError: the step is bad, and bad steps are not skipped.
         """
-        lr = learning_rate(
-            self.step,
-            schedule=self.train.schedule,
-            lr=self.optimizer.lr,
-            min_lr=self.train.min_lr,
-            warmup_steps=self.train.lr_warmup_steps,
-            total_steps=self.plan.total_steps,
-            decay_steps=self.train.lr_decay_steps,
-        )
+        lr = learning_rate(self.step, self.plan.total_steps, self.train, self.lr)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
-        whole = range(self.step * self.train.global_batch_size, (self.step + 1) * self.train.global_batch_size)
-        targets = int(self.data.targets(self.sampler.samples(whole)).sum())
+        size, micro_size, world = self.train.global_batch_size, self.train.micro_batch_size, self.fabric.world_size
+        targets = int(self.data.targets(self.sampler.samples(range(self.step * size, (self.step + 1) * size))).sum())
         losses = []
         for micro in range(self.plan.accumulation):
-            summed = self._loss(self._samples(micro))
+            summed = self._loss(micro_batch_samples(self.step, micro, size, micro_size, self._ranks.rank, world))
             losses.append(summed.detach())
-            # Over the step's targets, so that each counts the same however they fall into micro-batches and ranks;
-            # ranks average their gradients.
-            scaled = summed * (self.fabric.world_size / targets)
             last = micro == self.plan.accumulation - 1
-            with self.fabric.no_backward_sync(self.state.loss, enabled=not last and self.fabric.world_size > 1):
-                self.fabric.backward(scaled)
+            with self.fabric.no_backward_sync(self.state.loss, enabled=not last and world > 1):
+                # Over the step's targets, so that each counts the same however they fall into micro-batches and ranks;
+                # ranks average their gradients.
+                self.fabric.backward(summed * (world / targets))
         norm = clip_gradients(self.state.gpt.parameters(), self.train.max_norm)
         micro_losses_M = self._ranks.add_up(torch.stack(losses))
         loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
@@ -183,11 +171,7 @@ class Trainer:
         return loss, grad_norm, lr
 
     def _bad_step(self, fault: str, micro_losses_M: torch.Tensor) -> None:
-        """Leave the step out, or save the good weights before it and say which samples it had.
-
-        Raises:
-            UserError: bad steps are not to be skipped.
-        """
+        """Leave the step out, or save the good weights before it and say which samples it had."""
         bad = [micro for micro, loss in enumerate(micro_losses_M.tolist()) if not math.isfinite(loss)]
         micros = bad or [0, self.plan.accumulation - 1]
         each = self.train.micro_batch_size * self.fabric.world_size
@@ -205,17 +189,6 @@ class Trainer:
         raise UserError(
             f"{what}; the state before it is saved: continue with --train.bad_step skip to leave it out, or start "
             "again with a lower --optimizer.lr"
-        )
-
-    def _samples(self, micro: int) -> range:
-        """Numbers of this rank's samples in a micro-batch of the step."""
-        return micro_batch_samples(
-            self.step,
-            micro,
-            self.train.global_batch_size,
-            self.train.micro_batch_size,
-            self.fabric.global_rank,
-            self.fabric.world_size,
         )
 
     def _loss(self, samples: range) -> torch.Tensor:
@@ -236,39 +209,23 @@ class Trainer:
         return tensor.to(self.fabric.device, non_blocking=True)
 
     def _validate(self) -> ValidationResult:
+        batch, blocks = self.train.micro_batch_size, self.plan.val_blocks
         with self.fabric.autocast():
-            batch, blocks = self.train.micro_batch_size, self.plan.val_blocks
             return validate(self.state.gpt, self.val_data, batch, blocks, ranks=self._ranks)
 
     def _speed(self) -> dict[str, float]:
         """Speed of training since the last logged step, validation and saving left out."""
         tokens, seconds = self.tokens - self._logged_tokens, self._seconds - self._logged_seconds
         self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
-        tokens_per_s = tokens / seconds
-        speed = {"tokens_per_s": tokens_per_s}
-        if self.plan.peak_flops:
-            speed["mfu"] = tokens_per_s * self.plan.flops_per_token / (self.plan.peak_flops * self.fabric.world_size)
+        speed = {"tokens_per_s": tokens / seconds}
+        if peak := self.plan.peak_flops:
+            speed["mfu"] = tokens / seconds * self.plan.flops_per_token / (peak * self.fabric.world_size)
         return speed
 
     def _save(self) -> None:
-        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
+        counters = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
         self.saver.save({**counters, "best": self._best, "guard": self.guard.state()})
         self._saved_step = self.step
-
-    def _stopped(self, stop: Sequence[signal.Signals]) -> None:
-        """Save what is not saved yet and say so."""
-        if self.step > self._saved_step:
-            self._save()
-        self._close()
-        if signal.SIGINT in stop:
-            self._log(f"stopped after step {self.step:,}, saved; the same command continues")
-            raise KeyboardInterrupt
-
-    def _any_rank(self, here: bool) -> bool:
-        """Whether one rank at least wants to stop: they must agree, or the others would wait for it for ever."""
-        if self.fabric.world_size == 1:
-            return here
-        return bool(self._ranks.add_up(torch.tensor(float(here), device=self.fabric.device)).item())
 
     def _write_row(self, row: Row) -> None:
         if self.log:
@@ -280,7 +237,7 @@ class Trainer:
             self.log.close()
 
     def _log(self, line: str, level: int = logging.INFO) -> None:
-        if self.fabric.global_rank == 0:
+        if self._ranks.is_first:
             logger.log(level, line)
 
 

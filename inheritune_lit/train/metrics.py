@@ -10,39 +10,22 @@ from inheritune_lit.io.folders import replace_file
 from inheritune_lit.train.args import LoggerName
 
 METRICS = "metrics.csv"
-COLUMNS = (
-    "step",
-    "tokens",
-    "loss",
-    "lr",
-    "grad_norm",
-    "skipped",
-    "tokens_per_s",
-    "mfu",
-    "memory_gb",
-    "seconds",
-    "val_loss",
-    "val_stderr",
-)
+_MEASURED = "step tokens loss lr grad_norm skipped tokens_per_s mfu memory_gb seconds val_loss val_stderr"
 Row = dict[str, float | int]
 
 
 class MetricsLog:
-    """One row per logged step.
+    """One row per logged step of the run that has this folder, and this name for the logger.
 
-    Args:
-        folder: the run folder.
-        logger_name: "csv" for the file alone.
-        name: name of the run for the logger.
-        domains: those of the validation data; each has a column ``val_loss/<domain>`` where there are several.
+    Each of the validation data's ``domains`` has a column ``val_loss/<domain>`` where there are several.
     """
 
     def __init__(
         self, folder: Path, logger_name: LoggerName = "csv", name: str = "", domains: Sequence[str] = ()
     ) -> None:
         self.path, self.logger_name, self.name = folder / METRICS, logger_name, name
-        self._columns = (*COLUMNS, *(f"val_loss/{domain}" for domain in domains if len(domains) > 1))
-        self._send: Callable[[Row], None] | None = None
+        self._columns = (*_MEASURED.split(), *(f"val_loss/{domain}" for domain in domains if len(domains) > 1))
+        self._send: Callable[[int, Row], None] | None = None
         self._finish: Callable[[], None] | None = None
 
     def open(self, resumed_step: int) -> None:
@@ -51,14 +34,14 @@ class MetricsLog:
         # A kill here must not cost the rows that are there.
         replace_file(self.path, lambda aside: self._write_rows(aside, kept))
         if self.logger_name != "csv":
-            self._send, self._finish = _LOGGERS[self.logger_name](self.path.parent, self.name, resumed_step)
+            self._send, self._finish = _open_logger(self.logger_name, self.path.parent, self.name, resumed_step)
 
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         if self._send:
-            self._send(row)
+            self._send(int(row["step"]), {column: value for column, value in row.items() if column != "step"})
 
     def close(self) -> None:
         """Flush what the logger holds."""
@@ -72,11 +55,38 @@ class MetricsLog:
             writer.writerows(rows)
 
 
+def _open_logger(
+    kind: LoggerName, folder: Path, name: str, resumed_step: int
+) -> tuple[Callable[[int, Row], None], Callable[[], None]]:
+    """What takes a step and its values, and what ends the logger."""
+    if kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        events = SummaryWriter(folder / "tensorboard", purge_step=resumed_step + 1)
+
+        def send(step: int, values: Row) -> None:
+            for column, value in values.items():
+                events.add_scalar(column, value, step)
+
+        return send, events.close
+    if kind == "wandb":
+        import wandb
+
+        # The name is the identity too, so that a restarted run continues the same curve.
+        run = wandb.init(project="inheritune", name=name, id=name, dir=folder, resume="allow")
+        return (lambda step, values: run.log(values, step=step)), run.finish
+    import mlflow
+
+    mlflow.set_experiment("inheritune")
+    found = mlflow.search_runs(filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
+    mlflow.start_run(run_id=found[0].info.run_id) if found else mlflow.start_run(run_name=name)
+    return (lambda step, values: mlflow.log_metrics(values, step=step)), mlflow.end_run
+
+
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Rows of a ``metrics.csv``, none where there is no file; a line cut short by a kill is left out.
 
-    Raises:
-        UserError: the file is of something else.
+    A file of something else is a UserError.
     """
     if not path.is_file():
         return []
@@ -101,39 +111,3 @@ def read_validations(path: Path) -> list[Validation]:
     """The validations among the rows of a ``metrics.csv``."""
     rows = [row for row in read_metrics(path) if row["val_loss"]]
     return [Validation(int(row["tokens"]), float(row["val_loss"]), float(row["val_stderr"])) for row in rows]
-
-
-def _tensorboard(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    events = SummaryWriter(folder / "tensorboard", purge_step=resumed_step + 1)
-
-    def send(row: Row) -> None:
-        for column, value in _values(row).items():
-            events.add_scalar(column, value, row["step"])
-
-    return send, events.close
-
-
-def _wandb(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
-    import wandb
-
-    # The name is the identity too, so that a restarted run continues the same curve.
-    run = wandb.init(project="inheritune", name=name, id=name, dir=folder, resume="allow")
-    return (lambda row: run.log(_values(row), step=int(row["step"]))), run.finish
-
-
-def _mlflow(folder: Path, name: str, resumed_step: int) -> tuple[Callable[[Row], None], Callable[[], None]]:
-    import mlflow
-
-    mlflow.set_experiment("inheritune")
-    found = mlflow.search_runs(filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
-    mlflow.start_run(run_id=found[0].info.run_id) if found else mlflow.start_run(run_name=name)
-    return (lambda row: mlflow.log_metrics(_values(row), step=int(row["step"]))), mlflow.end_run
-
-
-def _values(row: Row) -> Row:
-    return {column: value for column, value in row.items() if column != "step"}
-
-
-_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -1,6 +1,8 @@
-"""The optimizer: gradient clipping, fp32 copies of low-precision weights, and its state by parameter name."""
+"""How a step changes the weights: learning rate, judging steps, clipping, and the optimizer with its state by name."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,24 +13,71 @@ from torch.distributed.tensor import DTensor
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_file
 from inheritune_lit.model.devices import multiply_all
-from inheritune_lit.train.args import OptimizerArgs
+from inheritune_lit.train.args import OptimizerArgs, TrainArgs
+
+
+def learning_rate(step: int, total_steps: int, train: TrainArgs, lr: float) -> float:
+    """Linear warm-up, of which step 0 already has lr / lr_warmup_steps, then the schedule.
+
+    ``cosine`` falls as half a cosine to ``min_lr``; ``constant`` stays at ``lr``; ``wsd`` (warm-up, stable, decay)
+    stays at ``lr`` and falls linearly to ``min_lr`` over the last ``lr_decay_steps``. Steps are numbered from 0; step
+    ``lr_warmup_steps`` - 1 has the highest rate ``lr``, the last of ``total_steps`` has ``min_lr``.
+    """
+    if step < train.lr_warmup_steps:
+        return lr * (step + 1) / train.lr_warmup_steps
+    if train.schedule == "constant":
+        return lr
+    if train.schedule == "wsd":
+        decayed = max(0, step + 1 - (total_steps - train.lr_decay_steps))
+        return lr - (lr - train.min_lr) * decayed / train.lr_decay_steps
+    done = (step + 1 - train.lr_warmup_steps) / (total_steps - train.lr_warmup_steps)
+    return train.min_lr + 0.5 * (lr - train.min_lr) * (1 + math.cos(math.pi * done))
+
+
+_MEMORY = 0.98
+"""Weight of the past in the running mean: about the last 50 steps."""
+_SETTLED = 20
+"""Steps before a jump is judged."""
+
+
+@dataclass
+class LossGuard:
+    """Judges steps before their gradients are applied.
+
+    A loss may lie ``max_jump`` nats above the running mean of the good steps, of which it has seen ``steps``; None
+    judges no jumps. ``skipped`` counts bad steps that were left out.
+    """
+
+    max_jump: float | None
+    mean: float = math.nan
+    steps: int = 0
+    skipped: int = 0
+
+    def fault(self, loss: float, grad_norm: float) -> str | None:
+        """What is wrong with a step, or None after taking its loss into the mean."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            return f"loss {loss} and gradient norm {grad_norm}"
+        if self.max_jump is not None and self.steps >= _SETTLED and loss > self.mean + self.max_jump:
+            return f"loss {loss:.4f} jumps from a mean of {self.mean:.4f}"
+        self.mean = loss if self.steps == 0 else _MEMORY * self.mean + (1 - _MEMORY) * loss
+        self.steps += 1
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a restart needs, by field."""
+        return {"mean": self.mean, "steps": self.steps, "skipped": self.skipped}
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
-    """Scale gradients down to ``max_norm`` and return their norm before, an fp32 scalar.
+    """Scale gradients down to ``max_norm`` (None only measures) and return their norm before, an fp32 scalar.
 
     Norms are taken in fp32 whatever the gradients are in: bf16 has two digits. Shards of one parameter on several ranks
-    count as the whole.
-
-    Args:
-        parameters: those without gradient are left out.
-        max_norm: None only measures.
+    count as the whole; parameters without gradient are left out.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    squares = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in local]).square()
-    total = squares.sum()
+    total = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in local]).square().sum()
     if isinstance(gradients[0], DTensor):
         # Over the last dimension of the mesh, which shards; the replicas of a hybrid mesh hold the same.
         mesh = gradients[0].device_mesh
@@ -60,86 +109,74 @@ class MasterWeights(torch.optim.Optimizer):
 
     def __init__(self, groups: Groups, build: Callable[[Groups], torch.optim.Optimizer]) -> None:
         super().__init__(groups, {})
-        self._buckets: list[tuple[dict[str, Any], list[torch.nn.Parameter], torch.optim.Optimizer]] = []
+        self.buckets: list[tuple[dict[str, Any], list[torch.nn.Parameter], torch.optim.Optimizer]] = []
         for group in self.param_groups:
-            for bucket in _buckets(group["params"]):
+            for bucket in _split(group["params"]):
                 copies = [torch.nn.Parameter(parameter.detach().float().clone()) for parameter in bucket]
-                self._buckets.append((group, bucket, build([{**group, "params": copies}])))
+                self.buckets.append((group, bucket, build([{**group, "params": copies}])))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # what it takes no closure for
         """One step of the inner optimizers on the copies, which are then rounded into the parameters."""
-        for group, bucket, inner in self._buckets:
-            options = inner.param_groups[0]
-            options.update({name: value for name, value in group.items() if name != "params"})
-            for parameter, master in zip(bucket, options["params"], strict=True):
+        for group, bucket, inner in self.buckets:
+            masters = _masters(inner)
+            inner.param_groups[0].update({**group, "params": masters})
+            for parameter, master in zip(bucket, masters, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
             inner.step()
-            for parameter, master in zip(bucket, options["params"], strict=True):
+            for parameter, master in zip(bucket, masters, strict=True):
                 parameter.copy_(master)
                 master.grad = None
-
-    def buckets(self) -> Iterator[tuple[list[torch.nn.Parameter], torch.optim.Optimizer]]:
-        """The low-precision parameters of each bucket, and the optimizer over their copies, in the same order."""
-        return ((parameters, inner) for _, parameters, inner in self._buckets)
 
     def state_dict(self) -> dict[str, Any]:
         """State and copies of every bucket."""
         return {
             "buckets": [
-                {"optimizer": inner.state_dict(), "masters": [p.detach() for p in inner.param_groups[0]["params"]]}
-                for _, _, inner in self._buckets
+                {"optimizer": inner.state_dict(), "masters": [master.detach() for master in _masters(inner)]}
+                for _, _, inner in self.buckets
             ]
         }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state over; the parameters become the rounded copies."""
-        for (_, bucket, inner), state in zip(self._buckets, state_dict["buckets"], strict=True):
+        for (_, bucket, inner), state in zip(self.buckets, state_dict["buckets"], strict=True):
             inner.load_state_dict(state["optimizer"])
-            masters = inner.param_groups[0]["params"]
-            for parameter, master, saved in zip(bucket, masters, state["masters"], strict=True):
+            for parameter, master, saved in zip(bucket, _masters(inner), state["masters"], strict=True):
                 master.copy_(saved)
                 parameter.copy_(master)
 
 
-def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+def _masters(inner: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return inner.param_groups[0]["params"]
+
+
+def _split(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Buckets of at most ``BUCKET_ELEMENTS``, or of one larger parameter."""
     bucket: list[torch.nn.Parameter] = []
-    elements = 0
     for parameter in parameters:
-        if bucket and elements + parameter.numel() > BUCKET_ELEMENTS:
+        if bucket and sum(each.numel() for each in (*bucket, parameter)) > BUCKET_ELEMENTS:
             yield bucket
-            bucket, elements = [], 0
+            bucket = []
         bucket.append(parameter)
-        elements += parameter.numel()
     if bucket:
         yield bucket
 
 
 def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.Optimizer:
-    """The optimizer of a run over all parameters that are trained.
-
-    Parameters in bf16 get fp32 copies unless ``args.master_weights`` is off.
+    """The optimizer over all parameters that are trained; in bf16 they get fp32 copies if ``args.master_weights``.
 
     Raises:
         UserError: there is no such optimizer, or it does not take the arguments.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = decay_groups(parameters, args)
+    plain = [] if args.decay == "all" else [parameter for parameter in parameters if parameter.dim() < 2]
+    decaying = parameters if args.decay == "all" else [parameter for parameter in parameters if parameter.dim() >= 2]
+    groups: Groups = [{"params": decaying, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     if args.master_weights and any(parameter.dtype != torch.float32 for parameter in parameters):
         return MasterWeights(groups, lambda copies: _build(copies, args))
     return _build(groups, args)
-
-
-def decay_groups(parameters: Sequence[torch.Tensor], args: OptimizerArgs) -> Groups:
-    """Parameter groups with their weight decay: matrices, and all the rest with none, or everything alike."""
-    if args.decay == "all":
-        return [{"params": list(parameters), "weight_decay": args.weight_decay}]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
@@ -147,22 +184,14 @@ def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
     if args.name == "adamw":
         return torch.optim.AdamW(groups, **adam, fused=True)
     if args.name == "adamw8bit":
-        return _adamw8bit(groups, adam)
-    return _by_path(groups, args)
-
-
-def _adamw8bit(groups: Groups, adam: dict[str, Any]) -> torch.optim.Optimizer:
-    device = groups[0]["params"][0].device
-    if device.type != "cuda":
-        raise UserError(f"--optimizer.name adamw8bit needs a CUDA device, this run is on {device.type}; use adamw")
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError("--optimizer.name adamw8bit needs bitsandbytes; install it, or use adamw") from error
-    return AdamW8bit(groups, **adam)
-
-
-def _by_path(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
+        device = groups[0]["params"][0].device
+        if device.type != "cuda":
+            raise UserError(f"--optimizer.name adamw8bit needs a CUDA device, this run is on {device.type}; use adamw")
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise UserError("--optimizer.name adamw8bit needs bitsandbytes; install it, or use adamw") from error
+        return AdamW8bit(groups, **adam)
     module, _, name = args.name.rpartition(".")
     try:
         found = getattr(import_module(module), name) if module else None
@@ -187,9 +216,7 @@ _MASTER = "master"
 def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write name -> state of every parameter, such as ``exp_avg``, ``exp_avg_sq`` and ``step`` of AdamW.
 
-    Args:
-        path: the file; a kill leaves the whole of it or nothing.
-        model: whose parameters the optimizer has; not sharded.
+    A kill leaves the whole of the file or nothing. The model is not sharded.
     """
     content: dict[str, dict[str, Any]] = {}
     for names, inner, masters in _parts(model, optimizer):
@@ -203,32 +230,29 @@ def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
 def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Give parameters the state saved under their names; those without one start afresh.
 
-    Raises:
-        UserError: the file is missing or damaged, or of another optimizer.
+    A file that is missing, damaged or of another optimizer is a UserError.
     """
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         for names, inner, masters in _parts(model, optimizer):
-            state_dict = inner.state_dict()
             saved = {number: dict(content[name]) for number, name in enumerate(names) if content.get(name)}
             copies = {number: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
             with torch.no_grad():
                 for number, master in enumerate(masters):
-                    if number in copies:
-                        master.copy_(copies[number])
-            inner.load_state_dict({**state_dict, "state": saved})
+                    master.copy_(copies.get(number, master))
+            inner.load_state_dict({**inner.state_dict(), "state": saved})
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} is not an optimizer state of this model; give --optimizer_state reset") from error
 
 
 def _parts(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[list[str], torch.optim.Optimizer, list[torch.Tensor]]]:
+) -> Iterator[tuple[list[str], torch.optim.Optimizer, list[torch.nn.Parameter]]]:
     """Plain optimizers with their parameters' names in order, and the fp32 copies where they work on such."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     if isinstance(optimizer, MasterWeights):
-        for parameters, inner in optimizer.buckets():
-            yield [names[parameter] for parameter in parameters], inner, inner.param_groups[0]["params"]
+        for _, parameters, inner in optimizer.buckets:
+            yield [names[parameter] for parameter in parameters], inner, _masters(inner)
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     yield [names[parameter] for parameter in parameters], optimizer, []

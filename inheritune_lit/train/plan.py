@@ -1,22 +1,35 @@
-"""What a run will do and cost, worked out and checked before anything is spent."""
+"""What a run will do and cost, worked out or measured in a few steps before anything is spent."""
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 
 from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
 from inheritune_lit.data.mixture import Mixture
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.devices import USABLE, free_memory
-from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.train.args import EvalArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
-from inheritune_lit.train.memory import StepMemory, largest_micro_batch, step_memory
-from inheritune_lit.train.setup import Kernels
+from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
+from inheritune_lit.model.flops import flops_per_token, kept_bytes
+from inheritune_lit.model.gpt import build_model
+from inheritune_lit.train.args import EvalArgs, OptimizerArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
+from inheritune_lit.train.loss import CHUNK_TOKENS
+from inheritune_lit.train.optim import clip_gradients
+from inheritune_lit.train.setup import (
+    Kernels,
+    build_fabric,
+    check_machine,
+    choose_kernels,
+    machine_name,
+    peak_flops_of,
+    set_up,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +39,6 @@ class RunPlan:
     """Numbers of a run.
 
     Attributes:
-        total_steps: optimizer steps.
         budget: tokens asked for; what is over whole steps is not trained.
         tokens: tokens the run trains on (targets; the expected number where samples hold padding).
         accumulation: micro-batches per step.
@@ -51,11 +63,7 @@ class RunPlan:
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
-    """Returns the tokens per sample.
-
-    Raises:
-        UserError: more than the model can attend to, or fewer than one.
-    """
+    """Returns the tokens per sample; a UserError where the model cannot attend to as many."""
     block_size = config.block_size if train.max_seq_length is None else train.max_seq_length
     if not 1 <= block_size <= config.block_size:
         raise UserError(
@@ -78,21 +86,22 @@ def plan_run(
 ) -> RunPlan:
     """Work out a run's numbers.
 
-    Args:
-        config: the model's.
-        mixture: the training data.
-        val_blocks: samples in the validation data.
-        parameters: parameters of the model, a tied head counted once.
-        devices: over all nodes.
-        peak_flops: of one device.
-        teacher_flops: per token, for a teacher that runs along.
+    ``val_blocks`` are all samples of the validation data, ``teacher_flops`` those per token of a teacher that runs
+    along; ``devices`` counts those of all nodes.
 
     Raises:
         UserError: the arguments contradict each other or make no run.
     """
     block_size = block_size_of(train, config)
     targets_per_step = train.global_batch_size * mixture.tokens_per_sample
-    budget = _budget(train, targets_per_step, mixture)
+    name, value = train.budget()
+    units = {"max_tokens": Fraction(1), "max_steps": targets_per_step, "epochs": Fraction(mixture.tokens)}
+    budget = value * units[name]
+    if budget < targets_per_step:
+        raise UserError(
+            f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "
+            f"data has {mixture.samples:,} samples; give a larger budget or a smaller --train.global_batch_size"
+        )
     total_steps = int(budget // targets_per_step)
     if train.lr_warmup_steps + train.lr_decay_steps >= total_steps:
         decay = f" and --train.lr_decay_steps {train.lr_decay_steps}" if train.lr_decay_steps else ""
@@ -116,123 +125,136 @@ def plan_run(
     )
 
 
-def _budget(train: TrainArgs, targets_per_step: Fraction, mixture: Mixture) -> Fraction:
-    """Tokens asked for, at least those of one step."""
-    name, value = train.budget()
-    units: dict[str, Fraction | int] = {"max_tokens": 1, "max_steps": targets_per_step, "epochs": mixture.tokens}
-    unit = units[name]
-    if value * unit < targets_per_step:
-        raise UserError(
-            f"--train.{name} {value} makes no optimizer step: a step takes {int(targets_per_step):,} tokens and the "
-            f"data has {mixture.samples:,} samples; give a larger budget or a smaller --train.global_batch_size"
-        )
-    return value * Fraction(unit)
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one device during a training step.
 
-
-def plan_text(
-    plan: RunPlan,
-    name: str,
-    train: TrainArgs,
-    mixture: Mixture,
-    changes: list[dict[str, Any]],
-    device: str,
-    memory: StepMemory,
-    learns_from: str | None = None,
-) -> str:
-    """Returns lines that describe a run.
-
-    Args:
-        name: the model's.
-        changes: of the run's data; the last one is shown.
-        device: what it runs on, and in which precision.
-        memory: predicted for a step.
-        learns_from: the teacher, None without one.
+    Attributes:
+        optimizer: its state, and fp32 copies of weights.
+        casts: bf16 copies of fp32 weights that the backward pass needs.
+        activations: what the forward pass of one micro-batch keeps for the backward pass.
+        loss: logits and their gradients.
+        teacher: a teacher and its forward pass.
     """
-    samples = plan.total_steps * train.global_batch_size
-    positions = plan.total_steps * plan.tokens_per_step
-    left_over = f" ({plan.budget:,} asked for: whole steps only)" if plan.budget != plan.tokens else ""
-    lines = [
-        f"train {name}: {plan.parameters:,} parameters, {memory_text(memory)}",
-        f"{plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {positions:,} tokens",
-    ]
-    if plan.tokens < positions:
-        lines[-1] += f", {1 - plan.tokens / positions:.1%} of them padding, leaves about {plan.tokens:,} tokens"
-    lines[-1] += left_over
-    if mixture.draws is None:
-        lines[-1] += f", {samples / mixture.samples:.2f} epochs of {mixture.samples:,} samples"
-    else:
-        width = max(map(len, mixture.domains))
-        lines += [
-            f"  {domain:<{width}} {float(mixture.share(domain)):7.2%} of the samples, "
-            f"{mixture.epochs(domain, samples):.2f} epochs of {size.samples:,}"
-            for domain, size in mixture.domains.items()
-        ]
-    lines += [
-        f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} per step, "
-        f"{plan.val_blocks:,} samples per validation",
-        f"{positions * plan.flops_per_token:.2e} FLOPs on {device}",
-    ]
-    if learns_from:
-        lines.insert(1, f"learns from {learns_from}, its forward pass counted below")
-    if changes:
-        lines.append(f"data changed at sample {changes[-1]['sample']:,}, before: {'; '.join(changes[-1]['different'])}")
-    return "\n      ".join(lines)
 
+    weights: int
+    gradients: int
+    optimizer: int
+    casts: int
+    activations: int
+    loss: int
+    teacher: int = 0
 
-def memory_text(memory: StepMemory) -> str:
-    """A step's memory in words."""
-    model = memory.weights + memory.gradients + memory.optimizer
-    batch = memory.total - model - memory.teacher
-    teacher = f"{_size(memory.teacher)} teacher, " if memory.teacher else ""
-    return f"{_size(memory.total)} ({_size(model)} model and optimizer, {teacher}{_size(batch)} per micro-batch)"
+    @property
+    def model(self) -> int:
+        """What does not depend on the batch: weights, gradients and optimizer."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of them at once, as when a step's second micro-batch turns around."""
+        return self.model + self.casts + self.activations + self.loss + self.teacher
+
+    def __str__(self) -> str:
+        batch = self.total - self.model - self.teacher
+        teacher = f"{_size(self.teacher)} teacher, " if self.teacher else ""
+        return f"{_size(self.total)} ({_size(self.model)} model and optimizer, {teacher}{_size(batch)} per micro-batch)"
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
+def step_memory(
+    config: Config,
+    parameters: int,
+    micro_batch_size: int,
+    block_size: int,
+    precision: Precision,
+    speed: SpeedArgs,
+    optimizer: OptimizerArgs,
+    loss_kernel: str,
+    compiled: bool,
+    shards: int = 1,
+    teacher: int = 0,
+) -> StepMemory:
+    """Predict the memory of one training step on one device.
+
+    The parameters, a tied head counted once, are shared by ``shards`` devices, each of which holds a ``teacher`` of so
+    many bytes. The ``loss_kernel`` is a chosen one, not "auto".
+    """
+    low = precision == "bf16-true"
+    each, half = 2 if low else 4, 4 if precision == "32-true" else 2
+    state = (2 if optimizer.name == "adamw8bit" else 8) + 4 * (low and optimizer.master_weights)
+    if compiled:
+        # What cannot be recomputed without a matrix product: both residual sums, queries, keys and values as attention
+        # takes them, its output, and the MLP's products. 73 KB per token and layer for the OpenLLaMA-3B slice in bf16.
+        mlp = 2 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 1
+        elements = 2 * config.n_embd + 4 * config.n_head * config.head_size + mlp * config.intermediate_size
+        fixed, kept = 0, elements * block_size * half
+    else:
+        # Casts of weights, whatever the batch, and bytes per sample.
+        one, two = (kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
+        fixed, kept = 2 * one - two, two - one
+    layers = held = config.n_layer
+    activations = layers * kept
+    if speed.activation_checkpointing:
+        activations, held = kept + (layers - 1) * block_size * config.n_embd * each, 1
+    return StepMemory(
+        weights=each * parameters // shards,
+        gradients=each * parameters // shards,
+        optimizer=state * parameters // shards,
+        casts=held * fixed,
+        activations=micro_batch_size * activations,
+        loss=_loss_bytes(config, micro_batch_size * block_size, loss_kernel, half),
+        teacher=teacher,
+    )
+
+
+def _loss_bytes(config: Config, tokens: int, kernel: str, half: int) -> int:
+    """Bytes of the loss; ``half`` is the size of a number in the forward pass."""
+    vocabulary, chunk = config.padded_vocab_size, min(tokens, CHUNK_TOKENS)
+    head, hidden = 4 * vocabulary * config.n_embd, half * tokens * config.n_embd
+    if kernel == "chunked":
+        # A chunk's logits in both types and their gradient, and the finished gradients of head and hidden states.
+        return chunk * vocabulary * (8 + half) + head + hidden
+    if kernel == "distilled":
+        # Student and teacher: logits, softened logits, log-probabilities, and what autograd adds.
+        return chunk * vocabulary * (32 + 2 * half) + 2 * (head + hidden)
+    # Of the fused loss the gradient takes the logits' place.
+    return tokens * vocabulary * (half if kernel == "liger" else 8 + half)
+
+
+def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: int) -> int:
+    """How many samples per forward pass fit into ``available`` bytes, from the prediction for another number."""
+    batch = memory.activations + memory.loss
+    return max(0, int((available - memory.total + batch) / (batch / micro_batch_size)))
+
+
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What a run needs of one device and of the disk.
+    """What a run needs of one device and of the disk; ``shards`` and ``teacher`` as of ``step_memory``."""
 
-    Attributes:
-        memory: predicted for a step.
-        checkpointed: the same with activation checkpointing.
-        device: where it runs.
-    """
-
-    memory: StepMemory
-    checkpointed: StepMemory
-    train: TrainArgs
+    config: Config
+    plan: RunPlan
+    args: TrainingArgs
+    precision: Precision
+    kernels: Kernels
     device: torch.device
+    shards: int = 1
+    teacher: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        config: Config,
-        plan: RunPlan,
-        args: TrainingArgs,
-        precision: Precision,
-        kernels: Kernels,
-        device: torch.device,
-        shards: int = 1,
-        teacher: int = 0,
-    ) -> "ResourceEstimate":
-        """Predict a run's needs; ``shards`` devices share the parameters, and each holds the ``teacher``'s bytes."""
+    @cached_property
+    def memory(self) -> StepMemory:
+        """Predicted for a step."""
+        return self._memory(self.args.speed)
 
-        def predict(speed: SpeedArgs) -> StepMemory:
-            size = (plan.parameters, args.train.micro_batch_size, plan.block_size)
-            memory = step_memory(config, *size, precision, speed, args.optimizer, kernels.loss, kernels.compiled)
-            return replace(
-                memory,
-                weights=memory.weights // shards,
-                gradients=memory.gradients // shards,
-                optimizer=memory.optimizer // shards,
-                teacher=teacher,
-            )
-
-        checkpointed = predict(replace(args.speed, activation_checkpointing=True))
-        return cls(predict(args.speed), checkpointed, args.train, device)
+    def _memory(self, speed: SpeedArgs) -> StepMemory:
+        size = (self.plan.parameters, self.args.train.micro_batch_size, self.plan.block_size)
+        loss, compiled, optimizer = self.kernels.loss, self.kernels.compiled, self.args.optimizer
+        return step_memory(
+            self.config, *size, self.precision, speed, optimizer, loss, compiled, self.shards, self.teacher
+        )
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
@@ -254,14 +276,9 @@ class ResourceEstimate:
         )
 
     def check_disk(self, out_dir: Path) -> None:
-        """Refuse a run whose saves cannot fit.
-
-        Raises:
-            UserError: there is too little space for the state (two of it, while one replaces the other) and the
-                checkpoints.
-        """
+        """Refuse a run whose state (two of it, while one replaces the other) and checkpoints do not fit on the disk."""
         state = self.memory.weights + self.memory.optimizer
-        checkpoints = 1 + self.train.keep_last + 2 * self.train.keep_best
+        checkpoints = 1 + self.args.train.keep_last + 2 * self.args.train.keep_best
         needed = 2 * state + checkpoints * self.memory.weights
         there = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.is_dir())
         held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
@@ -273,13 +290,90 @@ class ResourceEstimate:
             )
 
     def _advice(self, available: int) -> str:
-        asked = self.train.micro_batch_size
+        asked = self.args.train.micro_batch_size
         if fits := largest_micro_batch(available, self.memory, asked):
             return f"--train.micro_batch_size {fits} fits"
-        if fits := largest_micro_batch(available, self.checkpointed, asked):
+        checkpointed = self._memory(replace(self.args.speed, activation_checkpointing=True))
+        if fits := largest_micro_batch(available, checkpointed, asked):
             return f"--speed.activation_checkpointing true with --train.micro_batch_size {min(fits, asked)} fits"
-        model = self.memory.weights + self.memory.gradients + self.memory.optimizer
         return (
-            f"the model and its optimizer alone take {model / 1e9:.1f} GB: try --optimizer.name adamw8bit, --strategy "
-            "fsdp over several GPUs, or fewer layers"
+            f"the model and its optimizer alone take {self.memory.model / 1e9:.1f} GB: try --optimizer.name adamw8bit, "
+            "--strategy fsdp over several GPUs, or fewer layers"
         )
+
+
+_WARM_UP, _TIMED = 2, 3
+
+
+@dataclass(frozen=True)
+class MeasuredSteps:
+    """Speed and memory of training steps on this machine.
+
+    Attributes:
+        mfu: share of the device's peak, None where that is not known.
+        memory: most bytes in use at once by the model and its training.
+        predicted: the prediction of that for these kernels.
+    """
+
+    machine: str
+    tokens_per_s: float
+    mfu: float | None
+    memory: int
+    predicted: int
+
+
+def measure_steps(
+    config: Config, tied: bool, block_size: int, args: TrainingArgs, precision: Precision, devices: int, flops: float
+) -> MeasuredSteps:
+    """Train a model of random weights on random tokens for a few micro-batches.
+
+    Time does not depend on the values. A whole step would take minutes where it has many micro-batches: one micro-batch
+    and one optimizer step are timed, and put together.
+
+    Args:
+        devices: GPUs that will share the samples of a step.
+        flops: of the whole run, which decide whether it is worth compiling for.
+
+    Raises:
+        UserError: a setting that this machine cannot serve.
+    """
+    train = args.train
+    fabric = build_fabric(1, 1, "auto", precision)
+    device = fabric.device
+    check_machine(args, device)
+    before = peak_memory(device)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        gpt = build_model(config)
+        tokens_BT1 = torch.randint(config.vocab_size, (train.micro_batch_size, block_size + 1)).to(device)
+    gpt.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    if tied:
+        gpt.lm_head.weight = gpt.transformer.wte.weight
+    kernels = choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
+    state = set_up(fabric, gpt, args, block_size, precision, kernels)
+    gpt.train()
+    batches, updates = [], []
+    for _ in range(_WARM_UP + _TIMED):
+        start = _now(device)
+        summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
+        fabric.backward(summed / tokens_BT1[:, 1:].numel())
+        halfway = _now(device)
+        clip_gradients(gpt.parameters(), train.max_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        batches.append(halfway - start)
+        updates.append(_now(device) - halfway)
+    accumulation = train.accumulation(devices)
+    step_seconds = accumulation * median(batches[_WARM_UP:]) + median(updates[_WARM_UP:])
+    rate = accumulation * train.micro_batch_size * block_size / step_seconds
+    peak = peak_flops_of(device)
+    mfu = rate * flops_per_token(config, block_size) / peak if peak else None
+    size = (count_parameters(tensor_shapes(config, tied)), train.micro_batch_size, block_size)
+    predicted = step_memory(config, *size, precision, args.speed, args.optimizer, kernels.loss, kernels.compiled)
+    return MeasuredSteps(machine_name(fabric), rate, mfu, peak_memory(device) - before, predicted.total)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

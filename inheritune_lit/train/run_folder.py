@@ -1,6 +1,7 @@
 """The folder of a run: what it was started with, what may change when it is continued, and what came out."""
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,17 +25,8 @@ from inheritune_lit.train.saving import saved_step
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
 # is continued.
-_FREE_SETTINGS = (
-    "log_interval",
-    "save_interval",
-    "max_time",
-    "keep_last",
-    "keep_best",
-    "async_save",
-    "bad_step",
-    "max_loss_jump",
-    "micro_batch_size",
-)
+_FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "keep_best", "async_save"}
+_FREE_SETTINGS |= {"bad_step", "max_loss_jump", "micro_batch_size"}
 DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
 
 
@@ -51,69 +43,16 @@ def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
     """What a run's data is, for its settings."""
     hashes = domain_sha256s(folder)
-    shares = {name: float(mixture.share(name)) for name in mixture.draws} if mixture.draws else "proportional"
     return {
         "data": str(folder),
         "data_sha256": content_sha256(folder),
         "documents": documents,
-        "mixture": shares,
+        "mixture": {name: float(mixture.share(name)) for name in mixture.draws} if mixture.draws else "proportional",
         "domains": {
             name: {"sha256": hashes[name], "train_blocks": size.samples, "train_tokens": size.tokens}
             for name, size in mixture.domains.items()
         },
     }
-
-
-def data_changes(
-    run_dir: Path, settings: dict[str, Any], total_steps: int, finished: bool, allowed: bool
-) -> list[dict[str, Any]]:
-    """Changes of a run's data so far, the one that this call brings included; nothing is written.
-
-    A change is recorded with the sample it begins at, how often each domain had been drawn before, what is different,
-    and what the data was until then.
-
-    Args:
-        run_dir: where ``find_run`` found a run or nothing.
-        settings: those of this call.
-        total_steps: the steps they make.
-        finished: the run is at its end.
-        allowed: a change is wanted.
-
-    Raises:
-        UserError: a change that is not allowed, or that cannot be made any more.
-    """
-    manifest = read_manifest(run_dir)
-    if manifest is None:
-        return []
-    started, changes = manifest["settings"], manifest.get("data_changes", [])
-    if not started.keys() >= set(DATA_SETTINGS):
-        raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
-    different = _differences(started, settings)
-    if different and (finished or not allowed):
-        way = "" if finished else ", or continue with the new data by --allow_data_change true"
-        raise UserError(
-            f"{run_dir} was started with {'; '.join(different)}; use the old data and settings, give another "
-            f"--out_dir{way}"
-        )
-    if finished or not (different or changes):
-        return changes
-    steps = saved_step(run_dir)
-    sample = steps * settings["train"]["global_batch_size"]
-    if changes and sample < changes[-1]["sample"]:
-        raise UserError(
-            f"{run_dir} holds no state from sample {changes[-1]['sample']:,} on, where its data was changed; give "
-            "another --out_dir"
-        )
-    if not different:
-        return changes
-    if steps >= total_steps:
-        raise UserError(
-            f"{run_dir} has done {steps:,} steps, the budget makes {total_steps:,} of the new data; give another "
-            "--out_dir"
-        )
-    before = _drawn(started, changes, sample)
-    was = {name: started[name] for name in DATA_SETTINGS}
-    return [*changes, {"sample": sample, "drawn": before, "different": different, "was": was}]
 
 
 def run_sampler(settings: dict[str, Any], changes: list[dict[str, Any]]) -> MixtureSampler:
@@ -125,41 +64,6 @@ def run_sampler(settings: dict[str, Any], changes: list[dict[str, Any]]) -> Mixt
     return MixtureSampler(blocks, settings["seed"], draws, first, drawn)
 
 
-def _drawn(settings: dict[str, Any], changes: list[dict[str, Any]], sample: int) -> dict[str, int]:
-    """How often each domain was drawn before a sample."""
-    sampler = run_sampler(settings, changes)
-    drawn = dict(changes[-1]["drawn"]) if changes else {}
-    for name, count in sampler.domain_counts(sampler.first_sample, sample).items():
-        drawn[name] = drawn.get(name, 0) + count
-    return drawn
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What is different about the data, in words that follow "was started with"; the folder's name does not count."""
-    different = []
-    domains, now = old["domains"], new["domains"]
-    different += [f"domain {name!r}, which is gone" for name in domains if name not in now]
-    different += [f"no domain {name!r}" for name in now if name not in domains]
-    for name in sorted(domains.keys() & now.keys()):
-        if domains[name]["sha256"] != now[name]["sha256"]:
-            different.append(
-                f"other text in domain {name!r} ({_tokens_text(domains[name])}, now {_tokens_text(now[name])})"
-            )
-    mixtures = [each["mixture"] for each in (old, new)]
-    if all(isinstance(mixture, dict) for mixture in mixtures):
-        names = sorted(mixtures[0].keys() | mixtures[1].keys())
-        mixtures = [{name: mixture.get(name, 0) for name in names} for mixture in mixtures]
-    was, asked = ({"documents": each["documents"], "mixture": m} for each, m in zip((old, new), mixtures, strict=True))
-    different += [f"{name} {value!r}, not {other!r}" for name, value, other in differences(was, asked)]
-    if old["data_sha256"] != new["data_sha256"] and not different:
-        different.append(f"data_sha256 {old['data_sha256']!r}, not {new['data_sha256']!r}")
-    return different
-
-
-def _tokens_text(domain: dict[str, Any]) -> str:
-    return f"{domain['train_tokens']:,} training tokens"
-
-
 @dataclass(frozen=True)
 class RunResult:
     """Outcome of ``pretrain``; its text is what the command prints.
@@ -168,7 +72,6 @@ class RunResult:
         plan: what the run does in all; None where it was finished before.
         final: the trained checkpoint; None after a dry run, and when the run was stopped before its end.
         steps, tokens: done so far, over all restarts.
-        val_loss, val_stderr: of the trained checkpoint; None without one.
         domains: held-out loss by domain, where this call finished the run.
         stopped: a signal or ``train.max_time`` ended the call before the run's end.
     """
@@ -197,33 +100,83 @@ class RunResult:
         return "\n".join(lines)
 
 
-def find_run(run_dir: Path, settings: dict[str, Any]) -> RunResult | None:
-    """Check that a folder is free for a run or holds the same one, data aside; nothing is written.
+def find_run(
+    run_dir: Path, settings: dict[str, Any], total_steps: int, allow_data_change: bool
+) -> tuple[RunResult | None, list[dict[str, Any]]]:
+    """Check that a folder is free for a run or holds the same one; nothing is written.
 
     Args:
-        run_dir: the run folder.
         settings: everything that changes the outcome, JSON types only.
 
     Returns:
-        The result, where the run is finished.
+        The result, where the run is finished, and the changes of its data, the one that this call brings included.
 
     Raises:
-        UserError: the folder holds something else, or a run with other settings.
+        UserError: the folder holds something else, or a run with other settings, or the data changed and that is not
+            allowed or cannot be any more.
     """
-    if check_folder(run_dir, "run", settings, DATA_SETTINGS) is None:
-        return None
-    final = read_manifest(run_dir / FINAL) if (run_dir / FINAL).is_dir() else None
-    if final is None:
-        return None
-    return RunResult(None, run_dir / FINAL, final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+    manifest = check_folder(run_dir, "run", settings, DATA_SETTINGS)
+    if manifest is None:
+        return None, []
+    final = read_manifest(run_dir / FINAL)
+    started, changes = manifest["settings"], manifest.get("data_changes", [])
+    if not started.keys() >= set(DATA_SETTINGS):
+        raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
+    different = _differences(started, settings)
+    if different and (final or not allow_data_change):
+        way = "" if final else ", or continue with the new data by --allow_data_change true"
+        raise UserError(
+            f"{run_dir} was started with {'; '.join(different)}; use the old data and settings, give another "
+            f"--out_dir{way}"
+        )
+    if final:
+        numbers = (final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
+        return RunResult(None, run_dir / FINAL, *numbers), changes
+    if not (different or changes):
+        return None, []
+    steps = saved_step(run_dir)
+    sample = steps * started["train"]["global_batch_size"]
+    if changes and sample < changes[-1]["sample"]:
+        raise UserError(
+            f"{run_dir} holds no state from sample {changes[-1]['sample']:,} on, where its data was changed; give "
+            "another --out_dir"
+        )
+    if not different:
+        return None, changes
+    if steps >= total_steps:
+        raise UserError(
+            f"{run_dir} has done {steps:,} steps, the budget makes {total_steps:,} of the new data; give another "
+            "--out_dir"
+        )
+    sampler = run_sampler(started, changes)
+    drawn = Counter(changes[-1]["drawn"] if changes else {})
+    drawn.update(sampler.domain_counts(sampler.first_sample, sample))
+    was = {name: started[name] for name in DATA_SETTINGS}
+    # The sample that the new data begins at, and how often each domain had been drawn before.
+    return None, [*changes, {"sample": sample, "drawn": dict(drawn), "different": different, "was": was}]
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is different about the data, in words that follow "was started with"; the folder's name does not count."""
+    domains, now = old["domains"], new["domains"]
+    different = [f"domain {name!r}, which is gone" for name in domains if name not in now]
+    different += [f"no domain {name!r}" for name in now if name not in domains]
+    different += [
+        f"other text in domain {name!r} ({domains[name]['train_tokens']:,} training tokens, now "
+        f"{now[name]['train_tokens']:,} training tokens)"
+        for name in sorted(domains.keys() & now.keys())
+        if domains[name]["sha256"] != now[name]["sha256"]
+    ]
+    was, asked = ({name: each[name] for name in ("documents", "mixture")} for each in (old, new))
+    # A domain that is not in a mixture has 0 of it.
+    different += [f"{name} {value or 0!r}, not {other or 0!r}" for name, value, other in differences(was, asked)]
+    if old["data_sha256"] != new["data_sha256"] and not different:
+        different.append(f"data_sha256 {old['data_sha256']!r}, not {new['data_sha256']!r}")
+    return different
 
 
 def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
-    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data.
-
-    Args:
-        changes: from ``data_changes``.
-    """
+    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data."""
     manifest = read_manifest(run_dir)
     if manifest is None:
         with new_folder(run_dir) as staging:
@@ -234,11 +187,9 @@ def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, A
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run of ``inheritune pretrain``.
+    """A run of ``inheritune pretrain``, as its folder tells it.
 
     Attributes:
-        folder: the run folder.
-        manifest: of the run folder.
         rows: of ``metrics.csv``; columns that were not measured at a step are left out.
         final: manifest of the trained checkpoint, None while there is none.
         parent: manifest of the checkpoint that the run started from, None where that is gone.
@@ -298,22 +249,16 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """Reads the folder of a run; None where the folder holds something else.
-
-    Raises:
-        UserError: the manifest or the metrics are damaged.
-    """
+    """Reads the folder of a run; None where it holds something else, a UserError where it is damaged."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("kind") != "run":
         return None
+    rows = read_metrics(folder / METRICS)
     try:
-        rows = [
-            {column: float(value) for column, value in row.items() if value} for row in read_metrics(folder / METRICS)
-        ]
+        numbers = [{column: float(value) for column, value in row.items() if value} for row in rows]
     except ValueError as error:
         raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
-    final = read_manifest(folder / FINAL)
-    initial = Path(manifest["settings"]["initial_checkpoint_dir"])
+    final, initial = read_manifest(folder / FINAL), Path(manifest["settings"]["initial_checkpoint_dir"])
     parent = final.get("parent") if final else read_manifest(initial)
     shape = next((path for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
-    return RunRecord(folder, manifest, rows, final, parent, load_lit_config(shape) if shape is not None else None)
+    return RunRecord(folder, manifest, numbers, final, parent, load_lit_config(shape) if shape is not None else None)

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.utils._pytree import tree_map_only
 
 from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec
@@ -25,11 +26,11 @@ from inheritune_lit.checkpoint.write import write_torch_checkpoint
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
-from inheritune_lit.train.args import TrainArgs
+from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.setup import TrainState
 
-STATE = "state.pth"
-SHARDED_STATE = "state"
+STATE, SHARDED_STATE = "state.pth", "state"
+_PARTIAL, _SHARDED_PARTIAL, _SHARDED_OLD = ".state.pth.partial", ".state.partial", ".state.old"
 _COUNTERS = "counters.pth"
 
 
@@ -38,17 +39,13 @@ def save_state(
 ) -> None:
     """Write everything a restart needs beside the old state, then take its place.
 
-    Nothing random happens during training and the data order is a function of the step, so weights, optimizer and
-    counters are everything. Tensors are written one by one: no copy of them is made in memory.
-
-    Args:
-        model, optimizer: their state dicts.
-        counters: numbers, such as the steps done.
+    Nothing random happens during training and the data order is a function of the step, so the state dicts of model and
+    optimizer and some counters are everything. Tensors are written one by one: no copy of them is made in memory.
 
     Raises:
         UserError: the disk is full or cannot be written; the old state is untouched.
     """
-    path, aside = run_dir / STATE, run_dir / f".{STATE}.partial"
+    path, aside = run_dir / STATE, run_dir / _PARTIAL
     try:
         with aside.open("wb") as file:
             torch.save({"model": model, "optimizer": optimizer, "counters": counters}, file)
@@ -66,39 +63,38 @@ def save_state(
         ) from error
 
 
-def restore_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a saved state into model and optimizer.
+def restore_state(
+    run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, sharded: bool = False
+) -> dict[str, Any]:
+    """Put a saved state into model and optimizer, and return its counters; empty where nothing was saved.
 
-    Returns:
-        The counters; empty where nothing was saved.
-
-    Raises:
-        UserError: the file is damaged.
+    A sharded state may be of another number of ranks. A damaged file is a UserError.
     """
-    path = run_dir / STATE
-    if not path.is_file():
+    path = _sharded_folder(run_dir) if sharded else run_dir / STATE
+    if path is None or not path.exists():
         return {}
     with _reading(path):
-        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-    return dict(content["counters"])
+        if not sharded:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+            return dict(content["counters"])
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+        distributed_checkpoint.load(state, checkpoint_id=path)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        return dict(torch.load(path / _COUNTERS, weights_only=True))
 
 
 def saved_step(run_dir: Path) -> int:
-    """Optimizer steps done in a saved state, 0 where nothing was saved.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Optimizer steps done in a saved state, 0 where nothing was saved; a UserError where it is damaged."""
     folder = _sharded_folder(run_dir)
     path = folder / _COUNTERS if folder else run_dir / STATE
     if not path.is_file():
         return 0
     with _reading(path):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        step = (content if folder else content["counters"])["step"]
-    return int(step)
+        return int((content if folder else content["counters"])["step"])
 
 
 @contextmanager
@@ -113,7 +109,7 @@ def save_sharded_state(
     run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict[str, Any]
 ) -> None:
     """As ``save_state``, every rank writing its own shards (torch.distributed.checkpoint)."""
-    path, aside = run_dir / SHARDED_STATE, run_dir / f".{SHARDED_STATE}.partial"
+    path, aside, old = (run_dir / name for name in (SHARDED_STATE, _SHARDED_PARTIAL, _SHARDED_OLD))
     rank = torch.distributed.get_rank()
     if rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
@@ -123,7 +119,6 @@ def save_sharded_state(
     if rank == 0:
         torch.save(counters, aside / _COUNTERS)
         # A folder cannot be replaced in one call: the old one steps aside, and a restart finds one of the two.
-        old = run_dir / f".{SHARDED_STATE}.old"
         shutil.rmtree(old, ignore_errors=True)
         if path.is_dir():
             path.rename(old)
@@ -132,34 +127,15 @@ def save_sharded_state(
     torch.distributed.barrier()
 
 
-def restore_sharded_state(run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As ``restore_state``, for any number of ranks.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    path = _sharded_folder(run_dir)
-    if path is None:
-        return {}
-    with _reading(path):
-        counters = torch.load(path / _COUNTERS, weights_only=True)
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
-        distributed_checkpoint.load(state, checkpoint_id=path)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return dict(counters)
-
-
 def _sharded_folder(run_dir: Path) -> Path | None:
-    found = (run_dir / name for name in (SHARDED_STATE, f".{SHARDED_STATE}.old"))
-    return next((folder for folder in found if folder.is_dir()), None)
+    return next((run_dir / name for name in (SHARDED_STATE, _SHARDED_OLD) if (run_dir / name).is_dir()), None)
 
 
 def drop_state(run_dir: Path) -> None:
     """Remove the state of a finished run: it is three times the size of the model."""
-    for name in (STATE, f".{STATE}.partial"):
+    for name in (STATE, _PARTIAL):
         (run_dir / name).unlink(missing_ok=True)
-    for name in (SHARDED_STATE, f".{SHARDED_STATE}.partial", f".{SHARDED_STATE}.old"):
+    for name in (SHARDED_STATE, _SHARDED_PARTIAL, _SHARDED_OLD):
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
@@ -170,24 +146,14 @@ _STEP = re.compile(r"^step-(\d{8})$")
 def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
     """Write a litgpt checkpoint, tensor by tensor from whatever device they are on.
 
-    The initial checkpoint's configuration and tokenizer are copied; its manifest is kept as ``parent``. An older
-    checkpoint in its place stays until the new one is whole.
-
-    Args:
-        folder: the new folder.
-        initial_dir: the checkpoint that the run started from.
-        state: the model's state dict; tensors that share their storage do so in the file.
-        record: what the manifest says.
+    Tensors of the state dict that share their storage do so in the file. The initial checkpoint's configuration and
+    tokenizer are copied; its manifest is kept as ``parent`` beside the ``record``. An older checkpoint in its place
+    stays until the new one is whole.
     """
     first: dict[int, str] = {}
-    aliases = {
-        name: first[tensor.data_ptr()]
-        for name, tensor in state.items()
-        if first.setdefault(tensor.data_ptr(), name) != name
-    }
-    specs = {
-        name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items() if name not in aliases
-    }
+    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in state.items()}
+    aliases = {name: original for name, original in names.items() if name != original}
+    specs = {name: TensorSpec(tuple(state[name].shape), state[name].dtype) for name in first.values()}
     new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     with new_folder(new) as staging:
@@ -200,93 +166,60 @@ def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Ten
 
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     flat = tensor.detach().contiguous().view(-1)
-    for part in flat.split(CHUNK_BYTES // flat.element_size()):
-        yield part.cpu()
+    return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
 
 
 class Saver:
-    """Saves model and optimizer of a run.
+    """Saves model and optimizer of a run; only the first rank writes, except where the model is sharded."""
 
-    Args:
-        fabric: only the first rank writes, except where the model is sharded.
-        state: model and optimizer.
-        sharded: parameters are spread over ranks.
-        run_dir: the run folder.
-        initial_dir: the checkpoint that the run started from.
-    """
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        state: TrainState,
-        sharded: bool,
-        run_dir: Path,
-        initial_dir: Path,
-        train: TrainArgs,
-    ) -> None:
-        self.fabric, self.gpt, self.optimizer, self.sharded = fabric, state.gpt, state.optimizer, sharded
-        self.run_dir, self.initial_dir, self.train = run_dir, initial_dir, train
-        self._pool = ThreadPoolExecutor(1) if train.async_save else None
+    def __init__(self, fabric: Fabric, state: TrainState, args: PretrainArgs) -> None:
+        self.is_first, self.sharded, self._barrier = fabric.global_rank == 0, args.sharded, fabric.barrier
+        self.gpt, self.optimizer = state.gpt, state.optimizer
+        self.run_dir, self.initial_dir, self.keep_last = args.out_dir, args.initial_checkpoint_dir, args.train.keep_last
+        self._pool = ThreadPoolExecutor(1) if args.train.async_save else None
         self._running: Future[None] | None = None
 
     def load(self) -> dict[str, Any]:
         """Restore the last saved state; its counters, empty where there is none."""
-        restore = restore_sharded_state if self.sharded else restore_state
-        return restore(self.run_dir, self.gpt, self.optimizer)
+        return restore_state(self.run_dir, self.gpt, self.optimizer, self.sharded)
 
     def save(self, counters: dict[str, Any]) -> None:
         """Save the state, and the weights as a checkpoint where checkpoints are kept.
 
-        Raises:
-            UserError: it cannot be written, now or in the background since the last call.
+        A UserError says that it cannot be written, now or in the background since the last call.
         """
         self.wait()
-        step = counters["step"]
         if self.sharded:
             save_sharded_state(self.run_dir, self.gpt, self.optimizer, counters)
-        elif self.fabric.global_rank == 0:
+        elif self.is_first:
             content = (self.gpt.state_dict(), self.optimizer.state_dict(), counters)
             if self._pool is None:
                 save_state(self.run_dir, *content)
             else:
-                self._running = self._pool.submit(save_state, self.run_dir, *map(_on_host, content))
-        if self.train.keep_last:
-            self.save_weights(f"step-{step:08}", {"steps": step})  # as litgpt names them
-            if self.fabric.global_rank == 0:
+                # A copy in host memory that training does not change.
+                content = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
+                self._running = self._pool.submit(save_state, self.run_dir, *content)
+        if self.keep_last:
+            self.save_weights(f"step-{counters['step']:08}", {"steps": counters["step"]})  # as litgpt names them
+            if self.is_first:
                 kept = sorted(folder for folder in self.run_dir.iterdir() if _STEP.match(folder.name))
-                for folder in kept[: -self.train.keep_last]:
+                for folder in kept[: -self.keep_last]:
                     shutil.rmtree(folder)
 
     def save_weights(self, name: str, record: dict[str, Any]) -> None:
         """Write the weights as a checkpoint in the run folder, in place of an older one of this name."""
-        state = self._weights()
-        if self.fabric.global_rank == 0:
+        if self.sharded:  # the first rank gets all of them
+            state: dict[str, Any] = get_model_state_dict(
+                self.gpt, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
+        else:
+            state = self.gpt.state_dict()
+        if self.is_first:
             write_checkpoint(self.run_dir / name, self.initial_dir, state, record)
-        self.fabric.barrier()
+        self._barrier()
 
     def wait(self) -> None:
-        """Wait for what is being written in the background.
-
-        Raises:
-            UserError: it failed.
-        """
+        """Wait for what is being written in the background, and raise its error."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()
-
-    def _weights(self) -> dict[str, Any]:
-        """The model's state dict, whole on the first rank."""
-        if not self.sharded:
-            return self.gpt.state_dict()
-        return get_model_state_dict(self.gpt, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def _on_host(content: Any) -> Any:
-    """A copy in host memory that training does not change."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {name: _on_host(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(_on_host(value) for value in content)
-    return content

@@ -1,25 +1,32 @@
-"""What a run needs of its machine: kernels chosen, packages checked, and the model made ready for training."""
+"""What a run needs of its machine: devices, signals, packages and kernels, and the model made ready for training."""
 
 import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
+from lightning.fabric.strategies import Strategy as FabricStrategy
 from litgpt.model import GPT
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
-from inheritune_lit.model.devices import has_compiler
+from inheritune_lit.model.devices import device_count, has_compiler, launch
 from inheritune_lit.model.forward import checkpoint_activations
-from inheritune_lit.model.load import load_model
-from inheritune_lit.train.args import LoggerName, OptimizerArgs, Precision, SpeedArgs
+from inheritune_lit.train.args import Precision, SpeedArgs, Strategy, TrainingArgs
 from inheritune_lit.train.distillation import Distillation
-from inheritune_lit.train.loss import Kernel, TrainingModel, choose_kernel
+from inheritune_lit.train.gpus import peak_flops
+from inheritune_lit.train.loss import DistillationModel, Kernel, TrainingModel, liger_loss
 from inheritune_lit.train.optim import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -28,16 +35,95 @@ _WORTH_COMPILING = 1e14
 """FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
 
 
+@contextmanager
+def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signal.Signals]]:
+    """Yields a list that takes up SIGTERM and SIGINT while the block runs, instead of their usual effect.
+
+    Each is acknowledged at once; a second one of the same kind stops the block where it is.
+
+    Args:
+        doing: what will be finished first, in words; nothing is said when None.
+    """
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets only the main thread handle signals
+        return
+
+    def note(number: int, frame: object) -> None:
+        again = number in received
+        received.append(signal.Signals(number))
+        if again:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if doing:
+            with suppress(RuntimeError):  # the signal came in the middle of another line
+                logger.info(f"finishing {doing()}, then saving; again to stop now")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strategy, precision: Precision) -> Fabric:
+    """Fabric, launched: with several devices every one of them runs this program from here on.
+
+    Args:
+        devices: per node; "auto" takes every GPU, or one CPU process.
+        strategy: "ddp" keeps a replica per device; "fsdp" shards parameters and optimizer state over all devices;
+            "hybrid" shards within a node and replicates over nodes; "auto" is one device or "ddp".
+
+    Raises:
+        UserError: there are not as many devices.
+    """
+    count = device_count(devices, num_nodes)
+    chosen: str | FabricStrategy = "ddp" if count * num_nodes > 1 else "auto"
+    if strategy in ("fsdp", "hybrid"):
+        chosen = _sharded(count, num_nodes, strategy == "hybrid", precision)
+    # bf16-true casts the weights only: Fabric's own would round RoPE's tables too.
+    plugin = "bf16-mixed" if precision == "bf16-mixed" and isinstance(chosen, str) else "32-true"
+    return launch(count, num_nodes, chosen, plugin)
+
+
+def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -> ModelParallelStrategy:
+    # Parameters and gradients stay fp32 in their shards; what is gathered and computed is bf16.
+    computed = torch.bfloat16 if precision == "bf16-mixed" else None
+    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
+
+    def shard(model: TrainingModel, mesh: DeviceMesh) -> TrainingModel:
+        target = mesh["data_parallel"]
+        if hybrid:
+            target = init_device_mesh(mesh.device_type, (num_nodes, devices), mesh_dim_names=("replicate", "shard"))
+        for part in (*model.gpt.transformer.h, model.gpt):
+            fully_shard(part, mesh=target, mp_policy=policy)
+        register_fsdp_forward_method(model.gpt, "hidden_states")
+        return model
+
+    return ModelParallelStrategy(shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
+
+
+def default_precision() -> Precision:
+    """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def machine_name(fabric: Fabric) -> str:
+    """What a run computes on, such as "2 x NVIDIA A100-SXM4-80GB"."""
+    name = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "CPU"
+    return f"{fabric.world_size} x {name}" if fabric.world_size > 1 else name
+
+
+def peak_flops_of(device: torch.device) -> float | None:
+    """Peak of a device in bf16, FLOP/s; None where it is not known."""
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
 @dataclass(frozen=True)
 class Kernels:
-    """Choices for one device.
+    """Choices for one device: how the loss is computed, and whether it and the model go through torch.compile."""
 
-    Attributes:
-        loss: "plain", "chunked", "liger" or "distilled".
-        compiled: model and loss go through torch.compile.
-    """
-
-    loss: Kernel | Literal["distilled"]
+    loss: Kernel
     compiled: bool
 
 
@@ -45,6 +131,9 @@ def choose_kernels(
     config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float, distilled: bool = False
 ) -> Kernels:
     """What the settings mean on a device.
+
+    The loss that "auto" means is the fused one on CUDA where Liger-Kernel is installed, and chunks on CPU: as fast as
+    whole logits, they bound their memory, but the compiler cannot see through them.
 
     Args:
         flops: of the whole run.
@@ -62,62 +151,40 @@ def choose_kernels(
         return Kernels("distilled", compiled)
     if compiled and speed.loss_kernel == "chunked":
         raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
-    return Kernels(choose_kernel(speed.loss_kernel, config, device, z_loss, compiled), compiled)
+    if speed.loss_kernel != "auto":
+        return Kernels(speed.loss_kernel, compiled)
+    if z_loss or config.final_logit_softcapping is not None or config.lm_head_bias:
+        return Kernels("plain", compiled)
+    if device.type == "cuda":
+        return Kernels("liger" if liger_loss() else "plain", compiled)
+    return Kernels("plain" if compiled else "chunked", compiled)
 
 
-def apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
-    """Make attention fast where it is not, and return all the kernels in one line.
-
-    Args:
-        gpt: the model, on its device.
-    """
-    padded = device.type == "cuda" and pad_head_size(gpt)
-    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    attention = attention_kernel(gpt, gpt.max_seq_length, device, dtype)
-    words = [f"attention {attention}{' with padded heads' if padded else ''}", f"loss {kernels.loss}"]
-    words += ["compiled"] * kernels.compiled + ["fp8"] * speed.fp8
-    words += ["activations recomputed"] * speed.activation_checkpointing
-    return ", ".join(words)
-
-
-def check_machine(
-    optimizer: OptimizerArgs, speed: SpeedArgs, device: torch.device, logger_name: LoggerName = "csv"
-) -> None:
-    """Refuse settings that this machine cannot serve.
-
-    Args:
-        device: where the run computes.
+def check_machine(args: TrainingArgs, device: torch.device) -> None:
+    """Refuse settings that the machine with this device cannot serve.
 
     Raises:
         UserError: no such optimizer or it does not take its arguments, no fp8 here, or a package is missing.
     """
-    build_optimizer(torch.nn.Linear(1, 1, device=device), optimizer)
-    if speed.fp8:
-        _check_fp8(device)
-    if logger_name in ("wandb", "mlflow"):  # TensorBoard comes with this package
+    build_optimizer(torch.nn.Linear(1, 1, device=device), args.optimizer)
+    if args.speed.fp8:
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+            raise UserError(f"--speed.fp8 needs a Hopper or Ada GPU, this run is on {device.type}; leave it out")
+        if find_spec("torchao") is None:
+            raise UserError("--speed.fp8 needs torchao; install inheritune-lit[gpu], or leave it out")
+    name = args.logger_name
+    if name in ("wandb", "mlflow"):  # TensorBoard comes with this package
         try:
-            import_module(logger_name)
+            import_module(name)
         except ImportError as error:
-            raise UserError(
-                f"--logger_name {logger_name} needs the package {logger_name}; install it, or use csv"
-            ) from error
-
-
-def _check_fp8(device: torch.device) -> None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise UserError(f"--speed.fp8 needs a Hopper or Ada GPU, this run is on {device.type}; leave it out")
-    if find_spec("torchao") is None:
-        raise UserError("--speed.fp8 needs torchao; install inheritune-lit[gpu], or leave it out")
+            raise UserError(f"--logger_name {name} needs the package {name}; install it, or use csv") from error
 
 
 @dataclass
 class TrainState:
     """What a run changes: weights, and the optimizer over them.
 
-    Attributes:
-        gpt: the model.
-        loss: the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
-        optimizer: over the model's parameters.
+    ``loss`` is the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
     """
 
     gpt: GPT
@@ -125,48 +192,50 @@ class TrainState:
     optimizer: torch.optim.Optimizer
 
 
-def prepare_model(initial_checkpoint_dir: Path, precision: Precision, speed: SpeedArgs, block_size: int) -> GPT:
-    """Load a checkpoint on the CPU in the type that its weights are trained in.
-
-    Raises:
-        UserError: the folder is not a checkpoint.
-    """
-    gpt = load_model(initial_checkpoint_dir, dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    gpt.max_seq_length = block_size
-    if speed.activation_checkpointing:
-        checkpoint_activations(gpt)
-    return gpt
-
-
 def set_up(
     fabric: Fabric,
     gpt: GPT,
-    optimizer: OptimizerArgs,
-    speed: SpeedArgs,
+    args: TrainingArgs,
+    block_size: int,
     precision: Precision,
     kernels: Kernels,
-    z_loss: float,
     distillation: Distillation | None = None,
 ) -> TrainState:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
     ``check_machine`` says beforehand whether the settings can be served.
+
+    Args:
+        gpt: on the CPU, in the type that its weights are trained in.
     """
-    if speed.fp8:
+    gpt.max_seq_length = block_size
+    if args.speed.activation_checkpointing:
+        checkpoint_activations(gpt)
+    if args.speed.fp8:
         _use_fp8(gpt)
-    chosen = apply_kernels(gpt, kernels, speed, precision, fabric.device)
+    chosen = _apply_kernels(gpt, kernels, args.speed, precision, fabric.device)
     if fabric.global_rank == 0:
         logger.info(f"      {chosen}")
     if distillation:
-        if distillation.teacher:
-            apply_kernels(distillation.teacher.gpt, kernels, speed, precision, fabric.device)
-        model: torch.nn.Module = distillation.model(gpt, kernels.compiled, fabric.device)
+        if teacher := distillation.teacher:
+            _apply_kernels(teacher, kernels, args.speed, precision, fabric.device)
+            teacher.to(fabric.device)
+        model: torch.nn.Module = DistillationModel(gpt, distillation.args, teacher, kernels.compiled)
     else:
-        assert kernels.loss != "distilled"
-        model = TrainingModel(gpt, kernels.loss, z_loss)
+        model = TrainingModel(gpt, kernels.loss, args.train.z_loss)
         if kernels.compiled:
             model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    return TrainState(gpt, fabric.setup_module(model), build_optimizer(gpt, optimizer))
+    return TrainState(gpt, fabric.setup_module(model), build_optimizer(gpt, args.optimizer))
+
+
+def _apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
+    """Make attention fast where it is not, and return all the kernels in one line."""
+    padded = " with padded heads" if device.type == "cuda" and pad_head_size(gpt) else ""
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    words = [f"attention {attention_kernel(gpt, gpt.max_seq_length, device, dtype)}{padded}", f"loss {kernels.loss}"]
+    words += ["compiled"] * kernels.compiled + ["fp8"] * speed.fp8
+    words += ["activations recomputed"] * speed.activation_checkpointing
+    return ", ".join(words)
 
 
 def _use_fp8(gpt: GPT) -> None:

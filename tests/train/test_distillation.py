@@ -14,8 +14,8 @@ from inheritune_lit.cli import main
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import load_model, load_state
+from inheritune_lit.train import distillation as teach
 from inheritune_lit.train import loss as distill_loss
-from inheritune_lit.train import teach
 from inheritune_lit.train.args import DistillArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.loss import DistillationModel, divergence, top_divergence

@@ -15,7 +15,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
 from inheritune_lit.train import plan as room
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
-from inheritune_lit.train.memory import largest_micro_batch, step_memory
+from inheritune_lit.train.plan import largest_micro_batch, step_memory
 from inheritune_lit.train.setup import Kernels
 
 # glibc keeps what is freed in its heap: without it the process holds what its tensors hold.
@@ -140,7 +140,7 @@ def test_advice(available, advice, caplog, monkeypatch):
     kernels, cpu = Kernels("liger", True), torch.device("cpu")
     plan = room.RunPlan(1, 1, 1, 1, 2048, 1, 1, parameters=1_815_638_400, flops_per_token=1.0, peak_flops=None)
     args = TrainingArgs(train=TrainArgs(micro_batch_size=8))
-    room.ResourceEstimate.of(OPENLLAMA_13, plan, args, "bf16-mixed", kernels, cpu).warn()
+    room.ResourceEstimate(OPENLLAMA_13, plan, args, "bf16-mixed", kernels, cpu).warn()
     assert advice in caplog.text
 
 

@@ -22,8 +22,7 @@ from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, MixtureArgs, OptimizerArgs
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.train.optim import build_optimizer
-from inheritune_lit.train.schedule import learning_rate
+from inheritune_lit.train.optim import build_optimizer, learning_rate
 
 
 def documents_of(packed: Path, split: str) -> list[np.ndarray]:
@@ -87,7 +86,7 @@ def test_separate_documents_equal_a_loop_over_documents(run, checkpoint, mixed, 
         assert float(row["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
         assert int(row["tokens"]) == tokens
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, schedule="cosine", lr=3e-3, min_lr=1e-4, warmup_steps=2, total_steps=3)
+            group["lr"] = learning_rate(step, 3, train_args, lr=3e-3)
         adamw.step()
         adamw.zero_grad()
     assert result.tokens == tokens < 3 * 8 * 32

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.train import optim as master_weights
-from inheritune_lit.train.args import OptimizerArgs
-from inheritune_lit.train.optim import MasterWeights, build_optimizer, clip_gradients
-from inheritune_lit.train.schedule import LossGuard, learning_rate
+from inheritune_lit.train.args import OptimizerArgs, TrainArgs
+from inheritune_lit.train.optim import LossGuard, MasterWeights, build_optimizer, clip_gradients, learning_rate
 
 
 def linear(dtype: torch.dtype) -> torch.nn.Linear:
@@ -123,15 +122,13 @@ def test_the_guard_knows_a_jump_from_noise():
     assert "loss nan" in guard.fault(float("nan"), 1.0)
     assert "gradient norm inf" in guard.fault(3.0, float("inf"))
     assert guard.steps == 200
-    copy = LossGuard(max_jump=2.0)
-    copy.restore(guard.state())
-    assert copy == guard
+    assert LossGuard(2.0, **guard.state()) == guard
 
 
 def test_constant_and_wsd_schedules():
     def rates(schedule: str, decay_steps: int = 0) -> list[float]:
-        fixed = {"lr": 1.0, "min_lr": 0.2, "warmup_steps": 2, "total_steps": 10, "decay_steps": decay_steps}
-        return [learning_rate(step, schedule=schedule, **fixed) for step in range(10)]
+        train = TrainArgs(schedule=schedule, min_lr=0.2, lr_warmup_steps=2, lr_decay_steps=decay_steps)
+        return [learning_rate(step, 10, train, lr=1.0) for step in range(10)]
 
     assert rates("constant") == [0.5, *[1.0] * 9]
     assert rates("wsd", 4) == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])

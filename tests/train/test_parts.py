@@ -17,14 +17,13 @@ from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
-from inheritune_lit.train.optim import build_optimizer
+from inheritune_lit.train.optim import build_optimizer, learning_rate
 from inheritune_lit.train.plan import plan_run
-from inheritune_lit.train.schedule import learning_rate
 
 
 def test_cosine_with_warmup_at_known_points():
     def rate(step: int) -> float:
-        return learning_rate(step, schedule="cosine", lr=1.0, min_lr=0.1, warmup_steps=10, total_steps=110)
+        return learning_rate(step, 110, TrainArgs(min_lr=0.1, lr_warmup_steps=10), lr=1.0)
 
     assert [rate(0), rate(4), rate(9)] == pytest.approx([0.1, 0.5, 1.0])
     assert rate(59) == pytest.approx(0.55)  # half of the cosine
@@ -34,7 +33,7 @@ def test_cosine_with_warmup_at_known_points():
 
 
 def test_no_warmup_starts_at_the_cosine():
-    assert learning_rate(0, schedule="cosine", lr=1.0, min_lr=0.0, warmup_steps=0, total_steps=2) == pytest.approx(0.5)
+    assert learning_rate(0, 2, TrainArgs(min_lr=0.0, lr_warmup_steps=0), lr=1.0) == pytest.approx(0.5)
 
 
 def test_only_matrices_decay():

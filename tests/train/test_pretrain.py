@@ -21,7 +21,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.model.load import is_tied, load_model, load_state
 from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, PretrainArgs, TeachArgs, TrainArgs
-from inheritune_lit.train.schedule import learning_rate
+from inheritune_lit.train.optim import learning_rate
 
 
 def read_rows(run_dir: Path) -> list[dict[str, str]]:
@@ -49,7 +49,7 @@ def test_steps_equal_a_hand_written_loop(run, checkpoint, packed, tmp_path, trai
         grads = dict(zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True))
         norm = torch.stack([g.pow(2).sum() for g in grads.values()]).sum().sqrt()
         expected.append((loss.item(), norm.item()))
-        lr = learning_rate(step, schedule="cosine", lr=3e-3, min_lr=1e-4, warmup_steps=2, total_steps=3)
+        lr = learning_rate(step, 3, train_args, lr=3e-3)
         with torch.no_grad():
             for p, grad in grads.items():
                 grad = grad * min(1.0, 0.5 / (norm.item() + 1e-6))
