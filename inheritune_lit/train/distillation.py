@@ -241,7 +241,7 @@ def teach(args: TeachArgs) -> TeachResult:
     flops = positions * model.flops_per_token
     logger.info(
         f"teach {model.name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
-        f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}",
+        f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}"
     )
     if args.dry_run:
         return TeachResult(None, positions, size, flops)

@@ -1,7 +1,6 @@
 """What a run leaves on disk: the state to continue from, and its weights as litgpt checkpoints."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -140,28 +139,6 @@ def drop_state(run_dir: Path) -> None:
 
 
 BEST = "best"
-_STEP = re.compile(r"^step-(\d{8})$")
-
-
-def write_checkpoint(folder: Path, initial_dir: Path, state: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-    """Write a litgpt checkpoint, tensor by tensor from whatever device they are on.
-
-    Tensors of the state dict that share their storage do so in the file. The initial checkpoint's configuration and
-    tokenizer are copied; its manifest is kept as ``parent`` beside the ``record``. An older checkpoint in its place
-    stays until the new one is whole.
-    """
-    first: dict[int, str] = {}
-    names = {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in state.items()}
-    aliases = {name: original for name, original in names.items() if name != original}
-    specs = {name: TensorSpec(tuple(state[name].shape), state[name].dtype) for name in first.values()}
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    with new_folder(new) as staging:
-        write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda name: _chunks(state[name]))
-        copy_files(initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
-        write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(initial_dir)})
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -202,20 +179,31 @@ class Saver:
         if self.keep_last:
             self.save_weights(f"step-{counters['step']:08}", {"steps": counters["step"]})  # as litgpt names them
             if self.is_first:
-                kept = sorted(folder for folder in self.run_dir.iterdir() if _STEP.match(folder.name))
-                for folder in kept[: -self.keep_last]:
-                    shutil.rmtree(folder)
+                for old in sorted(self.run_dir.glob("step-" + "[0-9]" * 8))[: -self.keep_last]:
+                    shutil.rmtree(old)
 
     def save_weights(self, name: str, record: dict[str, Any]) -> None:
-        """Write the weights as a checkpoint in the run folder, in place of an older one of this name."""
-        if self.sharded:  # the first rank gets all of them
-            state: dict[str, Any] = get_model_state_dict(
-                self.gpt, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-            )
-        else:
-            state = self.gpt.state_dict()
+        """Write the weights as a litgpt checkpoint in the run folder, tensor by tensor from wherever they are.
+
+        Tensors that share their storage do so in the file. The initial checkpoint's configuration and tokenizer are
+        copied; its manifest is kept as ``parent`` beside the ``record``. An older checkpoint of this name stays until
+        the new one is whole.
+        """
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
+        state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.gpt.state_dict()
         if self.is_first:
-            write_checkpoint(self.run_dir / name, self.initial_dir, state, record)
+            first: dict[int, str] = {}
+            originals = {key: first.setdefault(tensor.data_ptr(), key) for key, tensor in state.items()}
+            aliases = {key: original for key, original in originals.items() if key != original}
+            specs = {key: TensorSpec(tuple(state[key].shape), state[key].dtype) for key in first.values()}
+            folder, new = self.run_dir / name, self.run_dir / f"{name}.new"
+            shutil.rmtree(new, ignore_errors=True)
+            with new_folder(new) as staging:
+                write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda key: _chunks(state[key]))
+                copy_files(self.initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
+                write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(self.initial_dir)})
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
         self._barrier()
 
     def wait(self) -> None:
