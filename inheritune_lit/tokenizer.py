@@ -1,12 +1,11 @@
 """One way from text to token ids, shared by data preparation and evaluation."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.reading import read_json
 
 
 class Tokenizer:
@@ -16,18 +15,13 @@ class Tokenizer:
     the SentencePiece model its weights were trained with (stated in the OpenLLaMA README). litgpt's own class prefers
     the converted one, and guesses from the folder's name whether to add BOS.
 
-    Args:
-        folder: checkpoint folder.
-        parse_special_tokens: whether text that spells a special token of a ``tokenizer.json`` gets that token, as in
-            transformers; a SentencePiece model never parses them.
+    With ``parse_special_tokens`` a text that spells a special token of a ``tokenizer.json`` gets that token, as in
+    transformers; a SentencePiece model never parses them. A folder without a readable tokenizer is a ``UserError``.
 
     Attributes:
         path: the file that defines the tokenizer.
         vocab_size: number of ids, added tokens included; every id is below it.
         bos_id, eos_id: ids, or None where the tokenizer defines none.
-
-    Raises:
-        UserError: the folder has no tokenizer, or it cannot be read.
     """
 
     def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:
@@ -48,8 +42,7 @@ class Tokenizer:
         except (RuntimeError, OSError) as error:
             raise UserError(f"{self.path} is not a SentencePiece model; copy it again from the reference") from error
         self.vocab_size = processor.vocab_size()
-        self.bos_id = processor.bos_id() if processor.bos_id() >= 0 else None
-        self.eos_id = processor.eos_id() if processor.eos_id() >= 0 else None
+        self.bos_id, self.eos_id = (found if found >= 0 else None for found in (processor.bos_id(), processor.eos_id()))
         self._encode = lambda texts, num_threads: processor.encode(list(texts), num_threads=num_threads)
         # SentencePiece's control tokens have no text anyway.
         self._decode = lambda ids, skip: processor.decode(ids)
@@ -79,12 +72,9 @@ class Tokenizer:
         self._decode = lambda ids, skip: processor.decode(ids, skip_special_tokens=skip)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """Token ids of each text.
+        """Token ids of each text, by some threads of SentencePiece, -1 for all cores.
 
-        Args:
-            texts: any number of texts.
-            num_threads: threads of SentencePiece, -1 for all cores; the tokenizers library has a pool of its own, which
-                ``TOKENIZERS_PARALLELISM`` switches off.
+        The tokenizers library has a pool of its own, which ``TOKENIZERS_PARALLELISM`` switches off.
         """
         return self._encode(texts, num_threads)
 
@@ -101,29 +91,17 @@ class Tokenizer:
         return sha256_file(self.path)
 
 
-def _special_ids(folder: Path, token_to_id) -> tuple[int | None, int | None]:
+def _special_ids(folder: Path, token_to_id: Callable[[str], int | None]) -> tuple[int | None, int | None]:
     """BOS and EOS from ``tokenizer_config.json``, else from ``generation_config.json`` or ``config.json``."""
-    ids: dict[str, Any] = {"bos": None, "eos": None}
-    config = _read_json(folder / "tokenizer_config.json")
-    for name in ids:
-        token = config.get(f"{name}_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            ids[name] = token_to_id(token)
-    for file in ("generation_config.json", "config.json"):
-        config = _read_json(folder / file)
-        for name, found in ids.items():
-            if found is None:
-                value = config.get(f"{name}_token_id")
-                ids[name] = value[0] if isinstance(value, list) and value else value
-    return ids["bos"], ids["eos"]
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy it again from the reference") from error
+    files = (folder / f"{name}.json" for name in ("tokenizer_config", "generation_config", "config"))
+    remedy = "copy it again from the reference"
+    tokens, *configs = (read_json(file, remedy=remedy) if file.is_file() else {} for file in files)
+    ids: list[int | None] = []
+    for name in ("bos", "eos"):
+        token = tokens.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        found = [token_to_id(text)] if isinstance(text, str) else []
+        values = [config.get(f"{name}_token_id") for config in configs]
+        found += [value[0] if isinstance(value, list) and value else value for value in values]
+        ids.append(next((one for one in found if one is not None), None))
+    return ids[0], ids[1]

@@ -1,7 +1,6 @@
 """Documents in the rows of source files: their text, the hashes that decide where they go, and what is left out."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,31 +23,23 @@ class Fault:
 
 @dataclass
 class ReadReport:
-    """Counts over the rows of a file or a part of one.
+    """Counts over the rows of a file or a part of one."""
 
-    Attributes:
-        rows: rows that are not blank lines.
-        empty_rows: rows left out because their text is empty, only white space, or gives no token.
-        broken_rows: rows left out because they are not UTF-8 or not a JSON object, or lack a string text.
-        long_rows: rows left out because they are over the limit, or too long to encode in bounded memory.
-        bytes_read: bytes of the file consumed, as stored.
-        first_broken: the first broken row.
-    """
-
-    rows: int = 0
-    empty_rows: int = 0
-    broken_rows: int = 0
-    long_rows: int = 0
-    bytes_read: int = 0
+    rows: int = 0  # that are not blank lines
+    empty_rows: int = 0  # left out because the text is empty, only white space, or gives no token
+    broken_rows: int = 0  # left out because they are not UTF-8 or not a JSON object, or lack a string text
+    long_rows: int = 0  # left out because they are over the limit, or too long to encode in bounded memory
+    bytes_read: int = 0  # of the file, as stored
     first_broken: Fault | None = None
 
     def counts(self) -> dict[str, int]:
         """Returns the counts of rows by their names."""
         return {name: getattr(self, name) for name in ROW_COUNTS}
 
-    def note_broken(self, line: int, start: int, reason: str) -> None:
-        """Counts a broken row."""
+    def note_broken(self, line: int, start: int, error: Exception) -> None:
+        """Counts a broken row; ``line`` and ``start`` are as in ``Fault``, the error a ``BROKEN_ROW``."""
         self.broken_rows += 1
+        reason = f"not UTF-8 ({error.reason})" if isinstance(error, _NOT_UTF8) else str(error)
         self.first_broken = self.first_broken or Fault(line, start, reason)
 
     def add(self, other: "ReadReport") -> None:
@@ -78,42 +69,23 @@ class ReadReport:
         return f"{path.removeprefix('hf://datasets/')}:{line}: {fault.reason}"
 
 
-class BrokenRow(Exception):
+class NoText(Exception):
     """A row without a usable text; the message says why."""
 
 
-def decode_text(data: bytes) -> str:
-    """Returns UTF-8 bytes as text; raises ``BrokenRow`` for others."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
-
-
-def parse_json(line: bytes) -> Any:
-    """Returns the value of a line of JSON; raises ``BrokenRow`` where it is not UTF-8 or not JSON."""
-    try:
-        return json.loads(decode_text(line))
-    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
-        raise BrokenRow(f"not JSON ({error})") from None
+_NOT_UTF8 = (UnicodeDecodeError, UnicodeEncodeError)
+BROKEN_ROW = (NoText, *_NOT_UTF8)
+"""What reading a broken row raises."""
 
 
 def string_field(row: Any, path: str) -> str:
-    """Returns a string in a row, where dots in ``path`` lead into nested objects; raises ``BrokenRow`` without one."""
+    """Returns a string in a row, where dots in ``path`` lead into nested objects; raises ``NoText`` without one."""
     value = row
     for name in [path] if isinstance(row, dict) and path in row else path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, str):
-        raise BrokenRow(f'no string field "{path}"')
+        raise NoText(f'no string field "{path}"')
     return value
-
-
-def check_text(text: str) -> None:
-    """Raises ``BrokenRow`` for half a surrogate pair, which JSON can spell and no UTF-8 text or tokenizer can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BrokenRow(f"not UTF-8 ({error.reason})") from None
 
 
 def is_validation(text: str, val_fraction: float) -> bool:

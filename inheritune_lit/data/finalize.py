@@ -1,15 +1,18 @@
 """The end of a preparation: all shards merged into the output folder, with its manifest."""
 
+import hashlib
 import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from inheritune_lit.data.documents import ROW_COUNTS, ReadReport
 from inheritune_lit.data.manifest import (
@@ -21,13 +24,13 @@ from inheritune_lit.data.manifest import (
     PackedSource,
     SourceShare,
 )
-from inheritune_lit.data.merge_shards import DocumentSpan, consecutive_spans, merge_spans
+from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.plan import PreparePlan, WorkDir
 from inheritune_lit.data.shards import DONE, RangeRecord
 from inheritune_lit.data.subset import choose_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk
-from inheritune_lit.io.manifest import write_manifest
+from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import parse_json
 from inheritune_lit.io.records import to_record
@@ -35,6 +38,7 @@ from inheritune_lit.io.records import to_record
 logger = logging.getLogger(__name__)
 
 _WARNINGS = 10
+_COPY_BYTES = 1 << 22
 
 
 def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
@@ -77,7 +81,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
         with Progress("merge shards", sum(span.size.tokens for span in spans), "token") as progress:
             for (split, domain), own in groupby(spans, key=lambda span: span.place):
                 prefix = staging / split / domain
-                largest, pair = merge_spans(prefix, settings.dtype, list(own), progress.update)
+                largest, pair = _merge_spans(prefix, settings.dtype, list(own), progress.update)
                 max_token_id = max(max_token_id, largest)
                 files |= {f"{split}/{domain}.{ending}": file for ending, file in pair.items()}
         duplicates += before.duplicates if before else 0
@@ -95,9 +99,8 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
 
 def _read_records(folder: Path) -> list[RangeRecord]:
     path = folder / DONE
-    return to_record(
-        parse_json(path.read_bytes(), path), list[RangeRecord], path, "a shard's record", f"remove {folder}"
-    )
+    what, advice = "a shard's record", f"remove {folder}"
+    return to_record(parse_json(path.read_bytes(), path, what, advice), list[RangeRecord], path, what, advice)
 
 
 def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:
@@ -148,6 +151,44 @@ def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_
         train, val = (sum((share[split] for share in shares), Count()) for split in SPLITS)
         domains[name] = PackedDomain(sources=shares, train=train, val=val, **rows)
     return domains
+
+
+def _merge_spans(
+    prefix: Path, dtype: str, spans: Sequence[DocumentSpan], report: Callable[[int], None]
+) -> tuple[int, dict[str, PackedFile]]:
+    """Writes the kept documents of spans as ``prefix.bin`` and ``prefix.idx``; nothing where there is none.
+
+    ``report`` is called with each span's tokens when it is done. Returns the largest token id, and the files by ending.
+    """
+    documents = sum(span.kept.documents for span in spans)
+    if not documents:
+        report(sum(span.size.tokens for span in spans))
+        return 0, {}
+    digest, max_token_id, itemsize = hashlib.sha256(), 0, np.dtype(dtype).itemsize
+    with beside(prefix, "bin").open("wb") as target:
+        for span in spans:
+            with beside(span.prefix, "bin").open("rb") as source:
+                for first, tokens in span.kept_tokens():
+                    for chunk in _chunks(source, first * itemsize, tokens * itemsize):
+                        digest.update(chunk)
+                        max_token_id = max(max_token_id, int(np.frombuffer(chunk, dtype=dtype).max()))
+                        target.write(chunk)
+            report(span.size.tokens)
+        size = target.tell()
+    write_index(prefix, dtype, (lengths for span in spans for lengths in span.kept_lengths()), documents)
+    index = beside(prefix, "idx")
+    index_file = PackedFile(index.stat().st_size, sha256_file(index))
+    return max_token_id, {"bin": PackedFile(size, digest.hexdigest()), "idx": index_file}
+
+
+def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    file.seek(start)
+    while size:
+        chunk = file.read(min(size, _COPY_BYTES))
+        if not chunk:
+            raise OSError(f"{file.name} ends too early")
+        size -= len(chunk)
+        yield chunk
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import BrokenRow, ReadReport, check_text, decode_text, parse_json, string_field
+from inheritune_lit.data.documents import BROKEN_ROW, NoText, ReadReport, string_field
 from inheritune_lit.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -72,16 +73,20 @@ def read_rows(
 
 
 def _json_row(line: bytes, args: ReadingArgs) -> Row:
-    row = parse_json(line)
+    content = line.decode("utf-8")
+    try:
+        row = json.loads(content)
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
+        raise NoText(f"not JSON ({error})") from None
     domain = string_field(row, args.domain_field) if args.domain_field else None
     text = string_field(row, args.text_field)
     if b"\\u" in line:
-        check_text(text)
+        text.encode("utf-8")  # raises for half a surrogate pair, which JSON can spell and no tokenizer can hold
     return text, domain
 
 
 def _text_row(line: bytes, args: ReadingArgs) -> Row:
-    return decode_text(line.rstrip(b"\r\n")), None
+    return line.rstrip(b"\r\n").decode("utf-8"), None
 
 
 def _read_lines(
@@ -119,8 +124,8 @@ def _read_lines(
                 continue
             try:
                 yield parse(line, args)
-            except BrokenRow as fault:
-                report.note_broken(number, first, str(fault))
+            except BROKEN_ROW as error:
+                report.note_broken(number, first, error)
 
 
 def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
@@ -135,7 +140,7 @@ def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, sto
     try:
         yield content.removeprefix(_BOM).decode("utf-8"), None
     except UnicodeDecodeError as error:
-        report.note_broken(1 + content[: error.start].count(b"\n"), 0, f"not UTF-8 ({error.reason})")
+        report.note_broken(1 + content[: error.start].count(b"\n"), 0, error)
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -151,11 +156,8 @@ def _skip_line(stream: BinaryIO) -> int:
 @contextmanager
 def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come."""
-    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-    if path.suffix == ".zst":
-        from zstandard import ZstdError
+    from zstandard import ZstdError
 
-        damaged = (*damaged, ZstdError)
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
@@ -164,7 +166,7 @@ def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
                 yield io.BufferedReader(_ZstdReader(file), 1 << 20), file
             else:
                 yield file, file
-    except damaged as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, ZstdError) as error:
         raise UserError(f"{path} is cut short or damaged ({error}); fetch it again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -215,16 +217,16 @@ def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int,
                     report.rows += 1
                     report.bytes_read = before + sizes[group] * (number - first) // rows_in_group
                     try:
-                        if isinstance(row, UnicodeError):
-                            raise BrokenRow(f"not UTF-8 ({row.reason})")
+                        if isinstance(row, UnicodeDecodeError):
+                            raise row
                         text = string_field(row, args.text_field)
                         domain = string_field(row, args.domain_field) if args.domain_field else None
                         if len(text) <= args.max_document_bytes:
                             yield text, domain
                         else:
                             report.long_rows += 1
-                    except BrokenRow as fault:
-                        report.note_broken(number, 0, str(fault))
+                    except BROKEN_ROW as error:
+                        report.note_broken(number, 0, error)
 
 
 def row_group_bytes(file: "ParquetFile") -> list[int]:

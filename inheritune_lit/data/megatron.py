@@ -8,12 +8,15 @@ boundaries (int64, starting with 0). In what is written here a sequence is a doc
 
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from inheritune_lit.data.manifest import Count
 from inheritune_lit.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -80,6 +83,60 @@ def read_lengths(prefix: Path, first: int, count: int) -> np.ndarray:
     with beside(prefix, "idx").open("rb") as index:
         index.seek(_HEADER.size + 4 * first)
         return np.frombuffer(index.read(4 * count), dtype=np.int32)
+
+
+@dataclass
+class DocumentSpan:
+    """Consecutive documents of a pair of files, all from the source with this name."""
+
+    prefix: Path  # the files, <split>/<domain> without extension
+    source: str
+    before: Count  # what lies before them in the files
+    size: Count
+    keep: np.ndarray | None = None  # which of them, bool, shape (documents,); None for all
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Split and domain."""
+        return self.prefix.parent.name, self.prefix.name
+
+    @cached_property
+    def kept(self) -> Count:
+        """What is kept of them."""
+        if self.keep is None:
+            return self.size
+        return Count(int(self.keep.sum()), int(self.lengths()[self.keep].sum(dtype=np.int64)))
+
+    def lengths(self) -> np.ndarray:
+        """Returns the documents' lengths in tokens, int32, shape (documents,)."""
+        return read_lengths(self.prefix, self.before.documents, self.size.documents)
+
+    def kept_lengths(self) -> Iterator[np.ndarray]:
+        """Yields the lengths of the kept documents, some at a time."""
+        for first in range(0, self.size.documents, _CHUNK):
+            count = min(_CHUNK, self.size.documents - first)
+            lengths = read_lengths(self.prefix, self.before.documents + first, count)
+            yield lengths if self.keep is None else lengths[self.keep[first : first + count]]
+
+    def kept_tokens(self) -> Iterator[tuple[int, int]]:
+        """Yields first token and number of tokens of each run of kept documents."""
+        if self.keep is None or self.keep.all():
+            yield self.before.tokens, self.size.tokens
+            return
+        ends = self.before.tokens + np.cumsum(self.lengths(), dtype=np.int64)
+        starts = np.concatenate([[self.before.tokens], ends[:-1]])
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], self.keep, [False]]).astype(np.int8)))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            yield int(starts[first]), int(ends[stop - 1] - starts[first])
+
+
+def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[DocumentSpan]:
+    """Yields spans that lie one behind the other in their files, from each one's files, source and size."""
+    ends: dict[Path, Count] = {}
+    for prefix, source, size in counts:
+        before = ends.get(prefix, Count())
+        ends[prefix] = before + size
+        yield DocumentSpan(prefix, source, before, size)
 
 
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:

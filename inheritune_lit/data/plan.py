@@ -139,7 +139,6 @@ class WorkDir:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed processes have left half-done."""
         for leftover in (*self.path.glob("*.tmp-*"), *self.shards.glob("*.tmp-*")):
             shutil.rmtree(leftover, ignore_errors=True)
 

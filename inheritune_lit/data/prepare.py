@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,6 +122,8 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
     context = ShardContext(workdir.shards, Path.cwd(), args, settings)
     finished = set(workdir.finished(plan.shards))
     missing = [shard for shard in plan.shards if shard not in finished]
+    if not missing:
+        return
     start, done = time.monotonic(), Count()
     total = sum(shard.bytes for shard in plan.shards)
     with Progress("prepare", total, "B", done=sum(shard.bytes for shard in finished)) as progress:
@@ -132,18 +134,15 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
             rate = done.tokens / max(time.monotonic() - start, 1e-9)
             progress.update(size, f"{done.documents:,} documents, {done.tokens:,} tokens, {rate:,.0f} tokens/s")
 
-        if executor is not None:
-            _write_on(executor, missing, context, report)
-        elif missing:
-            worth = 1 + sum(shard.bytes for shard in missing) // _BYTES_WORTH_A_WORKER
-            workers = min(args.num_workers or available_cores(), worth, len(missing))
-            with open_executor(workers, args.cluster) as opened:
-                if opened is not None:
-                    _write_on(opened, missing, context, report)
-                else:
-                    writer = ShardWriter(context)
-                    for shard in missing:
-                        writer.write(shard, report)
+        worth = 1 + sum(shard.bytes for shard in missing) // _BYTES_WORTH_A_WORKER
+        workers = min(args.num_workers or available_cores(), worth, len(missing))
+        with nullcontext(executor) if executor else open_executor(workers, args.cluster) as opened:
+            if opened is not None:
+                _write_on(opened, missing, context, report)
+            else:
+                writer = ShardWriter(context)
+                for shard in missing:
+                    writer.write(shard, report)
 
 
 def _write_on(executor: Executor, shards: Sequence[Shard], context: ShardContext, report: Report) -> None:

@@ -28,12 +28,9 @@ def round_keys(seed: int, stream: str, number: int) -> np.ndarray:
 
 
 def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Returns where each position goes under a permutation of 0..n-1, int64, shape (B,).
+    """Returns where positions in [0, n), n up to 2**62, go under a permutation of 0..n-1; int64, shape (B,).
 
-    Args:
-        positions: integers in [0, n), shape (B,).
-        n: size of the permutation, 1 to 2**62.
-        keys: from ``round_keys``: shape (ROUNDS,), or (ROUNDS, B) for a permutation of its own each.
+    Keys come from ``round_keys``, in the shape (ROUNDS,), or (ROUNDS, B) for a permutation of its own each.
     """
     rows = math.isqrt(n - 1) + 1 if n > 1 else 1
     columns = -(-n // rows)
@@ -80,12 +77,7 @@ def micro_batch_samples(
 ) -> range:
     """Returns the positions, in the order of samples, of what a rank takes in a micro-batch of an optimizer step.
 
-    Args:
-        step: optimizer step, from 0.
-        micro: micro-batch of the step, from 0 to below global_batch_size / (micro_batch_size * ranks).
-        global_batch_size: samples per optimizer step, over all ranks.
-        micro_batch_size: samples per forward pass on one rank.
-        rank, ranks: which of how many processes.
+    All count from 0; a step has global_batch_size / (micro_batch_size * ranks) micro-batches.
     """
     first = step * global_batch_size + (micro * ranks + rank) * micro_batch_size
     return range(first, first + micro_batch_size)
@@ -102,10 +94,9 @@ class _Group(NamedTuple):
 
 
 class MixtureSampler:
-    """The order in which samples are drawn.
+    """The order in which samples are drawn: what is at position i depends on the arguments and i alone.
 
-    What is drawn at position i depends on the arguments and i alone, so any number of workers and ranks agree, and a
-    restarted run needs one integer to continue.
+    So any number of workers and ranks agree, and a restarted run needs one integer to continue.
 
     Without weights every epoch draws each sample exactly once, in an order of its own. With weights the order consists
     of cycles of 10,000 positions: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for
@@ -190,7 +181,6 @@ class MixtureSampler:
         return np.searchsorted(self._turn_ends, permute(np.arange(CYCLE), CYCLE, keys), side="right")
 
     def _cycle(self, number: int) -> np.ndarray:
-        """Returns the samples of a cycle."""
         if number not in self._cycles:
             turns, samples = self._turns(number), np.empty(CYCLE, dtype=np.int64)
             for index, group in enumerate(self._groups):

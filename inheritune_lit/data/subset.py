@@ -17,8 +17,7 @@ from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.documents import ReadReport, ids_hash
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.formats import read_rows
-from inheritune_lit.data.megatron import beside
-from inheritune_lit.data.merge_shards import DocumentSpan
+from inheritune_lit.data.megatron import DocumentSpan, beside
 from inheritune_lit.data.mixture import divide_domains
 from inheritune_lit.data.shards import SourceRange
 from inheritune_lit.data.sources import local_copy
