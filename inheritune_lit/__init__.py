@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from inheritune_lit.data.args import PrepareArgs
     from inheritune_lit.data.documents import is_validation
     from inheritune_lit.data.manifest import load_packed_manifest
-    from inheritune_lit.data.mixture import make_mixture
     from inheritune_lit.data.packed import PackedDataset, check_fits_model
     from inheritune_lit.data.prepare import prepare
+    from inheritune_lit.data.sampler import make_mixture
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
     from inheritune_lit.evaluation.args import EvaluateArgs

@@ -51,13 +51,11 @@ class ReadReport:
     def check(self, path: str) -> None:
         """Raises a ``UserError`` for a file with too many broken rows."""
         if self.broken_rows > _MAX_BROKEN_SHARE * self.rows:
-            raise UserError(
-                f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {self.describe_fault(path)}; "
-                f"fix the file (up to {_MAX_BROKEN_SHARE:.0%} are tolerated)"
-            )
+            tolerated = f"up to {_MAX_BROKEN_SHARE:.0%} are tolerated"
+            raise UserError(f"{self.describe_broken(path)}; fix the file ({tolerated})")
 
-    def describe_fault(self, path: str) -> str:
-        """Returns file, line and fault of the first broken row."""
+    def describe_broken(self, path: str) -> str:
+        """Returns how many rows are broken, and line and fault of the first."""
         fault = self.first_broken
         assert fault is not None
         line, left = fault.line, fault.start
@@ -66,7 +64,8 @@ class ReadReport:
                 while left and (chunk := file.read(min(left, 1 << 22))):
                     line += chunk.count(b"\n")
                     left -= len(chunk)
-        return f"{path.removeprefix('hf://datasets/')}:{line}: {fault.reason}"
+        first = f"{path.removeprefix('hf://datasets/')}:{line}: {fault.reason}"
+        return f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {first}"
 
 
 class NoText(Exception):

@@ -3,10 +3,8 @@
 import hashlib
 import logging
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -73,7 +71,9 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     duplicates, short = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, out_dir, settings.dtype)
     domains = _domains(sources, spans, by_rows=plan.args.domain_field is not None)
     _check_filled(workdir, domains, sum(source.rows for source in sources))
-    with explain_full_disk(out_dir), _new_output(workdir, replaces=before is not None) as staging:
+    with explain_full_disk(out_dir):
+        staging = workdir.path / f"output.tmp-{os.getpid()}"  # a leftover of the workdir, where this call fails
+        staging.mkdir()
         max_token_id = 0
         files: dict[str, PackedFile] = {}
         for split in SPLITS:
@@ -88,6 +88,7 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
         described = settings.tokenizer, settings.dtype, settings.options
         manifest = PackedManifest(*described, max_token_id, domains, sources, duplicates, files)
         write_manifest(staging, "packed_data", asdict(manifest))
+        _put_in_place(staging, workdir, replaces=before is not None)
     workdir.remove()
     for quota, tokens in short:
         logger.warning(
@@ -112,19 +113,17 @@ def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[Pac
     paths = {file.name: file.path for file in plan.sources}
     for name, report in reports.items():
         report.check(paths[name])
-    broken = [(paths[name], report) for name, report in reports.items() if report.broken_rows]
-    for path, report in broken[:_WARNINGS]:
-        logger.warning(
-            f"inheritune: warning: {report.broken_rows} of {report.rows} rows of {path} left out, first "
-            f"{report.describe_fault(path)}"
-        )
+    broken = [name for name, report in reports.items() if report.broken_rows]
+    warnings = [f"{reports[name].describe_broken(paths[name])}; they are left out" for name in broken[:_WARNINGS]]
     if len(broken) > _WARNINGS:
-        logger.warning(f"inheritune: warning: broken rows in {len(broken) - _WARNINGS} more files")
-    for name in [name for name, report in reports.items() if report.long_rows][:_WARNINGS]:
-        logger.warning(
-            f"inheritune: warning: {reports[name].long_rows} of {reports[name].rows} rows of {paths[name]} left "
-            "out: longer than --max_document_bytes, or than 8 MB without a place to cut"
-        )
+        warnings.append(f"broken rows in {len(broken) - _WARNINGS} more files")
+    warnings += [
+        f"{reports[name].long_rows} of {reports[name].rows} rows of {paths[name]} left out: longer than "
+        "--max_document_bytes, or than 8 MB without a place to cut"
+        for name in [name for name, report in reports.items() if report.long_rows][:_WARNINGS]
+    ]
+    for warning in warnings:
+        logger.warning(f"inheritune: warning: {warning}")
     rows = {name: report.counts() for name, report in reports.items()}
     return [PackedSource(**vars(file), sha256=hashes[file.name], **rows[file.name]) for file in plan.sources]
 
@@ -191,26 +190,18 @@ def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-@contextmanager
-def _new_output(workdir: WorkDir, replaces: bool) -> Iterator[Path]:
-    """Yields a staging folder that becomes the output, or replaces it."""
-    # Inside the workdir, where the next call finds and removes it if this one is killed.
-    staging, out_dir = workdir.path / f"output.tmp-{os.getpid()}", workdir.out_dir
-    staging.mkdir()
+def _put_in_place(staging: Path, workdir: WorkDir, replaces: bool) -> None:
+    """Makes a staging folder the output, or lets it replace the output."""
+    if replaces:
+        # Two renames; if this call is killed between them, the next one restores the output.
+        os.replace(workdir.out_dir, workdir.replaced)
+    else:
+        check_vacant(workdir.out_dir)
     try:
-        yield staging
-        if replaces:
-            # Two renames; if this call is killed between them, the next one restores the output.
-            os.replace(out_dir, workdir.replaced)
-        else:
-            check_vacant(out_dir)
-        try:
-            os.replace(staging, out_dir)
-        except OSError:
-            check_vacant(out_dir)  # another process may have taken the name since
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.replace(staging, workdir.out_dir)
+    except OSError:
+        check_vacant(workdir.out_dir)  # another process may have taken the name since
+        raise
 
 
 def _check_filled(workdir: WorkDir, domains: Mapping[str, PackedDomain], rows: int) -> None:

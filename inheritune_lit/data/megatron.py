@@ -45,14 +45,11 @@ class DocumentWriter(AbstractContextManager):
         lengths = np.asarray(self._lengths, dtype=np.int32)
         write_index(self._prefix, self._dtype.name, [lengths], len(lengths))
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Appends one document's token ids."""
-        self.add_packed(np.asarray(ids, dtype=self._dtype).tobytes())
-
-    def add_packed(self, ids: bytes) -> int:
-        """Appends one document's token ids, given as bytes of the writer's dtype; returns how many they are."""
-        self._bin.write(ids)
-        self._lengths.append(len(ids) // self._dtype.itemsize)
+    def add(self, ids: Sequence[int] | bytes) -> int:
+        """Appends one document's token ids, bytes being of the writer's dtype; returns how many they are."""
+        packed = ids if isinstance(ids, bytes) else np.asarray(ids, dtype=self._dtype).tobytes()
+        self._bin.write(packed)
+        self._lengths.append(len(packed) // self._dtype.itemsize)
         return self._lengths[-1]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from inheritune_lit.data.manifest import SPLITS, Count, load_packed_manifest
 from inheritune_lit.data.megatron import open_documents
-from inheritune_lit.data.mixture import DomainSize
+from inheritune_lit.data.sampler import DomainSize
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress

@@ -1,6 +1,7 @@
-"""Keyed permutations of 0..n-1 that are computed a position at a time and never held in memory.
+"""The order of samples, and how often each domain is drawn.
 
-A generalised Feistel network (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): x is written as
+The order comes from keyed permutations of 0..n-1 that are computed a position at a time and never held in memory: a
+generalised Feistel network (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): x is written as
 (left, right) in [0, a) x [0, b) with a * b just above n, each round shifts one half by a hash of the other, and results
 outside [0, n) are permuted again ("cycle walking"). Nothing depends on NumPy's random generators, whose streams may
 change between versions.
@@ -8,17 +9,21 @@ change between versions.
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from inheritune_lit.errors import UserError
 
 # Fewer rounds are noticeably uneven for the smallest n: with 8, chi-square over the 120 permutations of five elements
 # is 25 times what is expected (120,000 keys); with 16 it is as expected for every n tried from 3 to 6.
 ROUNDS = 16
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # SplitMix64's output function
-_SHIFTS = tuple(np.uint64(shift) for shift in (30, 27, 31))
-_HALF = np.uint64(32)
+_FACTORS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)  # SplitMix64's output function
+_SHIFTS, _HALF = np.array([30, 27, 31], dtype=np.uint64), np.uint64(32)
 
 
 def round_keys(seed: int, stream: str, number: int) -> np.ndarray:
@@ -53,10 +58,9 @@ def _network(values: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> n
 def _shifted(half: np.ndarray, other: np.ndarray, size: np.uint64, key: np.ndarray) -> np.ndarray:
     """``half`` plus a hash of ``other``, modulo ``size``."""
     hashed = other + key
-    hashed ^= hashed >> _SHIFTS[0]
-    hashed *= _FIRST
-    hashed ^= hashed >> _SHIFTS[1]
-    hashed *= _SECOND
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        hashed ^= hashed >> shift
+        hashed *= factor
     hashed ^= hashed >> _SHIFTS[2]
     hashed >>= _HALF
     hashed *= size
@@ -132,7 +136,9 @@ class MixtureSampler:
                 if draws.get(name)
             ]
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
-        self._cycles: dict[int, np.ndarray] = {}  # a cache, not state
+        self._cycle = lru_cache(maxsize=2)(
+            self._draw_cycle
+        )  # a batch lies in two at most, unless it is larger than one
 
     def __getitem__(self, position: int) -> int:
         """Returns the sample at a position, for any from ``first_sample`` on."""
@@ -180,15 +186,11 @@ class MixtureSampler:
         keys = round_keys(self.seed, f"turns {self.first_sample}", cycle)
         return np.searchsorted(self._turn_ends, permute(np.arange(CYCLE), CYCLE, keys), side="right")
 
-    def _cycle(self, number: int) -> np.ndarray:
-        if number not in self._cycles:
-            turns, samples = self._turns(number), np.empty(CYCLE, dtype=np.int64)
-            for index, group in enumerate(self._groups):
-                samples[turns == index] = self._drawn(group, group.drawn + number * group.draws, group.draws)
-            if len(self._cycles) == 2:  # a batch lies in two cycles at most, unless it is larger than one
-                del self._cycles[min(self._cycles)]
-            self._cycles[number] = samples
-        return self._cycles[number]
+    def _draw_cycle(self, number: int) -> np.ndarray:
+        turns, samples = self._turns(number), np.empty(CYCLE, dtype=np.int64)
+        for index, group in enumerate(self._groups):
+            samples[turns == index] = self._drawn(group, group.drawn + number * group.draws, group.draws)
+        return samples
 
     def _drawn(self, group: _Group, first: int, count: int) -> np.ndarray:
         """Returns the samples of some consecutive draws of a group."""
@@ -196,3 +198,118 @@ class MixtureSampler:
         own = [round_keys(self.seed, f"blocks {group.name}", epoch) for epoch in range(epochs[0], epochs[-1] + 1)]
         keys = own[0] if len(own) == 1 else np.stack(own, axis=1)[:, epochs - epochs[0]]
         return group.first + permute(positions, group.size, keys)
+
+
+Weights = Mapping[str, float] | Literal["proportional", "uniform"]
+
+
+@dataclass(frozen=True)
+class DomainSize:
+    """Samples that a domain is cut into, and targets in them, padding left out."""
+
+    samples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Domains and how often they are drawn."""
+
+    domains: dict[str, DomainSize]
+    draws: dict[str, int] | None
+    """Of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in all domains."""
+        return sum(size.samples for size in self.domains.values())
+
+    @property
+    def tokens(self) -> int:
+        """Targets in all domains."""
+        return sum(size.tokens for size in self.domains.values())
+
+    def share(self, domain: str) -> Fraction:
+        """Part of the samples that a domain gives."""
+        if self.draws is None:
+            return Fraction(self.domains[domain].samples, self.samples)
+        return Fraction(self.draws.get(domain, 0), CYCLE)
+
+    @property
+    def tokens_per_sample(self) -> Fraction:
+        """Targets in a sample, on average over a cycle or an epoch."""
+        drawn = [(self.share(name), size) for name, size in self.domains.items() if size.samples]
+        return sum((share * Fraction(size.tokens, size.samples) for share, size in drawn), Fraction(0))
+
+    def epochs(self, domain: str, samples: int) -> float:
+        """Passes over a domain that a number of samples makes."""
+        own = self.domains[domain].samples
+        return float(samples * self.share(domain) / own) if own else 0.0
+
+
+def divide_domains(names: Iterable[str], domains: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the domains that each name of a mixture stands for.
+
+    A domain goes to its own name, else to the longest name that it begins with, followed by an underscore: "cc" stands
+    for "cc_2019-30" and "cc_2023-06", where these are not named themselves.
+    """
+    divided: dict[str, list[str]] = {name: [] for name in names}
+    for domain in domains:
+        fitting = [name for name in divided if domain == name or domain.startswith(f"{name}_")]
+        if fitting:
+            divided[max(fitting, key=len)].append(domain)
+    return divided
+
+
+def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
+    """Turns relative weights by name into samples per cycle; a name that is left out has 0.
+
+    The domains of a name (see ``divide_domains``) share its weight by their samples. "uniform" weighs all domains that
+    have a sample equally; "proportional" goes through all the data in epochs.
+
+    Raises:
+        UserError: a weight that makes no sense, or a domain that is not there or is drawn without having a sample.
+    """
+    if weights == "proportional":
+        return Mixture(domains, None)
+    if weights == "uniform":
+        weights = {name: 1.0 for name, size in domains.items() if size.samples}
+    by_domain: dict[str, Fraction] = {}
+    for name, covered in divide_domains(weights, domains).items():
+        weight = weights[name]
+        if not covered:
+            raise UserError(f"--mixture.weights names {name!r}; the data has the domains {', '.join(domains)}")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"--mixture.weights.{name} is {weight}; give 0 or more")
+        samples = sum(domains[domain].samples for domain in covered)
+        if weight and not samples:
+            raise UserError(
+                f"--mixture.weights.{name} is {weight}, but {name} has no training sample of this length; give 0"
+            )
+        if weight:
+            by_domain |= {domain: Fraction(weight) * domains[domain].samples / samples for domain in covered}
+    if not by_domain:
+        raise UserError("--mixture.weights are all 0; give at least one above 0")
+    draws = apportion(by_domain, CYCLE)
+    for domain, part in by_domain.items():
+        if part and not draws[domain]:
+            raise UserError(
+                f"--mixture.weights give {domain} {float(part / sum(by_domain.values())):.2g} of the samples, less "
+                f"than one in {CYCLE:,}; give it more, or 0 to leave it out"
+            )
+    return Mixture(domains, {domain: count for domain, count in draws.items() if count})
+
+
+def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, int]:
+    """Returns whole numbers that sum to ``total``, as near to the weights as can be (largest remainder; ties by name).
+
+    Weights are 0 or more each, at least one above 0.
+    """
+    # Exact, so that every platform rounds alike.
+    whole = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
+    quotas = {name: total * Fraction(weight) / whole for name, weight in weights.items()}
+    counts = {name: int(quota) for name, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts

@@ -157,13 +157,12 @@ class ShardWriter:
     """
 
     def __init__(self, context: ShardContext) -> None:
-        self.context, args = context, context.args
+        self.context, args, settings = context, context.args, context.settings
         assert args.tokenizer_dir is not None, "PrepareArgs checks it"
-        self._encoder = DocumentEncoder(
-            context.base / args.tokenizer_dir, context.settings.dtype, args.parse_special_tokens
-        )
+        folder = context.base / args.tokenizer_dir
+        self._encoder = DocumentEncoder(folder, settings.dtype, args.parse_special_tokens)
         tokenizer = self._encoder.tokenizer
-        if tokenizer.sha256() != context.settings.tokenizer.sha256:
+        if tokenizer.sha256() != settings.tokenizer.sha256:
             raise UserError(f"{tokenizer.path} is another tokenizer here than where the preparation was started")
         with_end = args.end_of_document and tokenizer.eos_id is not None
         self._ending = self._encoder.pack([tokenizer.eos_id or 0]) if with_end else b""
@@ -171,8 +170,7 @@ class ShardWriter:
     def write(self, shard: Shard, report: Report) -> None:
         """Writes a shard's folder, unless it is there already.
 
-        Raises:
-            UserError: a source cannot be read or has changed, or the disk is full; no folder is left.
+        A source that cannot be read or has changed, or a full disk, is a ``UserError``, and leaves no folder.
         """
         final = self.context.folder / shard.id
         if (final / DONE).is_file():
@@ -199,7 +197,7 @@ class ShardWriter:
         with local_copy(source, output.folder / "download") as found:
             path = self.context.base / found
             rows = read_rows(path, self.context.args, report, part.start, part.stop)
-            for batch in _batches(self._kept(rows, source, report)):
+            for batch in self._batches(rows, source, report):
                 step = Count()
                 for (text, domain), ids in zip(batch, self._encoder.encode([text for text, _ in batch]), strict=True):
                     if ids is None:
@@ -222,14 +220,21 @@ class ShardWriter:
             report.check(source.path)  # do not read a terabyte for the wrong --text_field
         return RangeRecord(source.name, sha256, report, counts)
 
-    def _kept(self, rows: Iterator[Row], source: SourceFile, report: ReadReport) -> Iterator[tuple[str, str]]:
+    def _batches(self, rows: Iterator[Row], source: SourceFile, report: ReadReport) -> Iterator[list[tuple[str, str]]]:
         """Yields the texts worth encoding and their domains."""
         thresholds, seed = self.context.settings.thresholds, self.context.args.seed
+        batch, characters = [], 0
         for text, domain in rows:
             if not text or text.isspace():
                 report.empty_rows += 1
             elif thresholds is None or sample_key(text, seed) < thresholds[source.domain]:
-                yield text, source.domain if domain is None else check_domain(domain, source.path)
+                batch.append((text, source.domain if domain is None else check_domain(domain, source.path)))
+                characters += len(text)
+                if characters >= _BATCH_CHARACTERS:
+                    yield batch
+                    batch, characters = [], 0
+        if batch:
+            yield batch
 
 
 class _ShardOutput:
@@ -251,23 +256,10 @@ class _ShardOutput:
             self._sidecar(prefix, "sample").write(sample_key(text, self._args.seed).to_bytes(8, sys.byteorder))
         if self._args.drop_duplicates:
             self._sidecar(prefix, "hash").write(ids_hash(ids))
-        return split, Count(1, self._writers[prefix].add_packed(ids))
+        return split, Count(1, self._writers[prefix].add(ids))
 
     def _sidecar(self, prefix: Path, name: str) -> BinaryIO:
         path = beside(prefix, name)
         if path not in self._sidecars:
             self._sidecars[path] = self._stack.enter_context(path.open("wb"))
         return self._sidecars[path]
-
-
-def _batches(rows: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row[0])
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

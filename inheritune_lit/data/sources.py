@@ -48,12 +48,8 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
     ``common_crawl/2019-30/*.jsonl.zst``: RedPajama-Data-1T); else its own name without ``_sample`` and
     ``-00000-of-00010`` (``arxiv_sample.jsonl``: RedPajama-Data-1T-Sample).
 
-    Args:
-        source: a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub.
-        args: names the domain, and says how text files are read.
-
-    Raises:
-        UserError: nothing there, nothing readable there, or a file without a usable domain.
+    The source is a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub. Nothing
+    there, nothing readable there, or a file without a usable domain is a ``UserError``.
     """
     source = str(source)
     if is_hub_source(source):
@@ -127,9 +123,8 @@ def check_domain(domain: str, place: str) -> str:
 def _list_local(source: Path) -> Iterator[tuple[str, str, int, str]]:
     """Yields name, path, bytes and version of each file; hidden ones are left out."""
     for path in [source] if source.is_file() else _walk(source):
-        status = path.stat()
         name = path.name if path == source else path.relative_to(source).as_posix()
-        yield name, str(path), status.st_size, str(status.st_mtime_ns)
+        yield name, str(path), path.stat().st_size, str(path.stat().st_mtime_ns)
 
 
 def _walk(source: Path) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from inheritune_lit.data.documents import ReadReport, ids_hash
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.formats import read_rows
 from inheritune_lit.data.megatron import DocumentSpan, beside
-from inheritune_lit.data.mixture import divide_domains
+from inheritune_lit.data.sampler import divide_domains
 from inheritune_lit.data.shards import SourceRange
 from inheritune_lit.data.sources import local_copy
 from inheritune_lit.errors import UserError

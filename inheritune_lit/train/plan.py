@@ -13,7 +13,7 @@ import torch
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
-from inheritune_lit.data.mixture import Mixture
+from inheritune_lit.data.sampler import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
 from inheritune_lit.model.flops import flops_per_token, kept_bytes

@@ -8,8 +8,8 @@ import torch
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS
-from inheritune_lit.data.mixture import make_mixture
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
+from inheritune_lit.data.sampler import make_mixture
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.devices import device_count
 from inheritune_lit.model.load import load_model

@@ -10,8 +10,7 @@ from typing import Any
 from inheritune_lit.checkpoint.config import Config, load_lit_config
 from inheritune_lit.checkpoint.folder import FINAL, is_litgpt_folder
 from inheritune_lit.data.manifest import content_sha256, domain_sha256s
-from inheritune_lit.data.mixture import Mixture
-from inheritune_lit.data.sampler import CYCLE, MixtureSampler
+from inheritune_lit.data.sampler import CYCLE, Mixture, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
 from inheritune_lit.io.folders import new_folder

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from inheritune_lit.data.mixture import DomainSize, make_mixture
+from inheritune_lit.data.sampler import DomainSize, make_mixture
 from inheritune_lit.errors import UserError
 
 # RedPajama's sample: two domains of Common Crawl, one domain without a sample.

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inheritune_lit.data.mixture import apportion
-from inheritune_lit.data.sampler import CYCLE, MixtureSampler, micro_batch_samples, permute, round_keys
+from inheritune_lit.data.sampler import CYCLE, MixtureSampler, apportion, micro_batch_samples, permute, round_keys
 
 MASK = 2**64 - 1
 

@@ -10,8 +10,8 @@ from litgpt.model import GPT
 from tiny import SHAPE, make_checkpoint
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.data.mixture import DomainSize, Mixture
 from inheritune_lit.data.packed import PackedDataset
+from inheritune_lit.data.sampler import DomainSize, Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.model.flops import flops_per_token
