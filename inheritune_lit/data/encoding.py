@@ -74,8 +74,7 @@ class WordCache:
         processor: a ``SentencePieceProcessor``.
         typecode: array type code of a token id, "H" or "i".
         words: pattern whose matches are encoded apart; each begins with its spaces, if any.
-        normalise: whether a text has to be normalised before it is cut.
-        dummy_prefix: whether the model puts a space before a text.
+        normalise, dummy_prefix: whether the model normalises a text, and whether it puts a space before it.
     """
 
     max_unbroken = 1 << 23  # characters; SentencePiece takes about 35 bytes of memory for each
@@ -84,7 +83,7 @@ class WordCache:
         self._processor, self._typecode, self._words = processor, typecode, words
         self._normalise, self._dummy_prefix = normalise, dummy_prefix
         self._cache = _TwoGenerations(self._encode_word)
-        self._anchor = len(processor.encode("\n"))
+        self._anchor = len(self._whole("\n"))
         self._lone_space = array(typecode, [processor.piece_to_id(SPACE)]).tobytes()
 
     @classmethod
@@ -138,19 +137,17 @@ class WordCache:
         return array(self._typecode, self._processor.encode(text)).tobytes()
 
     def _encode_word(self, word: str) -> bytes:
-        if len(word) > self.max_unbroken:
-            raise UnbrokenText
-        processor, plain = self._processor, word
-        if self._dummy_prefix and word == " ":
-            return self._lone_space
-        if self._dummy_prefix and word[0] == " ":
+        plain = word
+        if self._dummy_prefix:
+            if word == " ":
+                return self._lone_space
+            if word[0] != " ":
+                # Behind a line break no space is put; the fine pattern is used only where nothing merges with one.
+                return self._whole("\n" + word)[self._anchor :]
             plain = word[1:]  # the model puts it back
-        elif self._dummy_prefix:
-            # Behind a line break no space is put; the fine pattern is used only where nothing merges with one.
-            return array(self._typecode, processor.encode("\n" + word)[self._anchor :]).tobytes()
-        if self._normalise and processor.normalize(plain).replace(SPACE, " ") != word:
+        if self._normalise and self._processor.normalize(plain).replace(SPACE, " ") != word:
             raise _NotTheSameApart
-        return array(self._typecode, processor.encode(plain)).tobytes()
+        return self._whole(plain)
 
 
 class _NotTheSameApart(Exception):

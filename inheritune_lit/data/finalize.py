@@ -13,15 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from inheritune_lit.data.documents import ROW_COUNTS, ReadReport
-from inheritune_lit.data.manifest import (
-    SPLITS,
-    Count,
-    PackedDomain,
-    PackedFile,
-    PackedManifest,
-    PackedSource,
-    SourceShare,
-)
+from inheritune_lit.data.manifest import SPLITS, Count, PackedDomain, PackedFile, PackedManifest, PackedSource, Share
 from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.plan import PreparePlan, WorkDir
 from inheritune_lit.data.shards import DONE, RangeRecord
@@ -42,15 +34,11 @@ _COPY_BYTES = 1 << 22
 def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     """Merges all shards of a plan into the output, beside what was packed before, and removes the workdir.
 
-    Returns:
-        What the output holds by domain.
-
-    Raises:
-        UserError: too many broken rows, a split without a document, or a full disk.
+    Returns what the output holds by domain. Too many broken rows, or a split without a document, are a ``UserError``.
     """
     settings, before, out_dir = plan.settings, plan.packed_before, workdir.out_dir
     folders = [workdir.shards / shard.id for shard in plan.shards]
-    records = [(folder, record) for folder in folders for record in _read_records(folder)]
+    records = [(folder, record) for folder in folders for record in _read_records(folder / DONE)]
     read = _read_sources(plan, [record for _, record in records])
     packed_sources = before.sources if before else []
     sources = sorted([*read, *packed_sources], key=lambda source: source.name)
@@ -98,9 +86,8 @@ def finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     return domains
 
 
-def _read_records(folder: Path) -> list[RangeRecord]:
-    path = folder / DONE
-    what, advice = "a shard's record", f"remove {folder}"
+def _read_records(path: Path) -> list[RangeRecord]:
+    what, advice = "a shard's record", f"remove {path.parent}"
     return to_record(parse_json(path.read_bytes(), path, what, advice), list[RangeRecord], path, what, advice)
 
 
@@ -141,7 +128,7 @@ def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_
     for name in sorted({domain for domain, _ in counts}):
         own = [source for source in sources if (name, source.name) in counts]
         shares = [
-            SourceShare(path=one.path, name=one.name, bytes=one.bytes, sha256=one.sha256, **counts[name, one.name])
+            Share(path=one.path, name=one.name, bytes=one.bytes, sha256=one.sha256, **counts[name, one.name])
             for one in own
         ]
         rows: dict[str, Any] = {}

@@ -38,7 +38,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceShare(SplitCounts):
+class Share(SplitCounts):
     """What a domain has from a source file."""
 
     path: str
@@ -51,7 +51,7 @@ class SourceShare(SplitCounts):
 class PackedDomain(SplitCounts):
     """A domain; its rows are counted unless they name their domains, since those left out then belong to none."""
 
-    sources: list[SourceShare] = field(default_factory=list)
+    sources: list[Share] = field(default_factory=list)
     rows: int | None = None
     empty_rows: int | None = None
     broken_rows: int | None = None

@@ -37,18 +37,25 @@ class DocumentWriter(AbstractContextManager):
 
     def __init__(self, prefix: Path, dtype: str) -> None:
         self._prefix, self._dtype = prefix, np.dtype(dtype)
-        self._bin = beside(prefix, "bin").open("wb")
+        self._files = {"bin": beside(prefix, "bin").open("wb")}
         self._lengths = array("i")  # four bytes per document: a list of integers takes nine times as much
 
     def __exit__(self, *error: object) -> None:
-        self._bin.close()
+        for file in self._files.values():
+            file.close()
         lengths = np.asarray(self._lengths, dtype=np.int32)
         write_index(self._prefix, self._dtype.name, [lengths], len(lengths))
 
-    def add(self, ids: Sequence[int] | bytes) -> int:
-        """Appends one document's token ids, bytes being of the writer's dtype; returns how many they are."""
+    def add(self, ids: Sequence[int] | bytes, **numbers: bytes) -> int:
+        """Appends one document's token ids, bytes being of the writer's dtype; returns how many they are.
+
+        Each of its numbers, such as "hash", goes into a file of that ending.
+        """
         packed = ids if isinstance(ids, bytes) else np.asarray(ids, dtype=self._dtype).tobytes()
-        self._bin.write(packed)
+        for ending, content in {"bin": packed, **numbers}.items():
+            if ending not in self._files:
+                self._files[ending] = beside(self._prefix, ending).open("wb")
+            self._files[ending].write(content)
         self._lengths.append(len(packed) // self._dtype.itemsize)
         return self._lengths[-1]
 
@@ -137,13 +144,9 @@ def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[Doc
 
 
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Maps a pair of files into memory, ours or Megatron's own.
+    """Maps a pair of files into memory, ours or Megatron's own; one that is damaged or missing is a ``UserError``.
 
-    Returns:
-        All token ids, shape (tokens,), and the documents' lengths in tokens, shape (documents,).
-
-    Raises:
-        UserError: a file is missing, damaged or truncated.
+    Returns all token ids, shape (tokens,), and the documents' lengths in tokens, shape (documents,).
     """
     index, tokens = beside(prefix, "idx"), beside(prefix, "bin")
     for path in (index, tokens):

@@ -23,11 +23,7 @@ _CHUNK = _STRIDE << 13
 
 
 def check_fits_model(folder: Path, checkpoint_dir: Path, padded_vocab_size: int) -> None:
-    """Checks that packed data was made with the tokenizer of a checkpoint, and fits its model's embeddings.
-
-    Raises:
-        UserError: it was not, or does not.
-    """
+    """Refuses packed data made with another tokenizer than a checkpoint's, or too large for its model's embeddings."""
     manifest = load_packed_manifest(folder)
     if manifest.max_token_id >= padded_vocab_size:
         raise UserError(
@@ -57,8 +53,7 @@ class VerifyResult:
 def verify_packed(folder: Path) -> VerifyResult:
     """Compares every file's size and SHA-256, and every domain's counts, with the manifest of a packed folder.
 
-    Raises:
-        UserError: something differs, is missing, or is there without being listed.
+    What differs, is missing, or is there without being listed is a ``UserError``.
     """
     manifest = load_packed_manifest(folder)
     files, domains = manifest.files, manifest.domains
@@ -78,10 +73,7 @@ def verify_packed(folder: Path) -> VerifyResult:
             progress.update(size)
     counts = {f"{split}/{name}": domain[split] for name, domain in domains.items() for split in SPLITS}
     for name, count in counts.items() if not faults else ():
-        if count.documents:
-            tokens, lengths = open_documents(folder / name)
-            if Count(len(lengths), len(tokens)) != count:
-                faults.append(f"{name} holds {len(tokens)} tokens of {len(lengths)} documents")
+        _open(folder / name, count)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
@@ -94,9 +86,7 @@ class PackedCut:
     Sample s has the inputs [s * block_size, (s + 1) * block_size), so each token but the first is a target at most
     once; fewer than ``block_size`` + 1 tokens at the end are left out.
 
-    Attributes:
-        samples: how many there are.
-        targets: targets in all of them.
+    ``samples`` is how many there are, ``targets`` how many targets they have.
     """
 
     def __init__(self, tokens: int, block_size: int) -> None:
@@ -115,8 +105,7 @@ class SeparateCut:
     A document of n tokens has n - 1 targets; its samples take ``block_size`` of them each, the last one what is left.
     So each token but a document's first is a target exactly once.
 
-    ``lengths``, the tokens of each document, shape (documents,), are read in pieces and kept as they are. Attributes
-    are those of ``PackedCut``.
+    ``lengths``, the tokens of each document, shape (documents,), are read in pieces and kept as they are.
     """
 
     def __init__(self, lengths: np.ndarray, block_size: int) -> None:
@@ -154,20 +143,12 @@ class SeparateCut:
 
 
 class PackedDataset:
-    """One split of packed data as a fixed list of samples.
+    """One split of packed data, "train" or "val", as a fixed list of samples.
 
-    A sample is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. Domains
-    follow each other in order of their names.
-
-    Args:
-        folder: packed data.
-        split: "train" or "val".
-        block_size: tokens of input per sample.
-        documents: "packed" cuts each domain's tokens every ``block_size`` tokens, across documents; "separate" cuts
-            each document for itself and fills its last sample with padding.
-
-    Attributes:
-        domains: sizes by domain, also of those without a sample.
+    A sample is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. "packed"
+    documents are cut every ``block_size`` tokens of a domain, "separate" ones each for itself, their last sample filled
+    with padding. Domains follow each other in order of their names; ``domains`` has their sizes, also of those without
+    a sample.
 
     Raises:
         UserError: the folder is not packed data, a file is damaged, or no domain fills a sample.
@@ -241,7 +222,7 @@ def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
     tokens, lengths = open_documents(prefix)
     if Count(len(lengths), len(tokens)) != recorded:
         raise UserError(
-            f"{prefix}.bin holds {len(tokens)} tokens of {len(lengths)} documents, the manifest says {recorded.tokens} "
+            f"{prefix} holds {len(tokens)} tokens of {len(lengths)} documents, the manifest says {recorded.tokens} "
             f"of {recorded.documents}; run `inheritune prepare` again"
         )
     return tokens, lengths

@@ -14,7 +14,7 @@ from inheritune_lit.data.shards import DONE, Shard, ShardSettings, plan_shards
 from inheritune_lit.data.sources import SourceFile, find_sources
 from inheritune_lit.data.subset import Quota, quotas_of
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import check_vacant, explain_full_disk
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, own_folder
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.records import read_record
 from inheritune_lit.tokenizer import Tokenizer
@@ -145,22 +145,8 @@ class WorkDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
-        import fcntl
-
-        try:
-            self.shards.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write beside {self.out_dir}: {error.strerror}; give another --out_dir") from error
-        with explain_full_disk(self.path), (self.path / "lock").open("w") as lock:
-            try:
-                # Held until the file is closed, also by the death of this process.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another `inheritune prepare` is at work on {self.out_dir}; wait for it, or give another --out_dir"
-                ) from None
-            except OSError:
-                pass  # a file system without locks; shards appear whole all the same
+        with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
+            self.shards.mkdir(exist_ok=True)
             self._remove_leftovers()
             try:
                 yield

@@ -7,6 +7,7 @@ the output, from which the same call continues.
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -66,15 +67,8 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
     """Tokenises a corpus into ``out_dir/{train,val}/<domain>.{bin,idx}`` with a manifest, or verifies such a folder.
 
     The same call continues one that was stopped, and appends files that have come since. What is written does not
-    depend on who does the work.
-
-    Args:
-        args: what to prepare.
-        executor: does the work, instead of processes of this machine or a cluster; any whose workers see the same
-            files, such as ``dask.distributed.Client(...).get_executor()``.
-
-    Raises:
-        UserError: bad input; ``out_dir`` stays as it was.
+    depend on who does the work: processes of this machine, a cluster, or an executor whose workers see the same files,
+    such as ``dask.distributed.Client(...).get_executor()``. Bad input is a ``UserError``; ``out_dir`` stays as it was.
     """
     if args.verify is not None:
         return verify_packed(args.verify)
@@ -161,15 +155,10 @@ def _write_on(executor: Executor, shards: Sequence[Shard], context: ShardContext
 @contextmanager
 def _stop_at_once() -> Iterator[None]:
     """While the block runs, SIGTERM raises ``SystemExit`` (143), so that what is half-done is cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread handle signals
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    main = threading.current_thread() is threading.main_thread()  # Python lets only this one handle signals
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number)) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -100,16 +100,15 @@ class _Group(NamedTuple):
 class MixtureSampler:
     """The order in which samples are drawn: what is at position i depends on the arguments and i alone.
 
-    So any number of workers and ranks agree, and a restarted run needs one integer to continue.
-
-    Without weights every epoch draws each sample exactly once, in an order of its own. With weights the order consists
-    of cycles of 10,000 positions: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for
-    each cycle. Draw k of a domain with n samples is position k mod n in the domain's own permutation for its epoch
-    k div n. So a domain gives all of its samples before any a second time, at its own pace, and none runs out.
+    So any number of workers and ranks agree, and a restarted run needs one integer to continue. Without weights every
+    epoch draws each sample exactly once, in an order of its own. With weights the order consists of cycles of 10,000
+    positions: in each, every domain is drawn as often as ``draws`` says, in an order drawn anew for each cycle. Draw k
+    of a domain with n samples is position k mod n in the domain's own permutation for its epoch k div n. So a domain
+    gives all of its samples before any a second time, at its own pace, and none runs out.
 
     Args:
         domain_sizes: number of samples per domain; samples are numbered through in this order.
-        seed: seed of the order.
+        seed: of the order.
         draws: positions per cycle for each domain that is drawn, ``CYCLE`` in all; None for epochs of all samples.
         first_sample, drawn: a mixture that replaces another at this position, and how often each domain had been drawn
             until then: domains continue where they are.
@@ -136,9 +135,7 @@ class MixtureSampler:
                 if draws.get(name)
             ]
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
-        self._cycle = lru_cache(maxsize=2)(
-            self._draw_cycle
-        )  # a batch lies in two at most, unless it is larger than one
+        self._cycle = lru_cache(maxsize=2)(self._draw_cycle)  # a batch lies in two at most
 
     def __getitem__(self, position: int) -> int:
         """Returns the sample at a position, for any from ``first_sample`` on."""

@@ -16,14 +16,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
 from inheritune_lit.data.documents import ReadReport, ids_hash, is_validation, sample_key
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.formats import Row, format_of, open_parquet, read_rows, row_group_bytes
 from inheritune_lit.data.manifest import Count, PackedSettings
-from inheritune_lit.data.megatron import DocumentWriter, beside
+from inheritune_lit.data.megatron import DocumentWriter
 from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk
@@ -179,8 +178,7 @@ class ShardWriter:
         with explain_full_disk(self.context.folder):
             staging = Path(tempfile.mkdtemp(prefix=f"{shard.id}.tmp-", dir=self.context.folder))
             try:
-                with ExitStack() as stack:
-                    output = _ShardOutput(staging, self.context, stack)
+                with _ShardOutput(staging, self.context) as output:
                     records = [self._encode(part, output, report) for part in shard.ranges]
                 (staging / DONE).write_text(json.dumps(list(map(asdict, records))), encoding="utf-8")
                 try:
@@ -237,13 +235,13 @@ class ShardWriter:
             yield batch
 
 
-class _ShardOutput:
+class _ShardOutput(ExitStack):
     """Files of a shard by split and domain, opened when the first document comes."""
 
-    def __init__(self, folder: Path, context: ShardContext, stack: ExitStack) -> None:
-        self.folder, self._args, self._dtype, self._stack = folder, context.args, context.settings.dtype, stack
+    def __init__(self, folder: Path, context: ShardContext) -> None:
+        super().__init__()
+        self.folder, self._args, self._dtype = folder, context.args, context.settings.dtype
         self._writers: dict[Path, DocumentWriter] = {}
-        self._sidecars: dict[Path, BinaryIO] = {}
 
     def add(self, domain: str, text: str, ids: bytes) -> tuple[str, Count]:
         """Appends a document to its split; returns the split and the document's size."""
@@ -251,15 +249,10 @@ class _ShardOutput:
         prefix = self.folder / split / domain
         if prefix not in self._writers:
             prefix.parent.mkdir(exist_ok=True)
-            self._writers[prefix] = self._stack.enter_context(DocumentWriter(prefix, self._dtype))
+            self._writers[prefix] = self.enter_context(DocumentWriter(prefix, self._dtype))
+        numbers = {}
         if self._args.max_tokens is not None:
-            self._sidecar(prefix, "sample").write(sample_key(text, self._args.seed).to_bytes(8, sys.byteorder))
+            numbers["sample"] = sample_key(text, self._args.seed).to_bytes(8, sys.byteorder)
         if self._args.drop_duplicates:
-            self._sidecar(prefix, "hash").write(ids_hash(ids))
-        return split, Count(1, self._writers[prefix].add(ids))
-
-    def _sidecar(self, prefix: Path, name: str) -> BinaryIO:
-        path = beside(prefix, name)
-        if path not in self._sidecars:
-            self._sidecars[path] = self._stack.enter_context(path.open("wb"))
-        return self._sidecars[path]
+            numbers["hash"] = ids_hash(ids)
+        return split, Count(1, self._writers[prefix].add(ids, **numbers))

@@ -169,7 +169,7 @@ def test_a_file_that_changed_meanwhile_is_read_again(corpus, documents, tokenize
 def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
     with (
         WorkDir(tmp_path / "out").locked(),
-        pytest.raises(UserError, match="another `inheritune prepare` is at"),
+        pytest.raises(UserError, match=r"is at work on .*out; wait for it"),
     ):
         prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
     prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2))
