@@ -1,7 +1,4 @@
-"""Scores with their noise: standard errors, what a model that has learnt nothing scores, and whether two models differ.
-
-Records of tasks become cells of the table.
-"""
+"""Records of tasks into cells of the table: score, noise, what nothing learnt scores, and whether two models differ."""
 
 import math
 from collections import Counter
@@ -69,10 +66,7 @@ class Difference:
 
 
 def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value of McNemar's exact test of rights (1) and wrongs (0) in the order of the rows.
-
-    Rows that only one model gets right are a fair coin's tosses.
-    """
+    """Two-sided p-value of McNemar's exact test: of rights (1) and wrongs (0), only one model's are a coin's tosses."""
     only_first = sum(a > b for a, b in zip(first, second, strict=True))
     tosses = only_first + sum(a < b for a, b in zip(first, second, strict=True))
     return float(binomtest(only_first, tosses).pvalue) if tosses else 1.0
@@ -155,14 +149,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """What a checkpoint scored.
+    """What a checkpoint scored, under a short name as tables have it, in ``seconds`` over all attempts.
 
-    Attributes:
-        name: a short one, as tables have it.
-        held_out: loss on packed data in nats per token, None where none was asked for.
-        tasks: ``{task: {metric: {"value", "stderr", "n", ...}}}``.
-        truncated: prompts that lost their beginning.
-        seconds: of scoring, over all attempts.
+    ``tasks`` is ``{task: {metric: {"value", "stderr", "n", ...}}}``, ``held_out`` the loss on packed data in nats per
+    token, None where none was asked for; ``truncated`` counts prompts that lost their beginning.
     """
 
     name: str
@@ -179,14 +169,11 @@ class CheckpointScores:
     cells: list[Cell]
 
 
-def cells_of(
-    suite: Suite, records: dict[str, list[Record]], first: dict[str, list[Record]] | None = None
-) -> list[Cell]:
+def cells_of(suite: Suite, records: dict[str, list[Record]], first: dict[str, list[Record]] | None) -> list[Cell]:
     """A model's cells; a column without a metric becomes one for each metric that its task has.
 
-    Args:
-        records: of the column's task, or of MMLU's subjects, by the column's ``task``.
-        first: those of the model to compare with; None for that model itself.
+    ``records`` are of the column's task, or of MMLU's subjects, by the column's ``task``; ``first`` are those of the
+    model to compare with, None for that model itself.
     """
     cells = []
     for column in suite.columns:

@@ -26,14 +26,10 @@ _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completio
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a task wants its texts.
+    """How a task wants its texts: at most ``max_new`` tokens, cut off at the first of the strings in ``stops``.
 
-    Attributes:
-        max_new: most tokens per text.
-        stops: strings that end a text and are cut off.
-        temperature: 0 for the likeliest token always.
-        top_k: sample among this many likeliest tokens; None for all.
-        top_p: sample among the likeliest tokens that together have this probability.
+    Temperature 0 takes the likeliest token always; others sample among the ``top_k`` likeliest (None for all) that
+    together have the probability ``top_p``.
     """
 
     max_new: int
@@ -178,13 +174,8 @@ def continue_prompts(
 ) -> list[str]:
     """The continuation of each prompt; samples depend on the prompt and how often it came, not on batches.
 
-    Args:
-        model: after ``install_plans``.
-        tokenizer: the checkpoint's, which has an EOS.
-        prompts: each leaves room for ``settings.max_new`` more tokens.
-        max_batch_tokens: tokens of a batch, new ones included.
-        work: texts of earlier processes, and the processes of this run.
-        progress: counts texts.
+    The model is one after ``install_plans``, and its tokenizer has an EOS. Prompts leave room for ``settings.max_new``
+    more tokens, which ``max_batch_tokens`` counts too.
     """
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     names = _names(prompts, settings)

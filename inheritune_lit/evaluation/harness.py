@@ -3,7 +3,6 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What ``evaluate`` found; ``str()`` of it is the table.
+    """What ``evaluate`` found, with the settings that all scores have in common.
 
-    Attributes:
-        settings: what all scores have in common.
-        checkpoints: in the order in which they were given.
-        text: the table as Markdown; empty where this process is not the first, or rows were only fetched.
-        fetched: with ``fetch_data``, rows per split of each task, None for a task that was there already.
+    ``str()`` of it is the table as Markdown, empty where this process is not the first or rows were only fetched;
+    ``fetched`` is then the number of rows per split of each task, None for a task that was there already.
     """
 
     settings: dict[str, Any]
@@ -62,8 +58,7 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     suite = load_suite(args.suite) if args.suite else suite_of_tasks(args.tasks)
     if args.fetch_data is not None:
         return EvaluationResult({}, [], "", fetch_rows(args.fetch_data, suite))
-    checkpoints = _by_name(args.checkpoint_dir or [])
-    _check_checkpoints(checkpoints.values(), args.val_data)
+    checkpoints = _checkpoints(args.checkpoint_dir or [], args.val_data)
     ranks = Ranks.of(launch(device_count(args.devices, args.num_nodes), args.num_nodes))
     settings = {
         "suite": suite.name if suite.columns else None,
@@ -106,8 +101,11 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     return result
 
 
-def _check_checkpoints(checkpoint_dirs: Iterable[Path], val_data: Path | None) -> None:
-    """Look at every checkpoint before the first hour is spent on the first of them."""
+def _checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> dict[str, Path]:
+    """Folders by a short name: their own, or their parent's for a run's ``final``; the whole path where those clash.
+
+    Every one is looked at before the first hour is spent on the first of them.
+    """
     for checkpoint_dir in checkpoint_dirs:
         if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
             load_config(checkpoint_dir)
@@ -115,6 +113,9 @@ def _check_checkpoints(checkpoint_dirs: Iterable[Path], val_data: Path | None) -
             open_reference(checkpoint_dir, org="local")
         if val_data is not None:
             check_fits_model(val_data, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
+    short = [path.parent.name if path.name == "final" else path.name for path in map(Path.absolute, checkpoint_dirs)]
+    pairs = zip(short, checkpoint_dirs, strict=True)
+    return {str(path) if short.count(name) > 1 else name: path for name, path in pairs}
 
 
 def _load(
@@ -141,10 +142,3 @@ def _load(
         if column.metric and column.metric not in metrics:
             raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {', '.join(metrics)}")
     return loaded, resolved.leaves
-
-
-def _by_name(checkpoint_dirs: list[Path]) -> dict[str, Path]:
-    """Folders by a short name: their own, or their parent's for a run's ``final``; the whole path where those clash."""
-    short = [path.parent.name if path.name == "final" else path.name for path in map(Path.absolute, checkpoint_dirs)]
-    names = [str(path) if short.count(name) > 1 else name for name, path in zip(short, checkpoint_dirs, strict=True)]
-    return dict(zip(names, checkpoint_dirs, strict=True))

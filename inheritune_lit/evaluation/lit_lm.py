@@ -1,6 +1,5 @@
 """lm-eval's model interface on a litgpt model: no conversion, no transformers."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TextIO
@@ -16,6 +15,7 @@ from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.score_cache import ScoreCache, SharedWork
 from inheritune_lit.evaluation.scoring import Request, Scorer
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.reading import read_json
 from inheritune_lit.model.attention import install_plans
 from inheritune_lit.tokenizer import Tokenizer
 
@@ -27,13 +27,9 @@ _ENCODED_TOGETHER = 2048
 class Encoder:
     """Encodes texts for scoring with a checkpoint's tokenizer, remembering those that were announced.
 
-    Args:
-        vocab_size: ids that the model knows. A tokenizer may have more, as long as no text needs them.
-        bos: "none" adds nothing, as the paper; "model" what the model's own tokenizer puts before a text.
-
-    Attributes:
-        prefix: ids put before a text.
-        empty_context: id that stands for an empty context: BOS where a text gets one, else EOS.
+    The tokenizer may have more ids than the model knows (``vocab_size``), as long as no text needs them. ``bos`` "none"
+    adds nothing, as the paper, "model" what the model's own tokenizer puts before a text: ``prefix``. An empty context
+    is ``empty_context``, which is BOS where a text gets one, else EOS.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, bos: Bos = "none") -> None:
@@ -58,10 +54,8 @@ class Encoder:
         """Ids of a text, which the model has to know; a text that spells its own BOS gets no second one."""
         ids = self._known[text] if text in self._known else self.tokenizer.encode(text)
         if max(ids, default=0) >= self._vocab_size:
-            raise UserError(
-                f"{self.tokenizer.path} makes id {max(ids)}, the model's vocabulary is {self._vocab_size}; copy the "
-                "tokenizer of its reference"
-            )
+            problem = f"{self.tokenizer.path} makes id {max(ids)}, the model's vocabulary is {self._vocab_size}"
+            raise UserError(f"{problem}; copy the tokenizer of its reference")
         if add_prefix and self.prefix and ids[: len(self.prefix)] != self.prefix:
             return [*self.prefix, *ids]
         return list(ids)
@@ -75,7 +69,7 @@ def model_prefix(tokenizer: Tokenizer) -> list[int]:
     """
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     config = tokenizer.path.with_name("tokenizer_config.json")
-    stated = json.loads(config.read_text(encoding="utf-8")).get("add_bos_token") if config.is_file() else None
+    stated = read_json(config).get("add_bos_token") if config.is_file() else None
     if isinstance(stated, bool):
         return bos if stated else []
     if tokenizer.path.name == "tokenizer.model":
@@ -95,7 +89,6 @@ class LitLM(TemplateLM):
         model: on its device. ``install_plans`` changes its attention; plain forward passes give what they gave before.
         max_batch_tokens: tokens per forward pass.
         identity: what ``provenance`` says.
-        cache: results of earlier processes.
         ranks: processes that share the work; each has the model, gets all requests and all results.
         stream: where progress is shown; stderr when None.
 
@@ -206,20 +199,16 @@ class LitLM(TemplateLM):
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if not 0 < len(continuation) <= self.max_length:
-            raise UserError(
-                f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is "
-                f"{self.max_length}; leave its task out"
-            )
+            problem = f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is"
+            raise UserError(f"{problem} {self.max_length}; leave its task out")
         self.truncated += len(context) + len(continuation) - 1 > self.max_length
         return to_key([*context, *continuation][-(self.max_length + 1) : -1]), to_key(continuation)
 
     def _prompt(self, context: str, settings: GenerationSettings) -> list[int]:
         room = self.max_length - settings.max_new
         if room < 1:
-            raise UserError(
-                f"a task asks for {settings.max_new} new tokens, the model's whole context is {self.max_length}; "
-                "leave the task out"
-            )
+            problem = f"a task asks for {settings.max_new} new tokens, the model's whole context is {self.max_length}"
+            raise UserError(f"{problem}; leave the task out")
         prompt = self.tok_encode(context) or [self.prefix_token_id]
         self.truncated += len(prompt) > room
         return prompt[-room:]

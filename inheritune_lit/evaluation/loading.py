@@ -59,11 +59,10 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
             docs = task.eval_docs
             split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     except Exception as error:  # the data library and the tasks' own code raise whatever they like
-        told = f"cannot get the rows of task {name!r} from the hub ({_told(error)}); give --data_dir a folder with them"
+        problem, remedy = f"cannot get the rows of task {name!r} from the hub", "give --data_dir a folder that has them"
         if rows is not None:
-            misfit = f"the rows in {rows.folder} do not fit task {name!r} ({_told(error)})"
-            told = f"{misfit}; give the rows of its own data set"
-        raise UserError(told) from error
+            problem, remedy = f"the rows in {rows.folder} do not fit task {name!r}", "give the rows of its own data set"
+        raise UserError(f"{problem} ({_told(error)}); {remedy}") from error
     if len(docs) == 0:
         raise UserError(f"task {name!r} has no rows in split {split}")
     _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
@@ -91,20 +90,16 @@ def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None
             text, target = task.doc_to_text(doc), task.doc_to_target(doc)
             choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
         except Exception as error:  # prompts are templates and code of lm-eval's
-            raise UserError(
-                f"row {number} {where} is of the wrong shape for task {name!r} ({_told(error)}); "
-                f"its columns are {', '.join(map(str, doc))}"
-            ) from error
+            problem = f"is of the wrong shape for task {name!r} ({_told(error)})"
+            raise UserError(f"row {number} {where} {problem}; its columns are {', '.join(map(str, doc))}") from error
         if choices is None:
             continue
         if None in choices:  # the data library fills in what other rows have
             raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
         # Some tasks have the text as the index of a choice, and the answers as contexts.
         if isinstance(text, str) and isinstance(target, int) and not 0 <= target < len(choices):
-            raise UserError(
-                f"row {number} {where} has answer {target} of {len(choices)} for task {name!r}; "
-                "give rows that have answers"
-            )
+            problem = f"has answer {target} of {len(choices)} for task {name!r}"
+            raise UserError(f"row {number} {where} {problem}; give rows that have answers")
 
 
 def _sha256(docs: Any) -> str:
@@ -151,8 +146,7 @@ def _mirror(task: str, configs: list[dict[str, Any]], folder: Path) -> dict[str,
     for split, rows in splits.items():
         write_rows(folder / f"{split}.jsonl", rows)
     files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.jsonl"))}
-    origin = {"task": task, "dataset_path": configs[0]["dataset_path"], "files": files}
-    write_manifest(folder, "task_rows", origin)
+    write_manifest(folder, "task_rows", {"task": task, "dataset_path": configs[0]["dataset_path"], "files": files})
     return {split: len(rows) for split, rows in splits.items()}
 
 

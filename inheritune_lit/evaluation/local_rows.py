@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,8 @@ def find_rows(data_dir: Path, task: str, dataset_path: str | None, dataset_name:
         folders += [data_dir / dataset_path, data_dir / dataset_path.split("/")[-1]]
     present = [folder for folder in folders if folder.is_dir()]
     if not present:
-        raise UserError(
-            f"no local rows of task {task!r}: {folders[0]} is missing; put <split>.jsonl or .parquet files there, or "
-            "mirror them with --fetch_data"
-        )
+        remedy = "put <split>.jsonl or .parquet files there, or mirror them with --fetch_data"
+        raise UserError(f"no local rows of task {task!r}: {folders[0]} is missing; {remedy}")
     for folder in present:
         for base in (folder / dataset_name if dataset_name else folder, folder, folder / "data"):
             if base.is_dir() and (rows := _rows_in(base)):
@@ -116,7 +115,6 @@ class LocalTaskRows:
         # Subjects in folders of their own, as the hub has them.
         folders = [data_dir / MMLU, data_dir / "cais/mmlu"]
         self._known, self._alone = set(subjects), {s for s in subjects if any((base / s).is_dir() for base in folders)}
-        self._mmlu: dict[str, dict[str, Rows]] = {}
 
     def of_task(self, name: str, config: dict[str, Any]) -> LocalRows:
         """Rows of a task that is not a subject of MMLU; ``config`` is lm-eval's description of it."""
@@ -132,7 +130,7 @@ class LocalTaskRows:
 
     def subjects(self) -> set[str]:
         """MMLU's subjects that have rows."""
-        present = self._alone or self._together("test").keys() & self._known
+        present = self._alone or {subject for subject, split in self._together if split == "test"} & self._known
         if not present:
             raise UserError(f"no local rows of task 'mmlu': no row of {self._data_dir} is of a subject of MMLU")
         return present
@@ -141,27 +139,25 @@ class LocalTaskRows:
         """Rows of one of MMLU's subjects."""
         if subject in self._alone:
             return find_rows(self._data_dir, MMLU, "cais/mmlu", subject)
-        splits = {split: self._together(split).get(subject, []) for split in ("test", "dev")}
-        for split, rows in splits.items():
-            if not rows:
-                raise UserError(
-                    f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}; add its rows or "
-                    "leave the subject out"
-                )
-        return self._write(f"{MMLU}/{subject}", splits)
+        for split in ("test", "dev"):
+            if self._alone or (subject, split) not in self._together:
+                problem = f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}"
+                raise UserError(f"{problem}; add its rows or leave the subject out")
+        return self._write(f"{MMLU}/{subject}", {split: self._together[subject, split] for split in ("test", "dev")})
 
-    def _together(self, split: str) -> dict[str, Rows]:
-        """MMLU's rows by subject, where they stand together."""
-        if split not in self._mmlu and not self._alone:
-            subjects = self._mmlu[split] = {}
-            found = find_rows(self._data_dir, MMLU, "cais/mmlu", "all")
+    @cached_property
+    def _together(self) -> dict[tuple[str, str], Rows]:
+        """MMLU's rows by subject and split, where they stand together."""
+        found = find_rows(self._data_dir, MMLU, "cais/mmlu", "all")
+        rows: dict[tuple[str, str], Rows] = {}
+        for split in ("test", "dev"):
             if split not in found.splits:
                 raise UserError(f"no local rows of task 'mmlu': {found.folder} has no {split}.jsonl or .parquet file")
             for place, row in read_rows(found.splits[split]):
                 if not isinstance(row.get("subject"), str):
                     raise UserError(f"{place} is not an MMLU row: it has no subject; fix or remove it")
-                subjects.setdefault(row["subject"], []).append(row)
-        return self._mmlu.get(split, {})
+                rows.setdefault((row["subject"], split), []).append(row)
+        return rows
 
     def _write(self, name: str, splits: dict[str, Rows]) -> LocalRows:
         folder = self._scratch / name

@@ -61,11 +61,9 @@ def split_rows(keys: Sequence[bytes], capacity: int) -> list[list[bytes]]:
 class Row:
     """Part of a prefix tree; L nodes in depth-first order.
 
-    Attributes:
-        tokens_L: token of each node.
-        depth_L: ancestors of each node, which is the token's position in its sequences.
-        end_L: index behind the last descendant of each node. Node x descends from y where y <= x < end[y].
-        paths: nodes of each sequence, from its first token to its last.
+    A node's depth is the number of its ancestors, which is its token's position in its sequences. Its end is the index
+    behind its last descendant: node x descends from y where y <= x < end[y]. ``paths`` are the nodes of each sequence,
+    from its first token to its last.
     """
 
     tokens_L: np.ndarray

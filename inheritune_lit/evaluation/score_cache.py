@@ -25,13 +25,8 @@ class ScoreCache:
     killed process, is passed over. The file's name is the hash of everything that changes a result, so another
     checkpoint, tokenizer or setting never finds these.
 
-    Args:
-        folder: holds the files of any number of models; None keeps nothing.
-        identity: everything that changes a result.
-        writes: whether this process adds to the file.
-
-    Raises:
-        UserError: the folder cannot be made or read.
+    A folder holds the files of any number of models, and None keeps nothing; one that cannot be made or read is a
+    ``UserError``. ``identity`` is everything that changes a result; ``writes``, whether this process adds to the file.
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], writes: bool = True) -> None:
@@ -44,15 +39,12 @@ class ScoreCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.is_file() else b""
-            self._read(path, content)
             if writes:
                 self._file = path.open("ab")
                 if content and not content.endswith(b"\n"):
                     self._file.write(b"\n")
         except OSError as error:
             raise UserError(f"cannot use the score cache {folder}: {error.strerror}; give another folder") from error
-
-    def _read(self, path: Path, content: bytes) -> None:
         damaged, lines = 0, content.split(b"\n")
         for number, line in enumerate(lines):
             crc, _, pair = line.partition(b" ")

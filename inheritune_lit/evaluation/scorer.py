@@ -33,6 +33,7 @@ from inheritune_lit.io.manifest import (
     sha256_file,
     write_manifest,
 )
+from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import without_nan
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import LONGEST_BLOCK
@@ -54,12 +55,8 @@ Scored = tuple[Record, list[Record]]
 class ResultFolder:
     """``out_dir/<checkpoint>/<task>.json`` beside ``results.json``, ``results.md`` and ``results.csv``.
 
-    Args:
-        out_dir: a new folder, or one of an evaluation with the same settings; checkpoints and columns may be more.
-        settings: what all its files have in common.
-
-    Raises:
-        UserError: the folder holds something else.
+    The folder is a new one, or of an evaluation with the same settings; checkpoints and columns may be more. One that
+    holds something else is a ``UserError``.
     """
 
     def __init__(self, out_dir: Path, settings: Record) -> None:
@@ -83,13 +80,12 @@ class ResultFolder:
         path = self._folder(checkpoint) / f"{task}.json"
         if not path.is_file():
             return None
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            before = {key: record["identity"].get(key) for key in identity}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            told = f"{path} is damaged ({error!r}); remove it, the same command then scores it again"
-            raise UserError(told) from error
-        check_settings(f"{path} was made", before, identity)
+        remedy = "remove it, the same command then scores it again"
+        record = read_json(path, "a finished result", remedy)
+        before = record.get("identity")
+        if not isinstance(before, dict):
+            raise UserError(f"{path} is damaged, it has no identity; {remedy}")
+        check_settings(f"{path} was made", {key: before.get(key) for key in identity}, identity)
         return record
 
     def write(self, checkpoint: str, task: str, record: Record, samples: list[Record]) -> None:
@@ -217,7 +213,7 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
     if "word_perplexity" in scores:
         rows_N2 = np.array(documents["word_perplexity"])
         scores["word_perplexity"]["stderr"] = bootstrap_stderr(rows_N2, word_perplexity)
-    answers = [_answer(task, sample["doc"]) for sample in samples]
+    answers, choices = zip(*(_answer(task, sample["doc"]) for sample in samples), strict=True)
     record = {
         **loaded.identity,
         "scores": scores,
@@ -227,8 +223,8 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
         "tokens_computed": lm.scorer.tokens_computed - tokens,
         "seconds": round(time.monotonic() - start, 1),
         "tag": loaded.tag,
-        "answers": [answer for answer, _ in answers],
-        "choices": [choices for _, choices in answers],
+        "answers": list(answers),
+        "choices": list(choices),
         "documents": {"hash": [sample["doc_hash"][:16] for sample in samples], **documents},
     }
     return record, samples

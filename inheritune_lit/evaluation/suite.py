@@ -55,12 +55,9 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Suite:
-    """Columns, and the paper's rows for them.
+    """Columns, and the paper's rows for them, whose figures stand in ``source``.
 
-    Attributes:
-        source: where the paper's figures stand.
-        bold_rule: whether the paper's rule for bold figures applies.
-        average: whether the table has the mean of its columns.
+    ``bold_rule``: the paper's rule for bold figures applies; ``average``: the table has the mean of its columns.
     """
 
     name: str

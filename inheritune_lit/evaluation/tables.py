@@ -82,7 +82,9 @@ def _long(models: Sequence[CheckpointScores]) -> str:
             floor = f"{cell.floor.value:.2f} ({cell.floor.kind})" if cell.floor else ""
             if cell.random_init is not None:
                 floor = f"{cell.random_init:.2f} (random weights)"
-            compared = "" if model is models[0] else _difference(cell)
+            compared = "" if model is models[0] else "not comparable"
+            if found := cell.difference:
+                compared = f"{_yes_no(found.differs)}: {found.value:+.2f} ({found.test}, p = {found.p_value:.3g})"
             value, above = _noisy(cell.value, cell.stderr), _yes_no(cell.above)
             rows.append([cell.title, model.name, value, str(cell.n), floor, above, compared])
     header = ["score", "model", "value", "rows", "floor", "above the floor", f"differs from {models[0].name}"]
@@ -106,8 +108,7 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
             }
             if cell.floor:
                 line |= {"floor": cell.floor.value, "floor_kind": cell.floor.kind}
-            if cell.difference:
-                found = cell.difference
+            if found := cell.difference:
                 line |= {"difference": found.value, "p_value": found.p_value, "test": found.test}
                 line["differs_from"] = models[0].name
             lines.append(measured | line)
@@ -138,13 +139,6 @@ def _marked(cell: Cell) -> str:
 def _noisy(value: float, stderr: float | None, digits: int = 2) -> str:
     noise = "stderr unknown" if stderr is None or math.isnan(stderr) else f"± {stderr:.{digits}f}"
     return f"{value:.{digits}f} {noise}"
-
-
-def _difference(cell: Cell) -> str:
-    if cell.difference is None:
-        return "not comparable"
-    verdict, found = "yes" if cell.difference.differs else "no", cell.difference
-    return f"{verdict}: {found.value:+.2f} ({found.test}, p = {found.p_value:.3g})"
 
 
 def _number(value: float | None) -> str:

@@ -83,6 +83,7 @@ class TaskResolver:
         return ResolvedTasks([*group, *own.values()], task_manager(), leaves, dict(self._rows))
 
     def _registered(self, name: str, num_fewshot: int | None) -> dict[str, Any]:
+        """A registered task, on local files where there is a folder of them."""
         config = registered_config(name)
         task: dict[str, Any] = {"task": name}
         is_mmlu = name.startswith("mmlu_") and config.get("dataset_path") == "cais/mmlu"
@@ -90,29 +91,21 @@ class TaskResolver:
             task["num_fewshot"] = 5 if num_fewshot is None else num_fewshot
         if self._local_rows is None:
             return task
-        found = self._local_rows
-        rows = found.of_subject(config["dataset_name"]) if is_mmlu else found.of_task(name, config)
-        self._rows[name] = rows
-        return task | self._local(name, rows, config, task.get("num_fewshot", config.get("num_fewshot")))
-
-    def _local(self, name: str, rows: LocalRows, config: dict[str, Any], num_fewshot: int | None) -> dict[str, Any]:
-        """What makes the registered task read local files."""
+        found, shots = self._local_rows, task.get("num_fewshot", config.get("num_fewshot"))
+        rows = self._rows[name] = found.of_subject(config["dataset_name"]) if is_mmlu else found.of_task(name, config)
         wanted = {kind: config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
         splits = {kind: split if split in rows.splits else None for kind, split in wanted.items()}
         if splits["test"] is None and splits["validation"] is None:
             suffix = "jsonl" if rows.builder == "json" else rows.builder
             named = [f"{split}.{suffix}" for split in (wanted["test"], wanted["validation"]) if split]
             raise UserError(f"no local rows of task {name!r}: {rows.folder} has none of {', '.join(named)}; add one")
-        if num_fewshot and splits["fewshot"] is None and splits["training"] is None:
+        if shots and splits["fewshot"] is None and splits["training"] is None:
             split = wanted["fewshot"] or wanted["training"]
-            raise UserError(f"task {name!r} takes {num_fewshot} examples from split {split}: {rows.folder} has none")
+            raise UserError(f"task {name!r} takes {shots} examples from split {split}: {rows.folder} has none")
         files = {split: [str(path.resolve()) for path in rows.splits[split]] for split in filter(None, splits.values())}
-        return {
-            "dataset_path": rows.builder,
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": files, "cache_dir": self._cache},
-            **{f"{kind}_split": split for kind, split in splits.items()},
-        }
+        kwargs = {"data_files": files, "cache_dir": self._cache}
+        source = {"dataset_path": rows.builder, "dataset_name": None, "dataset_kwargs": kwargs}
+        return task | source | {f"{kind}_split": split for kind, split in splits.items()}
 
     def _from_file(self, path: Path, num_fewshot: int | None) -> dict[str, Any]:
         """A task described by a YAML file; relative data files are looked for beside it."""
