@@ -20,7 +20,6 @@ from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
 from inheritune_lit.model.forward import head_logits, hidden_states
 from inheritune_lit.tokenizer import Tokenizer
 
-_DEFAULT_MAX_NEW = 256
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -43,7 +42,7 @@ class GenerationSettings:
         """From a task's ``generation_kwargs``, named as in transformers; one not offered is a ``UserError``."""
         asked = dict(asked)
         limits = [asked.pop(name, None) for name in _MAX_NEW_NAMES]
-        max_new = next((int(limit) for limit in limits if limit is not None), _DEFAULT_MAX_NEW)
+        max_new = next((int(limit) for limit in limits if limit is not None), 256)
         until, do_sample = asked.pop("until", None) or [], asked.pop("do_sample", None)
         stops = [until] if isinstance(until, str) else until
         temperature = float(asked.pop("temperature", None) or (1.0 if do_sample else 0.0))

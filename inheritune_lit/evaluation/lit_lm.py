@@ -20,8 +20,6 @@ from inheritune_lit.model.attention import install_plans
 from inheritune_lit.tokenizer import Tokenizer
 
 Bos = Literal["none", "model"]
-_ENCODED_TOGETHER = 2048
-"""Requests whose texts are in memory as ids at once."""
 
 
 class Encoder:
@@ -141,8 +139,8 @@ class LitLM(TemplateLM):
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether it is the greedy choice."""
         jobs = []
-        for start in range(0, len(requests), _ENCODED_TOGETHER):
-            pairs = [request.args for request in requests[start : start + _ENCODED_TOGETHER]]
+        for start in range(0, len(requests), 2048):  # those whose texts are in memory as ids at once
+            pairs = [request.args for request in requests[start : start + 2048]]
             self._encoder.announce(text for pair in pairs for text in ("".join(pair), pair[0].rstrip()))
             jobs += [self._request(*self._split(*pair)) for pair in pairs]
         return self.scorer.score(jobs)
@@ -173,9 +171,8 @@ class LitLM(TemplateLM):
         groups: dict[GenerationSettings, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
-        with Progress(
-            "generate", len(requests), "text", stream=self._stream, hidden=not self._work.ranks.is_first
-        ) as progress:
+        hidden = not self._work.ranks.is_first
+        with Progress("generate", len(requests), "text", stream=self._stream, hidden=hidden) as progress:
             for settings, numbers in groups.items():
                 prompts = [self._prompt(requests[number].args[0], settings) for number in numbers]
                 made = continue_prompts(

@@ -21,11 +21,6 @@ from inheritune_lit.io.manifest import sha256_file, write_manifest
 
 logger = logging.getLogger(__name__)
 
-FEWSHOT_SEED = 1234
-"""lm-eval's own."""
-_PARQUET = "refs/convert/parquet"
-"""The hub's branch with the rows of data sets whose loading scripts are refused."""
-
 
 @dataclass(frozen=True)
 class LoadedTask:
@@ -68,7 +63,7 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
     _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
     num_fewshot = task.config.num_fewshot or 0
     task.set_config(key="num_fewshot", value=num_fewshot)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.set_fewshot_seed(seed=1234)  # lm-eval's own
     entry = resolved.manager.task_index.get(name)
     own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
     if split != own:
@@ -162,7 +157,8 @@ def _rows(task: str, config: dict[str, Any], split: str) -> Any:
             except RuntimeError as error:
                 if "script" not in str(error):
                     raise
-                return datasets.load_dataset(path, name, split=split, revision=_PARQUET)
+                # The hub's branch with the rows of data sets whose loading scripts are refused.
+                return datasets.load_dataset(path, name, split=split, revision="refs/convert/parquet")
     except Exception as error:  # the data library raises whatever its parts do
         raise UserError(
             f"cannot fetch the {split} rows of task {task!r} ({path}): {_told(error)}; try again, or copy them by hand"

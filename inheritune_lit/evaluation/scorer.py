@@ -42,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT = "held_out"
 """Name of the record of packed data beside those of tasks."""
-_TOKENS_PER_BATCH = 8192
 _GROWS = ("checkpoints", "columns")
-_VERSIONS = ("inheritune-lit", "torch", "litgpt", "lm-eval")
 
 Record = dict[str, Any]
 """What was found and what it is of, ready for JSON."""
@@ -165,7 +163,7 @@ class CheckpointScorer:
         """The loss in nats per token, as ``validate`` has it."""
         block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
         dataset = PackedDataset(folder, "val", block_size)
-        batch_size = max(1, _TOKENS_PER_BATCH // block_size)
+        batch_size = max(1, 8192 // block_size)
         label = f"{name}: held-out text" if self._ranks.is_first else None
         result = validate(lm.model, dataset, batch_size, self._args.val_blocks, label, self._ranks)
         return {**without_nan(asdict(result)), "block_size": block_size}, []
@@ -178,7 +176,7 @@ class CheckpointScorer:
     def _identity(self, lm: LitLM, more: Record) -> Record:
         """What must not change between the parts of a result: the model and the settings it is read with."""
         installed = installed_versions()
-        versions = {name: installed.get(name) for name in _VERSIONS}
+        versions = {name: installed.get(name) for name in ("inheritune-lit", "torch", "litgpt", "lm-eval")}
         same = {**lm.provenance(), "limit": self._args.limit, "versions": versions, **more}
         return json.loads(json.dumps(same))  # as it will be read again: tuples become lists
 

@@ -97,6 +97,10 @@ class Scorer:
         for number, (request, there) in enumerate(zip(distinct, scores_N3[:, 0].tolist(), strict=True)):
             if not there:
                 numbers_of.setdefault(request[0], []).append(number)
+
+        def rows_of(batch: list[int]) -> torch.Tensor:
+            return self._score_row([distinct[number] for number in batch])
+
         keys = sorted(numbers_of)
         rows = split_rows(keys, self._max_batch_tokens)
         total = sum(map(len, numbers_of.values()))
@@ -106,16 +110,10 @@ class Scorer:
         if rows:
             hidden = not self._work.ranks.is_first
             with Progress("score", total, "request", stream=self._stream, hidden=hidden) as progress:
-                self._work.compute(
-                    [[number for key in row for number in numbers_of[key]] for row in rows],
-                    names,
-                    scores_N3,
-                    lambda batch: self._score_row([distinct[number] for number in batch]),
-                    lambda score: (score[1], bool(score[2])),
-                    progress,
-                )
-        found = dict(zip(distinct, scores_N3.tolist(), strict=True))
-        return [(found[request][1], bool(found[request][2])) for request in requests]
+                batches = [[number for key in row for number in numbers_of[key]] for row in rows]
+                self._work.compute(batches, names, scores_N3, rows_of, _score_in, progress)
+        found = dict(zip(distinct, map(_score_in, scores_N3.tolist()), strict=True))
+        return [found[request] for request in requests]
 
     @torch.inference_mode()
     def _score_row(self, requests: list[Request]) -> torch.Tensor:
@@ -159,3 +157,7 @@ class Scorer:
             logprobs.append((logits_nV[own, chosen] - logits_nV.logsumexp(dim=1)[own]).cpu())
             greedy.append((logits_nV.argmax(dim=1)[own] == chosen).cpu())
         return torch.cat(logprobs), torch.cat(greedy)
+
+
+def _score_in(row: list[float]) -> Score:
+    return row[1], bool(row[2])
