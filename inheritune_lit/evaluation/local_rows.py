@@ -12,6 +12,7 @@ from typing import Any
 from inheritune_lit.errors import UserError, first_line
 from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.reading import parse_json
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
@@ -78,10 +79,7 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number} is not JSON ({error}); fix or remove the line") from error
+                row = parse_json(line, Path(f"{path}:{number}"), "a row", "fix or remove the line")
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number} holds a {type(row).__name__}, not a row; fix or remove the line")
                 yield f"{path}:{number}", row
