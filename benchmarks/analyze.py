@@ -23,10 +23,10 @@ import torch
 from measuring import measure
 from slice import SHAPES, build_reference
 
-from inheritune_lit.analysis.rank import TIE, attention_rank
+from inheritune_lit.analysis.measures import TIE, attention_rank
+from inheritune_lit.analysis.passes import LayerStream
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.stream import LayerStream
-from inheritune_lit.inherit.resolve import resolve
+from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.model.attention import capture_attention
 
 RESULT = Path(__file__).parent / "results" / "analyze.json"
@@ -43,13 +43,9 @@ def real_attention(model: Path, data: Path) -> torch.Tensor:
         stream = LayerStream(resolved.reference, T, torch.device("cpu"))
         x_BTC, matrices = stream.embed(tokens_BT1[:, :-1]), []
         for layer in range(config.n_layer):
-            with (
-                stream.layer(layer) as (block, run),
-                capture_attention(
-                    block.attn, lambda _logits, attention, _heads: matrices.append(attention.flatten(0, 1))
-                ),
-            ):
+            with stream.layer(layer) as (block, run), capture_attention(block.attn) as calls:
                 x_BTC = run(x_BTC)
+            matrices += [captured.attention_BHTT.flatten(0, 1) for captured in calls]
     attention_NTT = torch.cat(matrices)
     chosen = torch.randperm(len(attention_NTT), generator=torch.Generator().manual_seed(0))[: HEADS * SEQUENCES]
     return attention_NTT[chosen]

@@ -39,14 +39,12 @@ if TYPE_CHECKING:
         reference_identity,
     )
     from inheritune_lit.evaluation.held_out import compare as compare_losses
-    from inheritune_lit.inherit.args import SliceArgs
+    from inheritune_lit.inherit.args import SliceArgs, layers_text, parse_layers
     from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, slice_options, write_grown
-    from inheritune_lit.inherit.layers import layers_text, parse_layers
     from inheritune_lit.inherit.load import build_reference
     from inheritune_lit.inherit.plan import student_config
-    from inheritune_lit.inherit.reference import ReferenceModel, reference_from_table
-    from inheritune_lit.inherit.resolve import ResolvedReference
-    from inheritune_lit.inherit.resolve import resolve as resolve_reference
+    from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, reference_from_table
+    from inheritune_lit.inherit.reference import resolve as resolve_reference
     from inheritune_lit.inherit.slice import slice_model
     from inheritune_lit.model.devices import USABLE as USABLE_GPU_MEMORY
     from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token

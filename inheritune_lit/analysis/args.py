@@ -7,19 +7,7 @@ from typing import Any, ClassVar, Literal
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs
 
-_RECORDED = (
-    "num_sequences",
-    "seq_length",
-    "tau",
-    "protocol",
-    "seed",
-    "maps",
-    "map_layers",
-    "map_heads",
-    "gradients",
-    "drop_length",
-    "drop_sequences",
-)
+_RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads gradients drop_length drop_sequences"
 
 
 @dataclass(frozen=True)
@@ -113,4 +101,4 @@ class AnalyzeArgs(CommandArgs):
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes what is measured, as analysis.json records it."""
-        return {name: getattr(self, name) for name in _RECORDED} | {"data": str(self.data)}
+        return {name: getattr(self, name) for name in _RECORDED.split()} | {"data": str(self.data)}

@@ -1,35 +1,138 @@
-"""Passes through a model layer by layer: forward for most measures, backward for gradients, and without some layers."""
+"""Passes through a model of which one layer at a time is in memory: forward, backward, and without some layers."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
+from litgpt.model import Block
+from torch.nn import functional as F
 
-from inheritune_lit.analysis.attention_stats import (
-    HeadMeasures,
-    MapCollector,
-    block_influence,
-    output_variance,
-)
-from inheritune_lit.analysis.stream import ActivationStore, LayerStream
+from inheritune_lit.analysis.measures import MapCollector, block_influence, measure_heads, output_variance
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.attention import capture_attention
+from inheritune_lit.model.gpt import build_model, embed, head_logits, rope_of_layer
 
 
-@dataclass
-class ForwardMeasures:
-    """What a forward pass measured; B sequences, L layers, H heads, fp64.
+class ActivationStore:
+    """Keeps activations by name, fp32, in a new folder: those of a deep model do not fit into memory together."""
 
-    Attributes:
-        heads: by measure, (B, L, H).
-        layers: by measure, (B, L); logit_lens_loss (B, L + 1).
-        last_LBC: the last token's activation before each layer and after the last, fp32, L + 1 of them.
-        output_BTC: output of the last layer.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True)
 
-    heads: dict[str, torch.Tensor]
-    layers: dict[str, torch.Tensor]
-    last_LBC: torch.Tensor
-    output_BTC: torch.Tensor
+    def put(self, name: str, x_BTC: torch.Tensor) -> None:
+        """Keeps an activation; it replaces an earlier one of that name."""
+        np.save(self._folder / f"{name}.npy", x_BTC.cpu().numpy(), allow_pickle=False)
+
+    def get(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Returns an activation of the sequences from ``start`` to ``stop``, on the CPU."""
+        mapped = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return torch.from_numpy(np.array(mapped[start:stop]))
+
+
+def check_capturable(config: Config) -> None:
+    """Refuses a model whose attention is not made of matrices of softmax weights, one per head."""
+    if config.latent_attention or config.n_layer < 1:
+        kind = "latent attention" if config.latent_attention else "no layers"
+        remedy = "there are no attention weights to capture; give a model of the LLaMA or GPT-2 kind"
+        raise UserError(f"{config.name} has {kind}: {remedy}")
+
+
+RunBlock = Callable[[torch.Tensor], torch.Tensor]
+_LOGITS = 1 << 25
+"""Most logits that are in memory at a time."""
+_TOKENS = 1 << 10
+"""Tokens per call of a layer."""
+
+
+class LayerStream:
+    """litgpt's model of an opened reference in fp32, of which embeddings, one layer, or the head are in memory."""
+
+    def __init__(self, reference: ReferenceModel, seq_length: int, device: torch.device) -> None:
+        self.config, self.device = reference.config, device
+        self._reference = reference
+        with torch.device("meta"):
+            self._model = build_model(self.config).requires_grad_(False)
+        self._model.max_seq_length = seq_length
+        cos, sin = self._model.rope_cache(device=device)
+        self._rope = cos[:seq_length].unsqueeze(0), sin[:seq_length].unsqueeze(0)
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Returns the input of the first layer, (B, T, C)."""
+        if "wpe" in self._model.transformer:
+            self._load(self._model.transformer.wpe, "transformer.wpe.")
+        rows_BTC = self._reference.tensor(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
+        return embed(self._model, tokens_BT, rows_BTC=rows_BTC)
+
+    @contextmanager
+    def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
+        """Yields a layer with its weights, and the function (B, T, C) -> (B, T, C) that it computes.
+
+        The weights are in memory for the length of the block.
+        """
+        # Otherwise the pages of the layers before would count as this process's memory.
+        self._reference = self._reference.remapped()
+        block = self._model.transformer.h[number]
+        self._load(block, f"transformer.h.{number}.")
+        rope = rope_of_layer(self._model, self._rope, number)
+        try:
+            yield block, lambda x_BTC: block(x_BTC, *rope)
+        finally:
+            block.to(device="meta")
+
+    def losses(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Returns each sequence's mean cross-entropy in nats per token, (B,), fp64, of a model that ends after a layer.
+
+        Final norm and head follow its output ``x_BTC``. After layer n - 1 this is the loss of an untrained slice of n
+        layers.
+        """
+        if self._model.lm_head.weight.is_meta:
+            self._load_head()
+        T, vocabulary = targets_BT.shape[1], self.config.padded_vocab_size
+        rows = max(1, _LOGITS // (T * vocabulary))
+        losses = []
+        for x_bTC, targets_bT in zip(x_BTC.split(rows), targets_BT.to(self.device).split(rows), strict=True):
+            logits_bTV = head_logits(self._model, self._model.transformer.ln_f(x_bTC))
+            # Flat: the layout that (b, V, T) asks for is several times slower.
+            loss_N = F.cross_entropy(logits_bTV.flatten(0, 1), targets_bT.flatten(), reduction="none")
+            losses.append(loss_N.view(targets_bT.shape).double().mean(dim=1))
+        return torch.cat(losses)
+
+    def chunks(self, sequences: int) -> list[slice]:
+        """Returns which sequences each call of a layer takes."""
+        step = max(1, _TOKENS // self._model.max_seq_length)
+        return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
+
+    def loss_gradient(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of each sequence's loss with respect to the output of the last layer, (B, T, C)."""
+        gradients = []
+        for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
+            x_1TC = x_1TC.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = self.losses(x_1TC, targets_1T).sum()
+            gradients += torch.autograd.grad(loss, x_1TC)
+        return torch.cat(gradients)
+
+    def _load_head(self) -> None:
+        self._load(self._model.transformer.ln_f, "transformer.ln_f.")
+        names = {"weight": HEAD if HEAD in self._reference.shapes else EMBEDDING}
+        if self.config.lm_head_bias:
+            names["bias"] = "lm_head.bias"
+        self._assign(self._model.lm_head, names)
+
+    def _load(self, module: torch.nn.Module, prefix: str) -> None:
+        shapes = self._reference.shapes
+        self._assign(module, {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)})
+
+    def _assign(self, module: torch.nn.Module, names: dict[str, str]) -> None:
+        """Gives a module its parameters, by the names that the reference has for them."""
+        state = {own: self._reference.tensor(name).to(self.device, torch.float32) for own, name in names.items()}
+        module.load_state_dict(state, strict=True, assign=True)
 
 
 def measure_forward(
@@ -39,16 +142,14 @@ def measure_forward(
     maps: MapCollector,
     inputs: ActivationStore | None,
     report: Callable[[], None],
-) -> ForwardMeasures:
-    """Run a model once on sequences.
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Runs a model once on sequences with the token that follows each, and reports after each layer.
 
-    Args:
-        stream: the model.
-        tokens_BT1: sequences with the token that follows each.
-        tau: threshold of rank and mass.
-        maps: collects attention maps.
-        inputs: keeps the input of layer l under the name "l", where given.
-        report: called after each layer.
+    ``tau`` is the threshold of rank and mass; ``inputs`` keeps the input of layer l under the name "l", where given.
+
+    Returns:
+        Measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); the last token's
+        activation before each layer and after the last, fp32, (L + 1, B, C); the output of the last layer, (B, T, C).
 
     Raises:
         UserError: the attention holds NaN.
@@ -56,38 +157,29 @@ def measure_forward(
     targets_BT = tokens_BT1[:, 1:]
     x_BTC = stream.embed(tokens_BT1[:, :-1])
     last, losses = [x_BTC[:, -1].clone()], [stream.losses(x_BTC, targets_BT).cpu()]
-    heads: list[dict[str, torch.Tensor]] = []
-    layers: dict[str, list[torch.Tensor]] = {"block_influence": [], "output_variance": []}
+    measured: dict[str, list[torch.Tensor]] = {}
     for layer in range(stream.config.n_layer):
         if inputs is not None:
             inputs.put(str(layer), x_BTC)
-        influences, variances = [], []
+        chunks: list[dict[str, torch.Tensor]] = []
         with stream.layer(layer) as (block, run):
-            measures = HeadMeasures(layer, block.attn, tau)
             for rows in stream.chunks(len(x_BTC)):
-
-                def receive(logits_BHTT, attention_BHTT, heads_BHTD, rows=rows, measures=measures, layer=layer):
-                    measures.add(attention_BHTT, heads_BHTD)
-                    if rows.start == 0:
-                        maps.add(layer, logits_BHTT, attention_BHTT)
-
-                with capture_attention(block.attn, receive):
+                with capture_attention(block.attn) as calls:
                     y_bTC = run(x_BTC[rows])
-                influences.append(block_influence(x_BTC[rows], y_bTC).cpu())
-                variances.append(output_variance(y_bTC).cpu())
+                [captured] = calls
+                if rows.start == 0:
+                    maps.add(layer, captured)
+                influence_b, variance_b = block_influence(x_BTC[rows], y_bTC), output_variance(y_bTC)
+                of_layer = {"block_influence": influence_b, "output_variance": variance_b}
+                chunks.append(measure_heads(layer, block.attn, captured, tau) | of_layer)
                 x_BTC[rows] = y_bTC
-        heads.append(measures.result())
-        layers["block_influence"].append(torch.cat(influences))
-        layers["output_variance"].append(torch.cat(variances))
+        for name in chunks[0]:
+            measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
         last.append(x_BTC[:, -1].clone())
         losses.append(stream.losses(x_BTC, targets_BT).cpu())
         report()
-    return ForwardMeasures(
-        {name: torch.stack([measured[name] for measured in heads], dim=1) for name in heads[0]},
-        {name: torch.stack(values, dim=1) for name, values in (layers | {"logit_lens_loss": losses}).items()},
-        torch.stack(last),
-        x_BTC,
-    )
+    measured["logit_lens_loss"] = losses
+    return {name: torch.stack(values, dim=1) for name, values in measured.items()}, torch.stack(last), x_BTC
 
 
 def gradient_norms(
@@ -97,33 +189,30 @@ def gradient_norms(
     targets_BT: torch.Tensor,
     report: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
-    """Frobenius norms of the gradients of each sequence's loss with respect to W_Q and W_K, (B, L) each, fp64.
+    """Returns Frobenius norms of the gradients of each sequence's loss with respect to W_Q and W_K, (B, L) each, fp64.
 
     Vanishing ones mark collapsed attention (Noci et al. 2022, arXiv 2206.03126, as cited in Section 2 of the paper).
-
-    Args:
-        stream: the model.
-        inputs: inputs of the layers.
-        output_BTC: output of the last layer.
-        targets_BT: the tokens that follow.
-        report: called after each layer.
+    ``inputs`` and ``output_BTC`` are those of ``measure_forward``; it reports after each layer.
     """
-    gradient_BTC = stream.loss_gradient(output_BTC, targets_BT)
+    gradient_BTC, config = stream.loss_gradient(output_BTC, targets_BT), stream.config
+    # Of the joint projection; values come after queries and keys.
+    sizes = config.n_head * config.head_size, config.n_query_groups * config.head_size
     norms = []
-    for layer in reversed(range(stream.config.n_layer)):
+    for layer in reversed(range(config.n_layer)):
         with stream.layer(layer) as (block, run):
             parts = []
             for rows in stream.chunks(len(targets_BT)):
                 x_bTC = inputs.get(str(layer), rows.start, rows.stop).to(stream.device).requires_grad_()
-                seen: dict[str, torch.Tensor] = {}
+                seen: list[torch.Tensor] = []
                 hook = block.attn.qkv.register_forward_hook(
-                    lambda module, args, output, seen=seen: seen.update(input=args[0], output=output)
+                    lambda module, args, output, seen=seen: seen.extend((args[0], output))
                 )
                 with hook, torch.enable_grad():
                     y_bTC = run(x_bTC)
-                wanted = (x_bTC, seen["output"])
-                gradient_BTC[rows], qkv_bTO = torch.autograd.grad(y_bTC, wanted, gradient_BTC[rows])
-                parts.append(_weight_gradient_norms(seen["input"].detach(), qkv_bTO, stream.query_and_key_sizes))
+                input_bTC, qkv_bTO = seen
+                gradients = torch.autograd.grad(y_bTC, (x_bTC, qkv_bTO), gradient_BTC[rows])
+                gradient_BTC[rows] = gradients[0]
+                parts.append(_weight_gradient_norms(input_bTC.detach(), gradients[1], sizes))
             norms.append(torch.cat(parts))
         report()
     norms_LB2 = torch.stack(norms[::-1]).cpu()
@@ -131,27 +220,20 @@ def gradient_norms(
 
 
 def _weight_gradient_norms(x_bTC: torch.Tensor, gradient_bTO: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
-    """Norms of X^T G for the first columns of G and for the next ones, (b, 2), fp64.
+    """Returns norms of X^T G for the first columns of G and for the next ones, (b, 2), fp64.
 
     |X^T G|_F^2 = sum over pairs of tokens of (x_s . x_t)(g_s . g_t), which needs no matrix of the weights' size.
     """
     x_bTC, gradient_bTO = x_bTC.double(), gradient_bTO.double()
     products_bTT = x_bTC @ x_bTC.mT
-    norms = []
-    for part_bTO in gradient_bTO[..., : sum(sizes)].split(sizes, dim=-1):
-        squares_b = (products_bTT * (part_bTO @ part_bTO.mT)).sum(dim=(-2, -1))
-        norms.append(squares_b.clamp(min=0).sqrt())
-    return torch.stack(norms, dim=-1)
+    parts = gradient_bTO[..., : sum(sizes)].split(sizes, dim=-1)
+    squares = [(products_bTT * (part_bTO @ part_bTO.mT)).sum(dim=(-2, -1)) for part_bTO in parts]
+    return torch.stack(squares, dim=-1).clamp(min=0).sqrt()
 
 
 def spans(layers: int, longest: int) -> list[tuple[int, int]]:
-    """First layer and length of every span up to a length."""
+    """Returns first layer and length of every span up to a length."""
     return [(start, length) for length in range(1, min(longest, layers) + 1) for start in range(layers - length + 1)]
-
-
-def layer_runs(layers: int, longest: int) -> int:
-    """How many times a layer is run for ``losses_without_layers``."""
-    return sum(layers - start - length for start, length in spans(layers, longest))
 
 
 def losses_without_layers(
@@ -162,15 +244,10 @@ def losses_without_layers(
     longest: int,
     report: Callable[[], None],
 ) -> dict[int, torch.Tensor]:
-    """Loss of each sequence where the residual stream bypasses a span of layers, by length, (B, first layers).
+    """Returns each sequence's loss where the residual stream bypasses a span of layers, by length, (B, first layers).
 
-    Args:
-        stream: the model.
-        inputs: inputs of the layers.
-        scratch: for activations on their way.
-        targets_BT: the tokens that follow; their number says how many sequences are used.
-        longest: length of the longest spans.
-        report: called after each run of a layer.
+    Spans have up to ``longest`` layers. ``inputs`` are those of ``measure_forward``, ``scratch`` keeps activations that
+    come after a span, ``targets_BT`` are the next tokens of the first sequences. It reports after each layer run.
     """
     layers, B = stream.config.n_layer, len(targets_BT)
     every = spans(layers, longest)
@@ -184,7 +261,10 @@ def losses_without_layers(
         with stream.layer(layer) as (_, run):
             for start, length in every:
                 if start + length <= layer:
-                    scratch.put(f"{start}-{length}", stream.in_chunks(run, activation(start, length, layer)))
+                    x_BTC = activation(start, length, layer)
+                    for rows in stream.chunks(B):
+                        x_BTC[rows] = run(x_BTC[rows])
+                    scratch.put(f"{start}-{length}", x_BTC)
                     report()
     losses: dict[int, list[torch.Tensor]] = {}
     for start, length in every:

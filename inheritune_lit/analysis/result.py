@@ -113,7 +113,6 @@ class Analysis:
     """Measures of a model's layers and heads; layers and heads are counted from 0.
 
     Attributes:
-        model: what was analysed.
         settings: of ``AnalyzeArgs.settings``; ``lazy`` follows their protocol.
         heads: by measure: attention_rank, attention_mass, entropy, entropy_without_sink, sink_mass, head_output_norm.
         layers: by measure: block_influence, output_variance, grad_norm_q, grad_norm_k, drop_loss, drop_increase
@@ -122,9 +121,6 @@ class Analysis:
             are absent.
         spans: by measure (angular_distance, drop_loss), then by length as a string: means over sequences, by first
             layer.
-        protocols: rank and mass by both versions of the paper.
-        lazy: lazy layers.
-        maps: attention maps.
         loss: of the whole model on these sequences.
         measures: formula, source and unit of each measure above, by name.
     """
@@ -141,15 +137,12 @@ class Analysis:
     measures: dict[str, Measure]
 
     def save(self, path: Path) -> None:
-        """Write the result whole or not at all. What is not a number is written as null."""
+        """Write the result whole or not at all; what is not a number becomes null."""
         write_record(path, self)
 
 
 def load_analysis(path: Path) -> Analysis:
-    """Read a result that ``Analysis.save`` wrote.
-
-    Args:
-        path: the file, or the folder it is in.
+    """Read the result of an analysis from its file, or the folder it is in.
 
     Raises:
         UserError: it is missing or damaged.

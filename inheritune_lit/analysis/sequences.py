@@ -12,24 +12,19 @@ from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.tokenizer import Tokenizer
 
 _CHARACTERS = 1 << 26
-"""Most text read, equal parts of each file."""
+"""Most characters of text that are read, equally many of each source file."""
 _LONGEST = 1 << 20
-"""Characters of a document that are looked at."""
+"""Most characters of a document that are used."""
 
 
 def draw_sequences(
     data: Path, tokenizer_dir: Path, vocabulary: int, count: int, length: int, seed: int
 ) -> torch.Tensor:
-    """Random sequences with the token that follows each, int64, (count, length + 1).
+    """Returns random sequences with the token that follows each, int64, (count, length + 1).
 
-    Args:
-        data: packed data, of which the validation part is used, or a file or folder of text that ``inheritune prepare``
-            reads, of which no sequence spans two documents.
-        tokenizer_dir: where the model's tokenizer is.
-        vocabulary: token ids that the model knows.
-        count: how many sequences.
-        length: tokens of each.
-        seed: chooses them.
+    ``data`` is packed data, of which the validation part is used, or a file or folder of text that ``inheritune
+    prepare`` reads, of which no sequence spans two documents. The model has its tokenizer in ``tokenizer_dir`` and
+    ``vocabulary`` embeddings.
 
     Raises:
         UserError: no such data, too little of it, or made for another model.
@@ -39,7 +34,7 @@ def draw_sequences(
     if manifest is not None and manifest.get("kind") == "packed_data":
         check_fits_model(data, tokenizer_dir, vocabulary)
         dataset = PackedDataset(data, "val", length)
-        # The last block of a domain may be shorter.
+        # The last sample of a domain may be shorter.
         whole = np.flatnonzero(dataset.targets(np.arange(len(dataset))) == length)
         _check_enough(len(whole), count, length, data / "val")
         return torch.from_numpy(dataset.batch(random.choice(whole, count, replace=False)))
@@ -53,7 +48,7 @@ def draw_sequences(
 
 
 def _from_texts(data: Path, tokenizer: Tokenizer, count: int, length: int, random: np.random.Generator) -> torch.Tensor:
-    """One sequence of each document as far as they go, more of them after that."""
+    """Returns one sequence per document first, and more of them where there are too few documents."""
     if is_hub_source(str(data)) and not data.exists():
         raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
     texts = list(iter_documents(data, max_characters=_CHARACTERS))

@@ -17,7 +17,7 @@ from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.score_cache import SharedWork, request_key
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
-from inheritune_lit.model.forward import head_logits, hidden_states
+from inheritune_lit.model.gpt import head_logits, hidden_states
 from inheritune_lit.tokenizer import Tokenizer
 
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.packed import PADDING, PackedDataset
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.inherit.resolve import ResolvedReference
+from inheritune_lit.inherit.reference import ResolvedReference
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.progress import Progress
 

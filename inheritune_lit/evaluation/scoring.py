@@ -10,7 +10,7 @@ from inheritune_lit.evaluation.prefix_tree import Row, build_row, split_rows, to
 from inheritune_lit.evaluation.score_cache import SharedWork, request_key
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, LayerAttention
-from inheritune_lit.model.forward import head_logits, hidden_states
+from inheritune_lit.model.gpt import head_logits, hidden_states
 
 _QUERIES = {"cpu": 128, "cuda": 512}
 """Queries per block: few waste little on masked keys, many keep a GPU busy."""

@@ -1,14 +1,16 @@
-"""Arguments of ``inheritune slice``, and the layers that they choose from a reference of a certain depth."""
+"""Arguments of ``inheritune slice``, the syntax of ``--layers``, and the layers that both choose from a reference."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.layers import parse_layers
 from inheritune_lit.io.arguments import CommandArgs
 
 PARTS = ("attn", "mlp", "norm")
+AttnScale = Literal["position", "keep"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class SliceArgs(CommandArgs):
     """Inherit the prediction head."""
     positions: bool = True
     """Inherit the learned positions of a GPT-2 model."""
-    attn_scale: Literal["position", "keep"] = "position"
+    attn_scale: AttnScale = "position"
     """For GPT-2 models whose attention logits are divided by the layer's number: "position" takes the new number,
     as the paper's code does, "keep" the one in the reference."""
     hash_sources: bool = True
@@ -55,23 +57,19 @@ class SliceArgs(CommandArgs):
         object.__setattr__(self, "ref", str(self.ref))
         for part in self.inherited_parts:
             if part not in PARTS:
-                raise UserError(
-                    f"--parts {self.parts}: {part!r} is not a part of a layer; use any of {','.join(PARTS)}"
-                )
-        if self.n is not None and self.n < 1:
-            raise UserError(f"--n {self.n} is below 1; give the number of layers to take")
-        if self.init in ("stack", "hybrid-stack"):
-            if self.n is None:
-                raise UserError(f"--init {self.init} needs --n: the number of layers after stacking")
-            if self.init == "hybrid-stack" and self.layers is None and self.n % 2:
-                raise UserError(
-                    f"--init hybrid-stack repeats the first half, and --n {self.n} is odd; give --layers too"
-                )
-        elif self.n is not None and self.layers is not None:
-            raise UserError(
-                f"--n {self.n} and --layers {self.layers} both choose layers; give one (--n N is --layers first:N)"
-            )
-        elif self.n is None and self.layers is None and self.init != "half-width":
+                known = ",".join(PARTS)
+                raise UserError(f"--parts {self.parts}: {part!r} is not a part of a layer; use any of {known}")
+        n, layers, init = self.n, self.layers, self.init
+        if n is not None and n < 1:
+            raise UserError(f"--n {n} is below 1; give the number of layers to take")
+        if init in ("stack", "hybrid-stack"):
+            if n is None:
+                raise UserError(f"--init {init} needs --n: the number of layers after stacking")
+            if init == "hybrid-stack" and layers is None and n % 2:
+                raise UserError(f"--init hybrid-stack repeats the first half, and --n {n} is odd; give --layers too")
+        elif n is not None and layers is not None:
+            raise UserError(f"--n {n} and --layers {layers} both choose layers; give one (--n N is --layers first:N)")
+        elif n is None and layers is None and init != "half-width":
             raise UserError("give --n or --layers: which layers to take")
 
     @property
@@ -90,9 +88,9 @@ def layer_map(args: SliceArgs, depth: int) -> list[int]:
     Raises:
         UserError: arguments that do not fit the depth.
     """
-    n, layers = args.n, args.layers
-    if layers is not None:
-        chosen = parse_layers(layers, depth)
+    n = args.n
+    if args.layers is not None:
+        chosen = parse_layers(args.layers, depth)
     elif n is None or args.init == "stack":
         chosen = list(range(depth))
     elif args.init == "hybrid-stack":
@@ -101,9 +99,74 @@ def layer_map(args: SliceArgs, depth: int) -> list[int]:
         raise UserError(f"--n {n} is more than the reference's {depth} layers; give 1 to {depth}")
     else:
         chosen = list(range(n))
-    if args.init not in ("stack", "hybrid-stack"):
+    if n is None or args.init not in ("stack", "hybrid-stack"):
         return chosen
-    assert n is not None, "checked with the arguments"
     if n % len(chosen):
         raise UserError(f"--n {n} is not a multiple of the {len(chosen)} layers that are stacked")
     return chosen * (n // len(chosen))
+
+
+_SYNTAX = "first:n, last:n, middle:n, alternate, last, start:stop:step, or a list such as 0,3,5-9; join with +"
+
+
+def parse_layers(text: str, depth: int) -> list[int]:
+    """Turn a layer selection into layer numbers of a reference of a depth, counted from 0, in the student's order.
+
+    ``first:n``, ``last:n`` (``last`` is one layer), ``middle:n``, ``alternate`` (0, 2, 4, ...), ``a:b`` and ``a:b:c``
+    as in Python, ``5-9`` with both ends, single numbers; terms are joined by ``,`` or ``+``. After a ``+`` a bare
+    ``last`` that the terms before already end with adds nothing. Layers may repeat and go backwards.
+
+    Raises:
+        UserError: not of this form, or layers the reference does not have.
+    """
+    layers: list[int] = []
+    for term in re.split(r"[,+]", text.replace(" ", "")):
+        if term != "last" or layers[-1:] != [depth - 1]:
+            layers += _parse_term(term, text, depth)
+    if not layers:
+        raise UserError(f"--layers {text} selects no layer of the reference's {depth}; use {_SYNTAX}")
+    return layers
+
+
+def _parse_term(term: str, text: str, depth: int) -> list[int]:
+    if match := re.fullmatch(r"(first|last|middle):(\d+)", term):
+        count = int(match[2])
+        if not 1 <= count <= depth:
+            raise UserError(f"--layers {text} asks for {count} layers; the reference has {depth}, give 1 to {depth}")
+        start = {"first": 0, "last": depth - count, "middle": (depth - count) // 2}[match[1]]
+        return list(range(start, start + count))
+    if term in ("last", "alternate"):
+        return [depth - 1] if term == "last" else list(range(0, depth, 2))
+    if match := re.fullmatch(r"(\d+)(?:-(\d+))?", term):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"--layers {text}: {term} runs backwards; write {last}-{first}")
+        _check_range(last, text, depth)
+        return list(range(first, last + 1))
+    if match := re.fullmatch(r"(\d*):(\d*)(?::([1-9]\d*))?", term):
+        begin, end, step = (int(part) if part else None for part in match.groups())
+        if (end or 0) > depth or (begin or 0) >= depth:
+            _check_range(max((end or 0) - 1, begin or 0), text, depth)
+        return list(range(depth))[begin:end:step]
+    raise UserError(f"--layers {text}: {term or 'an empty term'} is not understood; use {_SYNTAX}")
+
+
+def _check_range(layer: int, text: str, depth: int) -> None:
+    if layer >= depth:
+        raise UserError(f"--layers {text} names layer {layer}; the reference has layers 0 to {depth - 1}")
+
+
+def runs_of(layers: Iterable[int]) -> list[list[int]]:
+    """First and last layer of each run of consecutive layers."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return runs
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Layers as ``--layers`` takes them, such as 0-3,7."""
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs_of(layers))

@@ -1,7 +1,7 @@
 """The plan of a slice: which tensor of the reference, or which fresh values, fill a student's. No weights move here."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -38,10 +38,17 @@ class FreshValues:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One student tensor: its shape and dtype, and what fills it (pieces are stacked top to bottom)."""
+    """One student tensor and what fills it: fresh values, or pieces of stored tensors, stacked top to bottom.
+
+    Attributes:
+        words: the source for people.
+        weights: the tensors that the pieces are of; None while they are not opened.
+    """
 
     spec: TensorSpec
     source: tuple[Piece, ...] | FreshValues
+    words: str
+    weights: Weights | None = None
 
 
 @dataclass
@@ -49,13 +56,11 @@ class Plan:
     """A student model and where its tensors come from.
 
     Attributes:
-        config: litgpt's configuration of the student.
-        hf: its ``config.json``.
-        layers: the reference's layer behind each student layer; None where no layer is inherited.
+        hf: its ``config.json`` but for the dtype.
+        layers: the reference's layer behind each student layer; None where nothing is inherited.
         tensors: every student tensor, in the order of the file.
         aliases: names that share another tensor's storage: the tied head.
         seed: seed of the initialisers.
-        stored_shapes: shapes of the stored tensors that feed the student.
     """
 
     config: Config
@@ -64,23 +69,15 @@ class Plan:
     tensors: dict[str, TensorPlan]
     aliases: dict[str, str]
     seed: int
-    stored_shapes: dict[str, tuple[int, ...]]
 
     @property
     def name(self) -> str:
         """The student's name; litgpt's configuration may have another, by which litgpt chooses its norms."""
         return self.config.hf_config["name"]
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, a tied head counted once."""
-        return sum(tensor.spec.numel for tensor in self.tensors.values())
-
-    @property
-    def non_embedding_parameters(self) -> int:
-        """Parameters without token embedding, learned positions and head."""
-        shapes = {name: tensor.spec.shape for name, tensor in self.tensors.items()}
-        return count_parameters(shapes, embeddings=False)
+    def parameters(self, embeddings: bool = True) -> int:
+        """Number of parameters, a tied head counted once; or those without token embedding, learned positions, head."""
+        return count_parameters({name: tensor.spec.shape for name, tensor in self.tensors.items()}, embeddings)
 
     @property
     def nbytes(self) -> int:
@@ -88,42 +85,26 @@ class Plan:
         return sum(tensor.spec.nbytes for tensor in self.tensors.values())
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the token embedding."""
-        return self.tensors[EMBEDDING].spec.dtype
-
-    @property
-    def dtype_name(self) -> str:
-        """Its name, such as "bfloat16"."""
-        return str(self.dtype).removeprefix("torch.")
+    def dtype(self) -> str:
+        """Floating-point type of the token embedding, such as "bfloat16"."""
+        return str(self.tensors[EMBEDDING].spec.dtype).removeprefix("torch.")
 
     def sources(self) -> dict[str, str]:
         """Student tensor -> what feeds it, in words."""
-        words = {
-            name: str(tensor.source)
-            if isinstance(tensor.source, FreshValues)
-            else describe(list(tensor.source), self.stored_shapes)
-            for name, tensor in self.tensors.items()
-        }
+        words = {name: tensor.words for name, tensor in self.tensors.items()}
         return words | {name: f"tied to {target}" for name, target in self.aliases.items()}
 
 
-class Student(NamedTuple):
-    """The student's configuration, and the reference's layer behind each of its layers."""
-
-    config: Config
-    layers: list[int]
-
-
-def student_config(reference: ReferenceModel, args: SliceArgs) -> Student:
-    """What a slice of a reference is, by its configuration alone.
+def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, list[int]]:
+    """A student's configuration, and the reference's layer behind each of its layers; no weights are needed.
 
     Raises:
         UserError: arguments that do not fit the reference.
     """
     config = reference.config
     layers = layer_map(args, config.n_layer)
-    _check_tied(reference, args)
+    if reference.tied and args.embeddings != args.head:
+        raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
     if not args.positions and not isinstance(config, GPT2Config):
         raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
     per_layer: dict[str, list[int] | None] = {
@@ -136,65 +117,46 @@ def student_config(reference: ReferenceModel, args: SliceArgs) -> Student:
         keep = config.scale_attn_by_inverse_layer_idx and args.attn_scale == "keep" and args.init != "random"
         per_layer["attn_scale_layers"] = scale if keep else None
     suffix = f"-{len(layers)}l" + ("-half-width" if args.init == "half-width" else "")
-    config = replace(
-        config,
-        name=config.name + suffix,
-        hf_config={**config.hf_config, "name": reference.name + suffix},
-        n_layer=len(layers),
-        **per_layer,
-    )
+    hf_config = {**config.hf_config, "name": reference.name + suffix}
+    config = replace(config, name=config.name + suffix, hf_config=hf_config, n_layer=len(layers), **per_layer)
     if args.init == "half-width":
         config = half_width_config(config)
         if config.n_embd != config.n_head * config.head_size and not reference.architecture.free_head_size:
             raise UserError(
-                f"--init half-width: {reference.config.n_head} heads of size {config.head_size} cannot be halved,"
-                f" and this architecture ties head size to width; choose another --init"
+                f"--init half-width: {reference.config.n_head} heads of size {config.head_size} cannot be halved, and "
+                "this architecture ties head size to width; choose another --init"
             )
-    return Student(config, layers)
+    return config, layers
 
 
-def _check_tied(reference: ReferenceModel, args: SliceArgs) -> None:
-    if reference.tied and args.embeddings != args.head:
-        raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
-
-
-def inherited_names(reference: ReferenceModel, args: SliceArgs, student: Student) -> set[str]:
+def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
     """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
-    return {
-        source
-        for name in tensor_shapes(student.config, reference.tied)
-        if (source := _source_name(name, student.layers, args)) is not None
-    }
+    config, layers = student_config(reference, args)
+    sources = (_source_name(name, layers, args) for name in tensor_shapes(config, reference.tied))
+    return {source for source in sources if source is not None}
 
 
-def build_plan(reference: ReferenceModel, args: SliceArgs, student: Student) -> Plan:
-    """Plan a student.
-
-    Args:
-        reference: the reference; without weights, the plan is made from its configuration alone.
-        args: what to build.
-        student: the answer of ``student_config``.
+def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
+    """Plan a student of a reference; one without weights is planned from its configuration alone.
 
     Raises:
         UserError: arguments that do not fit the reference, or a needed tensor is missing.
     """
-    _check_tied(reference, args)  # again: the weights may say otherwise than the configuration
-    config, layers = student
-    shapes = tensor_shapes(config, reference.tied)
-    default = _default_dtype(reference)
+    config, layers = student_config(reference, args)
+    default, stored_shapes = reference.dtype, reference.stored_shapes()
     tensors: dict[str, TensorPlan] = {}
-    for name, shape in shapes.items():
-        module = split_name(name)[1]
+    for name, shape in tensor_shapes(config, reference.tied).items():
         source = _source_name(name, layers, args)
         pieces = reference.pieces(source) if source is not None else None
         if pieces is None:
             fresh = FreshValues("zeros") if source is not None else _initialiser(reference, config, name)
-            tensors[name] = TensorPlan(TensorSpec(shape, default), fresh)
+            tensors[name] = TensorPlan(TensorSpec(shape, default), fresh, str(fresh))
             continue
         if args.init == "half-width":
-            pieces = _narrow(module, pieces, shape, reference.config, config)
-        tensors[name] = TensorPlan(TensorSpec(shape, _dtype_of(pieces, reference.weights, default)), tuple(pieces))
-    stored = {piece.name for plan in tensors.values() if isinstance(plan.source, tuple) for piece in plan.source}
+            pieces = _narrow(split_name(name)[1], pieces, shape, reference.config, config)
+        spec = TensorSpec(shape, _dtype_of(pieces, reference.weights, default))
+        tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
+    inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
     hf = {
         **trim_lists(reference.hf, layers, reference.config.n_layer),
         "model_type": reference.architecture.model_type,
@@ -202,18 +164,9 @@ def build_plan(reference: ReferenceModel, args: SliceArgs, student: Student) -> 
         **reference.architecture.to_hf(config),
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": reference.tied,
-        "dtype": str(default).removeprefix("torch."),
-        "torch_dtype": str(default).removeprefix("torch."),
     }
-    return Plan(
-        config=config,
-        hf=hf,
-        layers=layers if stored else None,
-        tensors=tensors,
-        aliases={HEAD: EMBEDDING} if reference.tied else {},
-        seed=args.seed,
-        stored_shapes={name: shape for name, shape in reference.stored_shapes().items() if name in stored},
-    )
+    aliases = {HEAD: EMBEDDING} if reference.tied else {}
+    return Plan(config, hf, layers if inherits else None, tensors, aliases, args.seed)
 
 
 def _source_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
@@ -222,12 +175,8 @@ def _source_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
         return None
     layer, module, kind = split_name(name)
     if layer is None:
-        wanted = {
-            "lm_head": args.head,
-            "transformer.ln_f": args.final_norm,
-            "transformer.wpe": args.positions,
-        }.get(module, args.embeddings)
-        return name if wanted else None
+        wanted = {"lm_head": args.head, "transformer.ln_f": args.final_norm, "transformer.wpe": args.positions}
+        return name if wanted.get(module, args.embeddings) else None
     child = module.partition(".")[0]
     part = "norm" if "norm" in child else child
     return f"transformer.h.{layers[layer]}.{module}.{kind}" if part in args.inherited_parts else None
@@ -249,22 +198,12 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshV
 def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype) -> torch.dtype:
     if weights is None:
         return default
-    dtypes = set()
-    for piece in pieces:
-        if piece.name not in weights.specs:
-            raise UserError(f"{weights.files[0].parent} lacks the tensor {piece.name}; get the reference again")
-        dtypes.add(weights.specs[piece.name].dtype)
+    if missing := [piece.name for piece in pieces if piece.name not in weights.specs]:
+        raise UserError(f"{weights.files[0].parent} lacks the tensor {missing[0]}; get the reference again")
+    dtypes = {weights.specs[piece.name].dtype for piece in pieces}
     if len(dtypes) > 1:
         raise UserError(f"{pieces[0].name} and {pieces[-1].name} have different dtypes; get the reference again")
     return dtypes.pop()
-
-
-def _default_dtype(reference: ReferenceModel) -> torch.dtype:
-    """Floating-point type of what is not inherited: the stored embedding's, else what ``config.json`` says."""
-    for name in reference.stored_names([EMBEDDING]):
-        if reference.weights is not None and name in reference.weights.specs:
-            return reference.weights.specs[name].dtype
-    return reference.dtype
 
 
 def half_width_config(config: Config) -> Config:
@@ -278,35 +217,23 @@ def half_width_config(config: Config) -> Config:
     if config.mlp_class_name == "LLaMAMoE":
         # Half of the experts, or all of them at half their width? The router's choice would be another either way.
         raise UserError("--init half-width is not defined for a mixture of experts; choose another --init")
+    halves = {}
     for field in ("n_embd", "intermediate_size"):
-        if getattr(config, field) % 2:
+        halves[field], odd = divmod(getattr(config, field), 2)
+        if odd:
             raise UserError(f"--init half-width: {field} of the reference is {getattr(config, field)}, which is odd")
     groups = -(-config.n_query_groups // 2)
     heads = groups * (config.n_head // config.n_query_groups) if config.n_query_groups > 1 else -(-config.n_head // 2)
-    return replace(
-        config,
-        n_embd=config.n_embd // 2,
-        intermediate_size=config.intermediate_size // 2,
-        n_head=heads,
-        n_query_groups=groups,
-    )
+    return replace(config, **halves, n_head=heads, n_query_groups=groups)
 
 
 def _narrow(
     module: str, pieces: list[Piece], shape: tuple[int, ...], reference: Config, student: Config
 ) -> list[Piece]:
-    """The part of a litgpt tensor that the narrow model keeps.
-
-    Args:
-        module: its module, such as "attn.qkv".
-        pieces: the reference's tensor.
-        shape: the student's tensor.
-        reference, student: the two configurations.
-    """
+    """The part of a litgpt tensor of the reference that the narrow model keeps, for its own tensor's shape."""
+    ranges = [(0, shape[0])]
     if module == "attn.qkv":
         starts = (0, qkv_rows(reference)[0], sum(qkv_rows(reference)[:2]))
         ranges = [(start, start + rows) for start, rows in zip(starts, qkv_rows(student), strict=True)]
-    else:
-        ranges = [(0, shape[0])]
     kept = select_rows(pieces, ranges)
     return kept if len(shape) == 1 else select_columns(kept, shape[1])

@@ -1,8 +1,13 @@
-"""A reference: its configuration, the names of its tensors and, once opened, its weights, in whatever format."""
+"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository, at a revision or not.
 
-from collections.abc import Iterable
+A reference is its configuration, the names of its tensors and, once opened, its weights, in whatever format.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,21 @@ from inheritune_lit.checkpoint.folder import (
     refuse_outside_links,
     suggest_final,
 )
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, tensor_shapes
-from inheritune_lit.checkpoint.weights import Weights
+from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
+from inheritune_lit.checkpoint.hub import Repository, open_repository
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
+from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError, first_line
-from inheritune_lit.references import Reference
+from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.references import (
+    TOKENIZER_OF_SHAPES,
+    Reference,
+    Shape,
+    find_reference,
+    find_shape,
+    unknown_reference,
+)
+from inheritune_lit.tokenizer import Tokenizer
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,11 +47,9 @@ class ReferenceModel:
     """A pretrained model, described by its configuration; its weights are mapped, not loaded.
 
     Attributes:
-        folder: where its files are.
         org, name: for the names of what is made from it.
         config: litgpt's configuration of the whole reference.
         hf: its ``config.json``, or what it would say.
-        architecture: the key table.
         hf_keys: the weights carry Hugging Face names (else litgpt's).
         tied: the head is the token embedding.
         weights: its tensors, or some of them, under their full names; None until it is opened.
@@ -76,12 +90,24 @@ class ReferenceModel:
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every stored tensor, as the configuration says."""
-        last: dict[str, tuple[Piece, tuple[int, ...]]] = {}
+        stored: dict[str, tuple[int, ...]] = {}
         for name, shape in self.shapes.items():
             for piece in self.pieces(name) or ():
-                if piece.name not in last or last[piece.name][0].stop < piece.stop:
-                    last[piece.name] = piece, shape[1:]
-        return {name: _stored_shape(piece, columns) for name, (piece, columns) in last.items()}
+                stored[piece.name] = max(stored.get(piece.name, ()), _stored_shape(piece, shape[1:]))
+        return stored
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A litgpt tensor of an opened reference on the CPU as stored: zeros for a bias that the checkpoint lacks."""
+        shape, pieces, weights = self.shapes[name], self.pieces(name), self.weights
+        if pieces is None:
+            return torch.zeros(shape)
+        assert weights, "an opened reference"
+        tensor, row = torch.empty(shape, dtype=weights.specs[pieces[0].name].dtype), 0
+        for piece in pieces:
+            for chunk in read_piece(weights.tensor(piece.name), piece):
+                tensor[row : row + len(chunk)] = chunk
+                row += len(chunk)
+        return tensor
 
     def remapped(self) -> "ReferenceModel":
         """The same with its weights mapped anew: pages that were read leave memory with the old mapping."""
@@ -89,17 +115,17 @@ class ReferenceModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type that ``config.json`` states, fp32 where it does not."""
+        """Floating-point type of the stored embedding, else what ``config.json`` states, else fp32."""
+        for name in self.stored_names([EMBEDDING]):
+            if self.weights and name in self.weights.specs:
+                return self.weights.specs[name].dtype
         return _HF_DTYPES.get(str(self.hf.get("dtype", self.hf.get("torch_dtype"))), torch.float32)
 
 
 def open_reference(folder: Path, org: str, name: str | None = None) -> ReferenceModel:
-    """Read a reference's configuration.
+    """Read the configuration of a Hugging Face or litgpt folder; its weights need not be there.
 
-    Args:
-        folder: a Hugging Face or litgpt folder; its weights need not be there.
-        org: organisation that made it, "local" where unknown.
-        name: its name; the one it carries, else the folder's, when None.
+    ``org`` made it, "local" where unknown; ``name`` is the one it carries, else the folder's, when None.
 
     Raises:
         UserError: the folder is not a checkpoint, or its configuration is damaged or not supported.
@@ -108,48 +134,42 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
     refuse_outside_links(folder)
     hf = load_hf_config(folder)
-    if is_litgpt_folder(folder):
-        return _open_litgpt(folder, org, name, hf)
-    if hf is None:
+    if not is_litgpt_folder(folder):
+        if hf is None:
+            remedy = suggest_final(folder) or "give the folder of one"
+            raise UserError(f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; {remedy}")
+        return reference_of_hf(folder, org, name or folder.resolve().name, hf)
+    config = load_lit_config(folder)
+    architecture = architecture_of_lit(config) if hf is None else architecture_of_hf(hf)
+    if hf is not None and (depth := architecture.to_lit(hf)["n_layer"]) != config.n_layer:
         raise UserError(
-            f"{folder} holds no checkpoint: neither {HF_CONFIG} nor {MODEL_CONFIG} is there; "
-            + (suggest_final(folder) or "give the folder of one")
+            f"{folder}: {HF_CONFIG} says {depth} layers, {MODEL_CONFIG} {config.n_layer}; get the checkpoint again"
         )
-    architecture = architecture_of_hf(hf)
-    name = name or folder.resolve().name
-    vocabulary = require(hf, "vocab_size")
-    fields = architecture.to_lit(hf)
+    name, hf = name or config.name or folder.resolve().name, hf or {}
+    org = config.hf_config.get("org", org) if org == "local" else org
+    return ReferenceModel(folder, org, name, config, hf, architecture, False, _is_tied(hf, architecture))
+
+
+def reference_of_hf(folder: Path, org: str, name: str, hf: dict[str, Any], **overrides: Any) -> ReferenceModel:
+    """The model that a ``config.json`` describes; ``overrides`` are fields of litgpt's configuration.
+
+    Raises:
+        UserError: there is no such model, or its architecture is not supported.
+    """
+    architecture, vocabulary = architecture_of_hf(hf), require(hf, "vocab_size")
+    fields = {"vocab_size": vocabulary, "padded_vocab_size": vocabulary, **architecture.to_lit(hf), **overrides}
     try:
         config = architecture.config_class(
-            name=litgpt_name(architecture, name),
-            hf_config={"org": org, "name": name},
-            vocab_size=vocabulary,
-            padded_vocab_size=vocabulary,
-            **fields,
+            name=litgpt_name(architecture, name), hf_config={"org": org, "name": name}, **fields
         )
     except (AssertionError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / HF_CONFIG} describes no possible model ({first_line(error)}); get it again"
-        ) from error
-    tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
-    return ReferenceModel(folder, org, name, config, hf, architecture, True, tied)
+        reason = first_line(error)
+        raise UserError(f"{folder / HF_CONFIG} describes no possible model ({reason}); get it again") from error
+    return ReferenceModel(folder, org, name, config, hf, architecture, True, _is_tied(hf, architecture))
 
 
-def _open_litgpt(folder: Path, org: str, name: str | None, hf: dict[str, Any] | None) -> ReferenceModel:
-    config = load_lit_config(folder)
-    if hf is not None:
-        architecture = architecture_of_hf(hf)
-        if (depth := architecture.to_lit(hf)["n_layer"]) != config.n_layer:
-            raise UserError(
-                f"{folder}: {HF_CONFIG} says {depth} layers, {MODEL_CONFIG} {config.n_layer}; get the checkpoint again"
-            )
-    else:
-        architecture = architecture_of_lit(config)
-        hf = {}
-    name = name or config.name or folder.resolve().name
-    org = config.hf_config.get("org", org) if org == "local" else org
-    tied = bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
-    return ReferenceModel(folder, org, name, config, hf, architecture, False, tied)
+def _is_tied(hf: dict[str, Any], architecture: Architecture) -> bool:
+    return bool(hf.get("tie_word_embeddings", architecture.tied_by_default))
 
 
 def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel:
@@ -172,29 +192,23 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
         )
         reference = replace(reference, tied=tied, weights=weights)
-    embedding = next(iter(reference.stored_names([EMBEDDING])))
-    expected = reference.stored_shapes()
+    embedding, again = next(iter(reference.stored_names([EMBEDDING]))), "get the reference again"
+    expected, heads = reference.stored_shapes(), (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
     for name, spec in weights.specs.items():
+        file, shape = weights.file_of[name], list(spec.shape)
+        if name.endswith(reference.architecture.ignored) and name not in expected:
+            continue
         if name not in expected:
-            if name.endswith(reference.architecture.ignored):
-                continue
-            if reference.tied and name in (HEAD, f"{reference.architecture.outer['lm_head']}.weight"):
-                _check_same(weights, embedding, name)
-                continue
-            raise UserError(
-                f"{weights.file_of[name]} holds {name}, which a model of its configuration does not have;"
-                f" get the reference again"
-            )
-        if spec.shape != expected[name]:
-            raise UserError(
-                f"{weights.file_of[name]}: {name} has shape {list(spec.shape)}, its configuration says"
-                f" {list(expected[name])}; get the reference again"
-            )
-        if not spec.dtype.is_floating_point:
-            raise UserError(
-                f"{weights.file_of[name]}: {name} has dtype {spec.dtype}; quantised weights are not supported,"
-                f" give the floating-point checkpoint"
-            )
+            if not (reference.tied and name in heads):
+                raise UserError(f"{file} holds {name}, which a model of its configuration does not have; {again}")
+            if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(name)):
+                problem = f"{HF_CONFIG} says the head is tied, but {name} differs from {embedding}"
+                raise UserError(f"{file}: {problem}; correct tie_word_embeddings")
+        elif shape != (wanted := list(expected[name])):
+            raise UserError(f"{file}: {name} has shape {shape}, its configuration says {wanted}; {again}")
+        elif not spec.dtype.is_floating_point:
+            remedy = "quantised weights are not supported, give the floating-point checkpoint"
+            raise UserError(f"{file}: {name} has dtype {spec.dtype}; {remedy}")
     return reference
 
 
@@ -203,14 +217,6 @@ def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
     if last.stack:
         return last.stack, last.stop // last.stack, *columns
     return (last.stop, *columns)[::-1] if last.transpose else (last.stop, *columns)
-
-
-def _check_same(weights: Weights, embedding: str, head: str) -> None:
-    if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(head)):
-        raise UserError(
-            f"{weights.file_of[head]}: {HF_CONFIG} says the head is tied, but {head} differs from {embedding};"
-            f" correct tie_word_embeddings"
-        )
 
 
 def reference_from_table(known: Reference) -> ReferenceModel | None:
@@ -223,10 +229,120 @@ def reference_from_table(known: Reference) -> ReferenceModel | None:
         if (entry["hf_config"]["org"], entry["hf_config"]["name"]) != (org, name):
             continue
         padded = Config(**entry)
-        for vocabulary in (padded.vocab_size, padded.padded_vocab_size):
+        for vocabulary, tied in product((padded.vocab_size, padded.padded_vocab_size), (False, True)):
             config = replace(padded, padded_vocab_size=vocabulary)
-            for tied in (False, True):
-                if count_parameters(tensor_shapes(config, tied)) == known.parameters:
-                    architecture = architecture_of_lit(config)
-                    return ReferenceModel(Path(), org, name, config, {}, architecture, False, tied)
+            if count_parameters(tensor_shapes(config, tied)) == known.parameters:
+                return ReferenceModel(Path(), org, name, config, {}, architecture_of_lit(config), False, tied)
     return None
+
+
+@dataclass(frozen=True)
+class ResolvedReference:
+    """A reference, without weights until it is opened, and where it comes from.
+
+    Attributes:
+        source: its folder, file or repository (with the revision that was asked for), for the manifest.
+        shape_only: it has no weights.
+    """
+
+    reference: ReferenceModel
+    source: str
+    repository: Repository | None = None
+    gguf: Path | None = None
+    shape_only: bool = False
+
+    def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
+        """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.
+
+        Raises:
+            UserError: there are none, they are damaged or do not fit the configuration.
+        """
+        if self.shape_only:
+            raise UserError(
+                f"nobody has published weights of {self.source}: give --init random and train it, then slice the "
+                "folder of the trained one"
+            )
+        if self.repository is None:
+            weights = open_weights(self.reference.folder)
+        else:
+            needed = self.reference.stored_names(self.reference.shapes if names is None else names)
+            weights = self.repository.download(needed, partial(full_name, self.reference.architecture))
+        reference = attach_weights(self.reference, weights)
+        assert reference.weights
+        if names is None and (missing := sorted(reference.stored_shapes().keys() - reference.weights.specs.keys())):
+            raise UserError(
+                f"{self.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
+                f"tensors are missing, such as {missing[0]}; get the checkpoint again"
+            )
+        if self.gguf:
+            weights = replace(reference.weights, files=[self.gguf], format="gguf")
+            reference = replace(reference, weights=weights)
+        return replace(self, reference=reference)
+
+    def file_hashes(self) -> dict[str, str | None]:
+        """Names and SHA-256 of the files behind the opened weights; the hub states its own."""
+        assert self.reference.weights, "an opened reference"
+        if self.repository:
+            return {file["path"]: file["sha256"] for file in self.repository.record(self.reference.weights)}
+        return {path.name: sha256_file(path) for path in self.reference.weights.files}
+
+
+@contextmanager
+def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedReference]:
+    """Find a reference and read its configuration; it is there for the length of the block.
+
+    ``tokenizer_dir`` is GPT-2's tokenizer for a shape without weights, fetched from the hub when None.
+
+    Raises:
+        UserError: there is no such reference, or it is damaged.
+    """
+    path = Path(ref).expanduser()
+    if tokenizer_dir is not None and (path.is_dir() or not find_shape(ref)):
+        raise UserError(f"--tokenizer_dir {tokenizer_dir}: --ref {ref} brings its own tokenizer; leave it out")
+    if gguf := find_gguf(path):
+        with as_huggingface(gguf) as folder:
+            yield ResolvedReference(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
+    elif path.is_dir():
+        yield ResolvedReference(open_reference(path, "local"), str(path))
+    elif shape := find_shape(ref):
+        folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES, None, gated=False).folder
+        Tokenizer(folder)  # or the new model would have none
+        yield ResolvedReference(describe_shape(shape, folder), shape.name, shape_only=True)
+    else:
+        name, at, revision = ref.partition("@")
+        if at and not revision:
+            raise UserError(
+                f"--ref {ref} names no revision behind the @; give a branch, tag or commit, or leave it out"
+            )
+        if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+            raise UserError(f"no folder at {name}; give a checkpoint folder, a hub repository or a known name")
+        known = find_reference(name)
+        if known is None and name.count("/") != 1:
+            raise unknown_reference(name)
+        gated = known is not None and known.gated
+        repository = open_repository(known.repository if known else name, revision or None, gated=gated)
+        reference = open_reference(repository.folder, *repository.name.split("/"))
+        yield ResolvedReference(reference, repository.name + at + revision, repository)
+
+
+VOCABULARY = 50304
+"""GPT-2's 50,257 tokens and 47 that no text has: a multiple of 64 (the paper's code)."""
+
+
+def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
+    """A reference that only has a shape: no biases, tied head, attention divided by the layer's number."""
+    hf: dict[str, Any] = {
+        "model_type": "gpt2",
+        "n_layer": shape.layers,
+        "n_embd": shape.width,
+        "n_head": shape.heads,
+        "n_positions": 1024,
+        "activation_function": "gelu_new",
+        "initializer_range": 0.02,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        "scale_attn_by_inverse_layer_idx": True,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), 50256),
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+    }
+    return reference_of_hf(tokenizer_dir, "paper", shape.name, hf, bias=False, norm_bias=False)

@@ -15,11 +15,7 @@ from inheritune_lit.errors import UserError
 
 
 def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
-    """Devices a node; "auto" is every GPU, or one CPU process.
-
-    Raises:
-        UserError: there are not as many.
-    """
+    """Devices per node; "auto" is every GPU, or one CPU process. More than there are is refused."""
     if num_nodes < 1 or (devices != "auto" and devices < 1):
         raise UserError(f"--devices {devices} --num_nodes {num_nodes}; give 1 or more of both, or auto devices")
     available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
@@ -30,14 +26,9 @@ def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
 
 
 def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: Any = "32-true") -> Fabric:
-    """Fabric; with several devices every one of them runs this program from here on.
+    """Fabric; with several devices per node every one of them runs this program from here on.
 
     Processes come from torchrun or SLURM where one of them has started this program, and are started here otherwise.
-
-    Args:
-        count: devices per node, see ``device_count``.
-        num_nodes: nodes.
-        strategy, precision: Fabric's.
     """
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
@@ -86,8 +77,3 @@ def has_compiler() -> bool:
     except (InvalidCxxCompiler, OSError):
         return False
     return Path(sysconfig.get_path("include"), "Python.h").is_file()
-
-
-def multiply_all(tensors: list[torch.Tensor], factor: torch.Tensor) -> None:
-    """Multiply all tensors in place by one number, together where their device can do that."""
-    torch._foreach_mul_(tensors, factor)

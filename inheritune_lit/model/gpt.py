@@ -1,10 +1,80 @@
-"""The models of a configuration: litgpt's GPT, and GPT-2 on litgpt's blocks."""
+"""litgpt's forward pass in steps (embeddings, blocks, final norm, head), and the models of a configuration.
+
+Whoever needs less than ``GPT.forward`` or another attention puts the steps together; each computes what litgpt does.
+"""
+
+from functools import partial
+from typing import Any
 
 import torch
-from litgpt.model import GPT, batched_index_select
+from litgpt.model import GPT, do_softcapping
+from torch.utils.checkpoint import checkpoint
 
 from inheritune_lit.checkpoint.config import Config, GPT2Config
-from inheritune_lit.model.forward import embed, hidden_states
+from inheritune_lit.model.attention import AttentionPlan
+
+RopeTables = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of the positions, a batch dimension first."""
+
+
+def embed(
+    model: GPT, tokens_BT: torch.Tensor, positions: torch.Tensor | None = None, rows_BTC: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What goes into the first block, (B, T, C), of litgpt's model or our GPT-2.
+
+    ``positions`` are those of the tokens in their sequences, (T,) or (B, T), counted from 0 when None; ``rows_BTC``
+    the tokens' rows of the embedding, for a model that does not have it in memory.
+    """
+    x_BTC = model.transformer.wte(tokens_BT) if rows_BTC is None else rows_BTC
+    if model.config.scale_embeddings:
+        x_BTC = x_BTC * torch.tensor(model.config.n_embd**0.5, dtype=x_BTC.dtype)
+    if "wpe" in model.transformer:
+        if positions is None:
+            positions = torch.arange(tokens_BT.shape[1], device=x_BTC.device)
+        x_BTC = x_BTC + model.transformer.wpe(positions)
+    return x_BTC
+
+
+def rope_of_layer(model: GPT, rope: RopeTables, layer: int) -> RopeTables:
+    """The rotary tables that a layer uses: some models have one for local and one for global attention."""
+    indices, (cos, sin) = model.config.rope_indices, rope
+    return rope if indices is None else (cos[..., indices[layer]], sin[..., indices[layer]])
+
+
+def hidden_states(
+    model: GPT, tokens_BT: torch.Tensor, positions_BT: torch.Tensor | None = None, plan: AttentionPlan | None = None
+) -> torch.Tensor:
+    """What goes into the head, (B, T, C).
+
+    Positions of the tokens in their sequences are counted from 0 when None. A plan says what each token attends to, of
+    a model after ``install_plans``; all tokens before it when None.
+    """
+    x_BTC = embed(model, tokens_BT, positions_BT)
+    if positions_BT is None:
+        rope = model.cos[: x_BTC.shape[1]].unsqueeze(0), model.sin[: x_BTC.shape[1]].unsqueeze(0)
+    else:
+        rope = model.cos[positions_BT], model.sin[positions_BT]
+    for layer, block in enumerate(model.transformer.h):
+        x_BTC = block(x_BTC, *rope_of_layer(model, rope, layer), plan)
+    return model.transformer.ln_f(x_BTC)
+
+
+def head_logits(model: GPT, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V), fp32, of what ``hidden_states`` gave (..., C)."""
+    logits = model.lm_head(hidden)
+    if model.config.final_logit_softcapping is not None:
+        logits = do_softcapping(logits, model.config.final_logit_softcapping)
+    return logits.float()
+
+
+def checkpoint_activations(model: GPT) -> None:
+    """Keep only each block's input for the backward pass, which recomputes the rest.
+
+    That is a third more computing and a small part of the memory. Names of tensors stay.
+    """
+    for block in model.transformer.h:
+        # RNG is not used: there is no dropout.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class Transformer(GPT):
@@ -33,46 +103,15 @@ class GPT2(Transformer):
             # litgpt multiplies the attention logits by mscale twice.
             block.attn.mscale = config.attention_divisor(layer) ** -0.5
 
-    def forward(
-        self,
-        idx: torch.Tensor,
-        input_pos: torch.Tensor | None = None,
-        input_pos_maxp1: int | None = None,
-        lm_head_chunk_size: int = 0,
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """Logits; arguments and results are those of ``GPT.forward``.
+    def forward(self, idx: torch.Tensor, input_pos: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Logits; arguments and results are those of ``GPT.forward``."""
+        positions = torch.arange(idx.shape[1], device=idx.device) if input_pos is None else input_pos
 
-        Args:
-            idx: token ids, shape (B, T).
-            input_pos: positions, shape (T,) or (B, T), when the key-value cache is used.
-            input_pos_maxp1: largest position plus 1.
-            lm_head_chunk_size: positions per chunk of logits; 0 for one tensor.
+        def add_positions(_wte: torch.nn.Module, _ids: Any, x_BTC: torch.Tensor) -> torch.Tensor:
+            return x_BTC + self.transformer.wpe(positions)
 
-        Returns:
-            Shape (B, T, padded_vocab_size), or a list of chunks along T.
-        """
-        T = idx.size(1)
-        if self.max_seq_length < T:
-            raise ValueError(f"Cannot forward sequence of length {T}, max seq length is only {self.max_seq_length}.")
-        mask = None
-        if input_pos is None:
-            input_pos_maxp1 = None
-        else:
-            if self.mask_cache is None:
-                raise TypeError("You need to call `gpt.set_kv_cache()`")
-            mask = batched_index_select(self.mask_cache, 2, input_pos)
-            if mask.dim() > 4:
-                mask = mask.view(*(mask.shape[0:1] + mask.shape[2:]))
-            mask = mask if input_pos_maxp1 is None else mask[..., :input_pos_maxp1]
-        x_BTC = embed(self, idx, input_pos)
-        # Without rotary dimensions the tables have width 0.
-        cos, sin = self.cos[:T].unsqueeze(0), self.sin[:T].unsqueeze(0)
-        for block in self.transformer.h:
-            x_BTC = block(x_BTC, cos, sin, mask, input_pos, input_pos_maxp1)
-        x_BTC = self.transformer.ln_f(x_BTC)
-        if lm_head_chunk_size > 0:
-            return [self.lm_head(x) for x in x_BTC.split(lm_head_chunk_size, dim=1)]
-        return self.lm_head(x_BTC)
+        with self.transformer.wte.register_forward_hook(add_positions):
+            return super().forward(idx, input_pos, *args, **kwargs)
 
 
 def build_model(config: Config) -> Transformer:

@@ -24,20 +24,15 @@ def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
 
 def is_tied(state: dict[str, torch.Tensor]) -> bool:
     """Whether the token embedding and the head are one tensor: they share their storage in the file."""
-    if EMBEDDING not in state or HEAD not in state:
-        return False
-    return state[EMBEDDING].data_ptr() == state[HEAD].data_ptr()
+    return {EMBEDDING, HEAD} <= state.keys() and state[EMBEDDING].data_ptr() == state[HEAD].data_ptr()
 
 
 def load_model(
     checkpoint_dir: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> Transformer:
-    """Build the checkpoint's model with its weights; a tied head stays tied.
+    """Build a litgpt checkpoint's model with its weights; a tied head stays tied.
 
-    Args:
-        checkpoint_dir: a litgpt checkpoint folder.
-        dtype: floating-point type of the parameters; as stored when None. RoPE tables stay fp32.
-        device: where the parameters go.
+    The parameters have a dtype, as stored when None; RoPE tables stay fp32.
 
     Raises:
         UserError: the folder is not a checkpoint, or its weights and ``model_config.yaml`` disagree.
@@ -45,7 +40,14 @@ def load_model(
     config, state = load_config(checkpoint_dir), load_state(checkpoint_dir)
     with torch.device("meta"):
         model = build_model(config)
-    _check_state(checkpoint_dir, model, state)
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in each.items()} for each in (model.state_dict(), state)
+    )
+    if complaint := disagreement(expected, found):
+        raise UserError(
+            f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({config.n_layer} layers): {complaint}; "
+            "make the checkpoint again"
+        )
     return with_weights(model, state, is_tied(state), dtype, device)
 
 
@@ -56,15 +58,7 @@ def with_weights(
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> Transformer:
-    """Give a model of the meta device its weights; arguments as in ``load_model``.
-
-    Args:
-        model: built on the meta device.
-        state: every parameter; a tied head may be left out.
-        tied: whether the head is the embedding.
-        dtype: floating-point type of the parameters.
-        device: where they go.
-    """
+    """Give a model that was built on the meta device its weights; a tied head may be left out of ``state``."""
     model.load_state_dict(state if HEAD in state else {**state, HEAD: state[EMBEDDING]}, strict=True, assign=True)
     # RoPE tables are buffers: the meta model's hold nothing, and a cast would round their angles.
     model.cos = model.sin = None
@@ -73,14 +67,3 @@ def with_weights(
         model.lm_head.weight = model.transformer.wte.weight
     model.cos, model.sin = model.rope_cache(device=torch.device(device))
     return model
-
-
-def _check_state(checkpoint_dir: Path, model: Transformer, state: dict[str, torch.Tensor]) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if complaint := disagreement(expected, found):
-        depth = model.config.n_layer
-        raise UserError(
-            f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({depth} layers): {complaint}; "
-            "make the checkpoint again"
-        )

@@ -11,40 +11,30 @@ Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.in
 
 
 def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device) -> None:
-    """Replace the weights of every linear layer but the head's, and move the model.
+    """Replace the weights of every linear layer but the head's, and move the model to a device; it keeps its dtype.
 
-    Args:
-        model: on the CPU; activations keep its dtype.
-        mode: 4-bit NormalFloat or float, "-dq" with quantised scales (Dettmers et al., "QLoRA", 2023), or 8-bit
-            (Dettmers et al., "LLM.int8()", 2022).
-        device: where the model goes.
+    4-bit NormalFloat or float, "-dq" with quantised scales (Dettmers et al., "QLoRA", 2023), or 8-bit (Dettmers et al.,
+    "LLM.int8()", 2022).
 
     Raises:
         UserError: an unknown mode, bitsandbytes is missing, or it has no such layer for this device.
     """
-    if mode not in get_args(Quantization):
-        raise UserError(f"--quantize is {mode!r}; choose one of {', '.join(get_args(Quantization))}")
+    if mode not in (known := get_args(Quantization)):
+        raise UserError(f"--quantize is {mode!r}; choose one of {', '.join(known)}")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError(f"--quantize {mode} needs bitsandbytes; install it, or leave the option out") from error
     try:
-        _replace(model.transformer.h, mode)
+        for parent in list(model.transformer.h.modules()):
+            for name, child in parent.named_children():
+                if type(child) is torch.nn.Linear:
+                    setattr(parent, name, _quantized(child, mode))
         model.to(device)
         _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
-        reason = first_line(error)
-        raise UserError(
-            f"bitsandbytes cannot do {mode} on {torch.device(device).type} ({reason}); choose another --quantize"
-        ) from error
-
-
-def _replace(parent: torch.nn.Module, mode: Quantization) -> None:
-    for name, child in parent.named_children():
-        if type(child) is torch.nn.Linear:
-            setattr(parent, name, _quantized(child, mode))
-        else:
-            _replace(child, mode)
+        kind, reason = torch.device(device).type, first_line(error)
+        raise UserError(f"bitsandbytes cannot do {mode} on {kind} ({reason}); choose another --quantize") from error
 
 
 def _quantized(linear: torch.nn.Linear, mode: Quantization) -> torch.nn.Module:
@@ -59,10 +49,7 @@ def _quantized(linear: torch.nn.Linear, mode: Quantization) -> torch.nn.Module:
             layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
             layer.weight = bitsandbytes.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
         else:
-            options: dict[str, Any] = {
-                "quant_type": kind.removesuffix("-dq"),
-                "compress_statistics": kind.endswith("-dq"),
-            }
+            options: Any = {"quant_type": kind.removesuffix("-dq"), "compress_statistics": kind.endswith("-dq")}
             layer = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, **options)
             layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, **options)
     layer.bias = linear.bias

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inheritune_lit import (
     ASSUMED_MFU,
@@ -146,7 +146,7 @@ class GrowthPlan:
     reference: ReferenceModel
     rounds: list[RoundPlan]
     limit: str
-    attn_scale: str
+    attn_scale: Literal["position", "keep"]
     settings: dict[str, Any]
     evaluator: HeldOutEvaluator
 
@@ -186,7 +186,7 @@ def plan_growth(args: GrowArgs, resolved: ResolvedReference) -> GrowthPlan:
     reference, initial = resolved.reference, args.initial_checkpoint_dir
     attn_scale, start = attn_scale_of(initial), layers_of(initial) if initial else None
     if initial and start:
-        check_start(initial, start, reference, reference.tied, attn_scale)
+        check_start(initial, start, reference, attn_scale)
     rounds = plan_layers(args, reference.config.n_layer, start)
     check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
     length = sample_length(args.train, reference.config)

@@ -19,14 +19,13 @@ from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
-from inheritune_lit.inherit.resolve import resolve
+from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.model.forward import head_logits
-from inheritune_lit.model.gpt import Transformer
+from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs, TeachArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS

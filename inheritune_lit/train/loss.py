@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from inheritune_lit.data.packed import PADDING
 from inheritune_lit.errors import UserError
-from inheritune_lit.model.forward import head_logits
-from inheritune_lit.model.gpt import Transformer
+from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.train.args import DistillArgs
 
 Kernel = Literal["plain", "chunked", "liger", "distilled"]

@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_file
-from inheritune_lit.model.devices import multiply_all
 from inheritune_lit.train.args import OptimizerArgs, TrainArgs
 
 
@@ -85,7 +84,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     norm = total.sqrt()
     if max_norm is not None:
         # As torch.nn.utils.clip_grad_norm_: no scale above 1, and no division by zero.
-        multiply_all(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

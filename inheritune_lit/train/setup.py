@@ -22,7 +22,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.devices import device_count, has_compiler, launch
-from inheritune_lit.model.forward import checkpoint_activations
+from inheritune_lit.model.gpt import checkpoint_activations
 from inheritune_lit.train.args import Precision, SpeedArgs, Strategy, TrainingArgs
 from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.gpus import peak_flops

@@ -6,8 +6,7 @@ import pytest
 from matplotlib.image import imread
 from synthetic_analysis import LAYER_MEASURES, make_analysis
 
-from inheritune_lit.analysis.figures import draw_figures
-from inheritune_lit.analysis.page import by_layer, sentence, write_report
+from inheritune_lit.analysis.page import by_layer, draw_figures, sentence, write_report
 
 ALL = {"rank_and_mass.png", "depth.png", "attention_maps.png", "heads.png", "spans.png"}
 

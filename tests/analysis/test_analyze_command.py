@@ -179,7 +179,7 @@ def test_nan_in_the_attention_names_the_layer_and_leaves_nothing(tmp_path, token
 
 
 def test_a_model_without_attention_weights_is_refused():
-    from inheritune_lit.analysis.stream import check_capturable
+    from inheritune_lit.analysis.passes import check_capturable
     from inheritune_lit.checkpoint.config import Config
 
     latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from synthetic_analysis import make_analysis
 
-from inheritune_lit.analysis.figures import rank_and_mass_figure
+from inheritune_lit.analysis.page import rank_and_mass_figure
 from inheritune_lit.analysis.result import ProtocolV4
 
 

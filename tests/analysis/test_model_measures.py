@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from inheritune_lit.analysis.analyze import analyze_model
 from inheritune_lit.analysis.args import AnalyzeArgs
-from inheritune_lit.analysis.attention_stats import attention_mass, sink_mass
-from inheritune_lit.analysis.rank import attention_rank
+from inheritune_lit.analysis.measures import attention_mass, attention_rank, sink_mass
 from inheritune_lit.analysis.result import Analysis, load_analysis
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.load import load_reference

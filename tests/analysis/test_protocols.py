@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inheritune_lit.analysis.rank import both_protocols, lazy_layers, mean_and_std
+from inheritune_lit.analysis.measures import both_protocols, lazy_layers, mean_and_std
 from inheritune_lit.analysis.result import LazyLayers
 
 

@@ -6,8 +6,14 @@ import torch
 from attention_samples import closed_forms, random_attention
 
 from inheritune_lit.analysis.args import AnalyzeArgs
-from inheritune_lit.analysis.attention_stats import attention_mass, entropy, entropy_without_sink, sink_mass
-from inheritune_lit.analysis.rank import TIE, attention_rank
+from inheritune_lit.analysis.measures import (
+    TIE,
+    attention_mass,
+    attention_rank,
+    entropy,
+    entropy_without_sink,
+    sink_mass,
+)
 from inheritune_lit.errors import UserError
 
 
@@ -50,7 +56,7 @@ def test_ties_at_the_threshold_count_as_reaching_it(tau):
 
 def test_fp32_eigenvalues_stay_within_a_tenth_of_the_margin():
     """What makes the fast ways exact: their shares are near those of fp64."""
-    from inheritune_lit.analysis.rank import _MARGIN
+    from inheritune_lit.analysis.measures import _MARGIN
 
     known = torch.stack([matrix_TT for matrix_TT, _, _ in closed_forms().values()])
     attention_NTT = torch.cat([known, *(random_attention(30, 100, scale) for scale in (0.1, 1, 3, 10))])

@@ -3,7 +3,7 @@
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.layers import parse_layers
+from inheritune_lit.inherit.args import parse_layers
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,9 @@ def test_what_a_slice_returns(make_llama, tmp_path):
     _, ref = make_llama()
     result = slice_model(SliceArgs(str(ref), layers="3,1", out_dir=tmp_path / "out"))
     state, manifest = load_state(result.folder), read_manifest(result.folder)
-    assert (result.layers, result.n_layer, result.dry_run) == ([3, 1], 2, False)
-    assert result.parameters == sum(tensor.numel() for tensor in state.values()) == manifest["parameters"]["total"]
-    assert result.nbytes == sum(tensor.nbytes for tensor in state.values())
-    assert result.sources == manifest["tensors"]
-    assert str(result).splitlines()[1] == f"student   {result.name}: 2 layers, init inherit, from layers 3,1"
+    plan = result.plan
+    assert (plan.layers, plan.config.n_layer, result.dry_run) == ([3, 1], 2, False)
+    assert plan.parameters() == sum(tensor.numel() for tensor in state.values()) == manifest["parameters"]["total"]
+    assert plan.nbytes == sum(tensor.nbytes for tensor in state.values())
+    assert plan.sources() == manifest["tensors"]
+    assert str(result).splitlines()[1] == f"student   {plan.name}: 2 layers, init inherit, from layers 3,1"

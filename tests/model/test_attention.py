@@ -9,8 +9,7 @@ from tiny import SHAPE
 
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
-from inheritune_lit.model.forward import checkpoint_activations
-from inheritune_lit.model.gpt import build_model
+from inheritune_lit.model.gpt import build_model, checkpoint_activations
 from inheritune_lit.train.loss import TrainingModel
 
 GPT2_SHAPE = {

@@ -13,7 +13,7 @@ from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import GPT2Config
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit import resolve as resolving
+from inheritune_lit.inherit import reference as resolving
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.gpt import build_model

@@ -15,7 +15,7 @@ from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.layers import layers_text, parse_layers
+from inheritune_lit.inherit.args import layers_text, parse_layers
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.studies.ablate import ablate, compare_criteria, select_layers
 from inheritune_lit.studies.args import AblateArgs

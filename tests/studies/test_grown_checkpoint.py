@@ -11,7 +11,7 @@ from random_models import build_llama
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.grown import write_grown
-from inheritune_lit.inherit.resolve import resolve
+from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model, load_state

@@ -28,7 +28,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from lightning.fabric import Fabric
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.model.forward import checkpoint_activations
+from inheritune_lit.model.gpt import checkpoint_activations
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.loss import TrainingModel

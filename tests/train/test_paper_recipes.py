@@ -13,7 +13,7 @@ from inheritune_lit import references
 from inheritune_lit.checkpoint.config import load_lit_config
 from inheritune_lit.cli import main
 from inheritune_lit.inherit.plan import half_width_config
-from inheritune_lit.inherit.resolve import describe_shape
+from inheritune_lit.inherit.reference import describe_shape
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.references import SHAPES, Shape, find_shape
 from inheritune_lit.train.gpus import DENSE_BF16_FLOPS
@@ -88,7 +88,7 @@ def small_shapes(monkeypatch, tmp_path):
     """The shapes with their depths and a width of 32 or, where heads are odd, of 40."""
     small = tuple(Shape(s.name, s.layers, *((40, 5) if s.heads % 2 else (32, 4))) for s in SHAPES)
     monkeypatch.setattr(references, "SHAPES", small)
-    monkeypatch.setattr("inheritune_lit.inherit.resolve.VOCABULARY", 448)
+    monkeypatch.setattr("inheritune_lit.inherit.reference.VOCABULARY", 448)
     monkeypatch.chdir(tmp_path)
 
 

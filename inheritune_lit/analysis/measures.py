@@ -1,0 +1,297 @@
+"""Measures of attention, of what a layer does to its input, and the lazy layers that follow; formulas and sources.
+
+Approximate rank is computed for many attention matrices at a time, exactly.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from litgpt.model import CausalSelfAttention
+from torch.nn import functional as F
+
+from inheritune_lit.analysis.args import AnalyzeArgs
+from inheritune_lit.analysis.result import (
+    AttentionMap,
+    ByLayer,
+    LazyLayers,
+    MapCollection,
+    Measure,
+    Protocols,
+    ProtocolV2,
+    ProtocolV4,
+)
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import parse_layers, runs_of
+from inheritune_lit.model.attention import Captured
+
+
+def attention_mass(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+    """Column mass m*, (N,), int64: the least number of columns that hold a share ``tau`` of the squared Frobenius norm.
+
+    Paper, Section 2. By Schur and Horn m* is never below the rank k* at the same threshold.
+    """
+    return count_to_reach(attention_NTT.double().square().sum(dim=-2), tau)
+
+
+def sink_mass(attention_BHTT: torch.Tensor) -> torch.Tensor:
+    """Mean attention that the tokens pay to the first one, (B, H) (Gu et al. 2024, arXiv 2410.10781, Section 3)."""
+    return attention_BHTT[..., 0].mean(dim=-1)
+
+
+def entropy(attention_BHTT: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the rows in nats, (B, H) (Zhai et al. 2023, arXiv 2303.06296, Section 3)."""
+    return torch.special.entr(attention_BHTT).sum(dim=-1).mean(dim=-1)
+
+
+def entropy_without_sink(attention_BHTT: torch.Tensor) -> torch.Tensor:
+    """Mean entropy in nats of what the rows pay to others than the first token, scaled to sum to 1, (B, H).
+
+    Rows in which nothing is left after rounding are left out; NaN where that is all of them, or T = 1.
+    """
+    rest_BHTT = attention_BHTT[..., 1:, 1:]
+    sums_BHT = rest_BHTT.sum(dim=-1)
+    counts_BHT = sums_BHT > torch.finfo(attention_BHTT.dtype).tiny
+    shares_BHTT = rest_BHTT / sums_BHT.where(counts_BHT, torch.ones_like(sums_BHT)).unsqueeze(-1)
+    rows_BHT = torch.special.entr(shares_BHTT).sum(dim=-1) * counts_BHT
+    return rows_BHT.sum(dim=-1) / counts_BHT.sum(dim=-1)
+
+
+def measure_heads(
+    layer: int, attention: CausalSelfAttention, captured: Captured, tau: float
+) -> dict[str, torch.Tensor]:
+    """Measures of a layer's heads by name, (B, H) each, from the matrices of its attention, which may not hold NaN."""
+    _, attention_BHTT, heads_BHTD = captured
+    if not attention_BHTT.isfinite().all():
+        raise UserError(
+            f"the attention of layer {layer} holds NaN: the checkpoint is damaged, or its activations overflow; get it "
+            "again, or look for NaN in its weights"
+        )
+    attention_NTT, heads = attention_BHTT.flatten(0, 1), attention_BHTT.shape[:2]
+    return {
+        "attention_rank": attention_rank(attention_NTT, tau).view(heads),
+        "attention_mass": attention_mass(attention_NTT, tau).view(heads),
+        "entropy": entropy(attention_BHTT),
+        "entropy_without_sink": entropy_without_sink(attention_BHTT),
+        "sink_mass": sink_mass(attention_BHTT),
+        "head_output_norm": head_output_norm(heads_BHTD, attention.proj.weight),
+    }
+
+
+def head_output_norm(heads_BHTD: torch.Tensor, proj_CI: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of the norm of what each head writes into the residual stream, (B, H).
+
+    Kobayashi et al. 2020 (arXiv 2004.10102). ``proj_CI`` is W_O of all heads side by side, I = H D; norms are taken
+    through W_O^T W_O of the head, which is small.
+    """
+    H, D = heads_BHTD.shape[1], heads_BHTD.shape[3]
+    proj_HCD = proj_CI.view(-1, H, D).transpose(0, 1)
+    squares_BHT = (heads_BHTD @ (proj_HCD.mT @ proj_HCD) * heads_BHTD).sum(dim=-1)
+    return squares_BHT.clamp(min=0).sqrt().mean(dim=-1)
+
+
+def block_influence(before_BTC: torch.Tensor, after_BTC: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine over tokens of a layer's input and output, (B,) (Men et al. 2024, arXiv 2403.03853, Eq. 1)."""
+    return 1 - F.cosine_similarity(before_BTC.double(), after_BTC.double(), dim=-1).mean(dim=-1)
+
+
+def output_variance(after_BTC: torch.Tensor) -> torch.Tensor:
+    """Variance of all entries of a layer's output, (B,) (Sun et al. 2025, arXiv 2502.05795)."""
+    return after_BTC.double().flatten(1).var(dim=1, correction=0)
+
+
+def angular_distances(last_LBC: torch.Tensor) -> dict[int, list[float]]:
+    """Angle over pi between what goes into a span and what comes out, mean over sequences, by length, then first layer.
+
+    Of the last token's state, before each layer and after the last (Gromov et al. 2024, arXiv 2403.17887, Section 3.1).
+    """
+    unit_BLC = F.normalize(last_LBC.double(), dim=-1).transpose(0, 1)
+    angles_LL = ((unit_BLC @ unit_BLC.mT).clamp(-1, 1).arccos() / math.pi).mean(dim=0)
+    return {length: angles_LL.diagonal(length).tolist() for length in range(1, len(last_LBC))}
+
+
+_MAP_TOKENS, _MAP_STRINGS = 40, 3
+_FIGURE_2 = (4 / 24, 7 / 24, 20 / 24, 22 / 24)
+"""Where in the depth the layers of the paper's Figure 2 are."""
+
+
+class MapCollector:
+    """Collects attention maps of some layers and heads, as the paper's Figure 2: of the first tokens and sequences."""
+
+    def __init__(self, args: AnalyzeArgs, layers: int, heads: int) -> None:
+        tokens, strings = min(_MAP_TOKENS, args.seq_length), min(_MAP_STRINGS, args.num_sequences)
+        self.result = MapCollection() if args.maps == "none" else MapCollection(args.maps, tokens, strings)
+        scaled = [int(place * layers) for place in _FIGURE_2]
+        self._layers = scaled if args.map_layers is None else parse_layers(args.map_layers, layers)
+        self._heads = list(range(heads)) if args.map_heads is None else args.map_heads
+        if wrong := [head for head in self._heads if not 0 <= head < heads]:
+            raise UserError(f"--map_heads names head {wrong[0]}; the model has heads 0 to {heads - 1}")
+
+    def add(self, layer: int, captured: Captured) -> None:
+        """Adds maps of a layer if they are wanted, from the attention of the first sequences."""
+        maps = self.result
+        if maps.kind == "none" or layer not in self._layers:
+            return
+        # The model never sees the tokens that come after; the paper's figure does.
+        full = maps.kind == "full"
+        matrices_BHTT = captured.logits_BHTT if full else captured.attention_BHTT
+        matrices_BHTT = matrices_BHTT[: maps.strings, :, : maps.tokens, : maps.tokens]
+        map_HTT = (matrices_BHTT.softmax(dim=-1) if full else matrices_BHTT).mean(dim=0)
+        for head in self._heads:
+            weights = [[round(weight, 5) for weight in row] for row in map_HTT[head].tolist()]
+            maps.attention.append(AttentionMap(layer, head, weights))
+
+
+_V2, _V4 = "arXiv 2404.08634v2, Section 2", "arXiv 2404.08634v4"
+_SANYAL, _NOCI = f"Sanyal et al. 2024, {_V2}", f"Noci et al. 2022, arXiv 2206.03126; {_V2}"
+_ZHAI, _VEIT = "Zhai et al. 2023, arXiv 2303.06296", "Veit et al. 2016, arXiv 1605.06431, Section 4.1"
+_GROMOV, _LENS = "Gromov et al. 2024, arXiv 2403.17887, Section 3.1", "nostalgebraist 2020, the logit lens"
+_SINGULAR, _LOSS = "singular values", "nats per token"
+_RANK = "k* = min k: the k largest squared singular values of the attention matrix hold a share tau of them all"
+_MASS = "m* = min m: the m heaviest columns hold a share tau of the squared Frobenius norm"
+_MAX = "v2: mean over sequences of max over heads of k*; v4: max over heads of mean over sequences of k*"
+_LENS_LOSS = "cross-entropy of head(norm(x_n)): the first n layers without training"
+_WITHOUT_SINK = f"{_ZHAI}, without the sink of Xiao et al. 2023, arXiv 2309.17453"
+MEASURES = {
+    "attention_rank": Measure(_RANK, _SANYAL, _SINGULAR),
+    "attention_mass": Measure(_MASS, _SANYAL, "columns"),
+    "entropy": Measure("mean over rows of -sum_j a_j ln a_j", f"{_ZHAI}, Section 3", "nats"),
+    "entropy_without_sink": Measure(
+        "entropy of the rows without the first token, scaled to sum to 1", _WITHOUT_SINK, "nats"
+    ),
+    "sink_mass": Measure("mean attention to the first token", "Gu et al. 2024, arXiv 2410.10781, Section 3", "share"),
+    "head_output_norm": Measure(
+        "mean over tokens of |W_O A V|_2, for one head", "Kobayashi et al. 2020, arXiv 2004.10102", "norm"
+    ),
+    "block_influence": Measure(
+        "1 - mean over tokens of cos(x_l, x_(l+1))", "Men et al. 2024, arXiv 2403.03853, Eq. 1", "1 - cosine"
+    ),
+    "output_variance": Measure("variance of the entries of x_(l+1)", "Sun et al. 2025, arXiv 2502.05795", "variance"),
+    "angular_distance": Measure("arccos(cos(x_l, x_(l+n))) / pi, of the last token", _GROMOV, "angle / pi"),
+    "logit_lens_loss": Measure(_LENS_LOSS, _LENS, _LOSS),
+    "drop_loss": Measure("cross-entropy with the layers left out", _VEIT, _LOSS),
+    "drop_increase": Measure("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
+    "grad_norm_q": Measure("|dloss/dW_Q|_F, per sequence", _NOCI, "norm"),
+    "grad_norm_k": Measure("|dloss/dW_K|_F, per sequence", _NOCI, "norm"),
+    "max_rank": Measure(_MAX, f"{_V2}; {_V4}", _SINGULAR),
+    "max_mass": Measure("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),
+    "avg_rank": Measure("mean over sequences and heads of k*", _V4, _SINGULAR),
+    "avg_mass": Measure("mean over sequences and heads of m*", _V4, "columns"),
+}
+TIE = 1e-9
+"""A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
+_CHUNK = 64
+_SUBSPACE = 16
+_MARGIN = 3e-5
+"""What shares computed in fp32 must be clear of; a test shows that their rounding is less than a tenth of it."""
+
+
+def count_to_reach(energies_NT: torch.Tensor, tau: float) -> torch.Tensor:
+    """Returns how many of the largest energies hold a share ``tau`` of their sum, (N,), int64.
+
+    Energies are squared singular values, or squared norms of columns, fp64, in any order.
+    """
+    running_NT = energies_NT.sort(dim=-1, descending=True).values.cumsum(dim=-1)
+    return (running_NT < (tau - TIE) * running_NT[:, -1:]).sum(dim=-1) + 1
+
+
+def attention_rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+    """Returns the approximate rank k* of each fp32 matrix, (N,), int64, on the CPU.
+
+    The least k such that the k largest squared singular values hold a share ``tau`` of them all (paper, Section 2,
+    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. For most matrices the largest few suffice:
+    bounds from a subspace decide, and where they do not, all eigenvalues in fp64 do. The integers are those of a full
+    SVD.
+    """
+    attention_NTT = attention_NTT.detach().cpu()
+    chunks = attention_NTT.split(_CHUNK)
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads <= 1:
+        return torch.cat([_rank(chunk, tau) for chunk in chunks])
+    # LAPACK goes through a batch one matrix after the other, on one core.
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        return torch.cat(list(pool.map(partial(_rank, tau=tau), chunks)))
+
+
+def _rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+    rank_N = torch.zeros(len(attention_NTT), dtype=torch.int64)
+    energies_NT = attention_NTT.square().sum(dim=-2)
+    # The first squared singular value is at least that of any column.
+    rank_N[energies_NT.amax(dim=-1) > (tau + _MARGIN) * energies_NT.sum(dim=-1)] = 1
+    open_M = (rank_N == 0).nonzero().squeeze(1)
+    gram_MTT = attention_NTT[open_M] @ attention_NTT[open_M].mT
+    for decide in (_rank_by_subspace, _rank_by_eigenvalues):
+        if len(open_M):
+            rank_M = decide(gram_MTT, tau)
+            rank_N[open_M] = rank_M
+            gram_MTT, open_M = gram_MTT[rank_M == 0], open_M[rank_M == 0]
+    if len(open_M):
+        # The error of fp64 is about 1e-14 of the largest, so a share is wrong by 1e-12 at most: a thousandth of TIE.
+        open_MTT = attention_NTT[open_M].double()
+        rank_N[open_M] = count_to_reach(torch.linalg.eigvalsh(open_MTT @ open_MTT.mT).clamp(min=0), tau)
+    return rank_N
+
+
+def _rank_by_eigenvalues(gram_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+    """Returns the rank from all eigenvalues in fp32 where rounding cannot change it, 0 elsewhere."""
+    eigenvalues_NT = torch.linalg.eigvalsh(gram_NTT).flip(-1).clamp(min=0).double()
+    running_NT = eigenvalues_NT.cumsum(dim=-1)
+    shares_NT = running_NT / running_NT[:, -1:]
+    near_N = ((shares_NT - tau).abs() < _MARGIN).any(dim=-1)
+    return torch.where(near_N, 0, (shares_NT < tau).sum(dim=-1) + 1)
+
+
+def _rank_by_subspace(gram_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+    """Returns the rank where bounds from a subspace agree on it, 0 elsewhere.
+
+    With Ritz values r_1 >= r_2 >= ... of G = A A^T in any subspace, the j largest eigenvalues l_i of G sum up
+
+    * to at least r_1 + ... + r_j (Ky Fan), and
+    * to at most that plus f / (2 r_j), with f = |G|_F^2 - sum r_i^2: each l_i = r_i + d_i with d_i >= 0 (Cauchy), and
+      sum l_i^2 <= |G|_F^2 leaves f >= sum 2 r_i d_i >= 2 r_j (d_1 + ... + d_j).
+    """
+    total_N1 = gram_NTT.diagonal(dim1=-2, dim2=-1).sum(dim=-1, keepdim=True)
+    squares_N1 = gram_NTT.square().sum(dim=(-2, -1)).unsqueeze(-1)
+    generator = torch.Generator().manual_seed(0)
+    width = min(_SUBSPACE, gram_NTT.shape[-1])
+    basis_NTW = torch.randn(gram_NTT.shape[-1], width, generator=generator).expand(len(gram_NTT), -1, -1)
+    for _ in range(2):
+        basis_NTW = torch.linalg.qr(gram_NTT @ basis_NTW).Q
+    projected_NWW = basis_NTW.mT @ (gram_NTT @ basis_NTW)
+    ritz_NW = torch.linalg.eigvalsh(projected_NWW).flip(-1).clamp(min=1e-30)
+    left_N1 = (squares_N1 - ritz_NW.square().sum(dim=-1, keepdim=True)).clamp(min=0) + _MARGIN * squares_N1
+    least_NW = ritz_NW.cumsum(dim=-1) / total_N1
+    most_NW = least_NW + left_N1 / (2 * ritz_NW * total_N1)
+    at_most_N = (least_NW < tau + _MARGIN).sum(dim=-1) + 1
+    # ``most`` need not rise with j, the true sum does: all j below the rank must stay under the threshold.
+    at_least_N = (most_NW < tau - _MARGIN).int().cumprod(dim=-1).sum(dim=-1) + 1
+    return torch.where((at_most_N == at_least_N) & (at_most_N <= width), at_most_N, 0)
+
+
+def mean_and_std(values_B: torch.Tensor) -> dict[str, list]:
+    """Returns mean and sample standard deviation over the first dimension as lists; the deviation of one is 0."""
+    std = values_B.std(dim=0) if len(values_B) > 1 else torch.zeros_like(values_B[0])
+    return {"mean": values_B.mean(dim=0).tolist(), "std": std.tolist()}
+
+
+def both_protocols(rank_BLH: torch.Tensor, mass_BLH: torch.Tensor) -> Protocols:
+    """Returns rank and mass of layers by both versions of the paper, from those of each sequence and head."""
+    largest = [ByLayer(**mean_and_std(each_BLH.amax(dim=-1))) for each_BLH in (rank_BLH, mass_BLH)]
+    both_LH = rank_BLH.mean(dim=0), mass_BLH.mean(dim=0)
+    max_of_means = [each_LH.amax(dim=-1).tolist() for each_LH in both_LH]
+    mean_of_means = [each_LH.mean(dim=-1).tolist() for each_LH in both_LH]
+    return Protocols(v2=ProtocolV2(*largest), v4=ProtocolV4(*max_of_means, *mean_of_means))
+
+
+def lazy_layers(protocols: Protocols, protocol: str) -> LazyLayers:
+    """Returns lazy layers and groups by one version of the paper.
+
+    A layer is lazy where MaxRank, rounded down, is 1. Version 4 also calls a run of layers a lazy group where AvgRank,
+    rounded down, is 1; for version 2 the groups are the runs of lazy layers.
+    """
+    v2, v4 = protocols.v2.max_rank.mean, protocols.v4
+    max_rank, grouped = (v2, v2) if protocol == "v2" else (v4.max_rank, v4.avg_rank)
+    layers = [layer for layer, rank in enumerate(max_rank) if int(rank) == 1]
+    groups = runs_of(layer for layer, rank in enumerate(grouped) if int(rank) == 1)
+    return LazyLayers(layers, groups, layers[0] if layers else None)
