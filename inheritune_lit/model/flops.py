@@ -27,8 +27,13 @@ def flops_per_token(config: Config, block_size: int) -> float:
 def kept_bytes(config: Config, samples: int, block_size: int, precision: Precision) -> int:
     """Bytes that autograd keeps of one block for the backward pass, counted by autograd itself without any data."""
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    default = torch.get_default_dtype()
     with FakeTensorMode():
-        model = build_model(replace(config, n_layer=1, block_size=block_size)).to(dtype)
+        torch.set_default_dtype(dtype)
+        try:
+            model = build_model(replace(config, n_layer=1, block_size=block_size))
+        finally:
+            torch.set_default_dtype(default)
         block = model.transformer.h[0]
         x_BTC = torch.empty(samples, block_size, config.n_embd, dtype=dtype, requires_grad=True)
         cos, sin = (table[:block_size].unsqueeze(0) for table in model.rope_cache())
