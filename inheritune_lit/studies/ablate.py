@@ -29,6 +29,7 @@ from inheritune_lit.studies.runner import (
     Experiment,
     ExperimentResult,
     SeedSummary,
+    StudyResult,
     by_title,
     draw_mean_curve,
     run_experiments,
@@ -55,20 +56,7 @@ class AblationRecord:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
-class AblationResult:
-    """Outcome of ``ablate``; ``record`` is None where nothing was trained or a training was stopped."""
-
-    record: AblationRecord | None
-    out_dir: Path
-
-    def __str__(self) -> str:
-        if self.record is None:
-            return ""
-        return f"{ablation_text(self.record)}\nwrote {self.out_dir}/{RECORD}, {PAGE} and {FIGURE}"
-
-
-def ablate(args: AblateArgs) -> AblationResult:
+def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     """Slices a reference by every criterion, trains each slice with every seed, and compares what they score.
 
     Everything is a folder below ``out_dir``: ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end
@@ -91,19 +79,20 @@ def ablate(args: AblateArgs) -> AblationResult:
     chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
     logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
     if args.dry_run:
-        return AblationResult(None, args.out_dir)
+        return StudyResult()
     experiments = _experiments(args, n, chosen)
     different = list({one.name: one for one in experiments.values()}.values())
     results = {one.name: one for one in run_experiments(different, args.num_workers, args.cluster)}
     if len(results) < len(different):
-        return AblationResult(None, args.out_dir)
+        return StudyResult()
     runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
     training = asdict(TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(TrainingArgs)}))
     record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
     write_record(args.out_dir / RECORD, record)
-    replace_text(args.out_dir / PAGE, ablation_text(record))
+    text = ablation_text(record)
+    replace_text(args.out_dir / PAGE, text)
     _draw(record, args.out_dir / FIGURE)
-    return AblationResult(record, args.out_dir)
+    return StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
 
 
 def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:

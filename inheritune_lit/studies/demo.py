@@ -35,7 +35,7 @@ from inheritune_lit.io.plotting import (
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
-from inheritune_lit.studies.runner import Experiment, fill_once, make_once, run_experiments
+from inheritune_lit.studies.runner import Experiment, StudyResult, fill_once, make_once, run_experiments
 
 REFERENCE_STEPS, STUDENT_STEPS = 500, 150
 REFERENCE_LAYERS = SHAPE["num_hidden_layers"]
@@ -63,22 +63,7 @@ class ModelScores:
     accuracy: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Outcome of the demo; ``models`` is empty where a training was stopped."""
-
-    models: dict[str, ModelScores]
-    out_dir: Path
-    seconds: float
-
-    def __str__(self) -> str:
-        if not self.models:
-            return ""
-        files = f"{self.out_dir}/results.md and {self.out_dir}/results.png"
-        return f"{_results_text(self.models)}\nwrote {files} in {self.seconds:.0f} s"
-
-
-def run_demo(args: DemoArgs) -> DemoResult:
+def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     """Trains, slices, continues and compares; ends with ``out_dir/results.md`` and ``out_dir/results.png``.
 
     Parts that are already in ``out_dir`` are kept, and a stopped training is continued.
@@ -96,14 +81,16 @@ def run_demo(args: DemoArgs) -> DemoResult:
     fill_once(task, "demo: the task", lambda folder: write_task(folder, _held_out_texts(corpus)))
     experiments = demo_experiments(out_dir)
     if len(run_experiments(experiments)) < len(experiments):
-        return DemoResult({}, out_dir, time.monotonic() - started)
+        return StudyResult()
     scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
     scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
     make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, scoring))
     models = _read_scores(scores / "results.json")
-    replace_text(out_dir / "results.md", _results_text(models))
+    text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
+    replace_text(out_dir / "results.md", text)
     _draw(out_dir, models)
-    return DemoResult(models, out_dir, time.monotonic() - started)
+    wrote = f"wrote {out_dir}/results.md and {out_dir}/results.png in {time.monotonic() - started:.0f} s"
+    return StudyResult(models, f"{text}\n{wrote}")
 
 
 def demo_experiments(out_dir: Path) -> list[Experiment]:
@@ -139,34 +126,24 @@ def _held_out_texts(corpus: Path) -> list[str]:
 
 
 def _read_scores(path: Path) -> dict[str, ModelScores]:
-    results = json.loads(path.read_text(encoding="utf-8"))
     found = {}
-    for name, scored in zip(_SCORED, results["checkpoints"], strict=True):
+    for name, scored in zip(_SCORED, json.loads(path.read_text(encoding="utf-8"))["checkpoints"], strict=True):
         held_out, accuracy = scored["held_out"], scored["tasks"][TASK]["acc"]
-        found[name] = ModelScores(
-            name=name,
-            n_layer=scored["n_layer"],
-            parameters=scored["parameters"],
-            tokens=scored["manifest"].get("tokens", 0),
-            val_loss=(held_out["loss"], held_out["stderr"]),
-            accuracy=(accuracy["value"], accuracy["stderr"]),
-        )
+        sizes = scored["n_layer"], scored["parameters"], scored["manifest"].get("tokens", 0)
+        loss, accurate = (held_out["loss"], held_out["stderr"]), (accuracy["value"], accuracy["stderr"])
+        found[name] = ModelScores(name, *sizes, loss, accurate)
     return found
-
-
-def _results_text(models: dict[str, ModelScores]) -> str:
-    return f"{score_table(list(models.values()))}\n{conclusion(models)}"
 
 
 def score_table(models: list[ModelScores]) -> str:
     """The models as a Markdown table; losses in nats per token, accuracy in percent."""
-    header = ["model", "layers", "parameters", "tokens trained", "held-out loss"]
     rows = []
     for one in models:
         loss, loss_stderr = one.val_loss
         accuracy, accuracy_stderr = (100 * value for value in one.accuracy)
         sizes = [one.name, str(one.n_layer), f"{one.parameters:,}", f"{one.tokens:,}"]
         rows.append([*sizes, f"{loss:.3f} ± {loss_stderr:.3f}", f"{accuracy:.1f}% ± {accuracy_stderr:.1f}"])
+    header = ["model", "layers", "parameters", "tokens trained", "held-out loss"]
     return markdown_table([*header, "next passage, 4 choices (chance 25%)"], rows) + "\n"
 
 

@@ -41,21 +41,23 @@ from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifes
 from inheritune_lit.io.settings_guard import check_folder
 from inheritune_lit.studies.args import GrowArgs
 from inheritune_lit.studies.rounds import (
+    FIGURE,
+    RECORD,
+    TABLE,
     GrownReference,
-    GrowResult,
     Growth,
     GrowthPlan,
     RoundPlan,
     plan_growth,
     read_rounds,
 )
-from inheritune_lit.studies.runner import training_of
+from inheritune_lit.studies.runner import StudyResult, training_of
 
 _KIND, _FREE = "growth", ("data",)  # the folder of the data may have moved: its hash is compared
 logger = logging.getLogger(__name__)
 
 
-def grow(args: GrowArgs) -> GrowResult:
+def grow(args: GrowArgs) -> StudyResult[Growth]:
     """Trains, compares with the reference, adds layers, trains again, until the loss is not worse than the reference's.
 
     The same call continues what was stopped or killed, with the outcome of an undisturbed one. ``out_dir`` holds a
@@ -73,7 +75,7 @@ def grow(args: GrowArgs) -> GrowResult:
         check_folder(args.out_dir, _KIND, plan.settings, ("reference", *_FREE))
         _log(plan, str(plan))
         if args.dry_run:
-            return GrowResult(args.out_dir)
+            return StudyResult()
         growing = _Growing(plan, resolved if resolved.reference.weights else resolved.open())
         growth, before = growing.growth, None
         for one in plan.rounds:
@@ -81,7 +83,7 @@ def grow(args: GrowArgs) -> GrowResult:
                 start = growing.inherit(one, before)  # lines 1 and 4
                 result = growing.train(one, start, before)  # lines 2 and 5
                 if result.final is None:
-                    return GrowResult(args.out_dir, growth, str(result))
+                    return StudyResult(growth, str(result))
                 growing.compare(one)  # line 3
             growing.drop_optimizers(one.number)
             if growth.rounds[one.number - 1].met:
@@ -169,12 +171,13 @@ class _Growing:
             for one in self.plan.rounds[: number - 1]:
                 (self.out_dir / one.name / OPTIMIZER).unlink(missing_ok=True)
 
-    def finish(self, outcome: str) -> GrowResult:
+    def finish(self, outcome: str) -> StudyResult[Growth]:
         """Records why growing ended, and returns the optimized model (line 7)."""
         self.growth.end(outcome)
         if self.first:
             self.growth.save(self.out_dir)
-        return GrowResult(self.out_dir, self.growth)
+        wrote = f"wrote {self.out_dir / str(self.growth.final)} and {self.out_dir}/{RECORD}, {TABLE} and {FIGURE}"
+        return StudyResult(self.growth, self.growth.text() + wrote)
 
 
 def _log(plan: GrowthPlan, text: str) -> None:

@@ -34,7 +34,7 @@ from inheritune_lit.studies.inputs import train_tokenizer
 from inheritune_lit.studies.runner import (
     Experiment,
     ExperimentResult,
-    SeedSummary,
+    StudyResult,
     by_title,
     draw_mean_curve,
     fill_once,
@@ -105,18 +105,7 @@ class ReplicationRecord:
     models: list[ExperimentResult]
 
 
-@dataclass(frozen=True)
-class ReplicationResult:
-    """Outcome of ``reproduce``: what is trained, in the order of the grid; ``page`` is None where it is not all."""
-
-    models: list[ExperimentResult]
-    page: Path | None
-
-    def __str__(self) -> str:
-        return "" if self.page is None else f"wrote {self.page}"
-
-
-def reproduce(args: ReproduceArgs) -> ReplicationResult:
+def reproduce(args: ReproduceArgs) -> StudyResult[ReplicationRecord]:
     """Trains every model of the grid on equal data, and writes the tables and figures as ``replication.md``.
 
     The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
@@ -131,7 +120,7 @@ def reproduce(args: ReproduceArgs) -> ReplicationResult:
         one
         for seed in range(1, args.seeds + 1)
         for one in experiments(scale, out_dir, seed)
-        if _model(one) in chosen and (_model(one) in MAIN or seed <= args.baseline_seeds)
+        if (name := _model(one.name)) in chosen and (name in MAIN or seed <= args.baseline_seeds)
     ]
     for path in args.source:
         if not path.exists():
@@ -143,23 +132,21 @@ def reproduce(args: ReproduceArgs) -> ReplicationResult:
         f"in {out_dir}"
     )
     if args.dry_run:
-        return ReplicationResult([], None)
+        return StudyResult()
     _check_same(out_dir, scale)
     text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
     fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
     packing = PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
     make_once(out_dir / "data", "reproduce: packed data", partial(prepare, packing))
-    sizes = {"name": args.scale, **asdict(scale)}
+    sizes, files = {"name": args.scale, **asdict(scale)}, out_dir / RESULTS
     results = run_experiments(
-        todo,
-        args.num_workers,
-        args.cluster,
-        record=lambda done: write_record(out_dir / RESULTS, ReplicationRecord(sizes, done)),
+        todo, args.num_workers, args.cluster, lambda done: write_record(files, ReplicationRecord(sizes, done))
     )
+    record = ReplicationRecord(sizes, results)
     if len(results) < len(todo):
-        return ReplicationResult(results, None)
-    write_page(out_dir, args.scale, sizes, results)
-    return ReplicationResult(results, out_dir / PAGE)
+        return StudyResult(record)
+    write_page(out_dir, args.scale, results)
+    return StudyResult(record, f"wrote {out_dir / PAGE}")
 
 
 def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
@@ -237,38 +224,32 @@ def _folder(out_dir: Path, name: str, seed: int) -> Path:
     return out_dir / "runs" / f"{name}-s{seed}"
 
 
-def _model(experiment: Experiment) -> str:
-    """The name without the seed."""
-    return experiment.name.rpartition("-s")[0]
+def _model(name: str) -> str:
+    """The name of an experiment without its seed."""
+    return name.rpartition("-s")[0]
 
 
 def _choose(grid: list[Experiment], only: list[str] | None) -> set[str]:
-    """Names of the models to train: those that were asked for, and those that they need."""
-    by_name = {_model(one): one for one in grid}
-    if only is None:
-        return set(by_name)
-    chosen: set[str] = set()
-    wanted = list(only)
-    while wanted:
-        name = wanted.pop()
-        if name not in by_name:
-            raise UserError(f"--only {name} is not a model of the grid; give some of {', '.join(by_name)}")
-        chosen.add(name)
-        wanted += [one.rpartition("-s")[0] for one in by_name[name].after]
+    """Names of the models to train: those that were asked for, and those that they need, which stand before them."""
+    names = [_model(one.name) for one in grid]
+    for name in only or []:
+        if name not in names:
+            raise UserError(f"--only {name} is not a model of the grid; give some of {', '.join(names)}")
+    chosen = set(names if only is None else only)
+    for one in reversed(grid):
+        if _model(one.name) in chosen:
+            chosen.update(map(_model, one.after))
     return chosen
 
 
 def _write_shape(folder: Path, text: str, scale: Scale) -> None:
     """Writes ``model_config.yaml`` and a SentencePiece tokenizer made of equal parts of each file."""
+    sizes = {name: getattr(scale, name) for name in ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")}
     config = GPT2Config(
         name="gpt2-replication",
         hf_config={"org": "local", "name": "gpt2-replication"},
-        n_layer=scale.n_layer,
-        n_embd=scale.n_embd,
-        n_head=scale.n_head,
+        **sizes,
         intermediate_size=4 * scale.n_embd,
-        block_size=scale.block_size,
-        vocab_size=scale.vocab_size,
         padded_vocab_size=scale.vocab_size,
         norm_class_name="LayerNorm",
         mlp_class_name="GptNeoxMLP",
@@ -309,21 +290,17 @@ def _gather(source: list[Path], folder: Path) -> str:
     return str(folder)
 
 
-def write_page(out_dir: Path, name: str, scale: dict[str, Any], results: list[ExperimentResult]) -> None:
-    """Writes ``replication.md`` and a figure per comparison; both models of Figure 9 are analysed for it.
-
-    Args:
-        name: of the scale.
-        scale: its sizes.
-        results: of all models that are done.
-    """
-    tokens = scale["steps"] * scale["batch"] * scale["block_size"]
+def write_page(out_dir: Path, name: str, results: list[ExperimentResult]) -> None:
+    """Writes ``replication.md`` and a figure per comparison at the scale of a name, from the results of all models that
+    are done; both models of Figure 9 are analysed for it."""
+    scale = SCALES[name]
+    tokens = scale.steps * scale.batch * scale.block_size
     parts = [
         f"# Replication at the scale `{name}`",
         "GPT-2 models as the paper's (no biases, learned positions, tied head, attention scaled by the layer's number):"
-        f" {scale['n_layer']} layers of width {scale['n_embd']} for the reference, {scale['variant']} for the small "
-        f"model, {scale['block_size']} tokens per sample, a vocabulary of {scale['vocab_size']:,}. T is "
-        f"{scale['steps']} steps of {scale['batch']} samples, {tokens:,} tokens. Losses are held-out, in nats per "
+        f" {scale.n_layer} layers of width {scale.n_embd} for the reference, {scale.variant} for the small "
+        f"model, {scale.block_size} tokens per sample, a vocabulary of {scale.vocab_size:,}. T is "
+        f"{scale.steps} steps of {scale.batch} samples, {tokens:,} tokens. Losses are held-out, in nats per "
         "token, on the same samples for all: mean over seeds ± standard deviation over seeds (one seed: ± standard "
         "error over samples); differences are seed by seed. Steps and tokens are those of the training itself, as in "
         "the paper: what a model starts from (the reference's T steps, or a teacher's) is not counted.",
@@ -336,7 +313,7 @@ def write_page(out_dir: Path, name: str, scale: dict[str, Any], results: list[Ex
         shown |= models.keys()
         _draw(out_dir / file, models)
         parts += [f"## {group}", _table(models), f"![{title}]({file})"]
-    parts += _rank_section(out_dir, scale["block_size"])
+    parts += _rank_section(out_dir, scale.block_size)
     replace_text(out_dir / PAGE, "\n\n".join(parts) + "\n")
 
 
@@ -346,17 +323,13 @@ def _table(models: dict[str, list[ExperimentResult]]) -> str:
     for title, runs in models.items():
         run, summary = runs[0], summarize(runs, ours)
         sizes = [f"{value:,}" for value in (run.n_layer, run.n_embd, run.parameters, run.steps, run.tokens, len(runs))]
-        noise = summary.stderr if math.isnan(summary.std) else summary.std
-        rows.append([title, *sizes, f"{summary.loss:.3f} ± {noise:.3f}", "" if runs is ours else _difference(summary)])
+        noise, gap = summary.stderr if math.isnan(summary.std) else summary.std, ""
+        if runs is not ours and summary.paired:
+            spread = "" if math.isnan(summary.difference_std) else f" ± {summary.difference_std:.3f}"
+            gap = f"{summary.difference:+.3f}{spread}"
+        rows.append([title, *sizes, f"{summary.loss:.3f} ± {noise:.3f}", gap])
     header = ["model", "layers", "width", "parameters", "steps", "tokens", "seeds", "held-out loss"]
     return markdown_table([*header, f"minus {ours[0].title}'s"], rows)
-
-
-def _difference(summary: SeedSummary) -> str:
-    if not summary.paired:
-        return ""
-    noise = "" if math.isnan(summary.difference_std) else f" ± {summary.difference_std:.3f}"
-    return f"{summary.difference:+.3f}{noise}"
 
 
 def _draw(path: Path, models: dict[str, list[ExperimentResult]]) -> None:

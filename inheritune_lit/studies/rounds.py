@@ -362,23 +362,3 @@ def read_rounds(folder: Path) -> list[GrownRound]:
     """
     path, remedy = folder / RECORD, "remove it, and finished rounds are measured again"
     return read_record(path, Growth, "the history of a growth", remedy).rounds if path.is_file() else []
-
-
-@dataclass(frozen=True)
-class GrowResult:
-    """Outcome of ``grow``.
-
-    Attributes:
-        growth: the rounds so far; None for a dry run. Its ``outcome`` is None where growing was stopped.
-        stopped: what ``pretrain`` says where it was stopped.
-    """
-
-    out_dir: Path
-    growth: Growth | None = None
-    stopped: str = ""
-
-    def __str__(self) -> str:
-        if self.growth is None or self.growth.final is None:
-            return self.stopped
-        files = f"{self.out_dir}/{RECORD}, {TABLE} and {FIGURE}"
-        return f"{self.growth.text()}wrote {self.out_dir / self.growth.final} and {files}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from matplotlib.axes import Axes
 
@@ -24,6 +24,7 @@ from inheritune_lit.io.plotting import draw_curve
 from inheritune_lit.studies.args import AblateArgs, GrowArgs
 
 logger = logging.getLogger(__name__)
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,17 @@ class SeedSummary:
     same_as: str | None = None
 
 
+@dataclass(frozen=True)
+class StudyResult(Generic[Record]):
+    """Outcome of a study: what it found, None where it was not run to an end, and as text what is printed."""
+
+    record: Record | None = None
+    text: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def by_title(results: Sequence[ExperimentResult], group: str | None = None) -> dict[str, list[ExperimentResult]]:
     """The experiments of a group, all when None, by title, in their order."""
     found: dict[str, list[ExperimentResult]] = {}
@@ -176,8 +188,7 @@ def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **chang
     return PretrainArgs(start, args.data, out_dir, **shared | changes)
 
 
-def read_result(experiment: Experiment) -> ExperimentResult:
-    """Reads the result of a finished experiment from its run folder."""
+def _read_result(experiment: Experiment) -> ExperimentResult:
     run = read_run(experiment.training.out_dir)
     assert run is not None and run.final is not None and run.config is not None and run.slice is not None
     assert run.flops_per_token is not None
@@ -216,8 +227,8 @@ def run_experiments(
         record: gets the results so far, in the order of the experiments, after each one.
 
     Returns:
-        The results in the order of the experiments; fewer than these where SIGTERM or a time limit stopped one. The
-        same call continues.
+        The results in the order of the experiments; fewer where SIGTERM or a time limit stopped one. The same call
+        continues.
 
     Raises:
         UserError: an experiment failed; those that ran beside it are stopped.
@@ -225,22 +236,25 @@ def run_experiments(
     """
     results: dict[str, ExperimentResult] = {}
 
+    def in_order() -> list[ExperimentResult]:
+        return [results[one.name] for one in experiments if one.name in results]
+
     def take_up(experiment: Experiment) -> None:
-        results[experiment.name] = read_result(experiment)
+        results[experiment.name] = _read_result(experiment)
         if record is not None:
-            record([results[one.name] for one in experiments if one.name in results])
+            record(in_order())
 
     with open_executor(num_workers, cluster, partial(_start_worker, num_workers)) as executor:
         if executor is not None:
             _run_side_by_side(experiments, executor, take_up)
-        else:
-            for number, experiment in enumerate(experiments, start=1):
-                logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
-                _make_start(experiment)
-                if pretrain(experiment.training).final is None:
-                    break
-                take_up(experiment)
-    return [results[one.name] for one in experiments if one.name in results]
+            return in_order()
+        for number, experiment in enumerate(experiments, start=1):
+            logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
+            _make_start(experiment)
+            if pretrain(experiment.training).final is None:
+                break
+            take_up(experiment)
+    return in_order()
 
 
 def _make_start(experiment: Experiment) -> None:
@@ -269,12 +283,12 @@ def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up
                     if not stop:
                         raise
                     complete = False  # told to stop before it was ready to be told
-                if not complete:
+                if complete:
+                    done.add(experiment.name)
+                    take_up(experiment)
+                    logger.info("%s: done, %d are running", experiment.name, len(running))
+                else:
                     stop.append(signal.SIGTERM)  # as if this process had been told to
-                    continue
-                done.add(experiment.name)
-                take_up(experiment)
-                logger.info("%s: done, %d are running", experiment.name, len(running))
             if stop:
                 for future in running:
                     future.cancel()

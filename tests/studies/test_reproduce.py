@@ -3,7 +3,6 @@
 import json
 import re
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def done(tmp_path_factory) -> tuple[Path, Path, list]:
         write_jsonl(folder / name / "all.jsonl", [{"text": text} for text in make_documents(300, seed)])
     out = folder / "out"
     write_jsonl(folder / "short" / "all.jsonl", [{"text": "a short text"}])
-    results = reproduce(arguments(folder, out)).models
+    results = reproduce(arguments(folder, out)).record.models
     return folder, out, results
 
 
@@ -84,7 +83,7 @@ def test_comparisons_without_a_model_of_their_own_are_left_out(done, tmp_path):
     headings = {}
     for names in (("inheritune", "scratch"), ("inheritune", "scratch", "mlp")):
         shown = [each for each in results if each.name.rpartition("-")[0] in names]
-        write_page(tmp_path, "tiny", asdict(SCALES["tiny"]), shown)
+        write_page(tmp_path, "tiny", shown)
         headings[names[-1]] = re.findall("^## (.+)$", (tmp_path / "replication.md").read_text(), re.MULTILINE)
     assert [len(found) for found in headings.values()] == [1, 2], headings
 
@@ -94,7 +93,7 @@ def test_the_same_command_keeps_what_is_done(done, capsys):
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")}
     (out / "replication.md").unlink()
     again = reproduce(arguments(folder, out))
-    assert again.models == results and str(again) == f"wrote {out}/replication.md"
+    assert again.record.models == results and str(again) == f"wrote {out}/replication.md"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("lit_model.pth")} == weights
     assert (out / "replication.md").is_file()
 
