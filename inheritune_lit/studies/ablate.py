@@ -9,10 +9,8 @@ from typing import Any
 
 from inheritune_lit import (
     Analysis,
-    AnalyzeArgs,
     SliceArgs,
     TrainingArgs,
-    analyze,
     layers_text,
     load_analysis,
     parse_layers,
@@ -30,6 +28,7 @@ from inheritune_lit.studies.runner import (
     ExperimentResult,
     SeedSummary,
     StudyResult,
+    analyze_layers,
     by_title,
     draw_mean_curve,
     run_experiments,
@@ -41,6 +40,8 @@ RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
 _MEASURED = ("block-influence", "avg-rank")
 _TOKENS = 100  # per sequence of an analysis, the paper's
 logger = logging.getLogger(__name__)
+Chosen = dict[Criterion, list[int] | None]
+"""Layers by criterion, None for fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -106,34 +107,18 @@ def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:
     if args.dry_run or not set(args.criteria).intersection(_MEASURED):
         return None
     folder = args.out_dir / "analysis"
-    analyze(
-        AnalyzeArgs(
-            args.ref,
-            args.data,
-            folder,
-            seq_length=seq_length,
-            maps="none",
-            gradients=False,
-            drop_length=0,
-            seed=args.seed,
-        )
-    )
+    analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
     return load_analysis(folder)
 
 
 def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis | None = None) -> list[int] | None:
-    """Chooses n of the reference's layers, counted from 0, in their order.
+    """Chooses n of the reference's ``depth`` layers, counted from 0, in their order; None for "random".
 
     Args:
         criterion: "first", "middle" or "last" n layers; "alternate", n layers at equal distances from layer 0 on, every
             other one where n is half; "block-influence", those with the highest (ShortGPT, arXiv 2403.03853, drops the
             lowest); "avg-rank", those with the highest AvgRank (protocol v4 of the paper); "random", none.
-        n: at most the depth.
-        depth: layers of the reference.
         analysis: of the reference, for "block-influence" and "avg-rank".
-
-    Returns:
-        None for "random".
 
     Raises:
         UserError: the analysis lacks the measure.
@@ -154,9 +139,7 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis |
     return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])
 
 
-def _experiments(
-    args: AblateArgs, n: int, chosen: dict[Criterion, list[int] | None]
-) -> dict[tuple[str, int], Experiment]:
+def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, int], Experiment]:
     """The run behind each criterion and seed; criteria that choose the same layers have runs of the same names."""
     found: dict[tuple[str, int], Experiment] = {}
     for seed in args.seeds:
@@ -166,10 +149,9 @@ def _experiments(
             stem = f"layers-{text.replace(',', '_')}" if text else "random"
             name = f"{stem}-seed{seed}"
             folder = args.out_dir / "slices" / (stem if text else name)
+            start = SliceArgs(args.ref, out_dir=folder, **slicing)
             training = training_of(args, folder, args.out_dir / "runs" / name, seed=seed)
-            found[criterion, seed] = Experiment(
-                name, criterion, SliceArgs(args.ref, out_dir=folder, **slicing), training
-            )
+            found[criterion, seed] = Experiment(name, criterion, start, training)
     return found
 
 
@@ -182,7 +164,7 @@ def compare_criteria(runs: list[ExperimentResult]) -> list[SeedSummary]:
     return found
 
 
-def _plan_text(args: AblateArgs, title: str, chosen: dict[Criterion, list[int] | None]) -> str:
+def _plan_text(args: AblateArgs, title: str, chosen: Chosen) -> str:
     width, lines = max(map(len, args.criteria)), [title]
     for criterion in args.criteria:
         layers = chosen.get(criterion)

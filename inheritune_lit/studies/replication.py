@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit import (
-    AnalyzeArgs,
     DistillArgs,
     EvalArgs,
     GPT2Config,
@@ -19,7 +18,6 @@ from inheritune_lit import (
     PretrainArgs,
     SliceArgs,
     TrainArgs,
-    analyze,
     iter_documents,
     prepare,
     save_lit_config,
@@ -35,6 +33,7 @@ from inheritune_lit.studies.runner import (
     Experiment,
     ExperimentResult,
     StudyResult,
+    analyze_layers,
     by_title,
     draw_mean_curve,
     fill_once,
@@ -360,11 +359,8 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     sentences, other = [], None
     for name, checkpoint in models.items():
         folder = out_dir / "analysis" / name
-        options: dict[str, Any] = {"maps": "none", "gradients": False, "drop_length": 0, "compare": other}
-        count = min(_SEQUENCES, whole)
-        measured = analyze(
-            AnalyzeArgs(str(checkpoint), out_dir / "data", folder, num_sequences=count, seq_length=tokens, **options)
-        )
+        sizes = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
+        measured = analyze_layers(checkpoint, out_dir / "data", folder, compare=other, **sizes)
         other = folder
         sentences.append(f"- {name}: {str(measured).splitlines()[0]}")
     return [

@@ -17,7 +17,18 @@ from typing import Any, Generic, TypeVar
 
 from matplotlib.axes import Axes
 
-from inheritune_lit import PretrainArgs, SliceArgs, TrainingArgs, pretrain, read_run, slice_model, stop_requests
+from inheritune_lit import (
+    AnalysisResult,
+    AnalyzeArgs,
+    PretrainArgs,
+    SliceArgs,
+    TrainingArgs,
+    analyze,
+    pretrain,
+    read_run,
+    slice_model,
+    stop_requests,
+)
 from inheritune_lit.io.executors import open_executor
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.plotting import draw_curve
@@ -186,6 +197,11 @@ def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **chang
     """The arguments of ``pretrain`` for one training of a study: the study's own, with changes."""
     shared = {each.name: getattr(args, each.name) for each in fields(TrainingArgs)}
     return PretrainArgs(start, args.data, out_dir, **shared | changes)
+
+
+def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -> AnalysisResult:
+    """Analyses a model without what takes long: attention maps, gradients, and dropping its layers."""
+    return analyze(AnalyzeArgs(str(ref), data, out_dir, maps="none", gradients=False, drop_length=0, **options))
 
 
 def _read_result(experiment: Experiment) -> ExperimentResult:
