@@ -31,12 +31,18 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """Module and name of everything of the package that a file imports, at any depth."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Module and name of everything of the package that a file imports, at any depth, also as ``lit.name``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "inheritune_lit":
             yield from ((node.module, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "inheritune_lit")
+            package |= {alias.asname or alias.name for alias in node.names if alias.name == "inheritune_lit"}
+            yield from ((alias.name, "") for alias in node.names if alias.name.startswith("inheritune_lit."))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in package:
+            yield "inheritune_lit", node.attr
 
 
 def other_room(module: str, name: str) -> str:

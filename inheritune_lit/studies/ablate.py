@@ -7,15 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from inheritune_lit import (
-    Analysis,
-    SliceArgs,
-    TrainingArgs,
-    layers_text,
-    load_analysis,
-    parse_layers,
-    resolve_reference,
-)
+import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.manifest import installed_versions, read_manifest
@@ -69,7 +61,7 @@ def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     """
     if (read_manifest(args.data) or {}).get("kind") != "packed_data":
         raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
-    with resolve_reference(args.ref) as resolved:
+    with lit.resolve_reference(args.ref) as resolved:
         name, config = resolved.reference.name, resolved.reference.config
     depth = config.n_layer
     n = max(1, depth // 2) if args.n is None else args.n
@@ -87,7 +79,7 @@ def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     if len(results) < len(different):
         return StudyResult()
     runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
-    training = asdict(TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(TrainingArgs)}))
+    training = asdict(lit.TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(lit.TrainingArgs)}))
     record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
     write_record(args.out_dir / RECORD, record)
     text = ablation_text(record)
@@ -96,10 +88,10 @@ def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     return StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
 
 
-def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:
+def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | None:
     """The analysis that criteria need: the given one, or one that is made here unless this is a dry run."""
     if args.analysis is not None:
-        analysis = load_analysis(args.analysis)
+        analysis = lit.load_analysis(args.analysis)
         if analysis.model.n_layer != depth:
             found = f"{analysis.model.name} with {analysis.model.n_layer} layers"
             raise UserError(f"--analysis {args.analysis} is of {found}; the reference has {depth}: give its own")
@@ -108,10 +100,10 @@ def _analysis(args: AblateArgs, depth: int, seq_length: int) -> Analysis | None:
         return None
     folder = args.out_dir / "analysis"
     analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
-    return load_analysis(folder)
+    return lit.load_analysis(folder)
 
 
-def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis | None = None) -> list[int] | None:
+def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analysis | None = None) -> list[int] | None:
     """Chooses n of the reference's ``depth`` layers, counted from 0, in their order; None for "random".
 
     Args:
@@ -128,7 +120,7 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: Analysis |
     if criterion == "alternate":
         return [number * depth // n for number in range(n)]
     if criterion not in _MEASURED:
-        return parse_layers(f"{criterion}:{n}", depth)
+        return lit.parse_layers(f"{criterion}:{n}", depth)
     assert analysis is not None
     if criterion == "avg-rank":
         values = analysis.protocols.v4.avg_rank
@@ -144,12 +136,12 @@ def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, in
     found: dict[tuple[str, int], Experiment] = {}
     for seed in args.seeds:
         for criterion, layers in chosen.items():
-            text = "" if layers is None else layers_text(layers)
+            text = "" if layers is None else lit.layers_text(layers)
             slicing: dict[str, Any] = {"layers": text} if text else {"n": n, "init": "random", "seed": seed}
             stem = f"layers-{text.replace(',', '_')}" if text else "random"
             name = f"{stem}-seed{seed}"
             folder = args.out_dir / "slices" / (stem if text else name)
-            start = SliceArgs(args.ref, out_dir=folder, **slicing)
+            start = lit.SliceArgs(args.ref, out_dir=folder, **slicing)
             training = training_of(args, folder, args.out_dir / "runs" / name, seed=seed)
             found[criterion, seed] = Experiment(name, criterion, start, training)
     return found
@@ -169,7 +161,7 @@ def _plan_text(args: AblateArgs, title: str, chosen: Chosen) -> str:
     for criterion in args.criteria:
         layers = chosen.get(criterion)
         words = "fresh weights" if criterion == "random" else "chosen after an analysis of the reference"
-        lines.append(f"  {criterion:<{width}}  {words if layers is None else layers_text(layers)}")
+        lines.append(f"  {criterion:<{width}}  {words if layers is None else lit.layers_text(layers)}")
     different = len({tuple(layers or ()) for layers in chosen.values()}) if chosen else len(args.criteria)
     seeds = len(args.seeds)
     lines.append(f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs")
@@ -183,7 +175,7 @@ def ablation_text(record: AblationRecord) -> str:
     rows = [
         [
             one.title,
-            "fresh weights" if one.layers is None else layers_text(one.layers),
+            "fresh weights" if one.layers is None else lit.layers_text(one.layers),
             _loss(one.untrained),
             f"{_loss(one.loss)} ± {_loss(one.std)}",
             f"{_loss(one.low)} to {_loss(one.high)}",

@@ -8,20 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit import (
-    EvalArgs,
-    EvaluateArgs,
-    OptimizerArgs,
-    PrepareArgs,
-    PretrainArgs,
-    SliceArgs,
-    TrainArgs,
-    evaluate,
-    is_validation,
-    iter_documents,
-    prepare,
-    read_run,
-)
+import inheritune_lit as lit
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.plotting import (
     draw_bars,
@@ -76,15 +63,15 @@ def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
     fill_once(corpus, "demo: the standard library's text", write_corpus)
     fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
-    packing = PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
-    make_once(data, "demo: packed tokens", partial(prepare, packing))
+    packing = lit.PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
+    make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
     fill_once(task, "demo: the task", lambda folder: write_task(folder, _held_out_texts(corpus)))
     experiments = demo_experiments(out_dir)
     if len(run_experiments(experiments)) < len(experiments):
         return StudyResult()
     scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
-    scoring = EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
-    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(evaluate, scoring))
+    scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
+    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring))
     models = _read_scores(scores / "results.json")
     text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
     replace_text(out_dir / "results.md", text)
@@ -98,7 +85,7 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
 
     def model(name: str, ref: Path, n: int, steps: int, **slicing: Any) -> Experiment:
         start = out_dir / f"{name}-start"
-        train = TrainArgs(
+        train = lit.TrainArgs(
             global_batch_size=16,
             micro_batch_size=16,
             max_steps=steps,
@@ -107,10 +94,17 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
             log_interval=10,
             save_interval=100,
         )
-        settings: dict[str, Any] = {"eval": EvalArgs(interval=25, max_iters=8), "optimizer": OptimizerArgs(lr=2e-3)}
-        training = PretrainArgs(start, out_dir / "data", out_dir / name, train=train, precision="32-true", **settings)
+        training = lit.PretrainArgs(
+            start,
+            out_dir / "data",
+            out_dir / name,
+            train=train,
+            eval=lit.EvalArgs(interval=25, max_iters=8),
+            optimizer=lit.OptimizerArgs(lr=2e-3),
+            precision="32-true",
+        )
         after = () if name == "reference" else ("reference",)
-        return Experiment(name, name, SliceArgs(str(ref), n=n, out_dir=start, **slicing), training, after)
+        return Experiment(name, name, lit.SliceArgs(str(ref), n=n, out_dir=start, **slicing), training, after)
 
     reference = out_dir / "reference" / "final"
     return [
@@ -122,7 +116,7 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
 
 def _held_out_texts(corpus: Path) -> list[str]:
     """The documents that ``prepare`` keeps for validation."""
-    return [text for text in iter_documents(corpus) if is_validation(text, _VAL_FRACTION)]
+    return [text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION)]
 
 
 def _read_scores(path: Path) -> dict[str, ModelScores]:
@@ -167,7 +161,7 @@ def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     number_of = {name: number for number, name in enumerate(("slice", "random", "reference", "slice, untrained"))}
     draw_level(losses, models["reference"].val_loss[0], "reference, trained")
     for name in ("slice", "random"):
-        run = read_run(out_dir / name)
+        run = lit.read_run(out_dir / name)
         assert run is not None
         tokens, values, stderrs = (
             [row[column] for row in run.validations] for column in ("tokens", "val_loss", "val_stderr")

@@ -17,25 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from inheritune_lit import (
-    FINAL,
-    OPTIMIZER,
-    WEIGHTS,
-    ResolvedReference,
-    RunResult,
-    SliceArgs,
-    build_reference,
-    compare_losses,
-    count_parameters,
-    load_model,
-    mean_loss,
-    pretrain,
-    reference_identity,
-    resolve_reference,
-    slice_model,
-    tensor_shapes,
-    write_grown,
-)
+import inheritune_lit as lit
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
@@ -68,7 +50,7 @@ def grow(args: GrowArgs) -> StudyResult[Growth]:
         UserError: bad input, before any training; or what ``pretrain`` raises.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C.
     """
-    with resolve_reference(args.ref) as resolved:
+    with lit.resolve_reference(args.ref) as resolved:
         # Nothing is downloaded before everything else is known to be right.
         resolved = resolved if resolved.repository else resolved.open()
         plan = plan_growth(args, resolved)
@@ -95,18 +77,18 @@ def grow(args: GrowArgs) -> StudyResult[Growth]:
 class _Growing:
     """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
-    def __init__(self, plan: GrowthPlan, resolved: ResolvedReference) -> None:
+    def __init__(self, plan: GrowthPlan, resolved: lit.ResolvedReference) -> None:
         self.plan, self.args, self.reference, self.evaluator = plan, plan.args, resolved.reference, plan.evaluator
         self.fabric, self.out_dir, self.started = plan.evaluator.fabric, plan.args.out_dir, time.monotonic()
         self.first = self.fabric.global_rank == 0
-        identity = reference_identity(resolved)
+        identity = lit.reference_identity(resolved)
         self._open_folder({"reference": identity, **plan.settings})
-        ref, load = self.reference, partial(build_reference, self.reference)
+        ref, load = self.reference, partial(lit.build_reference, self.reference)
         losses = self.evaluator.measure(self.out_dir / "reference.json", identity, f"measure {ref.name}", load)
-        loss, stderr, _, _ = mean_loss(losses.losses, losses.targets)
+        loss, stderr, _, _ = lit.mean_loss(losses.losses, losses.targets)
         _log(plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
         tokens = (read_manifest(ref.folder) or {}).get("tokens")
-        parameters = count_parameters(tensor_shapes(ref.config, ref.tied))
+        parameters = lit.count_parameters(lit.tensor_shapes(ref.config, ref.tied))
         described = GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
         self.reference_losses, self.growth = losses, Growth(described, read_rounds(self.out_dir))
 
@@ -129,24 +111,24 @@ class _Growing:
         start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
         if self.first and not start.exists():
             if before is None or self.args.old_layers == "inherited":
-                slice_model(SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
+                lit.slice_model(lit.SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
                 own, scale = self.args.new_layers == "own", self.plan.attn_scale
-                write_grown(start, self.reference, before / FINAL, one.layers, one.added, own, scale)
+                lit.write_grown(start, self.reference, before / lit.FINAL, one.layers, one.added, own, scale)
         self.fabric.barrier()
         return start
 
-    def train(self, one: RoundPlan, start: Path, before: Path | None) -> RunResult:
+    def train(self, one: RoundPlan, start: Path, before: Path | None) -> lit.RunResult:
         """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
         seconds = self._seconds_left()
         if seconds is not None and seconds <= 0:
             _log(self.plan, f"--train.max_time is over before round {one.number}; the same command continues")
-            return RunResult(one.run)
+            return lit.RunResult(one.run)
         changes = {"seed": self.args.seed + one.number - 1, "train": replace(self.args.train, max_time=seconds)}
         training = training_of(self.args, start, self.out_dir / one.name, **changes)
         keep = self.args.optimizer_state == "keep"
-        return pretrain(
-            training, initial_optimizer=before / OPTIMIZER if keep and before else None, keep_optimizer=keep
+        return lit.pretrain(
+            training, initial_optimizer=before / lit.OPTIMIZER if keep and before else None, keep_optimizer=keep
         )
 
     def _seconds_left(self) -> float | None:
@@ -156,11 +138,12 @@ class _Growing:
 
     def compare(self, one: RoundPlan) -> None:
         """Measures a trained model on D_val, compares it with the reference, and records the round."""
-        folder = self.out_dir / one.name
-        identity, load = {"sha256": sha256_file(folder / FINAL / WEIGHTS)}, partial(load_model, folder / FINAL)
-        losses = self.evaluator.measure(folder / "val_losses.json", identity, f"measure {one.name}", load)
-        comparison = compare_losses(losses, self.reference_losses, self.args.margin)
-        self.growth.add(one, comparison, mean_loss(losses.losses, losses.targets)[1])
+        folder, label = self.out_dir / one.name, f"measure {one.name}"
+        final = folder / lit.FINAL
+        identity, load = {"sha256": sha256_file(final / lit.WEIGHTS)}, partial(lit.load_model, final)
+        losses = self.evaluator.measure(folder / "val_losses.json", identity, label, load)
+        comparison = lit.compare_losses(losses, self.reference_losses, self.args.margin)
+        self.growth.add(one, comparison, lit.mean_loss(losses.losses, losses.targets)[1])
         if self.first:
             self.growth.save(self.out_dir)
         _log(self.plan, f"round {one.number}, {len(one.layers)} layers: {comparison.words()}")
@@ -169,7 +152,7 @@ class _Growing:
         """Removes optimizer states from before a round that is done: each is twice the size of a model."""
         if self.first:
             for one in self.plan.rounds[: number - 1]:
-                (self.out_dir / one.name / OPTIMIZER).unlink(missing_ok=True)
+                (self.out_dir / one.name / lit.OPTIMIZER).unlink(missing_ok=True)
 
     def finish(self, outcome: str) -> StudyResult[Growth]:
         """Records why growing ended, and returns the optimized model (line 7)."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit import iter_documents
+import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 
 _MOST_LINES = 40_000
@@ -94,7 +94,7 @@ def write_shape(folder: Path, corpus: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer_config = json.dumps({"tokenizer_class": "LlamaTokenizer", **special})
     (folder / "tokenizer_config.json").write_text(tokenizer_config + "\n", encoding="utf-8")
-    lines = (line for text in iter_documents(corpus) for line in text.split("\n") if line.strip())
+    lines = (line for text in lit.iter_documents(corpus) for line in text.split("\n") if line.strip())
     train_tokenizer(folder / "tokenizer.model", lines, SHAPE["vocab_size"])
 
 

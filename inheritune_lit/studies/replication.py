@@ -8,20 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit import (
-    DistillArgs,
-    EvalArgs,
-    GPT2Config,
-    OptimizerArgs,
-    PackedDataset,
-    PrepareArgs,
-    PretrainArgs,
-    SliceArgs,
-    TrainArgs,
-    iter_documents,
-    prepare,
-    save_lit_config,
-)
+import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import make_folder, replace_text
 from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
@@ -124,7 +111,7 @@ def reproduce(args: ReproduceArgs) -> StudyResult[ReplicationRecord]:
     for path in args.source:
         if not path.exists():
             raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
-        next(iter_documents(path), None)  # or it would end after its folder was made
+        next(lit.iter_documents(path), None)  # or it would end after its folder was made
     tokens = sum(one.training.train.max_steps or 0 for one in todo) * scale.batch * scale.block_size
     logger.info(
         f"reproduce: {len(todo)} trainings of up to {scale.n_layer} layers x {scale.n_embd}, {tokens:,} tokens in all, "
@@ -135,8 +122,8 @@ def reproduce(args: ReproduceArgs) -> StudyResult[ReplicationRecord]:
     _check_same(out_dir, scale)
     text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
     fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
-    packing = PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
-    make_once(out_dir / "data", "reproduce: packed data", partial(prepare, packing))
+    packing = lit.PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
+    make_once(out_dir / "data", "reproduce: packed data", partial(lit.prepare, packing))
     sizes, files = {"name": args.scale, **asdict(scale)}, out_dir / RESULTS
     results = run_experiments(
         todo, args.num_workers, args.cluster, lambda done: write_record(files, ReplicationRecord(sizes, done))
@@ -171,7 +158,7 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
         ref = out_dir / "shape" if of is None else _folder(out_dir, of, seed) / "final"
         options = {"init": "random", **slicing} if of is None else slicing
         teacher = str(_folder(out_dir, "reference", seed) / "final")
-        train = TrainArgs(
+        train = lit.TrainArgs(
             global_batch_size=scale.batch,
             micro_batch_size=scale.batch,
             max_seq_length=scale.block_size,
@@ -181,20 +168,20 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
             log_interval=max(1, steps // 30),
             save_interval=200,
         )
-        training = PretrainArgs(
+        training = lit.PretrainArgs(
             initial,
             out_dir / "data",
             run_dir,
             train=train,
-            eval=EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
-            optimizer=OptimizerArgs(lr=scale.lr),
-            distill=DistillArgs(teacher=teacher, kind=distill) if distill else DistillArgs(),  # type: ignore[arg-type]
+            eval=lit.EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
+            optimizer=lit.OptimizerArgs(lr=scale.lr),
+            distill=lit.DistillArgs(teacher=teacher, kind=distill) if distill else lit.DistillArgs(),  # type: ignore[arg-type]
             precision="32-true",
             seed=seed,
         )
         needed = {of, "reference" if distill else None} - {None}
         after = tuple(_folder(out_dir, str(one), seed).name for one in sorted(map(str, needed)))
-        start = SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
+        start = lit.SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
         return Experiment(run_dir.name, title, start, training, after, groups)
 
     return [
@@ -244,7 +231,7 @@ def _choose(grid: list[Experiment], only: list[str] | None) -> set[str]:
 def _write_shape(folder: Path, text: str, scale: Scale) -> None:
     """Writes ``model_config.yaml`` and a SentencePiece tokenizer made of equal parts of each file."""
     sizes = {name: getattr(scale, name) for name in ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")}
-    config = GPT2Config(
+    config = lit.GPT2Config(
         name="gpt2-replication",
         hf_config={"org": "local", "name": "gpt2-replication"},
         **sizes,
@@ -259,8 +246,8 @@ def _write_shape(folder: Path, text: str, scale: Scale) -> None:
         rotary_percentage=0.0,
         scale_attn_by_inverse_layer_idx=True,
     )
-    save_lit_config(config, folder)
-    documents = iter_documents(text, max_characters=_CHARACTERS)
+    lit.save_lit_config(config, folder)
+    documents = lit.iter_documents(text, max_characters=_CHARACTERS)
     lines = (line[:_MOST_LINE] for document in documents for line in document.split("\n") if line)
     train_tokenizer(folder / "tokenizer.model", lines, scale.vocab_size)
 
@@ -353,7 +340,7 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     if not all(path.is_dir() for path in models.values()):
         return []
     tokens = min(_TOKENS, block_size)
-    held_out = PackedDataset(out_dir / "data", "val", tokens)
+    held_out = lit.PackedDataset(out_dir / "data", "val", tokens)
     whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
     (out_dir / "analysis").mkdir(exist_ok=True)
     sentences, other = [], None

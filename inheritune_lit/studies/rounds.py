@@ -5,38 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from inheritune_lit import (
-    ASSUMED_MFU,
-    FINAL,
-    WEIGHTS,
-    Comparison,
-    HeldOutEvaluator,
-    PackedDataset,
-    ReferenceModel,
-    ResolvedReference,
-    RunPlan,
-    Z,
-    attn_scale_of,
-    build_fabric,
-    check_fits_model,
-    check_start,
-    count_parameters,
-    data_settings,
-    default_precision,
-    layers_of,
-    layers_text,
-    machine_name,
-    make_mixture,
-    parse_layers,
-    peak_flops_of,
-    plan_run,
-    read_run,
-    sample_length,
-    slice_options,
-    student_config,
-    tensor_shapes,
-    training_settings,
-)
+import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.manifest import sha256_file
@@ -112,7 +81,7 @@ def _listed_layers(new_layers: str, depth: int) -> tuple[int, ...] | None:
     if new_layers in ("next", "own"):
         return None
     try:
-        return tuple(parse_layers(new_layers, depth))
+        return tuple(lit.parse_layers(new_layers, depth))
     except UserError as error:
         # The syntax is that of `inheritune slice`, whose flag has another name.
         message = str(error).replace("--layers", "--new_layers", 1)
@@ -123,7 +92,7 @@ def _listed_layers(new_layers: str, depth: int) -> tuple[int, ...] | None:
 class RoundPlan(Round):
     """A round with the run that trains it."""
 
-    run: RunPlan
+    run: lit.RunPlan
 
     @property
     def flops(self) -> float:
@@ -143,12 +112,12 @@ class GrowthPlan:
     """
 
     args: GrowArgs
-    reference: ReferenceModel
+    reference: lit.ReferenceModel
     rounds: list[RoundPlan]
     limit: str
     attn_scale: Literal["position", "keep"]
     settings: dict[str, Any]
-    evaluator: HeldOutEvaluator
+    evaluator: lit.HeldOutEvaluator
 
     def __str__(self) -> str:
         reference, args, fabric = self.reference, self.args, self.evaluator.fabric
@@ -157,52 +126,52 @@ class GrowthPlan:
         def cost(flops: float) -> str:
             if peak is None:
                 return f"{flops:.2e} FLOPs"
-            hours = flops / (ASSUMED_MFU * peak * fabric.world_size) / 3600
-            return f"{flops:.2e} FLOPs, {hours:,.1f} h at {ASSUMED_MFU:.0%} of the peak"
+            hours = flops / (lit.ASSUMED_MFU * peak * fabric.world_size) / 3600
+            return f"{flops:.2e} FLOPs, {hours:,.1f} h at {lit.ASSUMED_MFU:.0%} of the peak"
 
         kinds = {"next": "the reference's next", "own": "copies of the model's own last"}
         lines = [
             f"grow from {reference.name}: {reference.config.n_layer} layers, width {reference.config.n_embd}; new "
             f"layers: {kinds.get(args.new_layers, f'{args.new_layers} of the reference')}",
             f"until the loss on {self.evaluator.blocks:,} validation samples is at most {args.margin:g} nats above the "
-            f"reference's with 95% confidence (difference + {Z} paired standard errors)",
+            f"reference's with 95% confidence (difference + {lit.Z} paired standard errors)",
         ]
         for one in self.rounds:
-            new = f", new: {layers_text(list(one.layers[-one.added :]))}" if one.added else ""
+            new = f", new: {lit.layers_text(list(one.layers[-one.added :]))}" if one.added else ""
             lines.append(
                 f"round {one.number}: {len(one.layers)} layers{new}, {one.run.parameters:,} parameters, "
                 f"{one.run.tokens:,} tokens, {cost(one.flops)}"
             )
         spent = cost(sum(one.flops for one in self.rounds))
-        return "\n     ".join([*lines, f"at most {spent} on {machine_name(fabric)}"])
+        return "\n     ".join([*lines, f"at most {spent} on {lit.machine_name(fabric)}"])
 
 
-def plan_growth(args: GrowArgs, resolved: ResolvedReference) -> GrowthPlan:
+def plan_growth(args: GrowArgs, resolved: lit.ResolvedReference) -> GrowthPlan:
     """Checks everything that can be checked without computing, and plans the run of every round.
 
     Raises:
         UserError: the arguments do not fit each other, the reference, the data or the machine.
     """
     reference, initial = resolved.reference, args.initial_checkpoint_dir
-    attn_scale, start = attn_scale_of(initial), layers_of(initial) if initial else None
+    attn_scale, start = lit.attn_scale_of(initial), lit.layers_of(initial) if initial else None
     if initial and start:
-        check_start(initial, start, reference, attn_scale)
+        lit.check_start(initial, start, reference, attn_scale)
     rounds = plan_layers(args, reference.config.n_layer, start)
-    check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
-    length = sample_length(args.train, reference.config)
-    train, val = (PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
-    mixture = make_mixture(train.domains, args.mixture.weights)
+    lit.check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
+    length = lit.sample_length(args.train, reference.config)
+    train, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
+    mixture = lit.make_mixture(train.domains, args.mixture.weights)
     if not 0 <= args.seed <= 2**64 - len(rounds):
         raise UserError(f"--seed is {args.seed}; give a number from 0 to {2**64 - len(rounds)}")
-    precision = args.precision or default_precision()
+    precision = args.precision or lit.default_precision()
     args = replace(args, precision=precision)
-    fabric = build_fabric(args.devices, args.num_nodes, args.strategy, precision)
+    fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
     every = []
     for one in rounds:
-        config = student_config(reference, slice_options(one.layers, attn_scale))[0]
-        parameters = count_parameters(tensor_shapes(config, reference.tied))
-        devices, peak = fabric.world_size, peak_flops_of(fabric.device)
-        run = plan_run(config, args.train, args.eval, mixture, len(val), parameters, devices, peak)
+        config = lit.student_config(reference, lit.slice_options(one.layers, attn_scale))[0]
+        parameters = lit.count_parameters(lit.tensor_shapes(config, reference.tied))
+        devices, peak = fabric.world_size, lit.peak_flops_of(fabric.device)
+        run = lit.plan_run(config, args.train, args.eval, mixture, len(val), parameters, devices, peak)
         every.append(RoundPlan(**vars(one), run=run))
     if (samples := every[0].run.val_blocks) < 2:
         raise UserError(
@@ -221,17 +190,17 @@ def plan_growth(args: GrowArgs, resolved: ResolvedReference) -> GrowthPlan:
         "new_layers": args.new_layers,
         "old_layers": args.old_layers,
         "start_layers": list(rounds[0].layers),
-        "start_sha256": sha256_file(initial / WEIGHTS) if initial else None,
+        "start_sha256": sha256_file(initial / lit.WEIGHTS) if initial else None,
         "device": fabric.device.type,
-        **training_settings(args.train, args.eval, args.optimizer, args.speed),
+        **lit.training_settings(args.train, args.eval, args.optimizer, args.speed),
         "precision": precision,
         "seed": args.seed,
-        **data_settings(args.data, args.documents, mixture),
+        **lit.data_settings(args.data, args.documents, mixture),
         "margin": args.margin,
         "optimizer_state": args.optimizer_state,
     }
     limit = "max_layers" if len(plans) == len(every) else "max_flops"
-    evaluator = HeldOutEvaluator(fabric, val, args.documents, samples, args.train.micro_batch_size, precision)
+    evaluator = lit.HeldOutEvaluator(fabric, val, args.documents, samples, args.train.micro_batch_size, precision)
     return GrowthPlan(args, reference, plans, limit, attn_scale, settings, evaluator)
 
 
@@ -248,7 +217,7 @@ class GrownReference:
 
 
 @dataclass(frozen=True)
-class GrownRound(Comparison):
+class GrownRound(lit.Comparison):
     """A round that is done, compared with the reference; what is ``in_all`` counts the rounds before too."""
 
     round: int
@@ -279,7 +248,7 @@ class Growth:
     outcome: str | None = None
     final: str | None = None
 
-    def add(self, plan: RoundPlan, comparison: Comparison, loss_stderr: float) -> None:
+    def add(self, plan: RoundPlan, comparison: lit.Comparison, loss_stderr: float) -> None:
         """Takes up the next round; ``loss_stderr`` is the standard error of its loss by itself."""
         done = GrownRound(
             **asdict(comparison),
@@ -300,7 +269,7 @@ class Growth:
 
     def end(self, outcome: str) -> None:
         """Records why growing ended."""
-        self.outcome, self.final = outcome, f"{self.rounds[-1].folder}/{FINAL}"
+        self.outcome, self.final = outcome, f"{self.rounds[-1].folder}/{lit.FINAL}"
 
     def save(self, folder: Path) -> None:
         """Writes the record, the table and the figure, each whole or not at all."""
@@ -341,7 +310,7 @@ class Growth:
                 # Padding costs FLOPs and is not counted as tokens, so each axis has a scale of its own.
                 scale = 1.0 if unit == "tokens" else row.flops / row.tokens
                 begin = (row.tokens_in_all if unit == "tokens" else row.flops_in_all) - row.tokens * scale
-                run = read_run(folder / row.folder)
+                run = lit.read_run(folder / row.folder)
                 curve = run.curve if run else []
                 tokens, losses = [begin + scale * count for count, _ in curve], [loss for _, loss in curve]
                 draw_curve(axes, number, tokens, losses, f"round {row.round}, {row.n_layer} layers")

@@ -17,18 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from matplotlib.axes import Axes
 
-from inheritune_lit import (
-    AnalysisResult,
-    AnalyzeArgs,
-    PretrainArgs,
-    SliceArgs,
-    TrainingArgs,
-    analyze,
-    pretrain,
-    read_run,
-    slice_model,
-    stop_requests,
-)
+import inheritune_lit as lit
 from inheritune_lit.io.executors import open_executor
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.plotting import draw_curve
@@ -52,8 +41,8 @@ class Experiment:
 
     name: str
     title: str
-    start: SliceArgs
-    training: PretrainArgs
+    start: lit.SliceArgs
+    training: lit.PretrainArgs
     after: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
@@ -193,19 +182,19 @@ def fill_once(folder: Path, what: str, write: Callable[[Path], Any]) -> None:
     make_once(folder, what, fill)
 
 
-def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **changes: Any) -> PretrainArgs:
+def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **changes: Any) -> lit.PretrainArgs:
     """The arguments of ``pretrain`` for one training of a study: the study's own, with changes."""
-    shared = {each.name: getattr(args, each.name) for each in fields(TrainingArgs)}
-    return PretrainArgs(start, args.data, out_dir, **shared | changes)
+    shared = {each.name: getattr(args, each.name) for each in fields(lit.TrainingArgs)}
+    return lit.PretrainArgs(start, args.data, out_dir, **shared | changes)
 
 
-def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -> AnalysisResult:
+def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -> lit.AnalysisResult:
     """Analyses a model without what takes long: attention maps, gradients, and dropping its layers."""
-    return analyze(AnalyzeArgs(str(ref), data, out_dir, maps="none", gradients=False, drop_length=0, **options))
+    return lit.analyze(lit.AnalyzeArgs(str(ref), data, out_dir, maps="none", gradients=False, drop_length=0, **options))
 
 
 def _read_result(experiment: Experiment) -> ExperimentResult:
-    run = read_run(experiment.training.out_dir)
+    run = lit.read_run(experiment.training.out_dir)
     assert run is not None and run.final is not None and run.config is not None and run.slice is not None
     assert run.flops_per_token is not None
     return ExperimentResult(
@@ -267,7 +256,7 @@ def run_experiments(
         for number, experiment in enumerate(experiments, start=1):
             logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
             _make_start(experiment)
-            if pretrain(experiment.training).final is None:
+            if lit.pretrain(experiment.training).final is None:
                 break
             take_up(experiment)
     return in_order()
@@ -275,13 +264,13 @@ def run_experiments(
 
 def _make_start(experiment: Experiment) -> None:
     if not experiment.training.initial_checkpoint_dir.exists():
-        slice_model(experiment.start)
+        lit.slice_model(experiment.start)
 
 
 def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up: Callable[[Experiment], None]) -> None:
     waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
     others = set(multiprocessing.active_children())
-    with stop_requests() as stop:
+    with lit.stop_requests() as stop:
         while (waiting and not stop) or running:
             for experiment in [one for one in waiting if done.issuperset(one.after) and not stop]:
                 waiting.remove(experiment)
@@ -332,11 +321,11 @@ def _start_worker(num_workers: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
 
 
-def _train_in_worker(training: PretrainArgs) -> bool:
+def _train_in_worker(training: lit.PretrainArgs) -> bool:
     """Whether the training ran to its end."""
     if _stopped is not None and _stopped.is_set():
         return False
-    finished = pretrain(training).final is not None
+    finished = lit.pretrain(training).final is not None
     if _stopped is not None and not finished:
         _stopped.set()
     return finished
