@@ -14,19 +14,8 @@ from inheritune_lit.io.manifest import installed_versions, read_manifest
 from inheritune_lit.io.plotting import COLOURS, engineering_ticks, label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import AblateArgs, Criterion
-from inheritune_lit.studies.runner import (
-    Experiment,
-    ExperimentResult,
-    SeedSummary,
-    StudyResult,
-    analyze_layers,
-    by_title,
-    draw_mean_curve,
-    run_experiments,
-    summarize,
-    training_of,
-)
 
 RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
 _MEASURED = ("block-influence", "avg-rank")
@@ -44,12 +33,12 @@ class AblationRecord:
     depth: int
     n: int
     training: dict[str, object]
-    criteria: list[SeedSummary]
-    runs: list[ExperimentResult]
+    criteria: list[runner.SeedSummary]
+    runs: list[runner.ExperimentResult]
     versions: dict[str, str]
 
 
-def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
+def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     """Slices a reference by every criterion, trains each slice with every seed, and compares what they score.
 
     Everything is a folder below ``out_dir``: ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end
@@ -72,12 +61,12 @@ def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
     logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
     if args.dry_run:
-        return StudyResult()
+        return runner.StudyResult()
     experiments = _experiments(args, n, chosen)
     different = list({one.name: one for one in experiments.values()}.values())
-    results = {one.name: one for one in run_experiments(different, args.num_workers, args.cluster)}
+    results = {one.name: one for one in runner.run_experiments(different, args.num_workers, args.cluster)}
     if len(results) < len(different):
-        return StudyResult()
+        return runner.StudyResult()
     runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
     training = asdict(lit.TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(lit.TrainingArgs)}))
     record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
@@ -85,7 +74,7 @@ def ablate(args: AblateArgs) -> StudyResult[AblationRecord]:
     text = ablation_text(record)
     replace_text(args.out_dir / PAGE, text)
     _draw(record, args.out_dir / FIGURE)
-    return StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
+    return runner.StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
 
 
 def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | None:
@@ -99,7 +88,7 @@ def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | N
     if args.dry_run or not set(args.criteria).intersection(_MEASURED):
         return None
     folder = args.out_dir / "analysis"
-    analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
+    runner.analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
     return lit.load_analysis(folder)
 
 
@@ -131,9 +120,9 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analys
     return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])
 
 
-def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, int], Experiment]:
+def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, int], runner.Experiment]:
     """The run behind each criterion and seed; criteria that choose the same layers have runs of the same names."""
-    found: dict[tuple[str, int], Experiment] = {}
+    found: dict[tuple[str, int], runner.Experiment] = {}
     for seed in args.seeds:
         for criterion, layers in chosen.items():
             text = "" if layers is None else lit.layers_text(layers)
@@ -142,17 +131,17 @@ def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, in
             name = f"{stem}-seed{seed}"
             folder = args.out_dir / "slices" / (stem if text else name)
             start = lit.SliceArgs(args.ref, out_dir=folder, **slicing)
-            training = training_of(args, folder, args.out_dir / "runs" / name, seed=seed)
-            found[criterion, seed] = Experiment(name, criterion, start, training)
+            training = runner.training_of(args, folder, args.out_dir / "runs" / name, seed=seed)
+            found[criterion, seed] = runner.Experiment(name, criterion, start, training)
     return found
 
 
-def compare_criteria(runs: list[ExperimentResult]) -> list[SeedSummary]:
+def compare_criteria(runs: list[runner.ExperimentResult]) -> list[runner.SeedSummary]:
     """Puts the seeds of each criterion together and compares them with the first one's, in the order of the runs."""
-    groups, found = list(by_title(runs).values()), list[SeedSummary]()
+    groups, found = list(runner.by_title(runs).values()), list[runner.SeedSummary]()
     for own in groups:
         same = next((one.title for one in found if own[0].layers is not None and one.layers == own[0].layers), None)
-        found.append(replace(summarize(own, groups[0]), same_as=same))
+        found.append(replace(runner.summarize(own, groups[0]), same_as=same))
     return found
 
 
@@ -211,7 +200,7 @@ def _loss(value: float) -> str:
 def _draw(record: AblationRecord, path: Path) -> None:
     """Loss of every seed by criterion, its difference to the first criterion, and loss against tokens."""
     figure, (trained, difference, curves) = new_figure(3, size=(5.3, 4.4))
-    groups = by_title(record.runs)
+    groups = runner.by_title(record.runs)
     first = {run.seed: run.val_loss for run in groups[record.criteria[0].title]}
     for number, one in enumerate(record.criteria):
         runs, colour = groups[one.title], COLOURS[number % len(COLOURS)]
@@ -220,7 +209,7 @@ def _draw(record: AblationRecord, path: Path) -> None:
         noise = None if math.isnan(one.std) else one.std
         trained.errorbar(number, one.loss, yerr=noise, color=colour, marker="_", ms=18)
         difference.scatter([number] * len(runs), gaps, color=colour, s=18, alpha=0.6)
-        draw_mean_curve(curves, number, runs)
+        runner.draw_mean_curve(curves, number, runs)
     for axes in (trained, difference):
         axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right")
     trained.set(ylabel="held-out loss (nats per token)", title="After training: every seed, mean ± std")

@@ -3,22 +3,14 @@
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import inheritune_lit as lit
+from inheritune_lit.io import plotting
 from inheritune_lit.io.folders import replace_text
-from inheritune_lit.io.plotting import (
-    draw_bars,
-    draw_curve,
-    draw_level,
-    engineering_ticks,
-    label_ends,
-    new_figure,
-    save_png,
-)
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
@@ -29,12 +21,11 @@ REFERENCE_LAYERS = SHAPE["num_hidden_layers"]
 STUDENT_LAYERS = REFERENCE_LAYERS // 2  # the paper's n = k/2 (Algorithm 1, line 1)
 CHANCE = 0.25
 _VAL_FRACTION = 0.05
-_SCORED = {
-    "reference": "reference/final",
-    "slice, untrained": "slice-start",
-    "slice": "slice/final",
-    "random": "random/final",
-}
+_TRAINING = lit.TrainArgs(
+    global_batch_size=16, micro_batch_size=16, lr_warmup_steps=20, min_lr=1e-4, log_interval=10, save_interval=100
+)
+_SCORED = ("reference/final", "slice-start", "slice/final", "random/final")
+_NAMES = ("reference", "slice, untrained", "slice", "random")
 logger = logging.getLogger(__name__)
 
 
@@ -65,11 +56,12 @@ def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
     packing = lit.PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
     make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
-    fill_once(task, "demo: the task", lambda folder: write_task(folder, _held_out_texts(corpus)))
+    held_out = (text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION))
+    fill_once(task, "demo: the task", lambda folder: write_task(folder, held_out))
     experiments = demo_experiments(out_dir)
     if len(run_experiments(experiments)) < len(experiments):
         return StudyResult()
-    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
+    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED]
     scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
     make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring))
     models = _read_scores(scores / "results.json")
@@ -85,20 +77,11 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
 
     def model(name: str, ref: Path, n: int, steps: int, **slicing: Any) -> Experiment:
         start = out_dir / f"{name}-start"
-        train = lit.TrainArgs(
-            global_batch_size=16,
-            micro_batch_size=16,
-            max_steps=steps,
-            lr_warmup_steps=20,
-            min_lr=1e-4,
-            log_interval=10,
-            save_interval=100,
-        )
         training = lit.PretrainArgs(
             start,
             out_dir / "data",
             out_dir / name,
-            train=train,
+            train=replace(_TRAINING, max_steps=steps),
             eval=lit.EvalArgs(interval=25, max_iters=8),
             optimizer=lit.OptimizerArgs(lr=2e-3),
             precision="32-true",
@@ -114,14 +97,9 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
     ]
 
 
-def _held_out_texts(corpus: Path) -> list[str]:
-    """The documents that ``prepare`` keeps for validation."""
-    return [text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION)]
-
-
 def _read_scores(path: Path) -> dict[str, ModelScores]:
     found = {}
-    for name, scored in zip(_SCORED, json.loads(path.read_text(encoding="utf-8"))["checkpoints"], strict=True):
+    for name, scored in zip(_NAMES, json.loads(path.read_text(encoding="utf-8"))["checkpoints"], strict=True):
         held_out, accuracy = scored["held_out"], scored["tasks"][TASK]["acc"]
         sizes = scored["n_layer"], scored["parameters"], scored["manifest"].get("tokens", 0)
         loss, accurate = (held_out["loss"], held_out["stderr"]), (accuracy["value"], accuracy["stderr"])
@@ -157,22 +135,22 @@ def conclusion(models: dict[str, ModelScores]) -> str:
 
 def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     """Held-out loss against tokens, and accuracy of each model in the colours of its curve."""
-    figure, (losses, accuracies) = new_figure(2)
+    figure, (losses, accuracies) = plotting.new_figure(2)
     number_of = {name: number for number, name in enumerate(("slice", "random", "reference", "slice, untrained"))}
-    draw_level(losses, models["reference"].val_loss[0], "reference, trained")
+    plotting.draw_level(losses, models["reference"].val_loss[0], "reference, trained")
     for name in ("slice", "random"):
         run = lit.read_run(out_dir / name)
         assert run is not None
         tokens, values, stderrs = (
             [row[column] for row in run.validations] for column in ("tokens", "val_loss", "val_stderr")
         )
-        draw_curve(losses, number_of[name], tokens, values, name, stderrs)
+        plotting.draw_curve(losses, number_of[name], tokens, values, name, stderrs)
     losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
-    engineering_ticks(losses.xaxis)
-    label_ends(losses)
+    plotting.engineering_ticks(losses.xaxis)
+    plotting.label_ends(losses)
     values, stderrs = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
-    draw_bars(accuracies, list(models), values, stderrs, [number_of[name] for name in models], "{:.1f}")
-    draw_level(accuracies, 100 * CHANCE, "chance")
-    label_ends(accuracies)
+    plotting.draw_bars(accuracies, list(models), values, stderrs, [number_of[name] for name in models], "{:.1f}")
+    plotting.draw_level(accuracies, 100 * CHANCE, "chance")
+    plotting.label_ends(accuracies)
     accuracies.set(ylabel="accuracy (%)", title="Which passage comes next?")
-    save_png(figure, out_dir / "results.png")
+    plotting.save_png(figure, out_dir / "results.png")

@@ -21,25 +21,15 @@ import inheritune_lit as lit
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
+from inheritune_lit.studies import rounds
 from inheritune_lit.studies.args import GrowArgs
-from inheritune_lit.studies.rounds import (
-    FIGURE,
-    RECORD,
-    TABLE,
-    GrownReference,
-    Growth,
-    GrowthPlan,
-    RoundPlan,
-    plan_growth,
-    read_rounds,
-)
 from inheritune_lit.studies.runner import StudyResult, training_of
 
 _KIND, _FREE = "growth", ("data",)  # the folder of the data may have moved: its hash is compared
 logger = logging.getLogger(__name__)
 
 
-def grow(args: GrowArgs) -> StudyResult[Growth]:
+def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
     """Trains, compares with the reference, adds layers, trains again, until the loss is not worse than the reference's.
 
     The same call continues what was stopped or killed, with the outcome of an undisturbed one. ``out_dir`` holds a
@@ -53,7 +43,7 @@ def grow(args: GrowArgs) -> StudyResult[Growth]:
     with lit.resolve_reference(args.ref) as resolved:
         # Nothing is downloaded before everything else is known to be right.
         resolved = resolved if resolved.repository else resolved.open()
-        plan = plan_growth(args, resolved)
+        plan = rounds.plan_growth(args, resolved)
         check_folder(args.out_dir, _KIND, plan.settings, ("reference", *_FREE))
         _log(plan, str(plan))
         if args.dry_run:
@@ -77,7 +67,7 @@ def grow(args: GrowArgs) -> StudyResult[Growth]:
 class _Growing:
     """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
-    def __init__(self, plan: GrowthPlan, resolved: lit.ResolvedReference) -> None:
+    def __init__(self, plan: rounds.GrowthPlan, resolved: lit.ResolvedReference) -> None:
         self.plan, self.args, self.reference, self.evaluator = plan, plan.args, resolved.reference, plan.evaluator
         self.fabric, self.out_dir, self.started = plan.evaluator.fabric, plan.args.out_dir, time.monotonic()
         self.first = self.fabric.global_rank == 0
@@ -89,8 +79,8 @@ class _Growing:
         _log(plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
         tokens = (read_manifest(ref.folder) or {}).get("tokens")
         parameters = lit.count_parameters(lit.tensor_shapes(ref.config, ref.tied))
-        described = GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
-        self.reference_losses, self.growth = losses, Growth(described, read_rounds(self.out_dir))
+        described = rounds.GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
+        self.reference_losses, self.growth = losses, rounds.Growth(described, rounds.read_rounds(self.out_dir))
 
     def _open_folder(self, settings: dict[str, object]) -> None:
         """Makes ``out_dir``, or clears it of what a kill has left."""
@@ -104,7 +94,7 @@ class _Growing:
                 shutil.rmtree(left)
         self.fabric.barrier()
 
-    def inherit(self, one: RoundPlan, before: Path | None) -> Path:
+    def inherit(self, one: rounds.RoundPlan, before: Path | None) -> Path:
         """Makes the checkpoint that a round starts from: layers of the reference, behind those that were trained."""
         if before is None and self.args.initial_checkpoint_dir:
             return self.args.initial_checkpoint_dir
@@ -118,7 +108,7 @@ class _Growing:
         self.fabric.barrier()
         return start
 
-    def train(self, one: RoundPlan, start: Path, before: Path | None) -> lit.RunResult:
+    def train(self, one: rounds.RoundPlan, start: Path, before: Path | None) -> lit.RunResult:
         """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
         seconds = self._seconds_left()
         if seconds is not None and seconds <= 0:
@@ -136,7 +126,7 @@ class _Growing:
         limit = self.args.train.max_time
         return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.started))
 
-    def compare(self, one: RoundPlan) -> None:
+    def compare(self, one: rounds.RoundPlan) -> None:
         """Measures a trained model on D_val, compares it with the reference, and records the round."""
         folder, label = self.out_dir / one.name, f"measure {one.name}"
         final = folder / lit.FINAL
@@ -154,15 +144,16 @@ class _Growing:
             for one in self.plan.rounds[: number - 1]:
                 (self.out_dir / one.name / lit.OPTIMIZER).unlink(missing_ok=True)
 
-    def finish(self, outcome: str) -> StudyResult[Growth]:
+    def finish(self, outcome: str) -> StudyResult[rounds.Growth]:
         """Records why growing ended, and returns the optimized model (line 7)."""
         self.growth.end(outcome)
         if self.first:
             self.growth.save(self.out_dir)
-        wrote = f"wrote {self.out_dir / str(self.growth.final)} and {self.out_dir}/{RECORD}, {TABLE} and {FIGURE}"
-        return StudyResult(self.growth, self.growth.text() + wrote)
+        files = f"{self.out_dir}/{rounds.RECORD}, {rounds.TABLE} and {rounds.FIGURE}"
+        text = f"{self.growth.text()}wrote {self.out_dir / str(self.growth.final)} and {files}"
+        return StudyResult(self.growth, text)
 
 
-def _log(plan: GrowthPlan, text: str) -> None:
+def _log(plan: rounds.GrowthPlan, text: str) -> None:
     if plan.evaluator.fabric.global_rank == 0:
         logger.info(text)

@@ -4,7 +4,8 @@ import io
 import json
 import random
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,6 @@ _MIN_CHARACTERS = 500
 _MIN_CORPUS_CHARACTERS = 2_000_000
 
 
-def standard_library_sources() -> Iterator[tuple[str, str]]:
-    """Yields name and text of each source file of the standard library, tests left out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        # Codec tables and the like: long lists of numbers teach a language model nothing.
-        if _SKIPPED_FOLDERS.intersection(name.parts[:-1]) or name.parts[0] == "encodings":
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if len(text) >= _MIN_CHARACTERS:
-            yield name.as_posix(), text
-
-
-def language_documentation() -> Iterator[tuple[str, str]]:
-    """Yields name and text of each topic of the reference that ``help()`` shows, none where Python lacks them."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return
-    for name, text in sorted(topics.items()):
-        if len(text) >= _MIN_CHARACTERS:
-            yield name, text
-
-
 def write_corpus(folder: Path) -> int:
     """Write ``documentation.jsonl`` and ``sources.jsonl``, one document per file of the installation, and return the
     characters written.
@@ -52,8 +26,12 @@ def write_corpus(folder: Path) -> int:
         UserError: this Python carries too little text (a build without the standard library's sources).
     """
     total = 0
-    for domain, documents in (("documentation", language_documentation()), ("sources", standard_library_sources())):
-        rows = [json.dumps({"text": text, "meta": {"file": name}}) for name, text in documents]
+    for domain, documents in (("documentation", _language_documentation()), ("sources", _library_sources())):
+        rows = [
+            json.dumps({"text": text, "meta": {"file": name}})
+            for name, text in documents
+            if len(text) >= _MIN_CHARACTERS
+        ]
         if rows:
             (folder / f"{domain}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
         total += sum(map(len, rows))
@@ -63,6 +41,26 @@ def write_corpus(folder: Path) -> int:
             f"{_MIN_CORPUS_CHARACTERS:,}; use a Python with its sources, such as python.org's"
         )
     return total
+
+
+def _library_sources() -> Iterator[tuple[str, str]]:
+    """Name and text of each source file of the standard library, tests left out."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        # Codec tables and the like: long lists of numbers teach a language model nothing.
+        if not _SKIPPED_FOLDERS.intersection(name.parts[:-1]) and name.parts[0] != "encodings":
+            with suppress(UnicodeDecodeError, OSError):
+                yield name.as_posix(), path.read_text(encoding="utf-8")
+
+
+def _language_documentation() -> list[tuple[str, str]]:
+    """Name and text of each topic of the reference that ``help()`` shows, none where Python lacks them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return []
+    return sorted(topics.items())
 
 
 SHAPE: dict[str, Any] = {
@@ -75,16 +73,11 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 128,
     "vocab_size": 2048,
-    "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "initializer_range": 0.02,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+"""Of the model, as ``config.json`` has it; everything else is LLaMA's default."""
 
 
 def write_shape(folder: Path, corpus: Path) -> None:
@@ -104,7 +97,7 @@ _CHOICE_CHARACTERS = 80
 _CHOICES = 4
 
 
-def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_document: int = 12) -> None:
+def write_task(folder: Path, documents: Iterable[str], seed: int = 1337, per_document: int = 12) -> None:
     """Write the rows of the task into a folder, and its lm-eval description as ``demo_next_passage.yaml``.
 
     Each row shows a stretch of one document and four stretches of the same length: the one that follows, and three from
@@ -120,9 +113,8 @@ def write_task(folder: Path, documents: Sequence[str], seed: int = 1337, per_doc
     passages = []
     for text in documents:
         for _ in range(min(per_document, len(text) // (2 * span))):
-            start = draw.randrange(len(text) - span)
-            end = start + _CONTEXT_CHARACTERS
-            passages.append((text[start:end], text[end : start + span]))
+            passage = text[(start := draw.randrange(len(text) - span)) : start + span]
+            passages.append((passage[:_CONTEXT_CHARACTERS], passage[_CONTEXT_CHARACTERS:]))
     rows = []
     for number, (context, following) in enumerate(passages):
         others = [passage[1] for other, passage in enumerate(passages) if other != number and passage[1] != following]

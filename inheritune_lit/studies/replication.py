@@ -14,20 +14,9 @@ from inheritune_lit.io.folders import make_folder, replace_text
 from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import ReproduceArgs
 from inheritune_lit.studies.inputs import train_tokenizer
-from inheritune_lit.studies.runner import (
-    Experiment,
-    ExperimentResult,
-    StudyResult,
-    analyze_layers,
-    by_title,
-    draw_mean_curve,
-    fill_once,
-    make_once,
-    run_experiments,
-    summarize,
-)
 
 RESULTS, PAGE = "results.json", "replication.md"
 TABLE_1 = "Table 1: against training from scratch"
@@ -88,10 +77,10 @@ class ReplicationRecord:
     """``results.json``."""
 
     scale: dict[str, Any]
-    models: list[ExperimentResult]
+    models: list[runner.ExperimentResult]
 
 
-def reproduce(args: ReproduceArgs) -> StudyResult[ReplicationRecord]:
+def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
     """Trains every model of the grid on equal data, and writes the tables and figures as ``replication.md``.
 
     The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
@@ -118,24 +107,24 @@ def reproduce(args: ReproduceArgs) -> StudyResult[ReplicationRecord]:
         f"in {out_dir}"
     )
     if args.dry_run:
-        return StudyResult()
+        return runner.StudyResult()
     _check_same(out_dir, scale)
     text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
-    fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
+    runner.fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
     packing = lit.PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
-    make_once(out_dir / "data", "reproduce: packed data", partial(lit.prepare, packing))
+    runner.make_once(out_dir / "data", "reproduce: packed data", partial(lit.prepare, packing))
     sizes, files = {"name": args.scale, **asdict(scale)}, out_dir / RESULTS
-    results = run_experiments(
+    results = runner.run_experiments(
         todo, args.num_workers, args.cluster, lambda done: write_record(files, ReplicationRecord(sizes, done))
     )
     record = ReplicationRecord(sizes, results)
     if len(results) < len(todo):
-        return StudyResult(record)
+        return runner.StudyResult(record)
     write_page(out_dir, args.scale, results)
-    return StudyResult(record, f"wrote {out_dir / PAGE}")
+    return runner.StudyResult(record, f"wrote {out_dir / PAGE}")
 
 
-def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
+def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Experiment]:
     """Every model, what others start from before them, cheap ones and those of the main comparison first."""
     n, T = scale.variant, scale.steps
     half, few = scale.n_layer // 2, max(1, n // 2)
@@ -143,6 +132,9 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
     alternate = list(range(0, scale.n_layer, 2))[:n]
     late = range(scale.n_layer - 2 - (n - len(alternate)), scale.n_layer - 2)
     teacher_layers = ",".join(map(str, [*alternate, *late][:n]))
+
+    def folder(name: str) -> Path:
+        return out_dir / "runs" / f"{name}-s{seed}"
 
     def model(
         name: str,
@@ -152,12 +144,12 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
         steps: int = T,
         distill: str | None = None,
         **slicing: Any,
-    ) -> Experiment:
+    ) -> runner.Experiment:
         """A model that starts from a slice of another one, or with random weights where ``of`` is None."""
-        initial, run_dir = _folder(out_dir, f"{name}-start", seed), _folder(out_dir, name, seed)
-        ref = out_dir / "shape" if of is None else _folder(out_dir, of, seed) / "final"
+        initial = folder(f"{name}-start")
+        ref = out_dir / "shape" if of is None else folder(of) / "final"
         options = {"init": "random", **slicing} if of is None else slicing
-        teacher = str(_folder(out_dir, "reference", seed) / "final")
+        teacher = str(folder("reference") / "final")
         train = lit.TrainArgs(
             global_batch_size=scale.batch,
             micro_batch_size=scale.batch,
@@ -171,7 +163,7 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
         training = lit.PretrainArgs(
             initial,
             out_dir / "data",
-            run_dir,
+            folder(name),
             train=train,
             eval=lit.EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
             optimizer=lit.OptimizerArgs(lr=scale.lr),
@@ -179,10 +171,10 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
             precision="32-true",
             seed=seed,
         )
-        needed = {of, "reference" if distill else None} - {None}
-        after = tuple(_folder(out_dir, str(one), seed).name for one in sorted(map(str, needed)))
+        needed = {of or "", "reference" if distill else ""} - {""}
+        after = tuple(folder(one).name for one in sorted(needed))
         start = lit.SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
-        return Experiment(run_dir.name, title, start, training, after, groups)
+        return runner.Experiment(folder(name).name, title, start, training, after, groups)
 
     return [
         model("reference", "reference", TABLE_1, of=None, n=scale.n_layer),
@@ -206,16 +198,12 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[Experiment]:
     ]
 
 
-def _folder(out_dir: Path, name: str, seed: int) -> Path:
-    return out_dir / "runs" / f"{name}-s{seed}"
-
-
 def _model(name: str) -> str:
     """The name of an experiment without its seed."""
     return name.rpartition("-s")[0]
 
 
-def _choose(grid: list[Experiment], only: list[str] | None) -> set[str]:
+def _choose(grid: list[runner.Experiment], only: list[str] | None) -> set[str]:
     """Names of the models to train: those that were asked for, and those that they need, which stand before them."""
     names = [_model(one.name) for one in grid]
     for name in only or []:
@@ -276,7 +264,7 @@ def _gather(source: list[Path], folder: Path) -> str:
     return str(folder)
 
 
-def write_page(out_dir: Path, name: str, results: list[ExperimentResult]) -> None:
+def write_page(out_dir: Path, name: str, results: list[runner.ExperimentResult]) -> None:
     """Writes ``replication.md`` and a figure per comparison at the scale of a name, from the results of all models that
     are done; both models of Figure 9 are analysed for it."""
     scale = SCALES[name]
@@ -293,7 +281,7 @@ def write_page(out_dir: Path, name: str, results: list[ExperimentResult]) -> Non
     ]
     shown: set[str] = set()
     for group, (file, title) in _CURVES.items():
-        models = by_title(results, group)
+        models = runner.by_title(results, group)
         if models.keys() <= shown:  # of what is compared here nothing has been trained
             continue
         shown |= models.keys()
@@ -303,11 +291,11 @@ def write_page(out_dir: Path, name: str, results: list[ExperimentResult]) -> Non
     replace_text(out_dir / PAGE, "\n\n".join(parts) + "\n")
 
 
-def _table(models: dict[str, list[ExperimentResult]]) -> str:
+def _table(models: dict[str, list[runner.ExperimentResult]]) -> str:
     ours = models.get(_OURS) or next(iter(models.values()))
     rows = []
     for title, runs in models.items():
-        run, summary = runs[0], summarize(runs, ours)
+        run, summary = runs[0], runner.summarize(runs, ours)
         sizes = [f"{value:,}" for value in (run.n_layer, run.n_embd, run.parameters, run.steps, run.tokens, len(runs))]
         noise, gap = summary.stderr if math.isnan(summary.std) else summary.std, ""
         if runs is not ours and summary.paired:
@@ -318,11 +306,11 @@ def _table(models: dict[str, list[ExperimentResult]]) -> str:
     return markdown_table([*header, f"minus {ours[0].title}'s"], rows)
 
 
-def _draw(path: Path, models: dict[str, list[ExperimentResult]]) -> None:
+def _draw(path: Path, models: dict[str, list[runner.ExperimentResult]]) -> None:
     figure, (whole, end) = new_figure(2)
     for number, runs in enumerate(models.values()):
         for axes in (whole, end):
-            draw_mean_curve(axes, number, runs)
+            runner.draw_mean_curve(axes, number, runs)
     longest = max(runs[0].tokens for runs in models.values())
     # The last part decides, and is flat beside the first.
     zoom_in(end, min(0.5 * longest, 0.75 * min(runs[0].tokens for runs in models.values())), longest)
@@ -347,7 +335,7 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     for name, checkpoint in models.items():
         folder = out_dir / "analysis" / name
         sizes = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
-        measured = analyze_layers(checkpoint, out_dir / "data", folder, compare=other, **sizes)
+        measured = runner.analyze_layers(checkpoint, out_dir / "data", folder, compare=other, **sizes)
         other = folder
         sentences.append(f"- {name}: {str(measured).splitlines()[0]}")
     return [

@@ -186,18 +186,14 @@ def plan_growth(args: GrowArgs, resolved: lit.ResolvedReference) -> GrowthPlan:
             "smaller training budget"
         )
     settings = {
-        "grow_by": args.grow_by,
-        "new_layers": args.new_layers,
-        "old_layers": args.old_layers,
+        **{name: getattr(args, name) for name in ("grow_by", "new_layers", "old_layers", "seed", "margin")},
+        "optimizer_state": args.optimizer_state,
         "start_layers": list(rounds[0].layers),
         "start_sha256": sha256_file(initial / lit.WEIGHTS) if initial else None,
         "device": fabric.device.type,
         **lit.training_settings(args.train, args.eval, args.optimizer, args.speed),
         "precision": precision,
-        "seed": args.seed,
         **lit.data_settings(args.data, args.documents, mixture),
-        "margin": args.margin,
-        "optimizer_state": args.optimizer_state,
     }
     limit = "max_layers" if len(plans) == len(every) else "max_flops"
     evaluator = lit.HeldOutEvaluator(fabric, val, args.documents, samples, args.train.micro_batch_size, precision)

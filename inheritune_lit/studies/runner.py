@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, fields
 from functools import partial
@@ -239,27 +239,14 @@ def run_experiments(
         UserError: an experiment failed; those that ran beside it are stopped.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C.
     """
-    results: dict[str, ExperimentResult] = {}
-
-    def in_order() -> list[ExperimentResult]:
-        return [results[one.name] for one in experiments if one.name in results]
-
-    def take_up(experiment: Experiment) -> None:
-        results[experiment.name] = _read_result(experiment)
-        if record is not None:
-            record(in_order())
-
+    results, found = dict[str, ExperimentResult](), list[ExperimentResult]()
     with open_executor(num_workers, cluster, partial(_start_worker, num_workers)) as executor:
-        if executor is not None:
-            _run_side_by_side(experiments, executor, take_up)
-            return in_order()
-        for number, experiment in enumerate(experiments, start=1):
-            logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
-            _make_start(experiment)
-            if lit.pretrain(experiment.training).final is None:
-                break
-            take_up(experiment)
-    return in_order()
+        for experiment in _one_by_one(experiments) if executor is None else _side_by_side(experiments, executor):
+            results[experiment.name] = _read_result(experiment)
+            found = [results[one.name] for one in experiments if one.name in results]
+            if record is not None:
+                record(found)
+    return found
 
 
 def _make_start(experiment: Experiment) -> None:
@@ -267,7 +254,16 @@ def _make_start(experiment: Experiment) -> None:
         lit.slice_model(experiment.start)
 
 
-def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up: Callable[[Experiment], None]) -> None:
+def _one_by_one(experiments: list[Experiment]) -> Iterator[Experiment]:
+    for number, experiment in enumerate(experiments, start=1):
+        logger.info("experiment %d of %d: %s", number, len(experiments), experiment.name)
+        _make_start(experiment)
+        if lit.pretrain(experiment.training).final is None:
+            return
+        yield experiment
+
+
+def _side_by_side(experiments: list[Experiment], executor: Executor) -> Iterator[Experiment]:
     waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
     others = set(multiprocessing.active_children())
     with lit.stop_requests() as stop:
@@ -290,7 +286,7 @@ def _run_side_by_side(experiments: list[Experiment], executor: Executor, take_up
                     complete = False  # told to stop before it was ready to be told
                 if complete:
                     done.add(experiment.name)
-                    take_up(experiment)
+                    yield experiment
                     logger.info("%s: done, %d are running", experiment.name, len(running))
                 else:
                     stop.append(signal.SIGTERM)  # as if this process had been told to
