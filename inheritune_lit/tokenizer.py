@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
@@ -101,7 +102,7 @@ def _special_ids(folder: Path, token_to_id: Callable[[str], int | None]) -> tupl
         token = tokens.get(f"{name}_token")
         text = token.get("content") if isinstance(token, dict) else token
         found = [token_to_id(text)] if isinstance(text, str) else []
-        values = [config.get(f"{name}_token_id") for config in configs]
+        values: list[Any] = [config.get(f"{name}_token_id") for config in configs]
         found += [value[0] if isinstance(value, list) and value else value for value in values]
         ids.append(next((one for one in found if one is not None), None))
     return ids[0], ids[1]

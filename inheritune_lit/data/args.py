@@ -79,12 +79,11 @@ class PrepareArgs(ReadingArgs):
                 raise UserError(f"--{name} is required; see `inheritune prepare --help`")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val_fraction is {self.val_fraction}; give a number between 0 and 1, such as 0.01")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--max_tokens is {self.max_tokens}; give a positive number")
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"--seed is {self.seed}; give a number from 0 to 2^64 - 1")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise UserError(f"--num_workers is {self.num_workers}; give at least 1")
+        for name, number in {"max_tokens": self.max_tokens, "num_workers": self.num_workers}.items():
+            if number is not None and number < 1:
+                raise UserError(f"--{name} is {number}; give at least 1")
         if self.num_workers is not None and self.cluster is not None:
             raise UserError("--num_workers counts processes of this machine, --cluster has its own; give one of them")
         if self.mixture is None:

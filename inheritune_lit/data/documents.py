@@ -32,10 +32,6 @@ class ReadReport:
     bytes_read: int = 0  # of the file, as stored
     first_broken: Fault | None = None
 
-    def counts(self) -> dict[str, int]:
-        """Returns the counts of rows by their names."""
-        return {name: getattr(self, name) for name in ROW_COUNTS}
-
     def note_broken(self, line: int, start: int, error: Exception) -> None:
         """Counts a broken row; ``line`` and ``start`` are as in ``Fault``, the error a ``BROKEN_ROW``."""
         self.broken_rows += 1

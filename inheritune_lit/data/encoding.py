@@ -70,11 +70,8 @@ class WordCache:
     ``create`` checks that a model's vocabulary and normalisation allow it; what cannot be cut exactly (a text that
     spells SentencePiece's own sign for a space, or that normalises differently in parts) goes to the model whole.
 
-    Args:
-        processor: a ``SentencePieceProcessor``.
-        typecode: array type code of a token id, "H" or "i".
-        words: pattern whose matches are encoded apart; each begins with its spaces, if any.
-        normalise, dummy_prefix: whether the model normalises a text, and whether it puts a space before it.
+    Matches of the pattern ``words`` are encoded apart; each begins with its spaces, if any. ``normalise`` and
+    ``dummy_prefix`` say whether the model normalises a text and puts a space before it.
     """
 
     max_unbroken = 1 << 23  # characters; SentencePiece takes about 35 bytes of memory for each
@@ -177,7 +174,7 @@ class _TwoGenerations(dict):
 
 def _fine_pattern(pieces: list[str]) -> re.Pattern[str] | None:
     """Words, runs of punctuation, single digits and line breaks, where no piece mixes them; None where one does."""
-    pairs = {pair for piece in pieces for pair in map("".join, pairwise(piece)) if SPACE not in pair}
+    pairs = {pair for piece in pieces for pair in pairwise(piece) if SPACE not in pair}
     marks, joined = set[str](), set(string.punctuation)
     while joined:  # a sign that some piece joins with punctuation counts as punctuation too
         marks |= joined

@@ -163,7 +163,6 @@ def _check_size(path: Path, expected: int) -> None:
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
-    """Returns token type and documents' lengths."""
     with path.open("rb") as index:
         header = index.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(MAGIC):

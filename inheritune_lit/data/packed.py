@@ -148,10 +148,7 @@ class PackedDataset:
     A sample is at most ``block_size`` inputs and their targets, one token later; no token is a target twice. "packed"
     documents are cut every ``block_size`` tokens of a domain, "separate" ones each for itself, their last sample filled
     with padding. Domains follow each other in order of their names; ``domains`` has their sizes, also of those without
-    a sample.
-
-    Raises:
-        UserError: the folder is not packed data, a file is damaged, or no domain fills a sample.
+    a sample. Damaged or other files, or none that fills a sample, are a ``UserError``.
     """
 
     def __init__(
@@ -216,7 +213,6 @@ class PackedDataset:
 
 
 def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a domain's tokens and the lengths of its documents."""
     if recorded.tokens == 0 and not prefix.with_name(f"{prefix.name}.bin").exists():
         return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
     tokens, lengths = open_documents(prefix)

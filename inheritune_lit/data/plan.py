@@ -37,8 +37,8 @@ class PreparePlan:
         args, tokenizer, dtype = self.args, self.settings.tokenizer, self.settings.dtype
         assert args.tokenizer_dir is not None, "PrepareArgs checks it"
         domains = sorted({file.domain for file in self.sources})
-        kinds = [format_of(file.name, args) for file in self.sources]
-        text_bytes = sum(file.bytes * kind.text_share for file, kind in zip(self.sources, kinds, strict=True) if kind)
+        kinds = ((file, format_of(file.name, args)) for file in self.sources)
+        text_bytes = sum(file.bytes * kind.text_share for file, kind in kinds if kind)
         tokens = min(text_bytes / _BYTES_PER_TOKEN, args.max_tokens or text_bytes)
         size = tokens * {"uint16": 2, "int32": 4}[dtype]
         added = f", beside {len(self.packed_before.sources)} packed before" if self.packed_before else ""
@@ -56,10 +56,7 @@ class PreparePlan:
 
 
 def make_plan(args: PrepareArgs) -> PreparePlan:
-    """Finds source files, compares them with what is packed already, and cuts the new ones into shards.
-
-    What cannot be used or does not fit what is packed already is a ``UserError``.
-    """
+    """Finds source files, refuses what does not fit what is packed already, and cuts the new ones into shards."""
     assert args.source and args.tokenizer_dir and args.out_dir, "PrepareArgs checks it"
     sources, tokenizer = find_sources(args.source, args), Tokenizer(args.tokenizer_dir)
     if args.end_of_document and tokenizer.eos_id is None:

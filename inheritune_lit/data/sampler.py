@@ -46,28 +46,23 @@ def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _network(values: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of 0..rows*columns-1."""
+    """A permutation of 0..rows*columns-1: in turn each half is shifted by a hash of the other, modulo its size."""
     sizes = np.uint64(rows), np.uint64(columns)
-    left, right = np.divmod(values, sizes[1])
-    for number in range(0, ROUNDS, 2):
-        left = _shifted(left, right, sizes[0], keys[number])
-        right = _shifted(right, left, sizes[1], keys[number + 1])
-    return left * sizes[1] + right
-
-
-def _shifted(half: np.ndarray, other: np.ndarray, size: np.uint64, key: np.ndarray) -> np.ndarray:
-    """``half`` plus a hash of ``other``, modulo ``size``."""
-    hashed = other + key
-    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
-        hashed ^= hashed >> shift
-        hashed *= factor
-    hashed ^= hashed >> _SHIFTS[2]
-    hashed >>= _HALF
-    hashed *= size
-    hashed >>= _HALF  # now in [0, size): a multiplication is several times faster than a division
-    hashed += half
-    hashed -= size * (hashed >= size)
-    return hashed
+    halves = list(np.divmod(values, sizes[1]))
+    for number, key in enumerate(keys):
+        moved = number % 2
+        hashed = halves[1 - moved] + key
+        for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+            hashed ^= hashed >> shift
+            hashed *= factor
+        hashed ^= hashed >> _SHIFTS[2]
+        hashed >>= _HALF
+        hashed *= sizes[moved]
+        hashed >>= _HALF  # now in [0, size): a multiplication is several times faster than a division
+        hashed += halves[moved]
+        hashed -= sizes[moved] * (hashed >= sizes[moved])
+        halves[moved] = hashed
+    return halves[0] * sizes[1] + halves[1]
 
 
 CYCLE = 10_000
@@ -262,10 +257,8 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
     """Turns relative weights by name into samples per cycle; a name that is left out has 0.
 
     The domains of a name (see ``divide_domains``) share its weight by their samples. "uniform" weighs all domains that
-    have a sample equally; "proportional" goes through all the data in epochs.
-
-    Raises:
-        UserError: a weight that makes no sense, or a domain that is not there or is drawn without having a sample.
+    have a sample equally; "proportional" goes through all the data in epochs. A weight that makes no sense, or a domain
+    that is not there or is drawn without having a sample, is a ``UserError``.
     """
     if weights == "proportional":
         return Mixture(domains, None)

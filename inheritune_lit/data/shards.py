@@ -27,6 +27,8 @@ from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk
 from inheritune_lit.io.manifest import sha256_file
+from inheritune_lit.io.reading import parse_json
+from inheritune_lit.io.records import to_record
 
 DONE = "done.json"
 # Constants, not functions of the number of workers: a stopped preparation continues with any number of them.
@@ -134,6 +136,12 @@ class RangeRecord:
     report: ReadReport
     counts: dict[str, dict[str, Count]]  # what was packed, by domain and split
 
+    @classmethod
+    def read_all(cls, folder: Path) -> list["RangeRecord"]:
+        """Returns the records of a finished shard's ranges, in order."""
+        path, what, advice = folder / DONE, "a shard's record", f"remove {folder}"
+        return to_record(parse_json(path.read_bytes(), path, what, advice), list[RangeRecord], path, what, advice)
+
 
 _thread = threading.local()
 
@@ -150,10 +158,7 @@ def write_shard(context: ShardContext, shard: Shard) -> list[tuple[int, Count]]:
 
 
 class ShardWriter:
-    """Writes shards one after another, keeping the tokenizer and its cache between them.
-
-    Another tokenizer than the preparation began with is a ``UserError``.
-    """
+    """Writes shards one after another, keeping the tokenizer and its cache; another tokenizer than before is refused."""
 
     def __init__(self, context: ShardContext) -> None:
         self.context, args, settings = context, context.args, context.settings
@@ -167,10 +172,7 @@ class ShardWriter:
         self._ending = self._encoder.pack([tokenizer.eos_id or 0]) if with_end else b""
 
     def write(self, shard: Shard, report: Report) -> None:
-        """Writes a shard's folder, unless it is there already.
-
-        A source that cannot be read or has changed, or a full disk, is a ``UserError``, and leaves no folder.
-        """
+        """Writes a shard's folder, unless it is there already; one that fails, such as by a full disk, leaves none."""
         final = self.context.folder / shard.id
         if (final / DONE).is_file():
             report(shard.bytes, Count())

@@ -82,10 +82,8 @@ def iter_documents(
 ) -> Iterator[str]:
     """Yields the texts of a local corpus that are not blank, in the order in which ``prepare`` packs them.
 
-    With ``max_characters`` an equal part from the beginning of each file; the last text of a file is cut there.
-
-    Raises:
-        UserError: the source is on the hub or holds nothing readable, or too many rows of a file are broken.
+    With ``max_characters`` an equal part from the beginning of each file; the last text of a file is cut there. A
+    source on the hub or without anything readable, or a file with too many broken rows, is a ``UserError``.
     """
     if is_hub_source(str(source)):
         raise UserError(f"{source} is not on this machine; give a file or folder of text")

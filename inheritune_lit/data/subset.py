@@ -130,11 +130,8 @@ def choose_documents(
     """Sets which documents are kept, in about 40 bytes of memory per document for duplicates and 16 for quotas.
 
     Of documents with equal token ids one is kept with ``drop_duplicates``: one that was packed before, which is in the
-    folder ``packed``, else one for validation, so that none of them is met in training.
-
-    Returns:
-        How many documents equal an earlier one; and the quotas with fewer tokens than wanted though every document is
-        kept, with their tokens.
+    folder ``packed``, else one for validation, so that none of them is met in training. Returns how many equal an
+    earlier one; and the quotas with fewer tokens than wanted though every document is kept, with their tokens.
     """
     duplicates, short = _drop_duplicates(spans, packed, dtype) if drop_duplicates else 0, []
     for quota in quotas:
