@@ -115,7 +115,7 @@ class PackedManifest(PackedSettings):
 
 
 def find_packed_manifest(folder: Path) -> PackedManifest | None:
-    """Returns the manifest of packed data, None where there is none; a damaged one is a ``UserError`` with the field."""
+    """Returns the manifest of packed data, None where there is none; a damaged one is a ``UserError`` about a field."""
     content = read_manifest(folder)
     if content is None or content.get("kind") != "packed_data":
         return None

@@ -158,7 +158,7 @@ def write_shard(context: ShardContext, shard: Shard) -> list[tuple[int, Count]]:
 
 
 class ShardWriter:
-    """Writes shards one after another, keeping the tokenizer and its cache; another tokenizer than before is refused."""
+    """Writes shards one after another, keeping tokenizer and cache; another tokenizer than before is refused."""
 
     def __init__(self, context: ShardContext) -> None:
         self.context, args, settings = context, context.args, context.settings
