@@ -63,13 +63,10 @@ class Trainer:
         return f"step {self._running_step:,}" if self._running_step else "the first validation"
 
     def fit(self, stop: Sequence[signal.Signals]) -> ValidationResult | None:
-        """Train to the end, or until ``stop`` is no longer empty, from the saved state where there is one.
+        """Train from the saved state, where there is one, and return the last validation.
 
-        Args:
-            stop: signals received so far; the step that runs is finished and saved.
-
-        Returns:
-            The last validation, or None when the run was stopped before its end.
+        None when the run was stopped before its end: once ``stop`` holds a signal, the step that runs is finished and
+        saved.
 
         Raises:
             UserError: a bad step, or the state cannot be saved or read.

@@ -307,12 +307,9 @@ _WARM_UP, _TIMED = 2, 3
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """Speed and memory of training steps on this machine.
+    """Speed and memory of training steps on this machine; the share of its peak is None where that is not known.
 
-    Attributes:
-        mfu: share of the device's peak, None where that is not known.
-        memory: most bytes in use at once by the model and its training.
-        predicted: the prediction of that for these kernels.
+    ``memory`` are the most bytes in use at once by the model and its training, ``predicted`` is the prediction of that.
     """
 
     machine: str
@@ -328,11 +325,8 @@ def measure_steps(
     """Train a model of random weights on random tokens for a few micro-batches.
 
     Time does not depend on the values. A whole step would take minutes where it has many micro-batches: one micro-batch
-    and one optimizer step are timed, and put together.
-
-    Args:
-        devices: GPUs that will share the samples of a step.
-        flops: of the whole run, which decide whether it is worth compiling for.
+    and one optimizer step are timed, and put together as if ``devices`` shared the samples of a step. The FLOPs of the
+    whole run decide whether it is worth compiling for.
 
     Raises:
         UserError: a setting that this machine cannot serve.

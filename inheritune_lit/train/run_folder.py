@@ -102,10 +102,7 @@ class RunResult:
 def find_run(
     run_dir: Path, settings: dict[str, Any], total_steps: int, allow_data_change: bool
 ) -> tuple[RunResult | None, list[dict[str, Any]]]:
-    """Check that a folder is free for a run or holds the same one; nothing is written.
-
-    Args:
-        settings: everything that changes the outcome, JSON types only.
+    """Check that a folder is free for a run or holds the one with these settings; nothing is written.
 
     Returns:
         The result, where the run is finished, and the changes of its data, the one that this call brings included.

@@ -39,10 +39,8 @@ _WORTH_COMPILING = 1e14
 def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signal.Signals]]:
     """Yields a list that takes up SIGTERM and SIGINT while the block runs, instead of their usual effect.
 
-    Each is acknowledged at once; a second one of the same kind stops the block where it is.
-
-    Args:
-        doing: what will be finished first, in words; nothing is said when None.
+    Each is acknowledged at once with what is ``doing`` and will be finished first, silently when None; a second one of
+    the same kind stops the block where it is.
     """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
@@ -133,11 +131,8 @@ def choose_kernels(
     """What the settings mean on a device.
 
     The loss that "auto" means is the fused one on CUDA where Liger-Kernel is installed, and chunks on CPU: as fast as
-    whole logits, they bound their memory, but the compiler cannot see through them.
-
-    Args:
-        flops: of the whole run.
-        distilled: there is a teacher, and so a loss of its own, which is not compiled.
+    whole logits, they bound their memory, but the compiler cannot see through them. A teacher has a loss of its own,
+    which is not compiled. The FLOPs are those of the whole run.
 
     Raises:
         UserError: the settings contradict each other, or need a compiler that is not there.
@@ -203,10 +198,8 @@ def set_up(
 ) -> TrainState:
     """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
 
-    ``check_machine`` says beforehand whether the settings can be served.
-
-    Args:
-        gpt: on the CPU, in the type that its weights are trained in.
+    The model comes on the CPU, in the type that its weights are trained in. ``check_machine`` says beforehand whether
+    the settings can be served.
     """
     gpt.max_seq_length = block_size
     if args.speed.activation_checkpointing:
