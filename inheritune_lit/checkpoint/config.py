@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -30,10 +30,7 @@ if "litgpt.config" not in sys.modules:
     sys.modules["litgpt.config"] = _module
     _spec.loader.exec_module(_module)
 
-if TYPE_CHECKING:
-    from litgpt.config import Config, configs
-else:
-    Config, configs = sys.modules["litgpt.config"].Config, sys.modules["litgpt.config"].configs
+from litgpt.config import Config, configs  # noqa: F401 - finds the module without its package
 
 
 @dataclass

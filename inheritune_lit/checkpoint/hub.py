@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, TOKENIZER_FILES
 from inheritune_lit.checkpoint.remote_files import RemoteFile, fetch_tensors, open_safetensors, open_torch_file
 from inheritune_lit.checkpoint.weights import BIN, HF_FORMATS, SAFETENSORS, Weights, open_files, read_index
@@ -68,7 +70,8 @@ class Repository:
             shards = sorted({file for name, file in index.items() if full(name) in needed})
         plans: dict[str, RemoteFile | None] = {}
         for file in shards:
-            remote = plans[file] = None if self._cached(file) else self._open(file)
+            cached = isinstance(huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision), str)
+            remote = plans[file] = None if cached else self._open(file)
             if remote is None:
                 continue
             full = full or rename(remote.entries)
@@ -79,36 +82,27 @@ class Repository:
         total = sum(map(self._size, every))
         logger.info("%s: %.2f GB of %.2f GB are needed", self.name, sum(sizes.values()) / 1e9, total / 1e9)
         for file, plan in plans.items():
-            self._fetched[fetch_tensors(plan, self._parts_folder()) if plan else self._whole(file)] = file, sizes[file]
+            if plan:
+                path = fetch_tensors(plan, self._parts_folder)
+            else:
+                path = Path(huggingface_hub.hf_hub_download(self.name, file, revision=self.revision))
+            self._fetched[path] = file, sizes[file]
         return self._fetched
 
     def _open(self, file: str) -> RemoteFile | None:
-        from huggingface_hub import hf_hub_url
-
-        url, size = hf_hub_url(self.name, file, revision=self.revision), self._size(file)
+        url, size = huggingface_hub.hf_hub_url(self.name, file, revision=self.revision), self._size(file)
         if file.endswith(".safetensors"):
             return open_safetensors(url, file, size)
-        return open_torch_file(url, file, size, self._parts_folder())
+        return open_torch_file(url, file, size, self._parts_folder)
 
     def _size(self, file: str) -> int:
         if file not in self.files:
             raise UserError(f"{self.name}: the index names {file}, which the repository does not have")
         return self.files[file][0]
 
-    def _cached(self, file: str) -> bool:
-        from huggingface_hub import try_to_load_from_cache
-
-        return isinstance(try_to_load_from_cache(self.name, file, revision=self.revision), str)
-
-    def _whole(self, file: str) -> Path:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(self.name, file, revision=self.revision))
-
+    @property
     def _parts_folder(self) -> Path:
-        from huggingface_hub import cached_assets_path
-
-        return cached_assets_path("inheritune", self.name, self.revision)
+        return huggingface_hub.cached_assets_path("inheritune", self.name, self.revision)
 
 
 def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
@@ -121,10 +115,8 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
     Raises:
         UserError: no such repository or revision, no permission, or no connection and nothing in the cache.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-
     with explain_hub_errors(name, gated):
-        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        info = huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
         files = {
             sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
             for sibling in info.siblings or ()
@@ -132,5 +124,5 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
         if HF_CONFIG not in files:
             raise UserError(f"{name} has no {HF_CONFIG}: it is not a model of transformers; check --ref")
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
-        fetched = [hf_hub_download(name, file, revision=info.sha) for file in wanted]
+        fetched = [huggingface_hub.hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, str(info.sha), Path(fetched[0]).parent, files)

@@ -15,7 +15,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,17 +43,12 @@ _NUMBER = struct.Struct("<H")
 
 @dataclass
 class RemoteFile:
-    """A remote file of this size, all its tensors and the chosen ones, both in the order of their bytes.
-
-    The tensors of a file of ``torch.save`` count from their record's header until they are chosen: what lies between
-    header and bytes is unknown.
-    """
+    """A remote file of this size, all its tensors and the chosen ones, both in the order of their bytes."""
 
     url: str
     file: str
     size: int
     entries: dict[str, TensorEntry]
-    records: dict[str, "_Record"] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
 
     def choose(self, names: Iterable[str]) -> None:
@@ -64,17 +59,15 @@ class RemoteFile:
         """
         wanted = set(names)
         self.chosen = [name for name in self.entries if name in wanted]
-        if not self.records:
-            return
-        starts = sorted({self.records[name].start for name in self.chosen})
+        unknown = {name: entry for name in self.chosen if isinstance(entry := self.entries[name], _RecordEntry)}
+        starts = sorted({entry.record.start for entry in unknown.values()})
         headers = _read_ahead(self.url, ((start, start + ZIP_HEADER.size) for start in starts))
         shifts = {start: zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
-        for name in self.chosen:
-            record, entry = self.records[name], self.entries[name]
-            shift = shifts[record.start]
+        for name, entry in unknown.items():
+            record, shift = entry.record, shifts[entry.record.start]
             if record.start + shift + record.nbytes > record.end:
                 raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
-            self.entries[name] = replace(entry, begin=entry.begin + shift)
+            self.entries[name] = TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
 
     @property
     def chosen_bytes(self) -> int:
@@ -195,6 +188,16 @@ class _Record:
         return "/data/" in self.name
 
 
+@dataclass(frozen=True)
+class _RecordEntry(TensorEntry):
+    """A tensor of a record, counted as if its bytes followed the first part of the record's header.
+
+    What lies between them is unknown until it is read.
+    """
+
+    record: _Record
+
+
 class _SparseFile(io.FileIO):
     """A local file of a remote one's size, whose bytes are fetched when they are read; those at the end at once."""
 
@@ -245,12 +248,10 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
             # By this torch knows an archive.
             os.pwrite(sparse.fileno(), b"PK\3\4", 0)
         placed = {key: _place(tensor, storages, file) for key, tensor in load_torch_file(path, label=file).items()}
-    found = {key: place for key, place in placed.items() if place}
+    found: dict[str, TensorEntry] = {key: entry for key, entry in placed.items() if entry}
     if len(found) < len(placed):
         return None
-    ordered = sorted(found, key=lambda key: found[key][0].begin)
-    entries, of_tensor = {key: found[key][0] for key in ordered}, {key: found[key][1] for key in ordered}
-    return RemoteFile(url, file, size, entries, of_tensor)
+    return RemoteFile(url, file, size, dict(sorted(found.items(), key=lambda item: item[1].begin)))
 
 
 def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
@@ -274,8 +275,8 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
     return records
 
 
-def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> tuple[TensorEntry, _Record] | None:
-    """A tensor's bytes, counted as if they followed the first part of the record's header; None where unknown."""
+def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> _RecordEntry | None:
+    """Where a tensor of the sparse file is; None where its bytes are not a range."""
     storage = tensor.untyped_storage()
     if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in DTYPE_NAMES:
         return None
@@ -284,4 +285,4 @@ def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> tuple[Te
     if record is None or record.nbytes != storage.nbytes():
         raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")
     begin = record.start + tensor.storage_offset() * tensor.element_size()
-    return TensorEntry(tuple(tensor.shape), tensor.dtype, begin), record
+    return _RecordEntry(tuple(tensor.shape), tensor.dtype, begin, record)

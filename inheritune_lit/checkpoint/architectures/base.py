@@ -89,12 +89,12 @@ SIZES = {
     "n_layer": Entry("num_hidden_layers"),
     "n_embd": Entry("hidden_size"),
     "n_head": Entry("num_attention_heads"),
-    "n_query_groups": Entry("num_key_value_heads", optional),
-    "head_size": Entry("head_dim", head_size),
     "intermediate_size": Entry("intermediate_size"),
     "block_size": Entry("max_position_embeddings"),
 }
 """Depth, widths, heads and context as most architectures call them."""
+GROUPED = SIZES | {"n_query_groups": Entry("num_key_value_heads", optional), "head_size": Entry("head_dim", head_size)}
+"""The same, with heads that share keys and values, and that are of any size."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,6 @@ class Architecture:
     """One architecture of transformers as litgpt runs it.
 
     Attributes:
-        model_type: ``model_type`` in ``config.json``.
-        class_name: transformers' class.
         base_prefix: prefix of everything but the head, left out by files saved from the model without head.
         layer_prefix: prefix of a block's keys, with ``{}`` for the layer.
         outer: litgpt module -> Hugging Face module, outside the blocks.

@@ -63,10 +63,7 @@ def _gemma3_fields(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]
 
 def _gemma3_entries(config: Config) -> dict[str, Any]:
     local = float(config.rope_local_base_freq or config.rope_base)
-    rope = {
-        _FULL: rope_to_hf(config)["rope_parameters"],
-        _SLIDING: {"rope_theta": local, "rope_type": "default"},
-    }
+    rope = {_FULL: rope_to_hf(config)["rope_parameters"], _SLIDING: {"rope_theta": local, "rope_type": "default"}}
     entries = _layered_entries(config, config.rope_indices)
     return entries | {"rope_local_base_freq": local, "rope_parameters": rope}
 

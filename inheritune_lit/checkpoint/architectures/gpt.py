@@ -9,6 +9,7 @@ from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import (
     OTHERS,
+    SIZES,
     Architecture,
     Entry,
     flag,
@@ -16,9 +17,10 @@ from inheritune_lit.checkpoint.architectures.base import (
     number,
     optional,
 )
-from inheritune_lit.checkpoint.architectures.sources import Interleaved, Stored
+from inheritune_lit.checkpoint.architectures.sources import Interleaved, Source, Stored
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 
+_DENSE: dict[str, Source | str] = {"mlp.fc": "mlp.dense_h_to_4h", "mlp.proj": "mlp.dense_4h_to_h"}
 _PLAIN = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
 
 GPT2 = Architecture(
@@ -75,15 +77,10 @@ GPT_NEOX = Architecture(
         "attn.qkv": Interleaved("attention.query_key_value"),
         "attn.proj": "attention.dense",
         "norm_2": "post_attention_layernorm",
-        "mlp.fc": "mlp.dense_h_to_4h",
-        "mlp.proj": "mlp.dense_4h_to_h",
+        **_DENSE,
     },
-    entries={
-        "n_layer": Entry("num_hidden_layers"),
-        "n_embd": Entry("hidden_size"),
-        "n_head": Entry("num_attention_heads"),
-        "intermediate_size": Entry("intermediate_size"),
-        "block_size": Entry("max_position_embeddings"),
+    entries=SIZES
+    | {
         "norm_eps": Entry("layer_norm_eps", number),
         "gelu_approximate": gelu("hidden_act"),
         "parallel_residual": Entry("use_parallel_residual", flag),
@@ -131,28 +128,19 @@ FALCON = Architecture(
         "norm_1": "input_layernorm",
         "attn.qkv": Interleaved("self_attention.query_key_value"),
         "attn.proj": "self_attention.dense",
-        "mlp.fc": "mlp.dense_h_to_4h",
-        "mlp.proj": "mlp.dense_4h_to_h",
+        **_DENSE,
     },
-    entries={
-        "n_layer": Entry("num_hidden_layers"),
-        "n_embd": Entry("hidden_size"),
-        "n_head": Entry("num_attention_heads"),
+    entries=SIZES
+    | {
         "n_query_groups": Entry("num_kv_heads", optional),
         "intermediate_size": Entry("ffn_hidden_size", optional),
-        "block_size": Entry("max_position_embeddings"),
         "norm_eps": Entry("layer_norm_epsilon", number),
         "gelu_approximate": gelu("activation"),
         "bias": Entry("bias", flag),
     },
     constants=_PLAIN | {"parallel_residual": True},
     fixed={"alibi": False, "parallel_attn": True},
-    defaults={
-        "max_position_embeddings": 2048,
-        "layer_norm_epsilon": 1e-5,
-        "activation": "gelu",
-        "multi_query": True,
-    },
+    defaults={"max_position_embeddings": 2048, "layer_norm_epsilon": 1e-5, "activation": "gelu", "multi_query": True},
     more_fields=_falcon_fields,
     more_entries=_falcon_entries,
     litgpt_names="(?!.*(Gemma|OLMo))(?=.*falcon).*7b",

@@ -7,7 +7,7 @@ attention and MLP, and of all of q and k. The mixtures have several MLPs per lay
 from dataclasses import replace
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import OTHERS, SIZES, Architecture, Entry, number, window
+from inheritune_lit.checkpoint.architectures.base import GROUPED, OTHERS, Architecture, Entry, number, window
 from inheritune_lit.checkpoint.architectures.sources import Source, Split, Stacked
 from inheritune_lit.errors import UserError
 
@@ -26,7 +26,7 @@ LLAMA = Architecture(
         "mlp.fc_2": "mlp.up_proj",
         "mlp.proj": "mlp.down_proj",
     },
-    entries=SIZES | {"norm_eps": Entry("rms_norm_eps", number)},
+    entries=GROUPED | {"norm_eps": Entry("rms_norm_eps", number)},
     constants={"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False},
     fixed={"hidden_act": "silu"},
     litgpt_names=OTHERS,
@@ -75,7 +75,7 @@ OLMO = replace(
     _TIED_HEAD_SIZE,
     model_type="olmo",
     class_name="OlmoForCausalLM",
-    entries=SIZES,
+    entries=GROUPED,
     # The epsilon is fixed in OLMo's code.
     constants=LLAMA.constants | {"norm_class_name": "LayerNorm", "norm_eps": 1e-5},
     fixed=LLAMA.fixed | {"attention_bias": False, "clip_qkv": None},

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from inheritune_lit.checkpoint.architectures.base import SIZES, Architecture, Entry, flag, gelu, number
+from inheritune_lit.checkpoint.architectures.base import GROUPED, Architecture, Entry, flag, gelu, number
 from inheritune_lit.checkpoint.architectures.llama import LLAMA, MISTRAL
 from inheritune_lit.checkpoint.architectures.sources import Split, Stored
 
@@ -19,7 +19,7 @@ PHI = Architecture(
         "mlp.fc": "mlp.fc1",
         "mlp.proj": "mlp.fc2",
     },
-    entries=SIZES | {"norm_eps": Entry("layer_norm_eps", number), "gelu_approximate": gelu("hidden_act")},
+    entries=GROUPED | {"norm_eps": Entry("layer_norm_eps", number), "gelu_approximate": gelu("hidden_act")},
     constants={
         "norm_class_name": "LayerNorm",
         "mlp_class_name": "GptNeoxMLP",
@@ -56,7 +56,7 @@ STABLELM = replace(
     LLAMA,
     model_type="stablelm",
     class_name="StableLmForCausalLM",
-    entries=SIZES
+    entries=GROUPED
     | {
         "norm_eps": Entry("layer_norm_eps", number),
         "attn_bias": Entry("use_qkv_bias", flag),

@@ -11,26 +11,8 @@ from inheritune_lit.checkpoint.architectures.phi import PHI, PHI3, STABLELM
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.errors import UserError
 
-ARCHITECTURES = (
-    LLAMA,
-    MISTRAL,
-    MIXTRAL,
-    QWEN2,
-    QWEN3,
-    QWEN3_MOE,
-    PHI3,
-    OLMO,
-    OLMO2,
-    GEMMA,
-    GEMMA2,
-    GEMMA3,
-    STABLELM,
-    GPT_NEOX,
-    FALCON,
-    FALCON_TWO_NORMS,
-    PHI,
-    GPT2,
-)
+_LLAMA_LIKE = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, PHI3, OLMO, OLMO2)
+ARCHITECTURES = (*_LLAMA_LIKE, GEMMA, GEMMA2, GEMMA3, STABLELM, GPT_NEOX, FALCON, FALCON_TWO_NORMS, PHI, GPT2)
 _WITHOUT_MEANING = ("name", "hf_config", "vocab_size", "padding_multiple", "padded_vocab_size", "rotary_percentage")
 
 
@@ -42,7 +24,7 @@ def architecture_of_hf(hf: dict[str, Any]) -> Architecture:
     """
     model_type = hf.get("model_type")
     for architecture in ARCHITECTURES:
-        if model_type == architecture.model_type and architecture.describes(hf):
+        if architecture.model_type == model_type and architecture.describes(hf):
             return architecture
     known = ", ".join(dict.fromkeys(architecture.model_type for architecture in ARCHITECTURES))
     raise UserError(f"config.json: model_type {model_type!r} is not supported (supported: {known})")
