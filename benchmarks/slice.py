@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from measuring import measure
 
+from inheritune_lit.checkpoint.formats import write_safetensors
 from inheritune_lit.checkpoint.tensors import TensorSpec
-from inheritune_lit.checkpoint.write import write_safetensors
 
 SHAPES = {
     "openllama-3b": {

@@ -5,12 +5,13 @@ export has no use for. ``litgpt/config.py`` itself needs nothing but PyYAML, and
 that a later ``import litgpt`` finds the same class. GPT-2, which litgpt does not have, gets a subclass.
 """
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, require_ch
 from inheritune_lit.errors import UserError, first_line
 
 if "litgpt.config" not in sys.modules:
-    _package = importlib.util.find_spec("litgpt")
-    assert _package and _package.submodule_search_locations
-    _file = Path(_package.submodule_search_locations[0]) / "config.py"
-    _spec = importlib.util.spec_from_file_location("litgpt.config", _file)
+    _package = find_spec("litgpt")
+    assert _package
+    _spec = PathFinder.find_spec("litgpt.config", _package.submodule_search_locations)
     assert _spec and _spec.loader
-    _module = importlib.util.module_from_spec(_spec)
-    sys.modules["litgpt.config"] = _module
+    sys.modules["litgpt.config"] = _module = module_from_spec(_spec)
     _spec.loader.exec_module(_module)
 
 from litgpt.config import Config, configs  # noqa: F401 - finds the module without its package

@@ -15,6 +15,7 @@ from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, ar
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, copy_files
+from inheritune_lit.checkpoint.formats import write_safetensors
 from inheritune_lit.checkpoint.tensors import (
     EMBEDDING,
     HEAD,
@@ -25,7 +26,6 @@ from inheritune_lit.checkpoint.tensors import (
     tensor_shapes,
 )
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
-from inheritune_lit.checkpoint.write import write_safetensors
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
@@ -69,23 +69,18 @@ def known_licence(origin: dict[str, Any]) -> str | None:
 
 
 def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None, int]:
-    """Follow the manifests back to the reference.
-
-    Returns:
-        The first reference's record, its layer behind each layer of the model (None where unknown or random), and the
-        tokens trained on since.
-    """
+    """The record of the first reference that manifests lead back to, its layer behind each of the model's (None where
+    unknown or random), and the tokens trained on since."""
     source: dict[str, Any] = {}
     layers: list[int] | None = None
     tokens, random = 0, False
-    current: dict[str, Any] | None = manifest
-    while current:
-        tokens += 0 if random else current.get("tokens", 0)
-        if current.get("kind") == "slice":
-            source, own = current["reference"], current["layers"]
+    while manifest:
+        tokens += 0 if random else manifest.get("tokens", 0)
+        if manifest.get("kind") == "slice":
+            source, own = manifest["reference"], manifest["layers"]
             random = random or own is None
             layers = None if random else [own[layer] for layer in layers] if layers is not None else own
-        current = current.get("parent")
+        manifest = manifest.get("parent") or {}
     return source, layers, tokens
 
 
@@ -101,16 +96,14 @@ class HFTensor:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported model; as text nothing, since the command prints nothing."""
+    """An exported model: whether its head is the token embedding, the licence as the model card states it (None where
+    it is not known), and the names of its safetensors files. As text nothing: the command prints nothing."""
 
     folder: Path
     parameters: int
     tied: bool
-    """The head is the token embedding."""
     licence: str | None
-    """As the model card states it, None where it is not known."""
     files: list[str]
-    """Names of the safetensors files."""
 
     def __str__(self) -> str:
         return ""

@@ -1,12 +1,22 @@
-"""Where tensors are in a safetensors file and in one of ``torch.save``, without a look at the tensors themselves.
+"""Safetensors files and those of ``torch.save``: where tensors are in one, and how it is written tensor by tensor.
 
 Safetensors: 8 bytes little-endian header length, a JSON header ``{name: {dtype, shape, data_offsets}}``, then the data.
 The header is checked, so that a damaged or hostile file is refused before any tensor is used. ``torch.save`` writes an
 uncompressed zip archive: the pickled state dict, a record for every storage, and the directory at the end.
+
+Both writers take ``chunks_of``, which gives the contiguous pieces whose bytes, one after the other, are the named
+tensor, so that memory is bounded by a piece. It is called by several threads at once, each with another name.
 """
 
+import errno
 import json
+import mmap
+import os
 import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -70,11 +80,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def header_length(prefix: bytes, path: object) -> int:
-    """Length in bytes of the JSON header, from the first 8 bytes of a file.
-
-    Raises:
-        UserError: this is not a safetensors file.
-    """
+    """Length in bytes of the JSON header, from the first 8 bytes of a file; others than safetensors are refused."""
     if len(prefix) < 8:
         raise UserError(f"{path} is truncated: {len(prefix)} bytes, too short for a safetensors file; get it again")
     (length,) = struct.unpack("<Q", prefix)
@@ -84,11 +90,7 @@ def header_length(prefix: bytes, path: object) -> int:
 
 
 def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
-    """Entries from the JSON header, in the order of their bytes.
-
-    Raises:
-        UserError: the header is not JSON of the format, or names bytes that do not fit shape and dtype.
-    """
+    """Entries from the JSON header, in the order of their bytes, which have to fit shapes and dtypes."""
     try:
         raw = json.loads(header)
         items = [
@@ -115,7 +117,7 @@ def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
     return entries
 
 
-def build_header(specs: dict[str, TensorSpec]) -> tuple[bytes, list[int]]:
+def build_header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, list[int]]:
     """Prefix and JSON header of a file with these tensors in this order, and where the bytes of each begin in it."""
     # transformers refuses files that do not say "pt".
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -130,3 +132,109 @@ def build_header(specs: dict[str, TensorSpec]) -> tuple[bytes, list[int]]:
 def zip_header_bytes(header: bytes) -> int:
     """How many bytes a record's header takes, from its first ``ZIP_HEADER.size`` bytes."""
     return ZIP_HEADER.size + sum(ZIP_HEADER.unpack(header))
+
+
+_WORKERS = max(2, min(4, os.cpu_count() or 1))
+"""Reading, checking and writing overlap from two threads on; more than a few wait for the file's lock."""
+
+ChunksOf = Callable[[str], Iterable[torch.Tensor]]
+
+
+def write_safetensors(path: Path, specs: dict[str, TensorSpec], chunks_of: ChunksOf) -> None:
+    """Write a file with tensors in this order.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+        ValueError: the chunks of a tensor do not fill it.
+    """
+    header, offsets = build_header(specs)
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(spec.nbytes for spec in specs.values()))
+    _write_tensors(path, specs, offsets, chunks_of)
+
+
+def write_torch_checkpoint(
+    path: Path, specs: dict[str, TensorSpec], aliases: dict[str, str], chunks_of: ChunksOf
+) -> None:
+    """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
+
+    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place.
+
+    Args:
+        specs: the tensors in the order they should have.
+        aliases: names that share the storage of a name in ``specs``, such as a tied head.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+        ValueError: the chunks of a tensor do not fill it.
+    """
+    state = _untouched_tensors(specs)
+    state |= {name: state[target] for name, target in aliases.items()}
+    try:
+        with torch.serialization.skip_data():
+            torch.save(state, path)
+    except RuntimeError as error:
+        # Only sizes and names are written here: torch's stream fails when the file may not grow.
+        raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
+    _write_tensors(path, specs, _storage_offsets(path, specs), chunks_of)
+
+
+def _write_tensors(path: Path, specs: dict[str, TensorSpec], offsets: list[int], chunks_of: ChunksOf) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    pool = ThreadPoolExecutor(_WORKERS)
+
+    def write(name: str, nbytes: int, offset: int) -> None:
+        written = 0
+        for chunk in chunks_of(name):
+            data = chunk.view(-1).view(torch.uint8).numpy().data
+            if written + len(data) > nbytes:
+                raise ValueError(f"{name}: more than its {nbytes} bytes")
+            done = 0
+            while done < len(data):
+                done += os.pwrite(descriptor, data[done:], offset + written + done)
+            written += done
+        if written != nbytes:
+            raise ValueError(f"{name}: {written} bytes of {nbytes}")
+
+    try:
+        placed = zip(specs.items(), offsets, strict=True)
+        futures = [pool.submit(write, name, spec.nbytes, offset) for (name, spec), offset in placed]
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        os.close(descriptor)
+
+
+def _untouched_tensors(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
+    """Tensors of the wanted sizes over pages that are never touched, and so take no memory.
+
+    Fake tensors would say as much, but import the compiler: a second and 85 MB.
+    """
+    # Read-only private pages are not reserved, whatever the machine's overcommit policy.
+    pages = mmap.mmap(-1, max(1, sum(spec.nbytes for spec in specs.values())), mmap.MAP_PRIVATE, mmap.PROT_READ)
+    tensors, position = {}, 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        for name, spec in specs.items():
+            tensors[name] = torch.empty(spec.shape if not spec.numel else 0, dtype=spec.dtype)
+            if spec.numel:
+                flat = torch.frombuffer(pages, dtype=spec.dtype, count=spec.numel, offset=position)
+                tensors[name] = flat.view(spec.shape)
+            position += spec.nbytes
+    return tensors
+
+
+def _storage_offsets(path: Path, specs: dict[str, TensorSpec]) -> list[int]:
+    """Where each storage begins. torch numbers them in the order in which the state dict names them."""
+    offsets = []
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        records = {Path(info.filename).name: info for info in archive.infolist() if "/data/" in info.filename}
+        for number, spec in enumerate(specs.values()):
+            info = records[str(number)]
+            if info.file_size != spec.nbytes:
+                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {spec.nbytes}")
+            file.seek(info.header_offset)
+            offsets.append(info.header_offset + zip_header_bytes(file.read(ZIP_HEADER.size)))
+    return offsets

@@ -49,17 +49,13 @@ class RemoteFile:
     file: str
     size: int
     entries: dict[str, TensorEntry]
-    chosen: list[str] = field(default_factory=list)
+    chosen: dict[str, TensorEntry] = field(default_factory=dict)
 
     def choose(self, names: Iterable[str]) -> None:
-        """Choose tensors, and read where their bytes begin where that is unknown.
-
-        Raises:
-            UserError: the directory and the records disagree.
-        """
+        """Choose tensors, and read where their bytes begin where that is unknown."""
         wanted = set(names)
-        self.chosen = [name for name in self.entries if name in wanted]
-        unknown = {name: entry for name in self.chosen if isinstance(entry := self.entries[name], _RecordEntry)}
+        self.chosen = {name: entry for name, entry in self.entries.items() if name in wanted}
+        unknown = {name: entry for name, entry in self.chosen.items() if isinstance(entry, _RecordEntry)}
         starts = sorted({entry.record.start for entry in unknown.values()})
         headers = _read_ahead(self.url, ((start, start + ZIP_HEADER.size) for start in starts))
         shifts = {start: zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
@@ -67,20 +63,16 @@ class RemoteFile:
             record, shift = entry.record, shifts[entry.record.start]
             if record.start + shift + record.nbytes > record.end:
                 raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
-            self.entries[name] = TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
+            self.chosen[name] = TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
 
     @property
     def chosen_bytes(self) -> int:
         """Bytes of the chosen tensors."""
-        return sum(self.entries[name].nbytes for name in self.chosen)
+        return sum(entry.nbytes for entry in self.chosen.values())
 
 
 def open_safetensors(url: str, file: str, size: int) -> RemoteFile:
-    """Read the header of a remote safetensors file.
-
-    Raises:
-        UserError: it is not a safetensors file, or the server has no ranged reads.
-    """
+    """Read the header of a remote safetensors file, which is checked."""
     start = read_range(url, 0, min(size, FIRST_READ))
     end = 8 + header_length(start[:8], file)
     if end > len(start):
@@ -89,19 +81,15 @@ def open_safetensors(url: str, file: str, size: int) -> RemoteFile:
 
 
 def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
-    """Write the chosen tensors into a safetensors file of their own; an interrupted call is continued.
+    """Write the chosen tensors into a file of their own, named after the remote file and the choice of tensors.
 
-    Returns:
-        The file, named after the remote file and the choice of tensors.
-
-    Raises:
-        UserError: the server's answers do not fit the file.
+    An interrupted call is continued.
     """
     digest = hashlib.sha256("\n".join(remote.chosen).encode()).hexdigest()[:12]
     path = folder / f"{Path(remote.file).stem}~{digest}.safetensors"
     if path.is_file():
         return path
-    header, _ = build_header({name: remote.entries[name] for name in remote.chosen})
+    header, _ = build_header(remote.chosen)
     partial = path.with_suffix(".incomplete")
     with open(partial, "a+b") as file:
         # Another process may be fetching the same: wait for it, and continue where it stopped if it died.
@@ -126,7 +114,7 @@ def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
 def _chunks(remote: RemoteFile, skip: int) -> Iterator[tuple[int, int]]:
     """Byte ranges of the chosen tensors, neighbours joined, the first ``skip`` bytes left out."""
     runs: list[list[int]] = []
-    for entry in (remote.entries[name] for name in remote.chosen):
+    for entry in remote.chosen.values():
         if runs and runs[-1][1] == entry.begin:
             runs[-1][1] = entry.end
         else:
@@ -155,11 +143,7 @@ def _read_ahead(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes ``start`` to ``end`` (not included) of a file of the hub.
-
-    Raises:
-        UserError: the server sends something else.
-    """
+    """Bytes ``start`` to ``end`` (not included) of a file of the hub; any other answer is a ``UserError``."""
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
@@ -190,10 +174,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class _RecordEntry(TensorEntry):
-    """A tensor of a record, counted as if its bytes followed the first part of the record's header.
-
-    What lies between them is unknown until it is read.
-    """
+    """A tensor of a record, counted from the header's first part: what lies between is unknown until it is read."""
 
     record: _Record
 

@@ -158,18 +158,6 @@ def select_columns(pieces: list[Piece], columns: int) -> list[Piece]:
     return [replace(piece, columns=columns) for piece in pieces]
 
 
-def merge(pieces: list[Piece]) -> list[Piece]:
-    """Join neighbours that continue each other, so that a plain copy is one piece."""
-    merged: list[Piece] = []
-    for piece in pieces:
-        last = merged[-1] if merged else None
-        if last and piece.start == last.stop and replace(piece, start=last.start) == replace(last, stop=piece.stop):
-            merged[-1] = replace(last, stop=piece.stop)
-        else:
-            merged.append(piece)
-    return merged
-
-
 def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
     """The piece's values as contiguous tensors of at most about ``chunk_bytes`` bytes, top to bottom."""
     view = stored.mT if piece.transpose else stored.flatten(0, 1) if piece.stack else stored

@@ -6,7 +6,7 @@ This is the one place that knows how weight files are called and opened, here an
 import json
 import mmap
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -115,7 +115,7 @@ def open_files(files: Iterable[Path], format_name: str) -> Weights:
     weights = Weights(list(files), format_name, {}, {})
     for path in weights.files:
         if path.suffix == ".safetensors":
-            specs: dict[str, TensorSpec] = {**read_header(path)}
+            specs: Mapping[str, TensorSpec] = read_header(path)
         else:
             state = load_torch_file(path)
             specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}

@@ -14,9 +14,9 @@ import torch
 
 from inheritune_lit.checkpoint.config import GPT2Config, save_hf_config, save_lit_config
 from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
+from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piece
 from inheritune_lit.checkpoint.weights import Weights
-from inheritune_lit.checkpoint.write import write_torch_checkpoint
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils._pytree import tree_map_only
 
 from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec
-from inheritune_lit.checkpoint.write import write_torch_checkpoint
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest

@@ -212,4 +212,4 @@ def test_offsets_beyond_4_gb_are_those_of_torch(tmp_path, monkeypatch):
     for number, (name, size) in enumerate(sizes.items()):
         if name in remote.chosen:
             begin = reader.get_record_offset(f"data/{number}")
-            assert (remote.entries[name].begin, remote.entries[name].end) == (begin, begin + 2 * size)
+            assert (remote.chosen[name].begin, remote.chosen[name].end) == (begin, begin + 2 * size)

@@ -7,6 +7,7 @@ For rotary positions, transformers 4 writes ``rope_theta`` and ``rope_scaling``;
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -40,9 +41,8 @@ class Entry:
         return self.read(hf, self.key)
 
 
-def number(hf: dict[str, Any], key: str) -> float:
-    """A positive number that must be there."""
-    return require(hf, key, float)
+number = partial(require, kind=float)
+"""A positive number that must be there."""
 
 
 def optional(hf: dict[str, Any], key: str) -> Any:
@@ -69,12 +69,7 @@ def head_size(hf: dict[str, Any], key: str) -> int:
 _GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
-def gelu_from_hf(hf: dict[str, Any], key: str) -> str:
-    """litgpt's ``gelu_approximate`` for an activation name.
-
-    Raises:
-        UserError: another activation.
-    """
+def _gelu_approximate(hf: dict[str, Any], key: str) -> str:
     if (name := hf.get(key)) not in _GELU:
         raise UserError(f"config.json: {key} is {name!r}, only {', '.join(_GELU)} are supported for this architecture")
     return _GELU[name]
@@ -82,7 +77,7 @@ def gelu_from_hf(hf: dict[str, Any], key: str) -> str:
 
 def gelu(key: str, tanh: str = "gelu_new") -> Entry:
     """The activation, where it is a GELU; ``tanh`` is what the approximate one is called."""
-    return Entry(key, gelu_from_hf, lambda approximate: tanh if approximate == "tanh" else "gelu")
+    return Entry(key, _gelu_approximate, lambda approximate: tanh if approximate == "tanh" else "gelu")
 
 
 SIZES = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.tensors import Piece, merge, select_rows
+from inheritune_lit.checkpoint.tensors import Piece
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Interleaved:
     name: str
 
     def pieces(self, lit: LitTensor) -> list[Piece]:
-        size, per_group = lit.config.head_size, lit.config.n_head // lit.config.n_query_groups
-        q_rows = per_group * size
-        starts = range(0, lit.rows, q_rows + 2 * size)
-        q = [(start, start + q_rows) for start in starts]
+        size, groups, stored = lit.config.head_size, lit.config.n_query_groups, lit.stored_name(self.name)
+        if groups == 1:  # the order is litgpt's: a plain copy
+            return [Piece(stored, 0, lit.rows)]
+        q = [(start, start + lit.rows // groups - 2 * size) for start in range(0, lit.rows, lit.rows // groups)]
         k = [(stop, stop + size) for _, stop in q]
         v = [(stop, stop + size) for _, stop in k]
-        return merge(select_rows([Piece(lit.stored_name(self.name), 0, lit.rows)], q + k + v))
+        return [Piece(stored, *rows) for rows in q + k + v]
 
 
 @dataclass(frozen=True)
