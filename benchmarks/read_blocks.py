@@ -63,7 +63,7 @@ def read_speeds(folder: Path) -> dict[str, dict[str, float]]:
     for documents in ("packed", "separate"):
         data = PackedDataset(folder, "train", BLOCK_SIZE, documents)
         sampler = MixtureSampler({name: size.samples for name, size in data.domains.items()}, 1, WEIGHTS)
-        ways[documents] = lambda samples, data=data, sampler=sampler: data.batch(sampler.samples(samples))
+        ways[documents] = lambda samples, data=data, sampler=sampler: data.batch(sampler.blocks(samples))
     tokens, draw = np.memmap(folder / "train" / "a.bin", dtype=np.uint16, mode="r"), np.random.default_rng(0)
 
     def nanogpt(samples: range) -> np.ndarray:
@@ -83,7 +83,7 @@ def read_speeds(folder: Path) -> dict[str, dict[str, float]]:
 def order_costs(blocks: int) -> dict[str, float]:
     """What it costs to know the first million samples of an epoch, and to hold the order."""
     start = time.perf_counter()
-    MixtureSampler({"all": blocks}, 1).samples(range(1_000_000))
+    MixtureSampler({"all": blocks}, 1).blocks(range(1_000_000))
     ours = time.perf_counter() - start
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", PERMUTE, str(blocks)], check=True)

@@ -134,9 +134,9 @@ class MixtureSampler:
 
     def __getitem__(self, position: int) -> int:
         """Returns the sample at a position, for any from ``first_sample`` on."""
-        return int(self.samples(range(position, position + 1))[0])
+        return int(self.blocks(range(position, position + 1))[0])
 
-    def samples(self, positions: range) -> np.ndarray:
+    def blocks(self, positions: range) -> np.ndarray:
         """Returns the samples at consecutive positions, int64, shape (len(positions),)."""
         start, stop = positions.start - self.first_sample, positions.stop - self.first_sample
         cycles = range(start // CYCLE, -(-stop // CYCLE))
@@ -212,7 +212,7 @@ class Mixture:
     """Of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs."""
 
     @property
-    def samples(self) -> int:
+    def blocks(self) -> int:
         """Samples in all domains."""
         return sum(size.samples for size in self.domains.values())
 

@@ -57,21 +57,21 @@ def test_weighted_samples_equal_a_slow_rewriting():
     blocks, draws = {"arxiv": 7, "books": 0, "c4": 1000, "wiki": 1}, {"arxiv": 249, "c4": 9700, "wiki": 51}
     expected = slow_samples(blocks, 11, draws, range(9_900, 10_200))
     sampler = MixtureSampler(blocks, 11, draws)
-    assert sampler.samples(range(9_900, 10_200)).tolist() == expected
+    assert sampler.blocks(range(9_900, 10_200)).tolist() == expected
     assert [sampler[sample] for sample in (10_199, 9_900, 10_000)] == [expected[299], expected[0], expected[100]]
 
 
 def test_plain_epochs_equal_a_slow_rewriting():
     sampler = MixtureSampler({"a": 300, "b": 200}, 2**64 - 1)
     expected = [slow_permute(i % 500, 500, f"{2**64 - 1}/{i // 500}/blocks ") for i in range(1234)]
-    assert sampler.samples(range(1234)).tolist() == expected
+    assert sampler.blocks(range(1234)).tolist() == expected
 
 
 def test_golden_order():
     """Pinned: an order that changes makes every run in progress wrong."""
-    assert MixtureSampler({"a": 1000}, 1337).samples(range(8)).tolist() == [603, 196, 792, 753, 83, 935, 708, 308]
+    assert MixtureSampler({"a": 1000}, 1337).blocks(range(8)).tolist() == [603, 196, 792, 753, 83, 935, 708, 308]
     weighted = MixtureSampler({"a": 10**8, "b": 3}, 1337, {"a": 9000, "b": 1000})
-    assert weighted.samples(range(5 * 10**9, 5 * 10**9 + 8)).tolist() == [
+    assert weighted.blocks(range(5 * 10**9, 5 * 10**9 + 8)).tolist() == [
         28288714,
         87565771,
         34915394,
@@ -142,10 +142,10 @@ def test_epochs_are_independent():
 def test_each_token_is_seen_exactly_eight_times_in_eight_epochs():
     blocks = {"a": 123, "b": 0, "c": 4321, "d": 1}
     sampler, n = MixtureSampler(blocks, 17), 123 + 4321 + 1
-    seen = np.bincount(sampler.samples(range(8 * n)), minlength=n)
+    seen = np.bincount(sampler.blocks(range(8 * n)), minlength=n)
     assert np.array_equal(seen, np.full(n, 8))
     assert np.array_equal(sampler.counts(0, 8 * n), seen)
-    epochs = sampler.samples(range(8 * n)).reshape(8, n)
+    epochs = sampler.blocks(range(8 * n)).reshape(8, n)
     assert all(np.array_equal(np.sort(epoch), np.arange(n)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 8
 
@@ -161,7 +161,7 @@ def test_counts_equal_brute_force(sizes, weights, start, length):
     blocks = {f"d{number}": size for number, size in enumerate(sizes)}
     draws = apportion(dict(zip(blocks, weights, strict=False)), CYCLE) if weights else None
     sampler = MixtureSampler(blocks, 3, draws)
-    seen = np.bincount(sampler.samples(range(start, start + length)), minlength=sum(sizes))
+    seen = np.bincount(sampler.blocks(range(start, start + length)), minlength=sum(sizes))
     assert np.array_equal(sampler.counts(start, start + length), seen)
     edges = np.cumsum([0, *sizes])
     by_domain = {name: int(seen[edges[i] : edges[i + 1]].sum()) for i, name in enumerate(blocks)}
@@ -170,7 +170,7 @@ def test_counts_equal_brute_force(sizes, weights, start, length):
 
 def test_a_domain_visits_all_its_blocks_before_any_twice():
     sampler = MixtureSampler({"small": 30, "large": 5000}, 3, {"small": 700, "large": 9300})
-    order = sampler.samples(range(30_000))
+    order = sampler.blocks(range(30_000))
     for first, size in ((0, 30), (30, 5000)):
         own = order[(order >= first) & (order < first + size)] - first
         for epoch in range(len(own) // size):
@@ -182,7 +182,7 @@ def test_every_cycle_follows_the_weights_exactly():
     draws = apportion(weights, CYCLE)
     assert draws == {name: round(10_000 * weight) for name, weight in weights.items()}
     sampler = MixtureSampler(dict.fromkeys(weights, 50), 1, draws)
-    cycles = sampler.samples(range(3 * CYCLE)).reshape(3, CYCLE) // 50
+    cycles = sampler.blocks(range(3 * CYCLE)).reshape(3, CYCLE) // 50
     for cycle in cycles:
         assert np.bincount(cycle).tolist() == list(draws.values())
     # Interleaved: no stretch of a cycle is far from the weights. 99.99% points of the normal distribution.
@@ -214,13 +214,13 @@ def test_a_changed_mixture_goes_on_where_each_domain_is():
     old = MixtureSampler(blocks, 9, {"a": 3000, "b": 7000})
     drawn = old.domain_counts(0, 2500)
     new = MixtureSampler({**blocks, "c": 400}, 9, {"a": 6000, "b": 2000, "c": 2000}, 2500, drawn)
-    order = np.concatenate([old.samples(range(2500)), new.samples(range(2500, 13_000))])
+    order = np.concatenate([old.blocks(range(2500)), new.blocks(range(2500, 13_000))])
     for first, size in ((0, 1000), (1000, 5000), (6000, 400)):
         own = order[(order >= first) & (order < first + size)]
         for epoch in range(-(-len(own) // size)):
             some = own[epoch * size : (epoch + 1) * size]
             assert len(set(some.tolist())) == len(some)
-    seen = np.bincount(new.samples(range(2600, 13_000)), minlength=6400)
+    seen = np.bincount(new.blocks(range(2600, 13_000)), minlength=6400)
     assert np.array_equal(new.counts(2600, 13_000), seen)
     assert new.domain_counts(2500, 12_500) == {"a": 6000, "b": 2000, "c": 2000}
 

@@ -69,7 +69,7 @@ def seen(monkeypatch):
     original = loop.Trainer._loss
 
     def loss(self, samples):
-        blocks.extend(self.sampler.samples(samples).tolist())
+        blocks.extend(self.sampler.blocks(samples).tolist())
         return original(self, samples)
 
     monkeypatch.setattr(loop.Trainer, "_loss", loss)

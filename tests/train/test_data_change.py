@@ -102,7 +102,7 @@ def test_an_allowed_change_goes_on_and_is_recorded(stopped, mixed, more, tmp_pat
     assert "continues after step 8 of 30" in told.err
     assert "data changed at sample 32, before: no domain 'zines'; mixture.code 0.2, not 0.1" in told.err
     # Blocks before and after, as (domain, number in it): each domain goes on in its own permutation.
-    before = _named(old_data, old.samples(range(32)))
+    before = _named(old_data, old.blocks(range(32)))
     after = _named(data, seen)
     assert len(after) == 88
     for name, size in data.domains.items():

@@ -42,7 +42,7 @@ def test_a_weighted_run_draws_by_weight(run, mixed, train_args, seen):
     for name, weight in WEIGHTS.items():
         assert abs(counts[name] - 320 * weight) < 3.5 * math.sqrt(320 * weight * (1 - weight))
     sampler = MixtureSampler(_domain_blocks(data), 5, {name: round(weight * CYCLE) for name, weight in WEIGHTS.items()})
-    assert seen == sampler.samples(range(320)).tolist()
+    assert seen == sampler.blocks(range(320)).tolist()
     assert max(Counter(seen).values()) > 3  # the small domain went round several times, and nothing stopped
 
 
@@ -98,7 +98,7 @@ def test_ranks_together_see_what_one_rank_sees(mixed):
     def rank_blocks(rank: int, ranks: int) -> list[int]:
         own = MixtureSampler(_domain_blocks(data), 3)  # a process of its own
         steps = [(step, micro) for step in range(len(data) // 24) for micro in range(24 // (2 * ranks))]
-        return [b for step, micro in steps for b in own.samples(micro_batch_samples(step, micro, 24, 2, rank, ranks))]
+        return [b for step, micro in steps for b in own.blocks(micro_batch_samples(step, micro, 24, 2, rank, ranks))]
 
     alone = rank_blocks(0, 1)
     assert len(set(alone)) == len(alone) >= len(data) - 24
