@@ -212,7 +212,7 @@ class Mixture:
     """Of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs."""
 
     @property
-    def blocks(self) -> int:
+    def samples(self) -> int:
         """Samples in all domains."""
         return sum(size.samples for size in self.domains.values())
 
