@@ -256,6 +256,7 @@ def litgpt_name(architecture: Architecture, name: str) -> str:
     return next((near for near in candidates if re.match(architecture.litgpt_names, near)), architecture.litgpt_name)
 
 
+_SCALINGS = ("rope_scaling", "rope_parameters")
 _LLAMA3 = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -270,28 +271,26 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a scaling that litgpt does not compute.
     """
-    rope: dict[str, Any] = {
-        "rope_theta": hf.get("rope_theta", hf.get("rotary_emb_base", 10000)),
-        "partial_rotary_factor": hf.get("partial_rotary_factor", hf.get("rotary_pct", 1.0)),
-    }
-    for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(value := hf.get(key) or {}, dict):
+    rope: dict[str, Any] = {}
+    names = ("rotary_emb_base", "rope_theta", "rotary_pct", "partial_rotary_factor")
+    for key, value in ({"": {name: hf.get(name) for name in names}} | {key: hf.get(key) for key in _SCALINGS}).items():
+        if not isinstance(value := value or {}, dict):
             raise UserError(f"config.json: {key} is {value!r}, not an object; get the reference again")
-        rope |= value
-    base, kind = rope["rope_theta"], rope.get("rope_type", rope.get("type", "default"))
-    fields: dict[str, Any] = {
-        "rope_base": int(base) if float(base).is_integer() else base,
-        "rotary_percentage": rope["partial_rotary_factor"],
-    }
-    if kind in ("default", None):
+        rope |= {entry: each for entry, each in value.items() if each is not None}  # null says nothing
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    base, share = (
+        require(rope | {new: rope.get(new, rope.get(old, default))}, new, float)
+        for new, old, default in (
+            ("rope_theta", "rotary_emb_base", 10000),
+            ("partial_rotary_factor", "rotary_pct", 1.0),
+        )
+    )
+    fields: dict[str, Any] = {"rope_base": int(base) if float(base).is_integer() else base, "rotary_percentage": share}
+    if kind == "default":
         return fields
-    try:
-        if kind == "linear":
-            return fields | {"rope_adjustments": {"factor": rope["factor"]}}
-        if kind == "llama3":
-            return fields | {"rope_adjustments": {lit: rope[name] for name, lit in _LLAMA3.items()}}
-    except KeyError as error:
-        raise UserError(f"config.json: rope type {kind} without {error}; get the reference again") from error
+    scaled = {"linear": {"factor": "factor"}, "llama3": _LLAMA3}.get(kind if isinstance(kind, str) else "")
+    if scaled:
+        return fields | {"rope_adjustments": {lit: require(rope, name, float) for name, lit in names.items()}}
     raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
 
 
