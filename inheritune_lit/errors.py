@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST = 2000
+"""Characters of a message; a value that somebody wrote into a file may have any number."""
+
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, the value seen, and what to do.
@@ -12,7 +15,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.splitlines())))
+        line = printable(" ".join(message.splitlines()))
+        super().__init__(line if len(line) <= _MOST else f"{line[: _MOST // 2]} ... {line[-_MOST // 2 :]}")
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
 from inheritune_lit import __version__
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.examples import examples_of
 from inheritune_lit.io.arguments import CommandArgs, first_argument, flags_of, is_list, kinds_of
+from inheritune_lit.io.reading import parse_yaml, read_yaml
 from inheritune_lit.resources import find_recipes
 
 Commands = Mapping[str, type[CommandArgs]]
@@ -58,7 +58,7 @@ def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, 
         UserError: the file is missing, or does not hold flags of this command.
     """
     (name,) = find_recipes(["--config", str(path)])[1:]
-    given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    given = read_yaml(Path(name), "a recipe")
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = {name for name in required if name not in given}
     try:
@@ -124,17 +124,27 @@ def _other_budgets(words: list[str], flags: Mapping[str, Any]) -> list[str]:
 def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str, Any]:
     """The values of a command's fields.
 
-    jsonargparse 4.41 takes anything for a group of flags, such as ``train``: recipes are checked for them first.
+    jsonargparse 4.41 takes anything for a group of flags, such as ``train``, and null for any flag: both are checked.
     """
     parser = _Parser.of(command, kind)
     groups = [name for name, of in get_type_hints(kind).items() if is_dataclass(of)]
     for path in (Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_yaml(path, "a recipe") if path.is_file() else {}
         for name in groups:
             if not isinstance(content.get(name, {}), dict):
                 raise UserError(f"{name} in {path} is {content[name]!r}; give flags, a line each below `{name}:`")
-    parsed = parser.instantiate_classes(parser.parse_args(words))
+    given = parser.parse_args(words)
+    for name, of in flags_of(kind).items():
+        if given.get(name, "") is None and type(None) not in kinds_of(of):
+            raise UserError(f"--{name} is null; give {_wanted_of(of)}; see `inheritune {command} --help`")
+    parsed = parser.instantiate_classes(given)
     return {field.name: getattr(parsed, field.name) for field in fields(kind)}
+
+
+def _load_value(text: str) -> Any:
+    """A value of the command line, or all those of a recipe; braces without values, such as {n}, are text."""
+    value = parse_yaml(text, Path("the value"))
+    return text if isinstance(value, dict) and not any(each is not None for each in value.values()) else value
 
 
 class _Formatter(DefaultHelpFormatter):
@@ -155,6 +165,7 @@ class _Parser(ArgumentParser):
     def of(cls, command: str, kind: type[CommandArgs]) -> "_Parser":
         """The parser of one command."""
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        set_loader("yaml", _load_value, (UserError,))
         first = first_argument(kind)
         usage = " ".join(filter(None, [f"inheritune {command}", first and first.upper(), "[--FLAG VALUE ...]"]))
         program, description = f"inheritune {command}", inspect.getdoc(kind)
@@ -270,9 +281,12 @@ def format_error(message: str, flags: Mapping[str, Any]) -> str:
 
 def _wrong_value(key: str, message: str, flags: Mapping[str, Any]) -> str:
     value = re.search(r"(?:Given|Got) value: (.*?)(?:\n|$)", message)
-    wanted = [_wanted(kind) for kind in kinds_of(flags.get(key)) if kind is not type(None)]
     seen = f" is {value[1].strip()!r}" if value else " has a wrong value"
-    return f"--{key}{seen}; give {' or '.join(wanted)}" if wanted else " ".join(message.split())
+    return f"--{key}{seen}; give {_wanted_of(flags[key])}" if key in flags else " ".join(message.split())
+
+
+def _wanted_of(kind: Any) -> str:
+    return " or ".join(_wanted(part) for part in kinds_of(kind) if part is not type(None))
 
 
 def _wanted(kind: Any) -> str:

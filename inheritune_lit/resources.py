@@ -5,9 +5,8 @@ import textwrap
 from itertools import takewhile
 from pathlib import Path
 
-import yaml
-
 from inheritune_lit.errors import UserError, suggest
+from inheritune_lit.io.reading import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parent
 _COMMANDS = {"data": "prepare", "grow": "grow", "analysis": "ablate"}
@@ -62,13 +61,7 @@ def _either(installed: str, repository: str) -> Path:
 def _find(flag: str, name: str) -> str:
     path = Path(name)
     if path.exists():
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{flag} {path} is not a valid YAML file ({reason}); fix it") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{flag} {path} holds no flags; give a YAML file of lines such as `seed: 1`")
+        read_yaml(path, f"a recipe of {flag}", "give a YAML file of lines such as `seed: 1`")
     elif name.endswith((".yaml", ".yml")):
         if path.parts[0] == "recipes" and (shipped := recipes_dir().joinpath(*path.parts[1:])).is_file():
             return str(shipped)

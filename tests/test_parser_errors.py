@@ -43,9 +43,9 @@ def test_on_the_command_line(line, told, capsys):
         ("speed: {loss_kernel: foo}", "--speed.loss_kernel has a wrong value; give one of auto, plain, chunked, liger"),
         ("train: {max_steps: many}", "--train.max_steps is 'many'; give a whole number"),
         ("train: 3", "recipe.yaml is 3; give flags, a line each below `train:`"),
-        ("- a", "holds no flags; give a YAML file of lines such as `seed: 1`"),
-        ("a: [1", "recipe.yaml is not a valid YAML file (while parsing a flow sequence"),
-        ("", "holds no flags"),
+        ("- a", "holds a list, not names and values); give a YAML file of lines such as `seed: 1`"),
+        ("a: [1", "recipe.yaml can't be read as a recipe of --config (line 1: expected"),
+        ("", "not names and values"),
     ],
 )
 def test_in_a_recipe(recipe, told, capsys, tmp_path):
@@ -54,4 +54,4 @@ def test_in_a_recipe(recipe, told, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("inheritune: error: ") and told in error and error.count("\n") == 1
     assert main(shlex.split(f"{TRAIN} --config {tmp_path}")) == 2
-    assert f"--config {tmp_path} is not a valid YAML file" in capsys.readouterr().err
+    assert f"{tmp_path} can't be read as a recipe of --config (Is a directory)" in capsys.readouterr().err

@@ -1,16 +1,23 @@
 """Wrong input that any command may get: one line that says what is wrong, exit code 2, nothing written."""
 
+from itertools import pairwise
+
 import pytest
 
 from inheritune_lit.cli import COMMANDS, main
 
 WITH_FLAGS = [name for name in COMMANDS if name not in ("references", "recipes")]
+BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{b}, *{b}, *{b}, *{b}]\n" for b, c in pairwise("abcdefghijklmno"))
 FILES = {
     "unknown.yaml": (b"lairs: 3\n", "there is no flag --lairs"),
-    "list.yaml": (b"- a\n- b\n", "list.yaml holds no flags"),
-    "broken.yaml": (b"a: [1,2", "broken.yaml is not a valid YAML file"),
-    "binary.yaml": (b"\xff\xfe\x00", "binary.yaml is not a valid YAML file"),
-    "text": (b"hello", "text holds no flags"),
+    "list.yaml": (b"- a\n- b\n", "list.yaml can't be read as a recipe of --config (it holds a list"),
+    "broken.yaml": (b"a: [1,2", "broken.yaml can't be read as a recipe of --config (line 1: "),
+    "bomb.yaml": (BOMB.encode(), "its aliases stand for too many values"),
+    "deep.yaml": (b"a: " + b"[" * 50_000, "nested too deep"),
+    "digits.yaml": (b"seed: " + b"9" * 5000, "digits"),
+    "twice.yaml": (b"seed: 1\nseed: 2\n", "'seed' stands in it twice"),
+    "binary.yaml": (b"\xff\xfe\x00", "binary.yaml can't be read as a recipe"),
+    "text": (b"hello", "text can't be read as a recipe of --config (it holds a str, not names and values)"),
 }
 
 
@@ -32,7 +39,9 @@ def test_config(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "--config none.yaml: there is no such file" in refused(capsys, name, "--config", "none.yaml")
     (tmp_path / "folder").mkdir()
-    assert "--config folder is not a valid YAML file" in refused(capsys, name, "--config", "folder")
+    assert "folder can't be read as a recipe of --config (Is a directory); give a YAML file" in refused(
+        capsys, name, "--config", "folder"
+    )
     for file, (content, told) in FILES.items():
         (tmp_path / file).write_bytes(content)
         assert told in refused(capsys, name, f"--config={file}")

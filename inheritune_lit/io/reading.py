@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import stat
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from inheritune_lit.errors import UserError, first_line
 
-_MAX_JSON_BYTES, _MAX_YAML_BYTES = 256 << 20, 4 << 20  # the largest tokenizer.json has 35 MB
+_MAX_JSON_BYTES, _MAX_YAML_BYTES = 256 << 20, 1 << 20  # the largest tokenizer.json has 35 MB; 1 MB of YAML takes 10 s
 _MAX_NODES = 200_000
 """Values of a YAML file with all aliases written out, so that a few lines cannot stand for billions."""
 AGAIN = "restore it, or make it again"
@@ -86,7 +89,7 @@ def parse_yaml(text: str, path: Path, what: str = "YAML", remedy: str = AGAIN) -
 
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _plain_loader()(text)
         node = loader.get_single_node()
         if node is not None and _check_node(node, {}) > _MAX_NODES:
             raise ValueError("its aliases stand for too many values")
@@ -96,6 +99,22 @@ def parse_yaml(text: str, path: Path, what: str = "YAML", remedy: str = AGAIN) -
     finally:
         if loader is not None:
             loader.dispose()
+
+
+@cache
+def _plain_loader() -> Any:
+    """PyYAML's safe loader, with numbers such as 1e-4 as YAML 1.2 and JSON have them, and no dates."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    return Loader
 
 
 def _problem(error: Exception) -> str:
@@ -115,15 +134,17 @@ def _mapping(content: Any, path: Path, what: str, remedy: str) -> dict[str, Any]
 def _check_node(node: Any, known: dict[int, int]) -> int:
     """How many values a node stands for, aliases written out; of one that holds itself, too many.
 
-    Names stay text: YAML 1.1 would make False of a domain that is called "no".
+    A name that stands in a mapping twice is refused, of which YAML keeps the last. Names stay text: YAML 1.1 would make False of a domain that is called "no".
     """
     if id(node) not in known:
         known[id(node)] = _MAX_NODES + 1
         children = node.value if isinstance(node.value, list) else []
         pairs = [child for child in children if isinstance(child, tuple)]
-        for name, _ in pairs:
-            if isinstance(name.value, str) and not name.tag.endswith(":merge"):
-                name.tag = "tag:yaml.org,2002:str"
+        names = [name for name, _ in pairs if isinstance(name.value, str) and not name.tag.endswith(":merge")]
+        for name in names:
+            name.tag = "tag:yaml.org,2002:str"
+        if twice := next((name for name, count in Counter(name.value for name in names).items() if count > 1), None):
+            raise ValueError(f"{twice!r} stands in it twice")
         parts = [part for pair in pairs for part in pair] or children
         known[id(node)] = 1 + sum(_check_node(part, known) for part in parts)
     return known[id(node)]

@@ -31,8 +31,9 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n -
         (read_yaml, MERGES, "too many values"),
         (read_yaml, "a: &a [*a]", "too many values"),
         (read_yaml, "a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (read_yaml, "a: {no: 1, 'no': 2}", "'no' stands in it twice"),
         (read_yaml, "{[1]: 2}", "unhashable"),
-        (read_yaml, "a: 2026-99-99", "month must be in 1..12"),
+        (read_yaml, "a: !!timestamp 2026-99-99", "month must be in 1..12"),
     ],
 )
 def test_what_is_no_mapping_of_plain_values_is_refused(read, content, problem, tmp_path):
@@ -49,6 +50,13 @@ def test_what_is_no_mapping_of_plain_values_is_refused(read, content, problem, t
 def test_names_are_text_whatever_they_look_like(tmp_path):
     (tmp_path / "file").write_text("no: 1\nmixture: {no: 0.5, 1: 0.25, null: yes}\n")
     assert read_yaml(tmp_path / "file") == {"no": 1, "mixture": {"no": 0.5, "1": 0.25, "null": True}}
+
+
+def test_numbers_are_those_of_json_and_dates_are_text(tmp_path):
+    (tmp_path / "file").write_text("a: [1e-4, 1E5, 2.5e+3, -.5e1, 1.5]")
+    assert read_yaml(tmp_path / "file") == {"a": [1e-4, 1e5, 2.5e3, -5.0, 1.5]}
+    (tmp_path / "file").write_text("a: [2026-11-25, 1e, e5, 1.2.3e4, 0x10]")
+    assert read_yaml(tmp_path / "file") == {"a": ["2026-11-25", "1e", "e5", "1.2.3e4", 16]}
 
 
 def test_aliases_and_merges_of_an_honest_file_are_read(tmp_path):

@@ -123,7 +123,7 @@ def test_numbers_of_tokens():
         ("--ref openllama-3b --n 13 --tokens 8B --max_hours -1", "--max_hours is -1.0; give a number above 0"),
         ("--ref openllama-3b --n 13 --tokens 8B --max_seq_length 9999", "attends to at most 2048 tokens"),
         ("--recipe no.yaml", "--recipe no.yaml: there is no such file"),
-        ("--recipe {root}/pyproject.toml", "pyproject.toml is not a valid YAML file"),
+        ("--recipe {root}/pyproject.toml", "pyproject.toml can't be read as a recipe of --recipe"),
         ("--recipe {root}/eval/quick.yaml", "is not a recipe of `inheritune pretrain`"),
         ("--recipe {root}/recipes/paper-openllama-3b-13l-1b.yaml", "which is not there; give --tokens"),
         ("--recipe {root}/recipes/paper-openllama-3b-13l-1b.yaml --n 5 --tokens 1B", "--n 5 needs --ref"),
