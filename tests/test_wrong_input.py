@@ -39,7 +39,7 @@ def test_config(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "--config none.yaml: there is no such file" in refused(capsys, name, "--config", "none.yaml")
     (tmp_path / "folder").mkdir()
-    assert "folder can't be read as a recipe of --config (Is a directory); give a YAML file" in refused(
+    assert "folder can't be read as a recipe of --config (Is a directory)" in refused(
         capsys, name, "--config", "folder"
     )
     for file, (content, told) in FILES.items():

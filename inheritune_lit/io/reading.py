@@ -107,11 +107,12 @@ def _plain_loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
-            first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
-            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+        pass
 
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     return Loader
@@ -134,7 +135,8 @@ def _mapping(content: Any, path: Path, what: str, remedy: str) -> dict[str, Any]
 def _check_node(node: Any, known: dict[int, int]) -> int:
     """How many values a node stands for, aliases written out; of one that holds itself, too many.
 
-    A name that stands in a mapping twice is refused, of which YAML keeps the last. Names stay text: YAML 1.1 would make False of a domain that is called "no".
+    A name that stands in a mapping twice is refused, of which YAML keeps the last. Names stay text: YAML 1.1 would make
+    False of a domain that is called "no".
     """
     if id(node) not in known:
         known[id(node)] = _MAX_NODES + 1
