@@ -290,7 +290,7 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
         return fields
     scaled = {"linear": {"factor": "factor"}, "llama3": _LLAMA3}.get(kind if isinstance(kind, str) else "")
     if scaled:
-        return fields | {"rope_adjustments": {lit: require(rope, name, float) for name, lit in names.items()}}
+        return fields | {"rope_adjustments": {lit: require(rope, name, float) for name, lit in scaled.items()}}
     raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
 
 
