@@ -30,6 +30,7 @@ class ReadReport:
     broken_rows: int = 0  # left out because they are not UTF-8 or not a JSON object, or lack a string text
     long_rows: int = 0  # left out because they are over the limit, or too long to encode in bounded memory
     bytes_read: int = 0  # of the file, as stored
+    texts: int = 0  # sum of hashes of what is packed, whatever the order
     first_broken: Fault | None = None
 
     def note_broken(self, line: int, start: int, error: Exception) -> None:
@@ -38,9 +39,13 @@ class ReadReport:
         reason = f"not UTF-8 ({error.reason})" if isinstance(error, _NOT_UTF8) else str(error)
         self.first_broken = self.first_broken or Fault(line, start, reason)
 
+    def note_text(self, text: str) -> None:
+        """Adds a text to the sum that tells whether two files hold the same ones."""
+        self.texts += int.from_bytes(_digest(text)[-8:], "big")
+
     def add(self, other: "ReadReport") -> None:
         """Adds the counts of a later part of the same file."""
-        for name in (*ROW_COUNTS, "bytes_read"):
+        for name in (*ROW_COUNTS, "bytes_read", "texts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.first_broken = self.first_broken or other.first_broken
 
@@ -69,6 +74,7 @@ class NoText(Exception):
 
 
 _NOT_UTF8 = (UnicodeDecodeError, UnicodeEncodeError)
+_CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
 BROKEN_ROW = (NoText, *_NOT_UTF8)
 """What reading a broken row raises."""
 
@@ -81,6 +87,17 @@ def string_field(row: Any, path: str) -> str:
     if not isinstance(value, str):
         raise NoText(f'no string field "{path}"')
     return value
+
+
+def check_text(text: str) -> str:
+    """Returns a text; raises a ``BROKEN_ROW`` for half a surrogate pair, and for what is plainly not text.
+
+    That is one with many control characters, such as UTF-16 without its mark, or bytes taken for characters.
+    """
+    content = text.encode("utf-8")
+    if 5 * (len(content) - len(content.translate(None, _CONTROLS))) > len(content):
+        raise NoText("not text, it is full of control characters")
+    return text
 
 
 def is_validation(text: str, val_fraction: float) -> bool:

@@ -1,31 +1,28 @@
-"""Formats of source files: jsonl and text, plain or compressed, and parquet."""
+"""Formats of source files: lines or arrays of JSON, and text, plain or compressed; and parquet."""
 
-import gzip
-import io
+import codecs
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import BROKEN_ROW, NoText, ReadReport, string_field
+from inheritune_lit.data.compression import COMPRESSIONS, open_bytes
+from inheritune_lit.data.documents import BROKEN_ROW, NoText, ReadReport, check_text, string_field
+from inheritune_lit.data.parquet import group_rows, open_parquet, row_group_bytes, text_column
 from inheritune_lit.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    from pyarrow import RecordBatch
-    from pyarrow.parquet import ParquetFile
 
 Row = tuple[str, str | None]
 """Text and domain; the domain is None where rows do not name theirs."""
 
-_COMPRESSIONS = (".gz", ".zst")
-_COMPRESSED_CHUNK = 1 << 14  # what these bytes expand to is held in memory
+READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(COMPRESSIONS)}) or .parquet"
+"""Endings that are read, upper or lower case."""
+_JSON = (".jsonl", ".ndjson", ".json")
 _BOM = b"\xef\xbb\xbf"
-_BATCH_ROWS = 256
+_BINARY_CHARACTERS = 8000
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,12 @@ class FileFormat:
 
 
 def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
-    """Returns the format of a file, or None for a file that holds no corpus.
-
-    ``.jsonl`` and ``.json`` (a row per line), ``.txt``, each also with ``.gz`` or ``.zst``; ``.parquet``.
-    """
-    plain = not name.endswith(_COMPRESSIONS)
+    """Returns the format of a file, or None for a file that holds no corpus (see ``READ``)."""
+    name = name.lower()
+    plain = not name.endswith(COMPRESSIONS)
     stem = name if plain else name.rpartition(".")[0]
     lines = partial(FileFormat, ranges="bytes" if plain else None, text_share=0.9 if plain else 2.5)
-    if stem.endswith((".jsonl", ".json")):
+    if stem.endswith(_JSON):
         return lines(partial(_read_lines, _json_row))
     if stem.endswith(".txt"):
         return lines(partial(_read_lines, _text_row)) if args.txt_documents == "line" else lines(_read_txt, ranges=None)
@@ -54,8 +49,9 @@ def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
 
 def stem_of(name: str) -> str:
     """Returns a file's name without the endings that tell its format."""
-    for ending in (*_COMPRESSIONS, ".jsonl", ".json", ".txt", ".parquet"):
-        name = name.removesuffix(ending)
+    for ending in (*COMPRESSIONS, *_JSON, ".txt", ".parquet"):
+        if name.lower().endswith(ending):
+            name = name[: -len(ending)]
     return name
 
 
@@ -72,21 +68,29 @@ def read_rows(
     return kind.read(path, args, report, start, stop)
 
 
+def _fields(row: Any, args: ReadingArgs) -> Row:
+    domain = string_field(row, args.domain_field) if args.domain_field else None
+    return check_text(string_field(row, args.text_field)), domain
+
+
 def _json_row(line: bytes, args: ReadingArgs) -> Row:
     content = line.decode("utf-8")
     try:
         row = json.loads(content)
     except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
         raise NoText(f"not JSON ({error})") from None
-    domain = string_field(row, args.domain_field) if args.domain_field else None
-    text = string_field(row, args.text_field)
-    if b"\\u" in line:
-        text.encode("utf-8")  # raises for half a surrogate pair, which JSON can spell and no tokenizer can hold
-    return text, domain
+    return _fields(row, args)
 
 
 def _text_row(line: bytes, args: ReadingArgs) -> Row:
-    return line.rstrip(b"\r\n").decode("utf-8"), None
+    return _check_raw(line.rstrip(b"\r\n").decode("utf-8")), None
+
+
+def _check_raw(text: str) -> str:
+    """Refuses what git and grep call binary: a NUL near the beginning."""
+    if "\0" in text[:_BINARY_CHARACTERS]:
+        raise NoText("not text, it has NUL characters")
+    return check_text(text)
 
 
 def _read_lines(
@@ -99,7 +103,11 @@ def _read_lines(
 ) -> Iterator[Row]:
     """Reads the lines that begin in a range of bytes and are neither blank nor too long."""
     limit = args.max_document_bytes
-    with _open_lines(path) as (stream, file):
+    with open_bytes(path) as (stream, file):
+        if parse is _json_row and _begins_array(stream):
+            if not start:  # whoever has the beginning reads it all
+                yield from _read_array(path, stream, file, args, report)
+            return
         position, number = start, 0
         if start:
             file.seek(start - 1)
@@ -128,9 +136,63 @@ def _read_lines(
                 report.note_broken(number, first, error)
 
 
+def _begins_array(stream: BufferedReader) -> bool:
+    """Whether a file is one array of objects, not an object per line."""
+    head = stream.peek(1).removeprefix(_BOM).lstrip()
+    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]", b"")
+
+
+def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs, report: ReadReport) -> Iterator[Row]:
+    """Reads the objects of an array, in memory that depends on the longest of them only."""
+    decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+    parse, content, place, before = json.JSONDecoder().raw_decode, "", 0, "["
+
+    def more() -> bool:
+        nonlocal content, place
+        some = stream.read(max(1 << 16, len(content) - place))
+        content, place = content[place:].lstrip() + decode(some, final=not some), 0
+        report.bytes_read = file.tell()
+        return bool(some)
+
+    def next_sign() -> str:
+        nonlocal place
+        while not (rest := content[place : place + 64].lstrip()):
+            place = min(place + 64, len(content))
+            if place == len(content) and not more():
+                raise UserError(f"{path} is cut short: its array has no end; fetch it again")
+        place = content.index(rest[0], place)
+        return rest[0]
+
+    while (sign := next_sign()) != "]" or before == "[":
+        if sign != before:
+            raise UserError(f"{path} is not JSON: row {report.rows + 1} follows {sign!r}, not {before!r}; fix the file")
+        place += 1
+        if next_sign() == "]" and before == "[":
+            return
+        before = ","
+        while True:
+            try:
+                row, end = parse(content, place)
+                if end < len(content) or not more():
+                    break
+            except (ValueError, RecursionError) as error:
+                if len(content) - place > args.max_document_bytes or not more():
+                    problem = f"{path}: row {report.rows + 1} of its array is not JSON, or over --max_document_bytes"
+                    raise UserError(f"{problem} ({first_line(error)}); fix the file") from error
+        report.rows += 1
+        too_long, place = end - place > args.max_document_bytes, end
+        try:
+            if too_long:
+                report.long_rows += 1
+            else:
+                yield _fields(row, args)
+        except BROKEN_ROW as error:
+            report.note_broken(report.rows, 0, error)
+
+
 def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
     """Reads a file that is one document."""
-    with _open_lines(path) as (stream, file):
+    with open_bytes(path) as (stream, file):
         content = stream.read(args.max_document_bytes + 1)
         report.bytes_read += file.tell()
     report.rows += 1
@@ -138,9 +200,11 @@ def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, sto
         report.long_rows += 1
         return
     try:
-        yield content.removeprefix(_BOM).decode("utf-8"), None
+        yield _check_raw(content.removeprefix(_BOM).decode("utf-8")), None
     except UnicodeDecodeError as error:
         report.note_broken(1 + content[: error.start].count(b"\n"), 0, error)
+    except BROKEN_ROW as error:
+        report.note_broken(1, 0, error)
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -153,126 +217,24 @@ def _skip_line(stream: BinaryIO) -> int:
     return skipped
 
 
-@contextmanager
-def _open_lines(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come."""
-    from zstandard import ZstdError
-
-    try:
-        with path.open("rb") as file:
-            if path.suffix == ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20), file
-            elif path.suffix == ".zst":
-                yield io.BufferedReader(_ZstdReader(file), 1 << 20), file
-            else:
-                yield file, file
-    except (EOFError, zlib.error, gzip.BadGzipFile, ZstdError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}); fetch it again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of zstd frames; unlike zstandard's own stream, a frame that is cut off is an ``EOFError``."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        from zstandard import ZstdDecompressor
-
-        # Frames of the --long modes need windows beyond the default limit.
-        self._new_frame = ZstdDecompressor(max_window_size=1 << 31).decompressobj
-        self._file, self._ready = file, memoryview(b"")
-        self._frame: Any = None  # of a type that zstandard does not export
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._ready:
-            compressed = self._file.read(_COMPRESSED_CHUNK)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("the last frame is cut off")
-                return 0
-            frame = self._frame or self._new_frame()
-            self._ready = memoryview(frame.decompress(compressed))
-            self._frame = None if frame.eof else frame
-            if frame.eof and frame.unused_data:  # the next frame is read on the next call
-                self._file.seek(-len(frame.unused_data), io.SEEK_CUR)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
 def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
     with open_parquet(path) as file:
-        columns = [_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
+        columns = [text_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
         sizes = row_group_bytes(file)
         number = sum(file.metadata.row_group(group).num_rows for group in range(start))
         for group in range(start, len(sizes) if stop is None else stop):
             rows_in_group, before, first = file.metadata.row_group(group).num_rows, report.bytes_read, number
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-                for row in _batch_rows(batch):
-                    number += 1
-                    report.rows += 1
-                    report.bytes_read = before + sizes[group] * (number - first) // rows_in_group
-                    try:
-                        if isinstance(row, UnicodeDecodeError):
-                            raise row
-                        text = string_field(row, args.text_field)
-                        domain = string_field(row, args.domain_field) if args.domain_field else None
-                        if len(text) <= args.max_document_bytes:
-                            yield text, domain
-                        else:
-                            report.long_rows += 1
-                    except BROKEN_ROW as error:
-                        report.note_broken(number, 0, error)
-
-
-def row_group_bytes(file: "ParquetFile") -> list[int]:
-    """Returns the stored bytes of each row group."""
-    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-    return [sum(group.column(n).total_compressed_size for n in range(group.num_columns)) for group in groups]
-
-
-@contextmanager
-def open_parquet(path: Path) -> Iterator["ParquetFile"]:
-    """Opens a parquet file; whatever cannot be read in it, also inside the block, is a ``UserError``."""
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            yield file
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as parquet ({first_line(error)}); fetch it again") from error
-
-
-def _batch_rows(batch: "RecordBatch") -> Iterator[dict | UnicodeDecodeError]:
-    """Yields the rows of a batch, or why one of them is not text: parquet does not force strings to be UTF-8."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except UnicodeDecodeError:
-        pass  # find out which
-    for number in range(batch.num_rows):
-        try:
-            yield batch.slice(number, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            yield error
-
-
-def _column(file: "ParquetFile", path: Path, name: str) -> str:
-    """Returns the name of a top-level or nested column, checked."""
-    import pyarrow as pa
-
-    schema = file.schema_arrow
-    if name in schema.names:
-        kind = schema.field(name).type
-        values = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-            raise UserError(f"column {name!r} of {path} holds {kind}, not text; name another with --text_field")
-    elif name not in {file.schema.column(number).path for number in range(len(file.schema))}:
-        have = ", ".join(schema.names)
-        raise UserError(f"{path} has no column {name!r}, only {have}; name the one to use with --text_field")
-    return name
+            for row in group_rows(file, path, group, columns):
+                number += 1
+                report.rows += 1
+                report.bytes_read = before + sizes[group] * (number - first) // max(1, rows_in_group)
+                try:
+                    if isinstance(row, UnicodeDecodeError):
+                        raise row
+                    text, domain = _fields(row, args)
+                    if len(text) <= args.max_document_bytes >= len(text.encode()):
+                        yield text, domain
+                    else:
+                        report.long_rows += 1
+                except BROKEN_ROW as error:
+                    report.note_broken(number, 0, error)

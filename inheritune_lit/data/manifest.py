@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.sources import SourceFile
+from inheritune_lit.data.sources import SourceFile, check_domain
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import MANIFEST, read_manifest
 from inheritune_lit.io.records import to_record
@@ -120,7 +120,12 @@ def find_packed_manifest(folder: Path) -> PackedManifest | None:
     if content is None or content.get("kind") != "packed_data":
         return None
     what, advice = "the manifest of packed data", "run `inheritune prepare` again with another --out_dir"
-    return to_record(content, PackedManifest, folder / MANIFEST, what, advice, others=True)
+    manifest = to_record(content, PackedManifest, folder / MANIFEST, what, advice, others=True)
+    for name in manifest.domains:
+        check_domain(name, str(folder / MANIFEST))  # it becomes part of a path
+    if manifest.dtype not in ("uint16", "int32"):
+        raise UserError(f"{folder / MANIFEST} isn't {what}: dtype is {manifest.dtype!r}; {advice}")
+    return manifest
 
 
 def load_packed_manifest(folder: Path) -> PackedManifest:

@@ -8,7 +8,7 @@ boundaries (int64, starting with 0). In what is written here a sequence is a doc
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,9 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _CODE_OF = {"uint16": 8, "int32": 4}
+REMEDY = "restore the file, or make the data again with `inheritune prepare` and another --out_dir"
 _TYPE_OF = {code: name for name, code in _CODE_OF.items()}
+_FLUSH_BYTES = 1 << 20
 _CHUNK = 1 << 20  # documents handled at a time, so that memory does not grow with the corpus
 
 
@@ -33,16 +35,19 @@ def beside(prefix: Path, ending: str) -> Path:
 
 
 class DocumentWriter(AbstractContextManager):
-    """Appends documents to ``prefix.bin`` as "uint16" or "int32"; ``prefix.idx`` follows when the block ends."""
+    """Appends documents to ``prefix.bin`` as "uint16" or "int32"; ``prefix.idx`` follows when the block ends.
+
+    No file is held open in between, so there may be thousands of writers. ``held`` is how many bytes wait in memory.
+    """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        self._prefix, self._dtype = prefix, np.dtype(dtype)
-        self._files = {"bin": beside(prefix, "bin").open("wb")}
+        self._prefix, self._dtype, self.held = prefix, np.dtype(dtype), 0
+        self._waiting: dict[str, bytearray] = {"bin": bytearray()}
+        beside(prefix, "bin").write_bytes(b"")
         self._lengths = array("i")  # four bytes per document: a list of integers takes nine times as much
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
+        self.flush()
         lengths = np.asarray(self._lengths, dtype=np.int32)
         write_index(self._prefix, self._dtype.name, [lengths], len(lengths))
 
@@ -53,11 +58,20 @@ class DocumentWriter(AbstractContextManager):
         """
         packed = ids if isinstance(ids, bytes) else np.asarray(ids, dtype=self._dtype).tobytes()
         for ending, content in {"bin": packed, **numbers}.items():
-            if ending not in self._files:
-                self._files[ending] = beside(self._prefix, ending).open("wb")
-            self._files[ending].write(content)
+            self._waiting.setdefault(ending, bytearray()).extend(content)
+            self.held += len(content)
+        if self.held > _FLUSH_BYTES:
+            self.flush()
         self._lengths.append(len(packed) // self._dtype.itemsize)
         return self._lengths[-1]
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        for ending, content in self._waiting.items():
+            with beside(self._prefix, ending).open("ab") as file:
+                file.write(content)
+            content.clear()
+        self.held = 0
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:
@@ -143,30 +157,42 @@ def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[Doc
         yield DocumentSpan(prefix, source, before, size)
 
 
+def check_pair(prefix: Path, size: Count, dtype: str, remedy: str, numbers: Mapping[str, int] = {}) -> None:
+    """Refuses files whose sizes are not those of so many documents and tokens.
+
+    ``numbers`` has the endings of files with a number per document, and the bytes of one.
+    """
+    documents = size.documents
+    wanted = {"bin": size.tokens * np.dtype(dtype).itemsize, "idx": _HEADER.size + documents * (4 + 8 + 8) + 8}
+    for ending, expected in {**wanted, **{ending: each * documents for ending, each in numbers.items()}}.items():
+        _check_size(beside(prefix, ending), expected, remedy)
+
+
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     """Maps a pair of files into memory, ours or Megatron's own; one that is damaged or missing is a ``UserError``.
 
     Returns all token ids, shape (tokens,), and the documents' lengths in tokens, shape (documents,).
     """
     index, tokens = beside(prefix, "idx"), beside(prefix, "bin")
-    for path in (index, tokens):
-        if not path.is_file():
-            raise UserError(f"{path} is missing; run `inheritune prepare` again")
     dtype, lengths = _read_index(index)
     _check_size(tokens, expected := int(lengths.sum(dtype=np.int64)) * dtype.itemsize)
     return np.memmap(tokens, dtype=dtype, mode="r") if expected else np.zeros(0, dtype=dtype), lengths
 
 
-def _check_size(path: Path, expected: int) -> None:
+def _check_size(path: Path, expected: int, remedy: str = REMEDY) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {remedy}")
     if (size := path.stat().st_size) != expected:
-        raise UserError(f"{path} has {size} bytes instead of {expected}; run `inheritune prepare` again")
+        raise UserError(f"{path} has {size} bytes instead of {expected}; {remedy}")
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {REMEDY}")
     with path.open("rb") as index:
         header = index.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(MAGIC):
-            raise UserError(f"{path} is not a Megatron index; run `inheritune prepare` again")
+            raise UserError(f"{path} is not a Megatron index; {REMEDY}")
         _, version, code, sequences, boundaries = _HEADER.unpack(header)
         if version != VERSION or code not in _TYPE_OF:
             raise UserError(f"{path} has version {version} and token type {code}; expected 1 and 8 or 4")
@@ -175,5 +201,9 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
         if boundaries != sequences + 1:  # Megatron's tools may write a document as several sequences
             index.seek(8 * sequences, 1)
             starts = np.fromfile(index, dtype=np.int64, count=boundaries)
+            if not len(starts) or starts[0] or starts[-1] != sequences or (np.diff(starts) < 0).any():
+                raise UserError(f"{path} has document boundaries that fit no sequences; {REMEDY}")
             lengths = np.diff(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[starts]).astype(np.int32)
+    if (lengths < 0).any():
+        raise UserError(f"{path} has documents of negative length; {REMEDY}")
     return np.dtype(_TYPE_OF[code]), lengths

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from inheritune_lit.data.manifest import SPLITS, Count, load_packed_manifest
-from inheritune_lit.data.megatron import open_documents
+from inheritune_lit.data.megatron import REMEDY, open_documents
 from inheritune_lit.data.sampler import DomainSize
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
@@ -20,6 +21,7 @@ PADDING = -100
 # Documents an entry of the index: an eighth of a byte per document is kept in memory.
 _STRIDE = 128
 _CHUNK = _STRIDE << 13
+_NAMED, _MUCH = 5, 0.01
 
 
 def check_fits_model(folder: Path, checkpoint_dir: Path, padded_vocab_size: int) -> None:
@@ -76,7 +78,7 @@ def verify_packed(folder: Path) -> VerifyResult:
         _open(folder / name, count)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; run `inheritune prepare` again")
+        raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; {REMEDY}")
     return VerifyResult(folder, len(files), sum(count.tokens for count in counts.values()))
 
 
@@ -155,19 +157,47 @@ class PackedDataset:
         self, folder: Path, split: str, block_size: int, documents: Literal["packed", "separate"] = "packed"
     ) -> None:
         self.folder, self.split, self.block_size = folder, split, block_size
-        self._tokens, self._cuts, self.domains = [], [], {}
-        for name, domain in sorted(load_packed_manifest(folder).domains.items()):
-            tokens, lengths = _open(folder / split / name, domain[split])
+        self._cuts, self.domains, self._unused = [], {}, {}
+        self._counts = [(name, domain[split]) for name, domain in sorted(load_packed_manifest(folder).domains.items())]
+        # Each mapping holds a file open, and there may be thousands of domains.
+        self._tokens = lru_cache(maxsize=256)(self._map)
+        for name, count in self._counts:
+            tokens, lengths = _open(folder / split / name, count)
             cut = PackedCut(len(tokens), block_size) if documents == "packed" else SeparateCut(lengths, block_size)
-            self._tokens.append(np.asarray(tokens))  # slices of a memmap cost several times as much
             self._cuts.append(cut)
             self.domains[name] = DomainSize(cut.samples, cut.targets)
+            if documents == "packed" and (unused := max(0, len(tokens) - 1 - cut.targets)):
+                self._unused[name] = unused
         self._ends = np.cumsum([cut.samples for cut in self._cuts])
-        if not self._ends[-1]:
+        if not len(self._ends) or not self._ends[-1]:
+            held, many = self._all_tokens, ""
+            if held > block_size:
+                many = f" in any of its {len(self._counts)} domains, which --domain of `inheritune prepare` joins"
             raise UserError(
-                f"{folder / split} holds {sum(map(len, self._tokens))} tokens, too few for one sample of {block_size}; "
+                f"{folder / split} holds {held} tokens, too few for one sample of {block_size}{many}; "
                 "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
             )
+
+    @property
+    def _all_tokens(self) -> int:
+        return sum(count.tokens for _, count in self._counts)
+
+    def _map(self, domain: int) -> np.ndarray:
+        name, count = self._counts[domain]
+        return np.asarray(_open(self.folder / self.split / name, count)[0])  # slices of a memmap cost several times
+
+    @property
+    def left_over(self) -> str | None:
+        """How many tokens fill no sample, of which domains; None where that is none."""
+        if not self._unused:
+            return None
+        tokens, most = sum(self._unused.values()), sorted(self._unused, key=self._unused.__getitem__, reverse=True)
+        named = ", ".join(f"{name} {self._unused[name]:,}" for name in most[:_NAMED])
+        more = f" and {len(most) - _NAMED} more" if len(most) > _NAMED else ""
+        share, advice = tokens / self._all_tokens, ""
+        if share > _MUCH and len(self._counts) > 1:
+            advice = "; --domain of `inheritune prepare` joins domains, and shorter samples leave out less"
+        return f"{tokens:,} tokens ({share:.1%}) do not fill a sample and are left out ({named}{more}){advice}"
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -180,7 +210,7 @@ class PackedDataset:
         """Returns some samples' tokens, int64, shape (B, block_size + 1), ``PADDING`` behind a document's end."""
         tokens_BT1 = np.full((len(samples), self.block_size + 1), PADDING, dtype=np.int64)
         for domain, rows, first_B, targets_B in self._spans(samples):
-            tokens = self._tokens[domain]
+            tokens = self._tokens(domain)
             for row, first, targets in zip(rows.tolist(), first_B.tolist(), targets_B.tolist(), strict=True):
                 tokens_BT1[row, : targets + 1] = tokens[first : first + targets + 1]
         return tokens_BT1
@@ -219,6 +249,6 @@ def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
     if Count(len(lengths), len(tokens)) != recorded:
         raise UserError(
             f"{prefix} holds {len(tokens)} tokens of {len(lengths)} documents, the manifest says {recorded.tokens} "
-            f"of {recorded.documents}; run `inheritune prepare` again"
+            f"of {recorded.documents}; {REMEDY}"
         )
     return tokens, lengths

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.formats import format_of
 from inheritune_lit.data.manifest import PackedManifest, PackedSettings, TokenizerRecord, find_packed_manifest
 from inheritune_lit.data.shards import DONE, Shard, ShardSettings, plan_shards
-from inheritune_lit.data.sources import SourceFile, find_sources
+from inheritune_lit.data.sources import SourceFile, check_distinct, find_sources
 from inheritune_lit.data.subset import Quota, quotas_of
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import check_vacant, explain_full_disk, own_folder
+from inheritune_lit.io.folders import check_replaceable, check_vacant, explain_full_disk, own_folder, remove, restore
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.records import read_record
 from inheritune_lit.tokenizer import Tokenizer
@@ -72,9 +72,12 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
         args.content_settings(),
     )
     before, new = find_packed_manifest(args.out_dir), sources
+    if not args.drop_duplicates:
+        check_distinct(sources, {source.name: source.sha256 for source in before.sources} if before else {})
     if before is None or not before.sources:
         check_vacant(args.out_dir)
     else:
+        check_replaceable(args.out_dir)
         before.check_same(settings, f"{args.out_dir} was made with", "give another --out_dir or remove it")
         new = _new_sources(args.out_dir, before, sources)
         if new and args.max_tokens is not None:
@@ -105,13 +108,13 @@ def _new_sources(out_dir: Path, manifest: PackedManifest, sources: Sequence[Sour
 class WorkDir:
     """``.<name of the output>.prepare``: shards, the ``ShardSettings`` that they follow (``plan``), and a lock.
 
-    Nothing is made until it is locked. ``replaced`` is where a former output is while the new one takes its name.
+    Nothing is made until it is locked. It lies beside the folder itself where the output is a link to one.
     """
 
     def __init__(self, out_dir: Path) -> None:
-        absolute = Path(os.path.abspath(out_dir))
-        self.out_dir, self.path = out_dir, absolute.with_name(f".{absolute.name}.prepare")
-        self.shards, self.plan, self.replaced = (self.path / name for name in ("shards", "plan.json", "replaced"))
+        self.out_dir, self._real = out_dir, Path(os.path.realpath(out_dir))
+        self.path = self._real.with_name(f".{self._real.name}.prepare")
+        self.shards, self.plan = self.path / "shards", self.path / "plan.json"
 
     def finished(self, shards: Sequence[Shard]) -> list[Shard]:
         """Returns the shards whose folders are whole."""
@@ -125,29 +128,29 @@ class WorkDir:
 
     def restore_output(self) -> None:
         """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
-        if self.replaced.is_dir():
-            if self.out_dir.exists():
-                shutil.rmtree(self.replaced)
-            else:
-                os.replace(self.replaced, self.out_dir)
+        if self.path.is_dir():
+            with self.locked():
+                restore(self._real)
 
     def remove(self) -> None:
-        """Removes everything."""
+        """Removes everything; shards leave their name first, so that none is taken for whole later."""
+        with suppress(OSError):
+            remove(self.shards)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        for leftover in (*self.path.glob("*.tmp-*"), *self.shards.glob("*.tmp-*")):
+        for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
             shutil.rmtree(leftover, ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
         with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
-            self.shards.mkdir(exist_ok=True)
-            self._remove_leftovers()
             try:
+                self.shards.mkdir(exist_ok=True)
+                self._remove_leftovers()
                 yield
             finally:
                 self._remove_leftovers()
-                if not any(self.shards.glob(f"*/{DONE}")) and not self.replaced.exists():
+                if not any(self.shards.glob(f"*/{DONE}")):
                     self.remove()

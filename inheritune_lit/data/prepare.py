@@ -7,7 +7,6 @@ the same call continues.
 
 import hashlib
 import logging
-import os
 import signal
 import sys
 import threading
@@ -26,15 +25,24 @@ import numpy as np
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.documents import ROW_COUNTS, ReadReport
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.manifest import SPLITS, Count, PackedDomain, PackedFile, PackedManifest, PackedSource, Share
-from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
+from inheritune_lit.data.manifest import (
+    SPLITS,
+    Count,
+    PackedDomain,
+    PackedFile,
+    PackedManifest,
+    PackedSource,
+    Share,
+    find_packed_manifest,
+)
+from inheritune_lit.data.megatron import DocumentSpan, beside, check_pair, consecutive_spans, write_index
 from inheritune_lit.data.packed import VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, WorkDir, make_plan
 from inheritune_lit.data.shards import RangeRecord, Report, Shard, ShardContext, ShardSettings, ShardWriter, write_shard
 from inheritune_lit.data.subset import choose_documents, estimate_thresholds
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
-from inheritune_lit.io.folders import check_vacant, explain_full_disk
+from inheritune_lit.io.folders import OutOfSpace, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
@@ -99,6 +107,8 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
         return PrepareResult(args.out_dir)
     start = time.monotonic()
     with _stop_at_once(), workdir.locked():
+        if find_packed_manifest(args.out_dir) != plan.packed_before:
+            raise UserError(f"another process has written {args.out_dir} meanwhile; run the same command again")
         if plan.packed_before and not plan.sources:
             logger.info(f"{args.out_dir} holds all of it already")
             workdir.remove()  # left where the last call was killed after all was done
@@ -106,7 +116,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
         try:
             _write_missing_shards(plan, workdir, executor)
             domains = _finalize(workdir, plan)
-        except (KeyboardInterrupt, SystemExit, UserError):
+        except (KeyboardInterrupt, SystemExit, OutOfSpace):
             if workdir.finished(plan.shards):
                 logger.info(f"inheritune: finished shards are kept in {workdir.path}; the same command continues")
             raise
@@ -125,6 +135,10 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
             thresholds = estimate_thresholds(plan.quotas, ranges, encoder, args, workdir.path / "probe")
         settings = ShardSettings(**vars(plan.settings), thresholds=thresholds)
         write_record(workdir.plan, settings)  # once for all calls and workers
+    elif plan.quotas and (new := {file.domain for file in plan.sources} - (settings.thresholds or {}).keys()):
+        raise UserError(
+            f"{workdir.path} holds unfinished work on a corpus without {', '.join(sorted(new))}; remove that folder"
+        )
     context = ShardContext(workdir.shards, Path.cwd(), args, settings)
     finished = set(workdir.finished(plan.shards))
     missing = [shard for shard in plan.shards if shard not in finished]
@@ -201,12 +215,11 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
         for split, count in by_split.items()
     )
     spans = sorted([*packed_spans, *new_spans], key=lambda span: (span.place, span.source))
+    _check_files(spans, plan)
     duplicates, short = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, out_dir, settings.dtype)
     domains = _domains(sources, spans, by_rows=plan.args.domain_field is not None)
     _check_filled(workdir, domains, sum(source.rows for source in sources))
-    with explain_full_disk(out_dir):
-        staging = workdir.path / f"output.tmp-{os.getpid()}"  # a leftover of the workdir, where this call fails
-        staging.mkdir()
+    with explain_full_disk(out_dir), new_folder(out_dir, replace=before is not None) as staging:
         max_token_id = 0
         files: dict[str, PackedFile] = {}
         for split in SPLITS:
@@ -221,7 +234,6 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
         described = settings.tokenizer, settings.dtype, settings.options
         manifest = PackedManifest(*described, max_token_id, domains, sources, duplicates, files)
         write_manifest(staging, "packed_data", asdict(manifest))
-        _put_in_place(staging, workdir, replaces=before is not None)
     workdir.remove()
     for quota, tokens in short:
         logger.warning(
@@ -229,6 +241,21 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
             "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
         )
     return domains
+
+
+def _check_files(spans: Sequence[DocumentSpan], plan: PreparePlan) -> None:
+    """Refuses files of shards and of the output whose sizes are not those that were recorded."""
+    sizes: defaultdict[Path, Count] = defaultdict(Count)
+    for span in spans:
+        sizes[span.prefix] += span.size
+    numbers = {"sample": 8} if plan.args.max_tokens is not None else {}
+    numbers |= {"hash": 16} if plan.args.drop_duplicates else {}
+    for prefix, size in sizes.items():
+        if plan.args.out_dir in prefix.parents:
+            check_pair(prefix, size, plan.settings.dtype, "restore it, or give another --out_dir")
+        else:
+            remedy = f"remove {prefix.parent.parent} and run the same command again"
+            check_pair(prefix, size, plan.settings.dtype, remedy, numbers)
 
 
 def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:
@@ -249,6 +276,10 @@ def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[Pac
         "--max_document_bytes, or than 8 MB without a place to cut"
         for name in [name for name, report in reports.items() if report.long_rows][:_WARNINGS]
     ]
+    same: dict[int, str] = {}
+    for name, report in reports.items() if not plan.args.drop_duplicates else ():
+        if report.texts and (other := same.setdefault(report.texts, name)) != name:
+            warnings.append(f"{paths[name]} has the same texts as {paths[other]}: they are packed twice")
     for warning in warnings:
         logger.warning(f"inheritune: warning: {warning}")
     rows = {name: {count: getattr(report, count) for count in ROW_COUNTS} for name, report in reports.items()}
@@ -312,23 +343,9 @@ def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
     while size:
         chunk = file.read(min(size, _COPY_BYTES))
         if not chunk:
-            raise OSError(f"{file.name} ends too early")
+            raise UserError(f"{file.name} has become shorter; restore it, or remove its folder and prepare again")
         size -= len(chunk)
         yield chunk
-
-
-def _put_in_place(staging: Path, workdir: WorkDir, replaces: bool) -> None:
-    """Makes a staging folder the output, or lets it replace the output."""
-    if replaces:
-        # Two renames; if this call is killed between them, the next one restores the output.
-        os.replace(workdir.out_dir, workdir.replaced)
-    else:
-        check_vacant(workdir.out_dir)
-    try:
-        os.replace(staging, workdir.out_dir)
-    except OSError:
-        check_vacant(workdir.out_dir)  # another process may have taken the name since
-        raise
 
 
 def _check_filled(workdir: WorkDir, domains: Mapping[str, PackedDomain], rows: int) -> None:

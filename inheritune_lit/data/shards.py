@@ -20,14 +20,15 @@ from pathlib import Path
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
 from inheritune_lit.data.documents import ReadReport, ids_hash, is_validation, sample_key
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats import Row, format_of, open_parquet, read_rows, row_group_bytes
-from inheritune_lit.data.manifest import Count, PackedSettings
+from inheritune_lit.data.formats import Row, format_of, read_rows
+from inheritune_lit.data.manifest import SPLITS, Count, PackedSettings
 from inheritune_lit.data.megatron import DocumentWriter
+from inheritune_lit.data.parquet import open_parquet, row_group_bytes
 from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import parse_json
+from inheritune_lit.io.reading import parse_json, read_text
 from inheritune_lit.io.records import to_record
 
 DONE = "done.json"
@@ -37,6 +38,8 @@ _BUNDLE_BYTES = 1 << 20
 # Enough text to make calls of a tokenizer library worth while, and little enough to bound memory.
 _BATCH_CHARACTERS = 1 << 20
 _HOPELESS_ROWS = 1000
+_HELD_BYTES = 1 << 25
+_MAX_DOMAINS = 10_000
 
 Report = Callable[[int, Count], None]
 """Takes bytes read and documents packed since the last call."""
@@ -139,8 +142,14 @@ class RangeRecord:
     @classmethod
     def read_all(cls, folder: Path) -> list["RangeRecord"]:
         """Returns the records of a finished shard's ranges, in order."""
-        path, what, advice = folder / DONE, "a shard's record", f"remove {folder}"
-        return to_record(parse_json(path.read_bytes(), path, what, advice), list[RangeRecord], path, what, advice)
+        path, what, advice = folder / DONE, "a shard's record", f"remove {folder} and run the same command again"
+        content = parse_json(read_text(path, what, advice), path, what, advice)
+        records: list[RangeRecord] = to_record(content, list[RangeRecord], path, what, advice)
+        for domain, by_split in (counted for record in records for counted in record.counts.items()):
+            check_domain(domain, str(path))
+            if not by_split.keys() <= set(SPLITS):
+                raise UserError(f"{path} isn't {what}: it counts {', '.join(by_split)}; {advice}")
+        return records
 
 
 _thread = threading.local()
@@ -205,6 +214,7 @@ class ShardWriter:
                     elif not ids:
                         report.empty_rows += 1
                     else:
+                        report.note_text(text)
                         split, count = output.add(domain, text, ids + self._ending)
                         by_split = counts.setdefault(domain, {})
                         by_split[split] = by_split.get(split, Count()) + count
@@ -238,18 +248,24 @@ class ShardWriter:
 
 
 class _ShardOutput(ExitStack):
-    """Files of a shard by split and domain, opened when the first document comes."""
+    """Files of a shard by split and domain, made when the first document comes."""
 
     def __init__(self, folder: Path, context: ShardContext) -> None:
         super().__init__()
         self.folder, self._args, self._dtype = folder, context.args, context.settings.dtype
         self._writers: dict[Path, DocumentWriter] = {}
+        self._held = 0  # at most, in all writers
 
     def add(self, domain: str, text: str, ids: bytes) -> tuple[str, Count]:
         """Appends a document to its split; returns the split and the document's size."""
         split = "val" if is_validation(text, self._args.val_fraction) else "train"
         prefix = self.folder / split / domain
         if prefix not in self._writers:
+            if len(self._writers) >= 2 * _MAX_DOMAINS:
+                raise UserError(
+                    f"--domain_field {self._args.domain_field} names more than {_MAX_DOMAINS:,} domains, such as "
+                    f"{domain!r}; name a field with fewer"
+                )
             prefix.parent.mkdir(exist_ok=True)
             self._writers[prefix] = self.enter_context(DocumentWriter(prefix, self._dtype))
         numbers = {}
@@ -257,4 +273,10 @@ class _ShardOutput(ExitStack):
             numbers["sample"] = sample_key(text, self._args.seed).to_bytes(8, sys.byteorder)
         if self._args.drop_duplicates:
             numbers["hash"] = ids_hash(ids)
-        return split, Count(1, self._writers[prefix].add(ids, **numbers))
+        self._held += len(ids) + sum(map(len, numbers.values()))
+        added = Count(1, self._writers[prefix].add(ids, **numbers))
+        if self._held > _HELD_BYTES:
+            for writer in self._writers.values():
+                writer.flush()
+            self._held = 0
+        return split, added

@@ -1,10 +1,13 @@
 """Source files of a corpus, in a folder or on the hub, and their domains."""
 
+import hashlib
+import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,12 @@ from urllib.parse import unquote
 
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import format_of, read_rows, stem_of
+from inheritune_lit.data.formats import READ, format_of, read_rows, stem_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
+from inheritune_lit.io.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "hf://datasets/"
 _ADDRESS = f"{SCHEME}org/name[@revision][/folder]"
@@ -23,6 +29,12 @@ _REVISION = r"refs/convert/\w+|refs/pr/\d+|[^/]+"  # the hub's own names have sl
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NUMBERED = re.compile(r"[-_.]\d+-of-\d+$")
 _MAX_DOMAINS = 200
+_MAX_KINDS = 20
+_ENDS_BYTES = 1 << 20
+_COPY = "holds the same as"
+
+LeftOut = defaultdict[str, list[str]]
+"""Names of what is not read, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +61,31 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
     ``-00000-of-00010`` (``arxiv_sample.jsonl``: RedPajama-Data-1T-Sample).
 
     The source is a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub. Nothing
-    there, nothing readable there, or a file without a usable domain is a ``UserError``.
+    there, nothing readable there, a link that leads out of the folder, or a file without a usable domain is a
+    ``UserError``. What is left out is logged.
     """
-    source = str(source)
+    source, left_out = str(source), LeftOut(list)
     if is_hub_source(source):
         found = list(_list_dataset(source))
-    elif Path(source).exists():
-        found = list(_list_local(Path(source)))
+    elif os.path.lexists(source):
+        found = list(_list_local(Path(source), left_out))
     else:
         raise UserError(f"no corpus at {source}; give a folder, a file, or {SCHEME}org/name for a data set of the hub")
-    files = [
-        SourceFile(name, path, _domain_of(name, path, args), size, version)
-        for name, path, size, version in found
-        if format_of(name, args)
-    ]
+    files = []
+    for name, path, size, version in found:
+        if format_of(name, args):
+            files.append(SourceFile(name, path, _domain_of(name, path, args), size, version))
+        else:
+            ending = os.path.splitext(name)[1]
+            left_out[f"*{ending}" if ending else "without an ending"].append(name)
     if not files:
-        raise UserError(
-            f"no .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt file in {source}"
-            f"{f' among {len(found)} files' if found else ''}; give a folder of such files"
-        )
+        among = f" among {len(found)} files" if found else ""
+        raise UserError(f"no {READ} file in {source}{among}; give a folder of such files")
+    if any(left_out.values()):
+        kinds = sorted(left_out.items(), key=lambda kind: -len(kind[1]))
+        told = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds[:_MAX_KINDS] if names]
+        told += [f"{sum(len(names) for _, names in kinds[_MAX_KINDS:])} others"] if len(kinds) > _MAX_KINDS else []
+        logger.warning(f"inheritune: warning: left out of {source}: {', '.join(told)}; read are {READ}")
     domains = {file.domain for file in files}
     if len(domains) > _MAX_DOMAINS:
         raise UserError(
@@ -75,6 +93,53 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
             "put a domain's files into a folder, or name one for all files with --domain"
         )
     return sorted(files, key=lambda file: file.name)
+
+
+def check_distinct(files: Sequence[SourceFile], known: Mapping[str, str]) -> None:
+    """Refuses one text in two files: the same file by a link, another form of a file beside it, or a copy.
+
+    A copy in another domain may be meant, so it is logged.
+
+    ``known`` has the SHA-256 of files that were packed before; these are not compared with each other.
+    """
+    met: dict[Hashable, SourceFile] = {}
+
+    def meet(key: Hashable, file: SourceFile, how: str, remedy: str = "remove one of them") -> None:
+        other = met.setdefault(key, file)
+        if other is file or (other.name in known and file.name in known):
+            return
+        if how == _COPY and file.domain != other.domain:
+            logger.warning(f"inheritune: warning: {file.path} {how} {other.path}: its text is packed twice")
+            return
+        raise UserError(
+            f"{file.path} {how} {other.path}, and would be packed twice; {remedy}, or give --drop_duplicates"
+        )
+
+    by_size: defaultdict[int, list[SourceFile]] = defaultdict(list)
+    for file in files:
+        if not file.on_hub:
+            status = os.stat(file.path)
+            meet((status.st_dev, status.st_ino), file, "is the same file as")
+        other_text = "remove one of them, rename it if it holds other text"
+        meet(stem_of(file.name).lower(), file, "has the name of", other_text)
+        by_size[file.bytes].append(file)
+    for alike in (alike for size, alike in by_size.items() if size and len(alike) > 1):
+        by_ends: defaultdict[str, list[SourceFile]] = defaultdict(list)
+        for file in alike:
+            by_ends[file.version if file.on_hub else _ends_hash(file)].append(file)
+        for equal in (equal for equal in by_ends.values() if len(equal) > 1):
+            for file in equal:
+                content = file.version if file.on_hub else known.get(file.name) or sha256_file(Path(file.path))
+                meet(("content", content), file, _COPY)
+
+
+def _ends_hash(file: SourceFile) -> str:
+    """A hash of a file's beginning and end, which tells most files of one size apart."""
+    with Path(file.path).open("rb") as content:
+        digest = hashlib.sha256(content.read(_ENDS_BYTES))
+        content.seek(max(0, file.bytes - _ENDS_BYTES))
+        digest.update(content.read(_ENDS_BYTES))
+    return digest.hexdigest()
 
 
 def iter_documents(
@@ -118,28 +183,44 @@ def check_domain(domain: str, place: str) -> str:
     return domain
 
 
-def _list_local(source: Path) -> Iterator[tuple[str, str, int, str]]:
-    """Yields name, path, bytes and version of each file; hidden ones are left out."""
-    for path in [source] if source.is_file() else _walk(source):
+def _list_local(source: Path, left_out: LeftOut) -> Iterator[tuple[str, str, int, str]]:
+    """Yields name, path, bytes and version of each file."""
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"{source} is not a file or folder; give one of them")
+    for path in [source] if source.is_file() else _walk(source, left_out):
         name = path.name if path == source else path.relative_to(source).as_posix()
         yield name, str(path), path.stat().st_size, str(path.stat().st_mtime_ns)
 
 
-def _walk(source: Path) -> Iterator[Path]:
+def _walk(source: Path, left_out: LeftOut) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    seen = set()
+    def refuse_outside(path: Path | str, real: str) -> None:
+        if not any(Path(real).is_relative_to(root) for root in inside):
+            raise UserError(
+                f"{path} is a link out of {source}, to {real}; copy that into it, or give its folder as --source"
+            )
+
+    inside, seen = [root := source.resolve()], set()
+    # Snapshots in the hub's cache are links to its blobs.
+    inside += [above.parent / "blobs" for above in (root, *root.parents) if above.name == "snapshots"][:1]
     for folder, folders, names in os.walk(source, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:
             raise UserError(f"{folder} is {real} once more, through a link; its text would be packed twice")
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+        refuse_outside(folder, real)
+        left_out["hidden"] += [name for name in (*folders, *names) if name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             if path.is_file():
+                if path.is_symlink():
+                    refuse_outside(path, os.path.realpath(path))
                 yield path
-            elif not path.exists():
+            elif path.exists():
+                left_out["pipes, sockets or devices"].append(path.name)
+            else:
                 raise UserError(f"{path} is a link to nowhere; fetch the file again or remove the link")
 
 

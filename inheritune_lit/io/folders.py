@@ -17,6 +17,10 @@ LOCK = ".lock"
 _PARTIAL, _OLD = ".{}.partial", ".{}.old"
 
 
+class OutOfSpace(UserError):
+    """The disk is full: with more space, the same command succeeds."""
+
+
 def check_vacant(out_dir: Path) -> None:
     """Refuse an output folder that already holds something, or that cannot be made or replaced.
 
@@ -27,12 +31,7 @@ def check_vacant(out_dir: Path) -> None:
     if out_dir.is_dir():
         if any(not _is_leftover(path) for path in out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
-        real = out_dir.resolve()
-        # The finished folder takes the place of the empty one, which neither of these lets go.
-        if _is_mount(real):
-            raise UserError(f"output folder {out_dir} is a mount point; give a folder in it as --out_dir")
-        if real == Path.cwd():
-            raise UserError(f"output folder {out_dir} is the current folder; give a folder in it as --out_dir")
+        check_replaceable(out_dir)
     elif out_dir.exists() or out_dir.is_symlink():
         raise UserError(f"output folder {out_dir} is a file; give another --out_dir")
     else:
@@ -41,6 +40,15 @@ def check_vacant(out_dir: Path) -> None:
             raise UserError(f"cannot write {out_dir}: {above} is not a folder; give another --out_dir")
         if not os.access(above, os.W_OK | os.X_OK):
             raise UserError(f"cannot write {out_dir}: no permission to write into {above}; give another --out_dir")
+
+
+def check_replaceable(out_dir: Path) -> None:
+    """Refuse a mount point and the current folder: neither lets a finished folder take its place."""
+    real = out_dir.resolve()
+    if _is_mount(real):
+        raise UserError(f"output folder {out_dir} is a mount point; give a folder in it as --out_dir")
+    if real == Path.cwd():
+        raise UserError(f"output folder {out_dir} is the current folder; give a folder in it as --out_dir")
 
 
 def make_folder(folder: Path, output: Path) -> None:
@@ -65,14 +73,13 @@ def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
     Args:
         out_dir: the folder to be.
         replace: an older folder of this name stays until the new one is whole, and is removed then. A kill leaves the
-            one or the other, if need be under a name that the next ``own_folder`` of the folder above sets right.
+            one or the other, if need be under a name that ``restore`` sets right.
 
     Raises:
         UserError: another process is making ``out_dir``, it holds something, before or after the work, or it cannot be
             written.
     """
-    if not replace:
-        check_vacant(out_dir)
+    (check_replaceable if replace else check_vacant)(out_dir)
     target = out_dir.resolve()  # the folder that a link leads to is replaced, not the link
     staging = target.with_name(_PARTIAL.format(target.name))
     with own_folder(staging, out_dir):
@@ -80,6 +87,7 @@ def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
             for left in staging.iterdir():
                 if left.name != LOCK:
                     remove(left)
+            restore(target)
             yield staging
             if not replace:
                 check_vacant(out_dir)
@@ -90,7 +98,19 @@ def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
             _rename(staging, target)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
+            restore(target)
             raise
+
+
+def restore(folder: Path) -> None:
+    """Complete or undo a replacement of this folder that was stopped halfway; for the process that owns its name."""
+    partial, old = (folder.with_name(name.format(folder.name)) for name in (_PARTIAL, _OLD))
+    if partial.is_dir() and not _is_held(partial):
+        remove(partial)
+    if old.is_dir() and folder.exists():
+        shutil.rmtree(old)
+    elif old.is_dir():
+        old.rename(folder)
 
 
 def _rename(staging: Path, target: Path) -> None:
@@ -142,10 +162,7 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         name = path.name.removeprefix(".").removesuffix(".old")
         if path.name == _OLD.format(name) and path.is_dir():
-            if (folder / name).exists():
-                shutil.rmtree(path)
-            else:
-                path.rename(folder / name)
+            restore(folder / name)
         elif path.name != LOCK and _is_leftover(path) and not _is_held(path):
             remove(path)
 
@@ -167,7 +184,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
     """Turn a full disk or an exhausted quota into one line.
 
     Raises:
-        UserError: the block ran out of space.
+        OutOfSpace: the block ran out of space.
     """
     try:
         yield
@@ -176,7 +193,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
         if not from_numpy and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         reason = error.strerror or error
-        raise UserError(f"cannot write {out_dir}: {reason}; free space or give another --out_dir") from error
+        raise OutOfSpace(f"cannot write {out_dir}: {reason}; free space or give another --out_dir") from error
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

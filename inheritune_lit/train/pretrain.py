@@ -158,6 +158,8 @@ class _Run:
             f"{plan.val_blocks:,} samples per validation",
             f"{positions * plan.flops_per_token:.2e} FLOPs on {machine_name(self.fabric)}, {self.precision}",
         ]
+        if self.train_data.left_over:
+            lines.append(self.train_data.left_over)
         if self.changes:
             sample, different = self.changes[-1]["sample"], "; ".join(self.changes[-1]["different"])
             lines.append(f"data changed at sample {sample:,}, before: {different}")

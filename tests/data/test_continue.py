@@ -177,8 +177,9 @@ def test_two_at_once_are_refused(corpus, tokenizer_dir, tmp_path):
 
 def test_a_kill_between_the_two_renames(corpus, tokenizer_dir, tmp_path, expected, logged):
     out, work = tmp_path / "expected", WorkDir(tmp_path / "expected")
-    (work.path / "output.tmp-1").mkdir(parents=True)
-    out.rename(work.replaced)
+    (tmp_path / ".expected.partial" / "train").mkdir(parents=True)
+    work.shards.mkdir(parents=True)
+    out.rename(tmp_path / ".expected.old")
     prepare(PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2))
     assert "holds all of it already" in logged.text
     assert packed_bytes(out) == expected

@@ -94,7 +94,7 @@ def test_rows_over_the_limit_are_counted(tmp_path, name):
     rows, report = read_all(tmp_path, ReadingArgs(max_document_bytes=limit))
     lines = JSONL.splitlines()
     if name == "a.parquet":
-        kept = [text for text in TEXTS if len(text) <= limit]
+        kept = [text for text in TEXTS if len(text.encode()) <= limit]
     else:
         kept = [text for text, line in zip(TEXTS, lines, strict=True) if len(line) + 1 <= limit]
     assert 0 < len(kept) < 400

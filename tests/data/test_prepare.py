@@ -165,7 +165,11 @@ def test_many_broken_rows_stop(corpus, tokenizer_dir, tmp_path, row, told):
         (lambda corpus: None, {"--val_fraction": "1.5"}, "--val_fraction is 1.5"),
         (lambda corpus: [file.unlink() for file in corpus.iterdir()], {}, "no .jsonl, .*file in .*corpus"),
         (lambda corpus: [file.write_text("") for file in corpus.iterdir()], {}, "no document .*0 rows"),
-        (lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()], {}, "no document"),
+        (
+            lambda corpus: [file.write_text('{"text": " "}\n') for file in corpus.iterdir()],
+            {},
+            "no document",
+        ),
         (lambda corpus: (corpus / "c 4.jsonl").write_text("{}"), {}, "names the domain 'c 4'"),
         (lambda corpus: (corpus / "_sample.jsonl").write_text("{}"), {}, "_sample.jsonl names no domain"),
     ],

@@ -67,9 +67,10 @@ def test_unusable_sources(tmp_path, files, options, told):
 
 
 def test_links_count_once_and_lead_somewhere(tmp_path):
-    kept, folder = tmp_path / "kept.jsonl", tmp_path / "corpus"
+    kept, folder = tmp_path / "datasets--a--b/blobs/abc", tmp_path / "datasets--a--b/snapshots/1/corpus"
+    kept.parent.mkdir(parents=True)
     kept.write_text(ROW)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "a.jsonl").symlink_to(kept)  # as in the hub's cache
     assert domains(folder) == {"a.jsonl": "a"}
     (folder / "loop").symlink_to(folder)
