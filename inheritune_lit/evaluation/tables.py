@@ -152,5 +152,4 @@ def _yes_no(value: bool | None) -> str:
 def _table(header: list[str], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
     """A table; rows that end early have empty cells there."""
     padded = [[*row, *[""] * (len(header) - len(row))] for row in rows]
-    escaped = [[entry.replace("|", "\\|") for entry in row] for row in [header, *padded]]
-    return markdown_table(escaped[0], escaped[1:], left) + "\n"
+    return markdown_table(header, padded, left) + "\n"

@@ -29,7 +29,7 @@ def check_vacant(out_dir: Path) -> None:
             or a folder without permission.
     """
     if out_dir.is_dir():
-        if any(not _is_leftover(path) for path in out_dir.iterdir()):
+        if any(not is_leftover(path) for path in out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
         check_replaceable(out_dir)
     elif out_dir.exists() or out_dir.is_symlink():
@@ -163,7 +163,7 @@ def remove_leftovers(folder: Path) -> None:
         name = path.name.removeprefix(".").removesuffix(".old")
         if path.name == _OLD.format(name) and path.is_dir():
             restore(folder / name)
-        elif path.name != LOCK and _is_leftover(path) and not _is_held(path):
+        elif path.name != LOCK and is_leftover(path) and not _is_held(path):
             remove(path)
 
 
@@ -172,7 +172,7 @@ def remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    aside = path if _is_leftover(path) else path.with_name(_PARTIAL.format(path.name))
+    aside = path if is_leftover(path) else path.with_name(_PARTIAL.format(path.name))
     if aside != path:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -217,7 +217,7 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def _is_leftover(path: Path) -> bool:
+def is_leftover(path: Path) -> bool:
     """Whether a killed writer left this: its lock, or something that it had not finished."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".partial"))
 

@@ -1,6 +1,7 @@
 """How figures are drawn: one set of colours, curves labelled where they end, and PNG files that do not change."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
-from matplotlib.ticker import EngFormatter
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from inheritune_lit.errors import printable
 from inheritune_lit.io.folders import replace_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -23,6 +25,7 @@ _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HATCHES = ("", "//", "..", "\\\\", "xx")
 _DPI = 130
+_MOST = 1e30  # of any axis: matplotlib cannot divide what is near the largest number
 _LABEL_SIZE = 8
 _END_LABEL = "label at the end of a curve"
 
@@ -81,9 +84,17 @@ def draw_curve(
         **changes: of the style.
     """
     look = style(number) | changes
-    axes.plot(x, y, label=label, **look)
+    places, heights = _drawable(x), _drawable(y)
+    axes.plot(places, heights, label=label, **look)
     if stderr is not None and len(y):
-        axes.errorbar(x, y, yerr=stderr, fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2)
+        axes.errorbar(
+            places, heights, yerr=np.abs(_drawable(stderr)), fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2
+        )
+
+
+def _drawable(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    return np.where(np.abs(array) < _MOST, array, np.nan)
 
 
 def draw_level(axes: Axes, value: float, label: str) -> None:
@@ -160,7 +171,7 @@ def label_ends(axes: Axes) -> None:
         y = np.asarray(line.get_ydata(), dtype=float)
         shown = np.flatnonzero(np.isfinite(y))
         label = str(line.get_label())
-        if label.startswith("_") or not shown.size:
+        if re.fullmatch(r"_child\d+|_nolegend_", label) or not shown.size:  # matplotlib's own labels
             continue
         x = np.asarray(line.get_xdata(), dtype=float)
         end = (float(x[shown[-1]]), float(y[shown[-1]]))
@@ -181,6 +192,7 @@ def label_ends(axes: Axes) -> None:
 
 def save_png(figure: Figure, path: Path | None = None) -> bytes:
     """Returns a figure as PNG, the same bytes for the same figure, and writes it whole where a path is given."""
+    _show_names_as_they_are(figure)
     # How far labels have to move follows from the height of the panels, which stays as it is from here on.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -192,6 +204,18 @@ def save_png(figure: Figure, path: Path | None = None) -> bytes:
     if path is not None:
         replace_file(path, lambda aside: aside.write_bytes(content))
     return content
+
+
+def _show_names_as_they_are(figure: Figure) -> None:
+    """Keeps matplotlib from reading formulas into names, such as one with two dollars; ticks may be formulas."""
+    for axes in figure.axes:
+        texts: list[Text] = [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), FuncFormatter):  # which set_xticks with labels makes
+                texts += axis.get_ticklabels()
+        for text in texts:
+            text.set_parse_math(False)
+            text.set_text(printable(text.get_text(), keep="\n"))
 
 
 def _is_data(line: Line2D, axes: Axes) -> bool:

@@ -1,10 +1,26 @@
-"""Tables as Markdown."""
+"""Tables as Markdown, and names that others chose in it."""
 
+import re
 from collections.abc import Sequence
+
+from inheritune_lit.errors import printable
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Returns a table whose columns are aligned right, but for those whose numbers are in ``left``."""
+    """Returns a table whose columns are aligned right, but for those whose numbers are in ``left``.
+
+    A cell stays one cell, whatever it holds.
+    """
     marks = ["---" if number in left else "--:" for number in range(len(header))]
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(marks)}|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    lines = [f"|{'|'.join(marks)}|", *(f"| {' | '.join(map(_cell, row))} |" for row in rows)]
+    return "\n".join([f"| {' | '.join(map(_cell, header))} |", *lines])
+
+
+def plain(name: str) -> str:
+    """Returns a name as Markdown that shows it as it is: no markup, HTML or control characters."""
+    marked = re.sub(r"([\\`*\[\]#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", printable(name))
+    return marked.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", printable(text))

@@ -1,15 +1,15 @@
 """Figures of a report: curves of its runs, the official runs beside them, and which layers were inherited."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.patches import Rectangle
 
 from inheritune_lit import RunRecord
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.io.plotting import COLOURS, draw_curve, engineering_ticks, label_ends, new_figure, save_png
+from inheritune_lit.report.recorded import Inherited
 from inheritune_lit.resources import suites_dir
 
 Curve = list[tuple[int, float]]
@@ -39,17 +39,17 @@ def paper_curves(names: Sequence[str]) -> dict[str, Curve]:
     return found
 
 
-def draw_loss_curves(runs: Sequence[RunRecord], path: Path) -> None:
+def draw_loss_curves(runs: Mapping[str, RunRecord], path: Path) -> None:
     """Draws held-out loss against tokens, FLOPs and hours of training, with standard errors."""
     figure, panels = new_figure(3, size=(4.6, 4), sharey=True)
-    for number, run in enumerate(runs):
+    for number, (name, run) in enumerate(runs.items()):
         rows, per_token = run.validations, run.flops_per_token
         tokens, hours = [row["tokens"] for row in rows], [row.get("seconds", 0.0) / 3600 for row in rows]
         losses, stderrs = [row["val_loss"] for row in rows], [row.get("val_stderr", 0.0) for row in rows]
-        draw_curve(panels[0], number, tokens, losses, run.name, stderrs)
+        draw_curve(panels[0], number, tokens, losses, name, stderrs)
         if per_token is not None:
-            draw_curve(panels[1], number, [count * per_token for count in tokens], losses, run.name, stderrs)
-        draw_curve(panels[2], number, hours, losses, run.name, stderrs)
+            draw_curve(panels[1], number, [count * per_token for count in tokens], losses, name, stderrs)
+        draw_curve(panels[2], number, hours, losses, name, stderrs)
     for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
         axes.set_xlabel(unit)
         axes.locator_params(axis="x", nbins=5)
@@ -60,12 +60,12 @@ def draw_loss_curves(runs: Sequence[RunRecord], path: Path) -> None:
     save_png(figure, path)
 
 
-def draw_beside_paper(runs: Sequence[RunRecord], official: dict[str, Curve], path: Path) -> None:
+def draw_beside_paper(runs: Mapping[str, RunRecord], official: dict[str, Curve], path: Path) -> None:
     """Draws held-out loss against optimizer steps, with the official runs' dashed."""
     figure, (axes,) = new_figure(size=(7.5, 4.5))
-    for number, run in enumerate(runs):
+    for number, (name, run) in enumerate(runs.items()):
         steps, losses = ([row[column] for row in run.validations] for column in ("step", "val_loss"))
-        draw_curve(axes, number, steps, losses, run.name)
+        draw_curve(axes, number, steps, losses, name)
     for number, (name, curve) in enumerate(official.items(), start=len(runs)):
         label = f"{name} (official log, not re-run)"
         steps, losses = ([point[axis] for point in curve] for axis in (0, 1))
@@ -76,14 +76,14 @@ def draw_beside_paper(runs: Sequence[RunRecord], official: dict[str, Curve], pat
     save_png(figure, path)
 
 
-def draw_layer_map(manifest: dict[str, Any], path: Path) -> None:
-    """Draws which layer of the reference each layer of a slice comes from, by the slice's manifest.
+def draw_layer_map(slice: Inherited, path: Path) -> None:
+    """Draws which layer of the reference each layer of a slice comes from.
 
     Both models are rows of boxes from the embeddings to the head; what is inherited is blue.
     """
-    depth, layers, count = manifest["reference"]["n_layer"], manifest["layers"], manifest["n_layer"]
+    depth, layers, count = slice.reference.n_layer, slice.layers or [], slice.n_layer
     figure, (axes,) = new_figure(size=(min(13, 2 + 0.3 * max(depth, count)), 2.6))
-    embeddings, norm, head = (manifest.get(part, False) for part in ("embeddings", "final_norm", "head"))
+    embeddings, norm, head = slice.embeddings, slice.final_norm, slice.head
     for height, taken in ((1.0, [layer in layers for layer in range(depth)]), (0.0, [True] * count)):
         boxes = [(-1.4, "emb", embeddings), *((place, str(place), each) for place, each in enumerate(taken))]
         boxes += [(len(taken) + 0.1, "norm", norm), (len(taken) + 1.1, "head", head)]

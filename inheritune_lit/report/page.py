@@ -6,21 +6,25 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote_to_bytes
 
-import markdown
+from markdown import Markdown
 
 from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, TrainArgs
-from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.errors import UserError, printable
+from inheritune_lit.io.reading import open_regular, read_text
+from inheritune_lit.io.tables import markdown_table, plain
 from inheritune_lit.report.figures import Curve, draw_beside_paper, draw_layer_map, draw_loss_curves
+from inheritune_lit.report.recorded import Inherited, Recorded, read_inherited, read_recorded, short_names
 
 KINDS = ("Growing", "Evaluation", "Analysis")
 """Kinds of pages, in the order of the report."""
+_MOST_DRAWN, _MOST_BYTES = 256, 64 << 20  # layers of a map, bytes of a figure
 
 
 @dataclass(frozen=True)
@@ -32,42 +36,48 @@ class Page:
     file: str
 
 
-def report_markdown(runs: Sequence[RunRecord], pages: Sequence[Page], official: dict[str, Curve], out_dir: Path) -> str:
-    """Draws the figures into ``out_dir``, and returns the whole report as Markdown that belongs there."""
+def report_markdown(
+    runs: Mapping[str, RunRecord], pages: Sequence[Page], official: dict[str, Curve], out_dir: Path
+) -> str:
+    """Draws the figures into ``out_dir``, and returns the whole report as Markdown that belongs there; runs have the
+    names that it gives them."""
+    recorded = {name: read_recorded(run.folder, run.manifest) for name, run in runs.items()}
+    slices = {name: read_inherited(run) for name, run in runs.items()}
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     parts = ["# Report", f"Made on {made}. Losses are in nats per token, ± is one standard error."]
     if runs:
-        parts += ["## Runs", _run_table(runs)]
-        if validated := [run for run in runs if run.validations]:
+        parts += ["## Runs", _run_table(runs, slices)]
+        if validated := {name: run for name, run in runs.items() if run.validations}:
             draw_loss_curves(validated, out_dir / "loss.png")
             parts.append("![Held-out loss against tokens, FLOPs and hours](loss.png)")
         if official:
             draw_beside_paper(runs, official, out_dir / "paper.png")
             title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
             parts.append(f"![{title}](paper.png)")
-    for number, run in enumerate(runs):
-        if run.slice is None:
+    for number, (name, slice) in enumerate(slices.items()):
+        if slice is None:
             continue
-        parts += [f"### What {run.name} inherited", _sentence(run.slice)]
-        if run.slice["layers"] is not None:
-            draw_layer_map(run.slice, out_dir / f"layers-{number}.png")
-            parts.append(f"![Layers of {run.name}](layers-{number}.png)")
+        parts += [f"### What {plain(name)} inherited", _sentence(slice)]
+        if slice.layers is not None and slice.reference.n_layer <= _MOST_DRAWN:
+            draw_layer_map(slice, out_dir / f"layers-{number}.png")
+            parts.append(f"![Layers of {plain(name)}](layers-{number}.png)")
+    titles = dict(zip((page.folder for page in pages), short_names([page.folder for page in pages]), strict=True))
     for page in sorted(pages, key=lambda page: KINDS.index(page.kind)):
-        parts += [f"## {page.kind}: {page.folder.name}", *_page(page, out_dir)]
+        parts += [f"## {page.kind}: {plain(titles[page.folder])}", *_page(page, out_dir)]
     if runs:
-        parts += ["## To do it again", *map(_provenance, runs)]
+        parts += ["## To do it again", *(_provenance(name, runs[name], recorded[name], slices[name]) for name in runs)]
     return "\n\n".join(parts) + "\n"
 
 
-def _run_table(runs: Sequence[RunRecord]) -> str:
+def _run_table(runs: Mapping[str, RunRecord], slices: Mapping[str, Inherited | None]) -> str:
     rows = []
-    for run in runs:
-        slice_, first = run.slice or {}, run.validations[0] if run.validations else None
+    for name, run in runs.items():
+        slice, first = slices[name], run.validations[0] if run.validations else None
         rows.append(
             [
-                run.name if run.final is not None else f"{run.name} (not finished)",
-                _format(slice_.get("n_layer")),
-                _format((slice_.get("parameters") or {}).get("total")),
+                plain(name) if run.final is not None else f"{plain(name)} (not finished)",
+                _format(slice.n_layer if slice else None),
+                _format(slice.parameters.total if slice else None),
                 _format(run.rows[-1]["tokens"] if run.rows else 0),
                 _last_loss(run),
                 _loss(first) if first and first["step"] == 0 else "",
@@ -97,85 +107,90 @@ def _format(value: float | None, form: str = "{:,.0f}") -> str:
     return "" if value is None else form.format(value)
 
 
-def _sentence(manifest: dict[str, Any]) -> str:
-    reference = manifest["reference"]
-    if manifest["layers"] is None:
-        return f"Nothing: the shape of {reference['name']} at {manifest['n_layer']} layers, with random weights."
-    outer = [name.replace("_", " ") for name in ("embeddings", "final_norm", "head") if manifest.get(name)]
+def _sentence(slice: Inherited) -> str:
+    reference = slice.reference
+    if slice.layers is None:
+        return f"Nothing: the shape of {plain(reference.name)} at {slice.n_layer} layers, with random weights."
+    outer = [name.replace("_", " ") for name in ("embeddings", "final_norm", "head") if getattr(slice, name)]
     return (
-        f"Layers {', '.join(map(str, manifest['layers']))} of the {reference['n_layer']} of {reference['name']} "
-        f"({', '.join(manifest.get('parts', []))}), and its {', '.join(outer) or 'nothing else'}; {manifest['init']}."
+        f"Layers {', '.join(map(str, slice.layers))} of the {reference.n_layer} of {plain(reference.name)} "
+        f"({plain(', '.join(slice.parts or []))}), and its {', '.join(outer) or 'nothing else'}; {plain(slice.init)}."
     )
 
 
 def _page(page: Page, base: Path) -> list[str]:
-    text = (page.folder / page.file).read_text(encoding="utf-8")
-    shown, loose = re.sub("^#", "###", text, flags=re.MULTILINE), []  # headings stand below this report's
+    """The page with its headings below this report's, and the figures that lie beside it."""
+    text = read_text(page.folder / page.file, "a page", "make it again, or leave the folder out")
+    folder, targets = page.folder.resolve(), dict[str, str]()
     for figure in sorted(page.folder.glob("*.png")):
-        path = Path(os.path.relpath(figure.resolve(), base.resolve())).as_posix().replace(" ", "%20")
-        if figure.name in text:
-            shown = shown.replace(f"]({figure.name})", f"]({path})")
-        else:
-            loose.append(f"![{figure.stem.replace('_', ' ')}]({path})")
-    return [shown.strip(), *loose]
+        if figure.resolve().parent == folder:  # a link may lead anywhere
+            targets[figure.name] = quote(os.fsencode(os.path.relpath(figure.resolve(), base.resolve())))
+    loose = [f"![{plain(Path(name).stem.replace('_', ' '))}]({targets[name]})" for name in targets if name not in text]
+
+    def image(found: re.Match[str]) -> str:
+        return f"![{found[1]}]({targets.get(found[2], found[2])})"
+
+    shown = re.sub("^#", "###", text, flags=re.MULTILINE)
+    return [re.sub(r"!\[([^\]]*)\]\(([^)]*)\)", image, shown).strip(), *loose]
 
 
-def _provenance(run: RunRecord) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.manifest.get("versions", {}).items())
-    settings = run.settings
-    facts = [f"started {run.manifest.get('created', 'unknown')}", versions]
-    facts.append(f"start weights SHA-256 {settings.get('initial_weights_sha256', 'unknown')}")
-    facts.append(f"data SHA-256 {settings.get('data_sha256', 'unknown')}")
-    if distill := settings.get("distill"):
+def _provenance(name: str, run: RunRecord, recorded: Recorded, slice: Inherited | None) -> str:
+    settings = recorded.settings
+    facts = [f"started {recorded.created}"]
+    facts.append(", ".join(f"{package} {version}" for package, version in recorded.versions.items()))
+    facts.append(f"start weights SHA-256 {settings.initial_weights_sha256}")
+    facts.append(f"data SHA-256 {settings.data_sha256}")
+    if distill := settings.distill:
         facts.append(f"TEACHER in its command: {distill.get('teacher') or distill.get('teacher_logits')}")
-    files = ((run.slice or {}).get("reference") or {}).get("files") or []
-    facts += [f"source {file['path']} SHA-256 {file['sha256']}" for file in files if file.get("sha256")]
-    listed, commands = "\n".join(f"- {fact}" for fact in facts), "\n".join(_commands(run))
-    return f"### {run.name}\n\n{listed}\n\n```bash\n{commands}\n```"
+    files = slice.reference.files or [] if slice else []
+    facts += [f"source {file.path} SHA-256 {file.sha256}" for file in files if file.sha256]
+    listed = "\n".join(f"- {plain(fact)}" for fact in facts)
+    commands = "\n".join(printable(command) for command in _commands(run, recorded, slice))
+    return f"### {plain(name)}\n\n{listed}\n\n```bash\n{commands}\n```"
 
 
-def _commands(run: RunRecord) -> list[str]:
+def _commands(run: RunRecord, recorded: Recorded, slice: Inherited | None) -> list[str]:
     """``inheritune slice`` and ``pretrain`` as they have to be called, without settings at their defaults."""
-    settings, start = run.settings, run.parent
-    initial = settings["initial_checkpoint_dir"]
-    given = {"initial_checkpoint_dir": initial, "data": settings["data"], "out_dir": run.folder}
-    given |= _changed("train", settings.get("train", {}), TrainArgs)
-    given |= _changed("optimizer", settings.get("optimizer", {}), OptimizerArgs)
-    if distill := settings.get("distill"):
+    settings = recorded.settings
+    initial = settings.initial_checkpoint_dir
+    given: dict[str, Any] = {"initial_checkpoint_dir": initial, "data": settings.data, "out_dir": run.folder}
+    given |= _changed("train", settings.train, TrainArgs)
+    given |= _changed("optimizer", settings.optimizer, OptimizerArgs)
+    if distill := settings.distill:
         # What the teacher is was recorded, not where it was.
         source = "teacher" if "teacher" in distill else "teacher_logits"
         changed = _changed("distill", distill, DistillArgs).items()
         given |= {name: value for name, value in changed if not name.startswith("distill.teacher")}
         given[f"distill.{source}"] = source.upper()
-    validation = settings.get("eval", {})
-    given |= _changed("eval", {"interval": validation.get("interval", EvalArgs.interval)}, EvalArgs)
+    given |= _changed("eval", {"interval": settings.eval.get("interval", EvalArgs.interval)}, EvalArgs)
     # A run's micro-batch is not recorded: any that divides its batch gives the same.
-    size = math.gcd(settings["train"]["global_batch_size"], TrainArgs.micro_batch_size)
+    size = math.gcd(settings.train.get("global_batch_size", 1), TrainArgs.micro_batch_size)
     given |= _changed("train", {"micro_batch_size": size}, TrainArgs)
-    if (samples := validation.get("samples")) is not None:
+    if (samples := settings.eval.get("samples")) is not None:
         given["eval.max_iters"] = math.ceil(samples / size)
-    given |= {name: settings[name] for name in ("precision", "seed", "documents") if settings.get(name) is not None}
-    if settings.get("fp8"):
+    shared = {name: getattr(settings, name) for name in ("precision", "seed", "documents")}
+    given |= {name: value for name, value in shared.items() if value is not None}
+    if settings.fp8:
         given["speed.fp8"] = True
-    if isinstance(mixture := settings.get("mixture"), dict):
-        given["mixture.weights"] = mixture
-    sliced = [_slice_command(start, initial)] if start is not None and start.get("kind") == "slice" else []
-    return [*sliced, _command("pretrain", given)]
+    if isinstance(settings.mixture, dict):
+        given["mixture.weights"] = settings.mixture
+    direct = run.parent is not None and run.parent.get("kind") == "slice"
+    return [*([_slice_command(slice, initial)] if direct and slice else []), _command("pretrain", given)]
 
 
-def _slice_command(manifest: dict[str, Any], out_dir: str) -> str:
-    layers, n, init = manifest["layers"], manifest["n_layer"], manifest.get("init", "inherit")
-    given = {"ref": manifest["reference"]["source"]}
-    if layers in (None, list(range(n))) or init in ("stack", "hybrid-stack"):
+def _slice_command(slice: Inherited, out_dir: str) -> str:
+    layers, n = slice.layers, slice.n_layer
+    given: dict[str, Any] = {"ref": slice.reference.source}
+    if layers is None or layers == list(range(n)) or slice.init in ("stack", "hybrid-stack"):
         given["n"] = n
     else:
         given["layers"] = ",".join(map(str, layers))
-    if init != "inherit":
-        given["init"] = init
-    if manifest.get("parts") not in (None, ["attn", "mlp", "norm"]):
-        given["parts"] = ",".join(manifest["parts"])
-    given |= {name: False for name in ("embeddings", "final_norm", "head") if manifest.get(name) is False}
-    return _command("slice", {**given, "seed": manifest["seed"], "out_dir": out_dir})
+    if slice.init != "inherit":
+        given["init"] = slice.init
+    if slice.parts not in (None, ["attn", "mlp", "norm"]):
+        given["parts"] = ",".join(slice.parts or [])
+    given |= {name: False for name in ("embeddings", "final_norm", "head") if not getattr(slice, name)}
+    return _command("slice", {**given, "seed": slice.seed, "out_dir": out_dir})
 
 
 def _changed(group: str, settings: dict[str, Any], kind: type) -> dict[str, Any]:
@@ -214,15 +229,27 @@ li { overflow-wrap: anywhere; }
 """
 
 
-def html_page(text: str, base: Path, refresh_s: int | None) -> str:
+def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Path]) -> str:
     """Returns Markdown as a page that opens offline.
 
     Args:
         text: names its figures, PNG files, relative to ``base``.
         refresh_s: seconds after which a browser loads the page again; None for a finished page.
+        folders: where figures may lie; another image is left out, whatever a page says.
     """
-    body = markdown.markdown(text, extensions=["tables", "fenced_code", "sane_lists"])
-    body = re.sub(r'src="([^"]+)"', lambda match: f'src="{_inlined(html.unescape(match[1]), base)}"', body)
+    allowed = {folder.resolve() for folder in (base, *folders)}
+
+    def image(found: re.Match[str]) -> str:
+        path = (base / os.fsdecode(unquote_to_bytes(html.unescape(found[2])))).resolve()
+        if path.parent not in allowed or path.suffix != ".png" or not path.is_file():
+            return found[1]
+        return f'<img alt="{found[1]}" src="{_inlined(path)}" />'
+
+    reader = Markdown(extensions=["tables", "fenced_code", "sane_lists"])
+    reader.preprocessors.deregister("html_block")  # pages are others' texts: HTML in them is shown, not obeyed
+    reader.inlinePatterns.deregister("html")
+    body = re.sub(r'(<a href=")(?!https?:|#)[^"]*', r"\1#", reader.convert(text))
+    body = re.sub(r'<img alt="([^"]*)" src="([^"]*)"[^>]*>', image, body)
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     again = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     title = html.escape(text.splitlines()[0].lstrip("# "))
@@ -233,6 +260,9 @@ def html_page(text: str, base: Path, refresh_s: int | None) -> str:
     )
 
 
-def _inlined(source: str, base: Path) -> str:
-    data = base64.b64encode((base / unquote(source)).read_bytes()).decode("ascii")
-    return f"data:image/png;base64,{data}"
+def _inlined(path: Path) -> str:
+    with open_regular(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if not content.startswith(b"\x89PNG") or len(content) > _MOST_BYTES:
+        raise UserError(f"{path} is not a PNG figure of up to {_MOST_BYTES:,} bytes; remove it, or make it again")
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

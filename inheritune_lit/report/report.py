@@ -8,13 +8,14 @@ from pathlib import Path
 
 from inheritune_lit import RunRecord, read_run
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import make_folder, replace_text
-from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.folders import check_vacant, is_leftover, own_folder, replace_text
+from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.report.args import ReportArgs
 from inheritune_lit.report.figures import Curve, paper_curves
 from inheritune_lit.report.page import Page, html_page, report_markdown
+from inheritune_lit.report.recorded import read_recorded, short_names
 
-PAGE, TEXT = "report.html", "report.md"
+PAGE, TEXT, KIND = "report.html", "report.md", "report"
 EVALUATION, ANALYSIS, GROWTH = "results.md", "analysis.md", "grow.md"
 """Pages that other commands leave in their folders."""
 logger = logging.getLogger(__name__)
@@ -38,20 +39,33 @@ def make_report(args: ReportArgs) -> ReportResult:
     """
     official, out_dir = paper_curves(args.paper_curves or []), args.out_dir
     found = collect(args.runs)
-    if out_dir.exists() and not (out_dir / TEXT).is_file() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} holds something other than a report; give another --out_dir")
-    make_folder(out_dir, out_dir)
-    while args.watch is not None:
-        running = [run for run in found if isinstance(run, RunRecord) and run.final is None]
-        if not running:
-            break
-        _write(found, official, out_dir, args.watch)
-        steps = (f"{run.name} at step {int(run.rows[-1]['step']) if run.rows else 0:,}" for run in running)
-        logger.info("%s: %s", out_dir / PAGE, ", ".join(steps))
-        time.sleep(args.watch)
-        found = collect(args.runs)
-    _write(found, official, out_dir, None)
+    _check_own(out_dir)
+    with own_folder(out_dir):
+        if read_manifest(out_dir) is None:
+            write_manifest(out_dir, KIND, {})
+        while args.watch is not None:
+            running = {name: run for name, run in _runs(found).items() if run.final is None}
+            if not running:
+                break
+            _write(found, official, out_dir, args.watch)
+            steps = (
+                f"{name} at step {int(run.rows[-1]['step']) if run.rows else 0:,}" for name, run in running.items()
+            )
+            logger.info("%s: %s", out_dir / PAGE, ", ".join(steps))
+            time.sleep(args.watch)
+            found = collect(args.runs)
+        _write(found, official, out_dir, None)
     return ReportResult(out_dir / PAGE)
+
+
+def _check_own(out_dir: Path) -> None:
+    """Refuses a folder that holds something else; a report that was stopped before its end has its manifest."""
+    if not out_dir.is_dir():
+        check_vacant(out_dir)
+        return
+    own = (out_dir / TEXT).is_file() or (read_manifest(out_dir) or {}).get("kind") == KIND
+    if not own and any(not is_leftover(path) for path in out_dir.iterdir()):
+        raise UserError(f"{out_dir} holds something other than a report; give another --out_dir")
 
 
 def collect(folders: list[Path]) -> list[RunRecord | Page]:
@@ -68,10 +82,13 @@ def collect(folders: list[Path]) -> list[RunRecord | Page]:
         if not own:
             raise UserError(f"{folder} holds no run, evaluation or analysis, nor do the folders in it; check the path")
         found += own
-    return found
+    return list({each.folder.resolve(): each for each in found}.values())  # each once, however often it is given
 
 
 def _read(folder: Path) -> Iterator[RunRecord | Page]:
+    manifest = read_manifest(folder) or {}
+    if manifest.get("kind") == "run":
+        read_recorded(folder, manifest)
     if (folder / GROWTH).is_file():
         yield Page("Growing", folder, GROWTH)
         yield from _read_inner(folder)
@@ -79,19 +96,25 @@ def _read(folder: Path) -> Iterator[RunRecord | Page]:
         yield run
         if (folder / "scores" / EVALUATION).is_file():
             yield Page("Evaluation", folder / "scores", EVALUATION)
-    elif (read_manifest(folder) or {}).get("kind") == "evaluation" and (folder / EVALUATION).is_file():
+    elif manifest.get("kind") == "evaluation" and (folder / EVALUATION).is_file():
         yield Page("Evaluation", folder, EVALUATION)
     elif (folder / ANALYSIS).is_file():
         yield Page("Analysis", folder, ANALYSIS)
 
 
 def _read_inner(folder: Path) -> Iterator[RunRecord | Page]:
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         yield from _read(inner)
 
 
-def _write(found: list[RunRecord | Page], official: dict[str, Curve], out_dir: Path, refresh_s: int | None) -> None:
+def _runs(found: list[RunRecord | Page]) -> dict[str, RunRecord]:
+    """The runs by the names that the report gives them."""
     runs = [each for each in found if isinstance(each, RunRecord)]
-    text = report_markdown(runs, [each for each in found if isinstance(each, Page)], official, out_dir)
-    replace_text(out_dir / PAGE, html_page(text, out_dir, refresh_s))
+    return dict(zip(short_names([run.folder for run in runs]), runs, strict=True))
+
+
+def _write(found: list[RunRecord | Page], official: dict[str, Curve], out_dir: Path, refresh_s: int | None) -> None:
+    pages = [each for each in found if isinstance(each, Page)]
+    text = report_markdown(_runs(found), pages, official, out_dir)
+    replace_text(out_dir / PAGE, html_page(text, out_dir, refresh_s, [page.folder for page in pages]))
     replace_text(out_dir / TEXT, text)

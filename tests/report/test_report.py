@@ -2,10 +2,13 @@
 
 import base64
 import csv
+import html
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -19,6 +22,7 @@ import pytest
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
+from inheritune_lit.io.folders import own_folder
 from inheritune_lit.report.args import ReportArgs
 from inheritune_lit.report.figures import paper_curves
 from inheritune_lit.report.report import make_report
@@ -228,3 +232,136 @@ def test_a_stopped_run_shows_no_loss_of_before(runs, tmp_path):
     assert cells[2][0] == f"{2 * 2 * 16:,}" and cells[2][1] == "" and "±" in cells[2][2]
     assert "±" in cells[4][1] and "step" not in cells[4][1]
     assert cells[6][1] == f"{cells[4][1]} (step 4)" and cells[6][2] == cells[2][2]
+
+
+def copy_of(runs: Path, folder: Path) -> Path:
+    """A run and its scores, to damage."""
+    shutil.copytree(runs / "runs" / "one", folder)
+    return folder
+
+
+def damage(folder: Path, file: str, change: str, value: object = None) -> None:
+    """Another value at a place such as settings.train of a manifest; the place is gone where the value is None."""
+    content = json.loads((folder / file).read_text())
+    *path, last = change.split(".")
+    inner = content
+    for name in path:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    (folder / file).write_text(json.dumps(content))
+
+
+RUN, FINAL = "inheritune.json", "final/inheritune.json"
+DAMAGES = [
+    *((RUN, f"settings{each}", value) for each in ("", ".train", ".optimizer", ".eval") for value in (None, 5)),
+    *((RUN, f"settings.{each}", [1]) for each in ("initial_checkpoint_dir", "data", "mixture", "distill")),
+    *((RUN, "versions", value) for value in ([1], {"a": {}}, "x")),
+    *((FINAL, f"parent{each}", value) for each in ("", ".reference", ".layers") for value in (5, "x")),
+    (FINAL, "parent.layers", [0, 99]),
+    (FINAL, "parent.layers", [0]),
+    (FINAL, "parent.reference.n_layer", -1),
+    (FINAL, "parent.reference.files", [3]),
+    (FINAL, "parent.parts", {"a": 1}),
+    (FINAL, "parent.parameters", None),
+    (FINAL, "parent.seed", "one"),
+]
+
+
+@pytest.mark.parametrize(("file", "place", "value"), DAMAGES, ids=str)
+def test_damaged_manifests_are_named(file, place, value, runs, tmp_path, capsys):
+    damage(copy_of(runs, tmp_path / "run"), file, place, value)
+    assert main(["report", str(tmp_path / "run"), "--out_dir", str(tmp_path / "page")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/run" in error and len(error.splitlines()) == 1, error
+    assert not list((tmp_path / "page").glob("report.*"))
+
+
+@pytest.mark.parametrize("text", ["\0\0\0", '"'])
+def test_odd_metrics_are_one_line_or_a_report(text, runs, tmp_path, capsys):
+    (copy_of(runs, tmp_path / "run") / "metrics.csv").write_text(text)
+    assert main(["report", str(tmp_path / "run"), "--out_dir", str(tmp_path / "page")]) in (0, 2)
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1e308", "1e400", "-5"])
+@pytest.mark.parametrize("column", ["val_loss", "val_stderr", "seconds", "mfu"])
+def test_numbers_that_no_run_has_are_drawn_or_refused(column, value, runs, tmp_path, capsys):
+    folder = copy_of(runs, tmp_path / "run")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row[column] = value
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(["report", str(folder), "--out_dir", str(tmp_path / "page")]) in (0, 2)
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+def test_a_slice_of_a_billion_layers_is_not_drawn(runs, tmp_path):
+    folder = copy_of(runs, tmp_path / "run")
+    damage(folder, "final/inheritune.json", "parent.reference.n_layer", 10**9)
+    sh(f"report {folder} --out_dir {tmp_path}/page")
+    assert "of the 1000000000 of tiny" in (tmp_path / "page/report.md").read_text()
+
+
+def test_names_are_shown_as_they_are(runs, tmp_path):
+    names = ["a|b", "<script>>", "$x_$ $", "_lead*er*", "![i](x.png)", "\x1b[31mred\n# top"]
+    for name in names:
+        copy_of(runs, tmp_path / "runs" / name)
+    (tmp_path / "runs/analysis").mkdir()
+    (tmp_path / "runs/analysis/analysis.md").write_text(
+        "# Analysis\n\n<script>alert(1)</script>\n\n![s](../secret.png) ![t][t] ![u](http://a.example/u.png) "
+        "[click](javascript:alert(1)) <img src='x' onerror='alert(1)'>\n\n[t]: ../secret.png\n"
+    )
+    shutil.copy(next(runs.rglob("loss.png"), None) or make_png(tmp_path / "loss.png"), tmp_path / "secret.png")
+    (tmp_path / "runs/analysis/depth.png").symlink_to(tmp_path / "secret.png")
+    make_report(ReportArgs([tmp_path / "runs"], out_dir=tmp_path / "page"))
+    page, text = (tmp_path / "page/report.html").read_text(), (tmp_path / "page/report.md").read_text()
+    assert "<script" not in page and "<img src='x'" not in page and "javascript:" not in page
+    table = page.partition("<table>")[2].partition("</table>")[0]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert {len(row) for row in cells} == {10} and len(cells) == len(names)
+    shown = {html.unescape(row[0]) for row in cells}
+    assert shown == {"a|b", "<script>>", "$x_$ $", "_lead*er*", "![i](x.png)", "\\x1b[31mred\\n# top"}
+    assert "\n# top" not in text and "\x1b" not in text + page
+    links = Links()
+    links.feed(page)
+    pictures = [link for link in links.found if link.startswith("data:")]
+    assert len(pictures) == 1 + len(names)  # the curves and the layers, nothing from elsewhere
+
+
+def make_png(path: Path) -> Path:
+    matplotlib.image.imsave(path, np.zeros((4, 4)))
+    return path
+
+
+def test_two_runs_of_one_name_are_told_apart(runs, tmp_path):
+    for above in ("long", "short"):
+        shutil.copytree(runs / "runs" / "one", tmp_path / above / "one")
+        shutil.copytree(runs / "runs" / "scores", tmp_path / above / "one" / "scores")
+    make_report(ReportArgs([tmp_path / "long", tmp_path / "short", tmp_path / "short/one"], out_dir=tmp_path / "page"))
+    text = (tmp_path / "page/report.md").read_text()
+    for heading in ("| long/one |", "| short/one |", "## Evaluation: long/one/scores", "### What short/one inherited"):
+        assert text.count(heading) == 1, heading
+
+
+def test_a_stopped_report_is_made_again_and_has_one_writer(runs, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "page"
+    words = ["report", str(runs / "runs"), "--out_dir", str(out)]
+    with monkeypatch.context() as patched:
+        patched.setattr("inheritune_lit.report.report.html_page", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        if (child := os.fork()) == 0:
+            main(words)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (out / "loss.png").is_file() and not (out / "report.md").exists()
+    with own_folder(out):
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"process {os.getpid()} on " in error and f"is at work on {out}; wait for it" in error
+    assert main(words) == 0 and main(words) == 0
+    assert (out / "report.md").is_file() and not list(out.glob(".*"))
