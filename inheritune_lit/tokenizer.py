@@ -1,66 +1,156 @@
 """One way from text to token ids, shared by data preparation and evaluation."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import read_json
+from inheritune_lit.tokenizer_files import (
+    AGAIN,
+    FLAGS,
+    TokenizerSettings,
+    is_nameless,
+    parse_proto,
+    processor_of,
+    read_fast,
+    read_gpt2,
+    read_sentencepiece,
+    same_vocabulary,
+)
+
+logger = logging.getLogger(__name__)
+
+_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 
 
 class Tokenizer:
     """A checkpoint folder's tokenizer, adding no special tokens of its own.
 
-    ``tokenizer.model`` (SentencePiece) wins over ``tokenizer.json``: OpenLLaMA's converted fast tokenizer differs from
-    the SentencePiece model its weights were trained with (stated in the OpenLLaMA README). litgpt's own class prefers
-    the converted one, and guesses from the folder's name whether to add BOS.
+    All its files are read, and compared where they say the same thing. ``tokenizer.model`` (SentencePiece) wins over a
+    ``tokenizer.json`` with the same vocabulary: OpenLLaMA's converted fast tokenizer differs from the SentencePiece
+    model its weights were trained with (stated in the OpenLLaMA README). With another vocabulary, ``tokenizer.json`` is
+    taken, as transformers does. GPT-2's ``vocab.json`` with ``merges.txt`` is the last choice. Tokens that were added
+    to the vocabulary, and the names of BOS and EOS, come from the JSON files as in transformers; a text that spells an
+    added token is split there.
 
-    With ``parse_special_tokens`` a text that spells a special token of a ``tokenizer.json`` gets that token, as in
-    transformers; a SentencePiece model never parses them. A folder without a readable tokenizer is a ``UserError``.
+    With ``parse_special_tokens`` a text that spells a special token gets that token, as in transformers. A folder
+    without a readable tokenizer, or whose files disagree about an id, is a ``UserError``.
 
     Attributes:
         path: the file that defines the tokenizer.
         vocab_size: number of ids, added tokens included; every id is below it.
+        base_size: number of ids of the vocabulary alone.
         bos_id, eos_id: ids, or None where the tokenizer defines none.
+        model: the SentencePiece model, None for others.
+        template: ids that a ``tokenizer.json`` puts around an empty text, None for a SentencePiece model.
     """
 
     def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:
-        if (folder / "tokenizer.model").is_file():
-            self.path = folder / "tokenizer.model"
-            self._load_sentencepiece()
-        elif (folder / "tokenizer.json").is_file():
-            self.path = folder / "tokenizer.json"
-            self._load_huggingface(folder, parse_special_tokens)
+        model, converted, vocabulary = (folder / name for name in _FILES)
+        self._parsed, self._settings = parse_special_tokens, TokenizerSettings.read(folder)
+        self.model: bytes | None = None
+        self.template: list[int] | None = None
+        self._extra: list[Any] = []
+        proto, problem, fast, stated = None, "", None, dict[int, dict[str, Any]]()
+        if os.path.lexists(model):
+            proto, problem = read_sentencepiece(model)
+        if os.path.lexists(converted):
+            fast, stated = read_fast(converted)
+        if proto is not None and fast is not None and not same_vocabulary(proto, fast):
+            words = "%s and tokenizer.json have different vocabularies; tokenizer.json is taken, as transformers does"
+            logger.warning(words, model)
+            proto = None
+        if proto is not None:
+            self.path = model
+            self._load_sentencepiece(proto, stated)
+        elif fast is not None:
+            self.path = converted
+            self._load_huggingface(fast, stated)
+        elif problem:
+            raise UserError(f"{model} can't be read as a SentencePiece model ({problem})")
+        elif os.path.lexists(vocabulary) and os.path.lexists(folder / "merges.txt"):
+            self.path = vocabulary
+            self._load_huggingface(read_gpt2(vocabulary), {})
         else:
             raise UserError(f"no tokenizer in {folder}: neither tokenizer.model nor tokenizer.json is there")
 
-    def _load_sentencepiece(self) -> None:
-        from sentencepiece import SentencePieceProcessor
+    def _load_sentencepiece(self, proto: Any, stated: Mapping[int, dict[str, Any]]) -> None:
+        settings, pieces = self._settings, proto.pieces
+        if settings.prefix_space is False:
+            proto.normalizer_spec.add_dummy_prefix = False
+        self.model = proto.SerializeToString()
+        self._processor = processor = processor_of(self.model)
+        self.base_size = self.vocab_size = size = processor.vocab_size()
+        known = {piece.piece: number for number, piece in enumerate(pieces)}
+        own = [i for i in (processor.bos_id(), processor.eos_id(), processor.unk_id()) if 0 <= i < size]
+        added = {i: {"content": pieces[i].piece, "special": True, "normalized": False} for i in own}
+        added |= {known[text]: {"content": text, "special": True} for text in settings.special if text in known}
+        added |= stated
+        added |= settings.added
+        self._ids = {fields["content"]: number for number, fields in sorted(added.items())}
+        for number, fields in sorted(added.items()):
+            content = fields["content"]
+            # transformers gives a new token the next id, and leaves one of the vocabulary where it is.
+            if (real := known.get(content, self.vocab_size)) != number and not is_nameless(pieces, number):
+                raise UserError(
+                    f"{settings.folder}: {content!r} is id {number} in its JSON files, but {real} by {self.path.name}; "
+                    "correct the file that is wrong"
+                )
+            known[content], self.vocab_size = number, max(self.vocab_size, number + 1)
+            fields["special"] = fields.get("special", False) or content in settings.special
+        # SentencePiece finds its user-defined symbols itself.
+        self._added = [one for i, one in sorted(added.items()) if i >= size or pieces[i].type != pieces[i].USER_DEFINED]
+        self._extra = [[i, *(one.get(key) for key in ("content", *FLAGS))] for i, one in added.items() if i >= size]
+        self._spelled = [one["content"] for one in self._added if self._parsed or not one["special"]]
+        self.bos_id = self._special_id("bos", self._ids | known, processor.bos_id())
+        self.eos_id = self._special_id("eos", self._ids | known, processor.eos_id())
+        self._encode = self._encode_pieces
+        own_texts = {number: content for content, number in self._ids.items() if number >= size}
+        hidden = {number for number, fields in added.items() if fields["special"]}
 
-        try:
-            processor = SentencePieceProcessor(model_file=str(self.path))
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"{self.path} is not a SentencePiece model; copy it again from the reference") from error
-        self.vocab_size = processor.vocab_size()
-        self.bos_id, self.eos_id = (found if found >= 0 else None for found in (processor.bos_id(), processor.eos_id()))
-        self._encode = lambda texts, num_threads: processor.encode(list(texts), num_threads=num_threads)
-        # SentencePiece's control tokens have no text anyway.
-        self._decode = lambda ids, skip: processor.decode(ids)
+        def decode(ids: Sequence[int], skip: bool) -> str:
+            # SentencePiece's control tokens have no text anyway.
+            texts, own = list[str](), processor
+            for text, group in groupby((i for i in ids if not (skip and i in hidden)), key=own_texts.get):
+                run = list(group)
+                texts.append(text * len(run) if text else own.decode(run))
+                own = self._inner_processor
+            return "".join(texts)
 
-    def _load_huggingface(self, folder: Path, parse_special_tokens: bool) -> None:
-        from tokenizers import Tokenizer as FastTokenizer
+        self._decode = decode
 
-        try:
-            processor = FastTokenizer.from_file(str(self.path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{self.path} is not a tokenizer file; copy it again from the reference") from error
+    def _load_huggingface(self, processor: Any, stated: Mapping[int, dict[str, Any]]) -> None:
+        from tokenizers import AddedToken
+
+        settings, before = self._settings, repr(processor.get_added_tokens_decoder())
+        self.base_size = max(processor.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+        processor.add_tokens([AddedToken(**fields) for _, fields in sorted(settings.added.items())])
+        for number, fields in {**stated, **settings.added}.items():
+            if (real := processor.token_to_id(fields["content"])) != number:
+                raise UserError(
+                    f"{settings.folder}: {fields['content']!r} is id {number} in one of its JSON files, but {real} by "
+                    f"{self.path.name}; correct the file that is wrong"
+                )
+        if (after := repr(processor.get_added_tokens_decoder())) != before:
+            self._extra = [after]
+        if self.path.name == "vocab.json":
+            self._extra.append(sha256_file(self.path.with_name("merges.txt")))
         processor.no_truncation()
         processor.no_padding()
-        processor.encode_special_tokens = not parse_special_tokens
+        processor.encode_special_tokens = not self._parsed
         # Not the number of entries: ids may have gaps.
-        self.vocab_size = max(processor.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.bos_id, self.eos_id = _special_ids(folder, processor.token_to_id)
+        ids = processor.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        end = ids.get("<|endoftext|>", -1) if self.path.name == "vocab.json" else -1
+        self.bos_id, self.eos_id = (self._special_id(name, ids, end) for name in ("bos", "eos"))
+        self.template = processor.encode("").ids
 
         def encode(texts: Sequence[str], num_threads: int) -> list[list[int]]:
             try:
@@ -71,6 +161,87 @@ class Tokenizer:
 
         self._encode = encode
         self._decode = lambda ids, skip: processor.decode(ids, skip_special_tokens=skip)
+
+    def _special_id(self, name: str, ids: Mapping[str, int], own: int) -> int | None:
+        """Id of BOS or EOS: what the JSON files name, else the tokenizer's ``own``, else what the configurations say.
+
+        Where only the last two say something, nobody but the user knows which is meant.
+        """
+        settings, text = self._settings, self._settings.named.get(name)
+        stated = settings.ids[name]
+        if text:
+            if text not in ids:
+                raise UserError(
+                    f"{settings.folder} names the {name.upper()} token {text!r}, which {self.path.name} does not have; "
+                    f"correct {name}_token in tokenizer_config.json, or {AGAIN.replace('it', 'the files')}"
+                )
+            return ids[text]
+        if own < 0:
+            return stated[0] if stated else None
+        if stated and own not in stated:
+            raise UserError(
+                f"the {name.upper()} token of {settings.folder} is id {own} by {self.path.name}, but {stated[0]} by "
+                f"its generation_config.json or config.json; name the right one as {name}_token in tokenizer_config.json"
+            )
+        return own
+
+    def split(self, text: str) -> Iterator[int | tuple[str, bool]]:
+        """Yields the parts of a text for a SentencePiece model.
+
+        Returns:
+            The id of each added token that is spelled, and each text between with whether it is to be encoded as what
+            comes first: SentencePiece puts a space before that.
+        """
+        if not any(content in text for content in self._spelled):
+            yield text, True
+            return
+        found = self._splitter.encode(text, add_special_tokens=False)
+        for number, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if number:  # the number of an added token, from 1
+                yield self._ids[self._added[number - 1]["content"]]
+            else:
+                part = text[start:stop]
+                yield part, start == 0 or (self._settings.legacy and part[0] not in " \u2581")
+
+    @cached_property
+    def _splitter(self) -> Any:
+        """tokenizers' own way of finding added tokens; what lies between them is one unknown word each."""
+        from tokenizers import AddedToken, models
+        from tokenizers import Tokenizer as FastTokenizer
+
+        splitter = FastTokenizer(models.WordLevel({"": 0}, unk_token=""))
+        splitter.add_tokens([AddedToken(**fields) for fields in self._added])
+        splitter.encode_special_tokens = not self._parsed
+        return splitter
+
+    @cached_property
+    def inner_model(self) -> bytes:
+        """The SentencePiece model for the parts of a text that do not come first."""
+        proto = parse_proto(self.model or b"")
+        proto.normalizer_spec.add_dummy_prefix = False
+        return proto.SerializeToString()
+
+    @cached_property
+    def _inner_processor(self) -> Any:
+        return processor_of(self.inner_model)
+
+    def encode_inner(self, text: str) -> list[int]:
+        """Token ids of a part of a text for a SentencePiece model, where the part does not come first."""
+        return self._inner_processor.encode(text)
+
+    def _encode_pieces(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
+        if not any(content in text for content in self._spelled for text in texts):
+            return self._processor.encode(list(texts), num_threads=num_threads)
+        encoded = []
+        for text in texts:
+            ids: list[int] = []
+            for part in self.split(text):
+                if isinstance(part, int):
+                    ids.append(part)
+                else:
+                    ids += self._processor.encode(part[0]) if part[1] else self.encode_inner(part[0])
+            encoded.append(ids)
+        return encoded
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
         """Token ids of each text, by some threads of SentencePiece, -1 for all cores.
@@ -88,21 +259,31 @@ class Tokenizer:
         return self._decode([int(i) for i in ids], skip_special_tokens)
 
     def sha256(self) -> str:
-        """SHA-256 of the file that defines the tokenizer: equal hashes mean equal ids."""
-        return sha256_file(self.path)
+        """SHA-256 of what defines the tokenizer: equal hashes mean equal ids.
+
+        It is that of the file, unless other files add something.
+        """
+        extra = [*self._extra, "no prefix"] if self.model and self._settings.prefix_space is False else self._extra
+        own = sha256_file(self.path)
+        return hashlib.sha256(json.dumps([own, extra]).encode()).hexdigest() if extra else own
 
 
-def _special_ids(folder: Path, token_to_id: Callable[[str], int | None]) -> tuple[int | None, int | None]:
-    """BOS and EOS from ``tokenizer_config.json``, else from ``generation_config.json`` or ``config.json``."""
-    files = (folder / f"{name}.json" for name in ("tokenizer_config", "generation_config", "config"))
-    remedy = "copy it again from the reference"
-    tokens, *configs = (read_json(file, remedy=remedy) if file.is_file() else {} for file in files)
-    ids: list[int | None] = []
-    for name in ("bos", "eos"):
-        token = tokens.get(f"{name}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        found = [token_to_id(text)] if isinstance(text, str) else []
-        values: list[Any] = [config.get(f"{name}_token_id") for config in configs]
-        found += [value[0] if isinstance(value, list) and value else value for value in values]
-        ids.append(next((one for one in found if one is not None), None))
-    return ids[0], ids[1]
+def check_tokenizer(folder: Path, rows: int) -> None:
+    """Refuses a folder whose tokenizer is damaged, contradicts itself, or does not fit a model of so many embeddings.
+
+    A folder without a tokenizer is fine.
+    """
+    if not any(os.path.lexists(folder / name) for name in _FILES):
+        return
+    tokenizer = Tokenizer(folder)
+    for name, number in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
+        if number is not None and number >= rows:
+            raise UserError(
+                f"the {name} token of {folder} is id {number}, but the model has {rows} embeddings; correct "
+                "tokenizer_config.json, or take the tokenizer of the reference"
+            )
+    if tokenizer.base_size > rows:
+        raise UserError(
+            f"{tokenizer.path} has {tokenizer.base_size} ids, but the model has {rows} embeddings; take the tokenizer "
+            "of the reference"
+        )

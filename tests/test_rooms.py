@@ -21,7 +21,7 @@ ROOMS = {
 }
 """Inner rooms, and the rooms that each may import."""
 OUTER = {"planning", "studies", "report"}
-EVERYONES = {"errors", "references", "resources", "tokenizer"}
+EVERYONES = {"errors", "references", "resources", "tokenizer", "tokenizer_files"}
 """Small modules beside the rooms."""
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -60,9 +60,16 @@ def test_eos_from_generation_config(json_folder):
     assert Tokenizer(json_folder).eos_id == 7
 
 
-def test_sentencepiece_wins_over_the_converted_file(sentencepiece_folder, json_folder):
-    assert sentencepiece_folder == json_folder
-    assert Tokenizer(json_folder).path.name == "tokenizer.model"
+def test_sentencepiece_wins_over_the_converted_file(sentencepiece_folder):
+    """The conversion has the same vocabulary, and joins spaces in another way."""
+    from transformers import LlamaTokenizer
+
+    converted = LlamaTokenizer.from_pretrained(sentencepiece_folder)
+    converted._tokenizer.save(str(sentencepiece_folder / "tokenizer.json"))
+    judge = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_folder / "tokenizer.model"))
+    ours = Tokenizer(sentencepiece_folder)
+    assert ours.path.name == "tokenizer.model"
+    assert ours.encode_batch(TEXTS) == [judge.encode(text) for text in TEXTS]
 
 
 def test_no_tokenizer(tmp_path):

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.reading import open_regular, pointer_problem
 
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
@@ -74,6 +75,9 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_
     paths = [path for name in names for path in sorted(source.glob(name)) if path.is_file()]
     found = [path.relative_to(source).as_posix() for path in paths]
     for name in found:
+        with open_regular(source / name) as file:
+            if pointer := pointer_problem(file.read(64)):
+                raise UserError(f"{source / name} can't be copied ({pointer})")
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
     return found

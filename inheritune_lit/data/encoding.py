@@ -4,6 +4,7 @@ import re
 import string
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,22 +18,22 @@ class DocumentEncoder:
     """Token ids of documents as "uint16" or "int32", without special tokens of its own.
 
     SentencePiece BPE models go through ``WordCache`` where that is exact, everything else through the library that
-    defines the tokenizer. With ``parse_special_tokens`` a text that spells a special token gets that token, but never
-    from SentencePiece; without, a web page that says ``<|endoftext|>`` does not end the document.
+    defines the tokenizer. With ``parse_special_tokens`` a text that spells a special token gets that token; without, a
+    web page that says ``<|endoftext|>`` does not end the document.
     """
 
     def __init__(self, tokenizer_dir: Path, dtype: str, parse_special_tokens: bool) -> None:
         self.tokenizer = Tokenizer(tokenizer_dir, parse_special_tokens=parse_special_tokens)
         self.dtype, self._typecode = dtype, _TYPECODES[dtype]
-        path = self.tokenizer.path
-        self._words = WordCache.create(path, self._typecode) if path.suffix == ".model" else None
+        model = self.tokenizer.model
+        self._words = WordCache.create(model, self._typecode) if model else None
 
     def encode(self, texts: Sequence[str]) -> Iterator[bytes | None]:
         """Yields each text's ids, back to back as ``dtype``; None for one too long to encode in bounded memory."""
         if self._words is not None:
             for text in texts:
                 try:
-                    yield self._words.encode(text)
+                    yield b"".join(map(self._encode_part, self.tokenizer.split(text)))
                 except UnbrokenText:
                     yield None
             return
@@ -40,6 +41,17 @@ class DocumentEncoder:
         encoded = iter(self.tokenizer.encode_batch(short, num_threads=1))
         for text in texts:
             yield self.pack(next(encoded)) if len(text) <= _MAX_WHOLE_CHARACTERS else None
+
+    def _encode_part(self, part: int | tuple[str, bool]) -> bytes:
+        if isinstance(part, int):
+            return self.pack([part])
+        text, first = part
+        words = self._words if first else self._inner_words
+        return words.encode(text) if words else self.pack(self.tokenizer.encode_inner(text))
+
+    @cached_property
+    def _inner_words(self) -> "WordCache | None":
+        return WordCache.create(self.tokenizer.inner_model, self._typecode)
 
     def pack(self, ids: Sequence[int]) -> bytes:
         """Returns token ids as bytes of ``dtype``."""
@@ -84,11 +96,11 @@ class WordCache:
         self._lone_space = array(typecode, [processor.piece_to_id(SPACE)]).tobytes()
 
     @classmethod
-    def create(cls, path: Path, typecode: str) -> "WordCache | None":
-        """Returns the encoder of a model file, or None where its pieces or its normalisation forbid cutting."""
+    def create(cls, content: bytes, typecode: str) -> "WordCache | None":
+        """Returns the encoder of a model, or None where its pieces or its normalisation forbid cutting."""
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # type: ignore[attr-defined]
+        model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
         trainer, normaliser = model.trainer_spec, model.normalizer_spec
         pieces = [one.piece for one in model.pieces if one.type in (one.NORMAL, one.USER_DEFINED, one.UNUSED)]
         if (
@@ -100,7 +112,7 @@ class WordCache:
             or any(re.search(f"[^{SPACE} ][{SPACE} ]", piece) for piece in pieces)
         ):
             return None
-        processor = SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = SentencePieceProcessor(model_proto=content)
         normalise = bool(normaliser.precompiled_charsmap) or normaliser.remove_extra_whitespaces
         words = None if normalise else _fine_pattern(pieces)
         cache = cls(processor, typecode, words or re.compile(" *[^ ]+| +"), normalise, normaliser.add_dummy_prefix)

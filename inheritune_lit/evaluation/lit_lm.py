@@ -70,11 +70,7 @@ def model_prefix(tokenizer: Tokenizer) -> list[int]:
     stated = read_json(config).get("add_bos_token") if config.is_file() else None
     if isinstance(stated, bool):
         return bos if stated else []
-    if tokenizer.path.name == "tokenizer.model":
-        return bos
-    from tokenizers import Tokenizer as FastTokenizer
-
-    return [i for i in FastTokenizer.from_file(str(tokenizer.path)).encode("").ids if i == tokenizer.bos_id]
+    return bos if tokenizer.template is None else [i for i in tokenizer.template if i == tokenizer.bos_id]
 
 
 class LitLM(TemplateLM):

@@ -23,6 +23,7 @@ from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, 
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def slice_model(args: SliceArgs) -> SliceResult:
         if args.init != "random" and not (args.dry_run and resolved.repository):
             resolved = resolved.open(inherited_names(resolved.reference, args))
         plan = build_plan(resolved.reference, args)
+        check_tokenizer(resolved.reference.folder, plan.config.padded_vocab_size)
         if not args.dry_run:
             with explain_full_disk(out_dir), new_folder(out_dir) as staging:
                 _write(resolved, plan, args, staging)

@@ -46,6 +46,8 @@ def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: in
     try:
         with open_regular(path) as file:
             content = file.read(max_bytes + 1)
+        if pointer := pointer_problem(content):
+            raise UserError(f"{path} can't be read as {what} ({pointer})")
         if len(content) <= max_bytes:
             return content.decode("utf-8-sig")
         problem: object = f"it has more than {max_bytes:,} bytes"
@@ -54,6 +56,12 @@ def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: in
     except UnicodeDecodeError as error:
         problem = error
     raise UserError(f"{path} can't be read as {what} ({problem}); {remedy}")
+
+
+def pointer_problem(content: bytes) -> str:
+    """Says what to do where a file's content is what git leaves of one that Git LFS keeps; else returns nothing."""
+    is_pointer = content.startswith(b"version https://git-lfs.github.com/spec/")
+    return "it is a Git LFS pointer, not the file; run `git lfs pull` in its repository" if is_pointer else ""
 
 
 def read_json(path: Path, what: str = "JSON", remedy: str = AGAIN) -> dict[str, Any]:

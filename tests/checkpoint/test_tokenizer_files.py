@@ -31,15 +31,19 @@ def save_tokenizer(folder: Path, templates: dict[str, str] | str) -> PreTrainedT
 
 
 def test_files_are_copied_byte_for_byte(make_llama, tmp_path):
-    _, ref = make_llama()
+    _, ref = make_llama(vocab_size=300)
     names = [name.replace("*", "tool_use") for name in TOKENIZER_FILES]
+    save_tokenizer(ref, TURN)
+    (ref / "tokenizer.model").write_bytes(b"not a model of SentencePiece, so that tokenizer.json is taken")
     for number, name in enumerate(names):
         (ref / name).parent.mkdir(exist_ok=True)
-        (ref / name).write_bytes(bytes([number]) * 9)
+        content = (ref / name).read_bytes() if (ref / name).is_file() else b"{}" if name.endswith(".json") else b""
+        (ref / name).write_bytes(content + b"\n" * number)
+    stored = {name: (ref / name).read_bytes() for name in names}
     out = slice_model(SliceArgs(str(ref), n=1, out_dir=tmp_path / "out")).folder
     hf = export(ExportArgs(out, tmp_path / "hf")).folder
     for folder in (out, hf):
-        assert [(folder / name).read_bytes() for name in names] == [bytes([n]) * 9 for n in range(len(names))]
+        assert {name: (folder / name).read_bytes() for name in names} == stored
     assert set(names) <= set(read_manifest(out)["copied"])
 
 

@@ -56,7 +56,10 @@ def encoders(tmp_path_factory):
     made = {}
     for name, kind in KINDS.items():
         path = train(tmp_path_factory.mktemp("kind"), **kind)
-        made[name] = WordCache.create(path, "H"), sentencepiece.SentencePieceProcessor(model_file=str(path))
+        made[name] = (
+            WordCache.create(path.read_bytes(), "H"),
+            sentencepiece.SentencePieceProcessor(model_file=str(path)),
+        )
     return made
 
 
@@ -91,7 +94,7 @@ def test_only_llamas_vocabulary_is_cut_at_punctuation(encoders):
 
 @pytest.mark.parametrize("kind", UNCUT)
 def test_models_that_merge_over_spaces_are_left_alone(tmp_path, kind):
-    assert WordCache.create(train(tmp_path, **UNCUT[kind]), "H") is None
+    assert WordCache.create(train(tmp_path, **UNCUT[kind]).read_bytes(), "H") is None
 
 
 def test_long_texts_and_a_full_cache(encoders, monkeypatch):
@@ -112,7 +115,7 @@ def test_unbroken_text_is_refused_beyond_a_limit(encoders, monkeypatch):
 
 def test_real_text_with_llamas_tokenizer(inheritune_data):
     path = inheritune_data / "tokenizers" / "llama2" / "tokenizer.model"
-    ours, theirs = WordCache.create(path, "H"), sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ours, theirs = WordCache.create(path.read_bytes(), "H"), sentencepiece.SentencePieceProcessor(model_file=str(path))
     for file in sorted((inheritune_data / "redpajama-sample").glob("*.jsonl")):
         if file.stat().st_size < 2_000_000:
             texts = [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]

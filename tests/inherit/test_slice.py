@@ -9,6 +9,8 @@ import pytest
 import torch
 from litgpt.model import GPT
 from safetensors.torch import load_file
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
@@ -73,7 +75,7 @@ def test_whole_reference_and_chosen_layers(make_llama, tmp_path):
 
 def test_inherited_bytes_and_record(make_llama, tmp_path):
     _, ref = make_llama(dtype=torch.bfloat16)
-    (ref / "tokenizer.json").write_text("{}")
+    FastTokenizer(models.BPE()).save(str(ref / "tokenizer.json"))
     out = slice_model(SliceArgs(str(ref), n=2, out_dir=tmp_path / "out")).folder
     stored, state = load_file(ref / "model.safetensors"), load_state(out)
     assert torch.equal(state["transformer.h.1.mlp.fc_2.weight"], stored["model.layers.1.mlp.up_proj.weight"])

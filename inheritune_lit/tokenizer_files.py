@@ -1,0 +1,182 @@
+"""The files of a tokenizer, read with care: what JSON says of it, and the models of three libraries."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.reading import open_regular, parse_json, pointer_problem, read_json, read_text
+
+AGAIN = "copy it again from the reference"
+_MAX_MODEL_BYTES = 256 << 20
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Fields of an added token beside its text."""
+
+
+@dataclass
+class TokenizerSettings:
+    """What the JSON files beside a tokenizer say of it, read as transformers reads them."""
+
+    folder: Path
+    named: dict[str, str] = field(default_factory=dict)  # "bos", "eos" -> text
+    special: set[str] = field(default_factory=set)
+    added: dict[int, dict[str, Any]] = field(default_factory=dict)  # id -> fields of tokenizers' AddedToken
+    ids: dict[str, list[int]] = field(default_factory=dict)  # "bos", "eos" -> what the models' configurations say
+    legacy: bool = False
+    prefix_space: bool | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "TokenizerSettings":
+        settings = cls(folder)
+        files = ["tokenizer_config", "generation_config", "config", "special_tokens_map", "added_tokens"]
+        paths = {name: folder / f"{name}.json" for name in files}
+        read = {name: read_json(path, remedy=AGAIN) if os.path.lexists(path) else {} for name, path in paths.items()}
+        config, where = read["tokenizer_config"], paths["tokenizer_config"]
+        if "added_tokens_decoder" not in config:  # older folders
+            config = config | read["special_tokens_map"]
+        for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"):
+            if text := _token_text(config.get(f"{name}_token"), where, f"{name}_token"):
+                settings.named[name] = text
+        more = config.get("extra_special_tokens", config.get("additional_special_tokens"))
+        more = list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
+        texts = [_token_text(token, where, "additional_special_tokens") for token in more]
+        settings.special = {*settings.named.values(), *texts} - {""}
+        entries = config.get("added_tokens_decoder")
+        if entries is None:
+            where, special = paths["added_tokens"], settings.special
+            entries = {
+                number: {"content": text, "special": text in special, "normalized": text not in special}
+                for text, number in read["added_tokens"].items()
+            }
+        settings.added = _added_tokens(entries.items() if isinstance(entries, dict) else None, where)
+        for name in ("bos", "eos"):
+            for source in ("generation_config", "config"):
+                found = _stated_ids(read[source].get(f"{name}_token_id"), paths[source], f"{name}_token_id")
+                settings.ids[name] = settings.ids.get(name) or found
+        settings.legacy = config.get("legacy") is True
+        if str(config.get("tokenizer_class", "")).startswith("Llama"):
+            settings.prefix_space = config.get("add_prefix_space")
+        return settings
+
+
+def _wrong(path: Path, key: str, value: Any) -> UserError:
+    return UserError(f"{path}: {key} is {value!r}; {AGAIN}")
+
+
+def _token_text(value: Any, path: Path, key: str) -> str:
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise _wrong(path, key, value)
+    return text or ""
+
+
+def _stated_ids(value: Any, path: Path, key: str) -> list[int]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+        raise _wrong(path, key, value)
+    return [one for one in values if one >= 0]
+
+
+def _added_tokens(entries: Any, path: Path) -> dict[int, dict[str, Any]]:
+    added = {}
+    if entries is None:
+        raise _wrong(path, "the table of added tokens", entries)
+    for number, token in entries:
+        valid = isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"]
+        if not valid or not str(number).isdecimal() or len(str(number)) > 9 or isinstance(number, bool):
+            raise _wrong(path, f"added token {number!r}", token)
+        fields = {key: token[key] for key in FLAGS if key in token}
+        if not all(isinstance(value, bool) for value in fields.values()):
+            raise _wrong(path, f"added token {number!r}", token)
+        added[int(number)] = {"content": token["content"], **fields}
+    return added
+
+
+def parse_proto(content: bytes) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+
+
+def processor_of(model: bytes) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=model)
+
+
+def read_sentencepiece(path: Path) -> tuple[Any, str]:
+    """A ``tokenizer.model`` as message, or None and what it is instead, with a remedy."""
+    with open_regular(path) as file:
+        content = file.read(_MAX_MODEL_BYTES)
+    if problem := pointer_problem(content):
+        return None, problem
+    if re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\s", content):
+        return None, "it is tiktoken's; put the reference's tokenizer.json beside it"
+    try:
+        proto = parse_proto(content)
+        if proto.pieces:
+            processor_of(content)
+            return proto, ""
+        problem = "it has no pieces"
+    except Exception as error:  # protobuf's, or a RuntimeError of sentencepiece
+        problem = first_line(error)
+    return None, f"{problem}; {AGAIN}"
+
+
+def read_fast(path: Path) -> tuple[Any, dict[int, dict[str, Any]]]:
+    """A ``tokenizer.json`` with the ids that it states for its added tokens."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    text = read_text(path, "a tokenizer file", AGAIN, _MAX_MODEL_BYTES)
+    content = parse_json(text, path, "a tokenizer file", AGAIN)
+    entries = content.get("added_tokens") if isinstance(content, dict) else None
+    if entries is not None and not (isinstance(entries, list) and all(isinstance(one, dict) for one in entries)):
+        raise _wrong(path, "added_tokens", entries)
+    stated = _added_tokens([(one.get("id"), one) for one in entries or ()], path)
+    return _guarded(lambda: FastTokenizer.from_str(text), path), stated
+
+
+def read_gpt2(path: Path) -> Any:
+    """GPT-2's tokenizer out of its two files."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import decoders, models, pre_tokenizers
+
+    read_json(path, "a vocabulary", AGAIN)
+    merges = path.with_name("merges.txt")
+    read_text(merges, "a list of merges", AGAIN)
+    fast = FastTokenizer(_guarded(lambda: models.BPE.from_file(str(path), str(merges)), path))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return fast
+
+
+def _guarded(load: Callable[[], Any], path: Path) -> Any:
+    try:
+        return load()
+    except BaseException as error:  # bare Exception, or a panic, which is not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise UserError(f"{path} is not a tokenizer file ({first_line(error)}); {AGAIN}") from error
+
+
+def is_nameless(pieces: Any, number: int) -> bool:
+    """Whether an id is one of a SentencePiece model that has no text of its own, so that another name may be added."""
+    return number < len(pieces) and pieces[number].type in (pieces[number].CONTROL, pieces[number].UNUSED)
+
+
+def same_vocabulary(proto: Any, fast: Any) -> bool:
+    """Whether a SentencePiece model and a converted file give the pieces the same ids."""
+    texts = {number: text for text, number in fast.get_vocab(with_added_tokens=True).items()}
+    plain = set(fast.get_vocab(with_added_tokens=False).values()) - set(fast.get_added_tokens_decoder())
+    if any(number >= len(proto.pieces) for number in plain):
+        return False
+    for number, piece in enumerate(proto.pieces):
+        text = texts.get(number)
+        # Gemma's conversion writes a tab for its byte; fine-tuned models rename what has no text.
+        same = text is not None and text.replace(" ", "\u2581") in (piece.piece, {"<0x09>": "\t"}.get(piece.piece))
+        if not same and piece.type in (piece.NORMAL, piece.BYTE, piece.USER_DEFINED):
+            return False
+    return True
