@@ -181,7 +181,7 @@ class Tokenizer:
         if stated and own not in stated:
             raise UserError(
                 f"the {name.upper()} token of {settings.folder} is id {own} by {self.path.name}, but {stated[0]} by "
-                f"its generation_config.json or config.json; name the right one as {name}_token in tokenizer_config.json"
+                f"its generation_config.json or config.json; name the right one, {name}_token, in tokenizer_config.json"
             )
         return own
 
