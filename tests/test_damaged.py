@@ -52,7 +52,7 @@ def attempt(number: int, world: Path, folder: Path, capfd) -> str | None:
         return f"{what}: exit code {code} with {len(errors)} lines of error"
     after = {name: size for name, size in listing(folder).items() if name.split("/")[0] != (trial.own or "out")}
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - {"out"}
-    changed = {name for name in changed if name.split("/")[0] != trial.own}
+    changed = {name for name in changed if name.split("/")[0] not in (trial.own, ".out.prepare")}  # shards are kept
     if changed:
         return f"{what}: exit code {code} and changed {sorted(changed)[:5]}"
     if code == 2 and "pretrain" not in trial.command and (folder / "out").exists():
