@@ -72,12 +72,14 @@ def make_world(folder: Path, tokenizer_dir: Path) -> None:
     """Write one of everything, the results of commands by the commands themselves."""
     os.chdir(folder)
     make_checkpoint(Path("lit"), tokenizer_dir)
-    assert main("export lit --out_dir hf".split()) == 0
+    assert main(["export", "lit", "--out_dir", "hf"]) == 0
     make_packed(Path("data"), tokenizer_dir)
     (folder / "data.jsonl").unlink()
     write_jsonl(Path("text/a.jsonl"), [{"text": f"the cat sees text {number}. " * 9} for number in range(40)])
     Path("text/b.txt").write_text("every model reads a tree. " * 50)
-    write_jsonl(Path("task/rows.jsonl"), [{"text": "the cat", "gold": n % 2, "choices": ["a", "the dog"]} for n in range(4)])
+    write_jsonl(
+        Path("task/rows.jsonl"), [{"text": "the cat", "gold": n % 2, "choices": ["a", "the dog"]} for n in range(4)]
+    )
     Path("task/next_word.yaml").write_text(TASK)
     Path("suite.yaml").write_text("description: one task\ntasks:\n  - task: task/next_word.yaml\n    num_fewshot: 0\n")
     Path("recipe.yaml").write_text(
@@ -85,8 +87,11 @@ def make_world(folder: Path, tokenizer_dir: Path) -> None:
         "train:\n  global_batch_size: 2\n  micro_batch_size: 1\n  max_seq_length: 16\n  max_steps: 2\n"
         "  lr_warmup_steps: 1\neval:\n  max_iters: 1\noptimizer:\n  lr: 3.0e-4\n"
     )
-    assert main(f"pretrain lit --data data --out_dir run {TRAIN} --train.max_time 0.0001 --train.save_interval 1".split()) == 0
-    assert main("eval lit --tasks task/next_word.yaml --out_dir scores".split()) == 0
+    assert (
+        main(f"pretrain lit --data data --out_dir run {TRAIN} --train.max_time 0.0001 --train.save_interval 1".split())
+        == 0
+    )
+    assert main(["eval", "lit", "--tasks", "task/next_word.yaml", "--out_dir", "scores"]) == 0
 
 
 VALUES = [None, -1, 0, 1.5, 1e308, 10**20, "", "x" * 999, "\x1b[31m\n", [], [None], {}, {"a": {}}, True, [[0]] * 3]
@@ -175,18 +180,23 @@ _STRUCTURED = {
     "other": lambda path, draw: path.write_text(json.dumps(draw.choice(VALUES))) and None,
     "deep": lambda path, draw: path.write_text("[" * 100_000) and None,
     "digits": lambda path, draw: path.write_text('{"n": ' + "9" * 6000 + "}") and None,
-    "bomb": lambda path, draw: path.write_text(
-        "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(f"{c}: &{c} [{','.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
-    ) and None,
+    "bomb": lambda path, draw: (
+        path.write_text(
+            "a: &a [1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{c}: &{c} [{','.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True))
+        )
+        and None
+    ),
 }
 
 
 def listing(folder: Path) -> dict[str, str]:
     """Every path below a folder with what is there, for comparison."""
-    return {
-        str(path.relative_to(folder)): "link" if path.is_symlink() else str(path.stat().st_size) if path.is_file() else ""
-        for path in folder.rglob("*")
-    }
+
+    def what(path: Path) -> str:
+        return "link" if path.is_symlink() else str(path.stat().st_size) if path.is_file() else ""
+
+    return {str(path.relative_to(folder)): what(path) for path in folder.rglob("*")}
 
 
 def copy_world(world: Path, folder: Path) -> None:

@@ -2,9 +2,7 @@
 
 import logging
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +33,7 @@ from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
-from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
 from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.settings_guard import check_settings
@@ -122,10 +120,8 @@ def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = 
     if analysis is None or args.dry_run:
         return AnalysisResult(args.out_dir, None, cost)
     advice = advise(analysis) if advise is not None else None
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=args.out_dir) as staging:
-        files = write_report(analysis, Path(staging), other, advice)
-        for name in files:
-            os.replace(Path(staging) / name, args.out_dir / name)
+    with explain_full_disk(args.out_dir), own_folder(args.out_dir):
+        files = write_report(analysis, args.out_dir, other, advice)
     return AnalysisResult(args.out_dir, analysis, cost, advice, tuple(files))
 
 

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from inheritune_lit.analysis.result import Analysis, AttentionMap
 from inheritune_lit.inherit.args import layers_text
+from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.plotting import GREY, draw_curve, new_figure, save_png, style
 from inheritune_lit.io.tables import markdown_table
 
@@ -259,7 +260,7 @@ def write_report(
         _measures_by_layer(analysis),
         _definitions(analysis),
     ]
-    (folder / PAGE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    replace_text(folder / PAGE, "\n\n".join(parts) + "\n")
     return [*figures, PAGE]
 
 
