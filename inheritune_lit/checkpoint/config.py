@@ -6,6 +6,7 @@ that a later ``import litgpt`` finds the same class. GPT-2, which litgpt does no
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ import yaml
 
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, require_checkpoint
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.reading import read_json, read_yaml
+from inheritune_lit.io.records import to_record
 
 if "litgpt.config" not in sys.modules:
     _package = find_spec("litgpt")
@@ -64,13 +67,60 @@ def load_lit_config(checkpoint_dir: Path) -> Config:
         UserError: the file does not describe a model.
     """
     path = checkpoint_dir / MODEL_CONFIG
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return (GPT2Config if "learned_positions" in fields else Config)(**fields)
-    except (yaml.YAMLError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(
-            f"{path} is not a litgpt model configuration ({first_line(error)}); make the checkpoint again"
-        ) from error
+    what, remedy = "a litgpt model configuration", "make the checkpoint again"
+    fields = read_yaml(path, what, remedy)
+    kind = GPT2Config if "learned_positions" in fields else Config
+    base = fields.get("rope_base")
+    whole = {"rope_base": int(base)} if isinstance(base, float) and math.isfinite(base) else {}
+    config = make_config(lambda: to_record(fields | whole, kind, path, what, remedy), fields, path, remedy)
+    config.rope_base = base if whole else config.rope_base
+    return config
+
+
+_SIZES = (
+    *("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padded_vocab_size"),
+    *("padding_multiple", "intermediate_size", "moe_intermediate_size"),
+)
+MOST_BLOCKS = 50_000
+"""Of layers, experts counted apart: the largest known model has 23,000, and a billion would fill the memory."""
+
+
+def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, remedy: str) -> Config:
+    """litgpt's configuration of fields that others wrote.
+
+    Args:
+        make: builds it.
+        fields: what it is built from; sizes are checked before, as litgpt's ``Config`` makes lists of them.
+        path: the file that says so.
+        remedy: what to do where there is no such model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    problem = next(
+        (
+            f"{name} is {fields[name]!s:.40}, a positive number is needed"
+            for name in _SIZES
+            if fields.get(name) is not None and not (type(fields[name]) is int and fields[name] > 0)
+        ),
+        None,
+    )
+    layers, experts = (fields.get(name) or 1 for name in ("n_layer", "n_expert"))
+    if not problem and not (type(experts) is int and 0 < experts * layers <= MOST_BLOCKS):
+        problem = f"{layers} layers of {experts!s:.40} experts or MLPs are more than {MOST_BLOCKS:,}"
+    if not problem:
+        try:
+            config = make()
+        except (AssertionError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            problem = first_line(error)
+        else:
+            numbers = {name: value for name, value in asdict(config).items() if isinstance(value, float)}
+            odd = [name for name, value in numbers.items() if not math.isfinite(value)]
+            if not odd and 0 <= config.rotary_percentage <= 1:
+                return config
+            name = odd[0] if odd else "rotary_percentage"
+            problem = f"{name} is {numbers[name] if odd else config.rotary_percentage}"
+    raise UserError(f"{path} describes no possible model ({problem}); {remedy}")
 
 
 def save_lit_config(config: Config, folder: Path) -> None:
@@ -95,15 +145,7 @@ def load_hf_config(folder: Path) -> dict[str, Any] | None:
         UserError: the file is not a JSON object.
     """
     path = folder / HF_CONFIG
-    if not path.is_file():
-        return None
-    try:
-        hf = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); get it again") from error
-    if not isinstance(hf, dict):
-        raise UserError(f"{path} holds a {type(hf).__name__}, not an object; get it again")
-    return hf
+    return read_json(path, remedy="get it again") if path.is_file() else None
 
 
 def save_hf_config(hf: dict[str, Any], folder: Path) -> None:
@@ -125,14 +167,39 @@ def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -
     return value
 
 
-_NOT_PER_LAYER = ("architectures", "eos_token_id", "bos_token_id", "pad_token_id")
+_SHAPES = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "max_window_layers"),
+    *("hidden_size", "n_embd", "d_model", "head_dim", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "num_kv_heads", "n_head_kv"),
+)
 
 
-def trim_lists(hf: dict[str, Any], layers: list[int], depth: int) -> dict[str, Any]:
-    """Entries that list one value per layer, reduced to ``layers``."""
+def carried(hf: dict[str, Any]) -> dict[str, Any]:
+    """What another model than the one it was written for keeps of a ``config.json``: plain values and token ids.
+
+    Sizes are stated anew. Objects and lists name files (``auto_map``), methods (``quantization_config``), layers or
+    shapes that are not there any more; null would not be read everywhere.
+    """
     return {
-        key: [value[layer] for layer in layers]
-        if isinstance(value, list) and len(value) == depth and key not in _NOT_PER_LAYER
-        else value
+        key: value
         for key, value in hf.items()
+        if key.endswith("_token_id") or (isinstance(value, str | int | float) and key[:1] != "_" and key not in _SHAPES)
     }
+
+
+_QUANTIZED = ("quantization_config", "quantization", "compression_config")
+
+
+def refuse_quantized(hf: dict[str, Any], path: Path) -> None:
+    """Check that a ``config.json`` is not one of quantised weights, before anything is made of them.
+
+    Raises:
+        UserError: it is; the message names the method.
+    """
+    if key := next((key for key in _QUANTIZED if hf.get(key)), None):
+        stated = hf[key] if isinstance(hf[key], dict) else {}
+        method = stated.get("quant_method") or stated.get("quant_algo") or stated.get("mode") or "an unnamed method"
+        raise UserError(
+            f"{path}: the weights are quantised by {method} ({key}), which is not supported; give the floating-point "
+            f"checkpoint, or remove {key} where its weights are not quantised"
+        )

@@ -13,7 +13,7 @@ from inheritune_lit.checkpoint.architectures.base import Architecture, hf_tensor
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.args import ExportArgs
-from inheritune_lit.checkpoint.config import Config, GPT2Config, load_config, load_hf_config, save_hf_config
+from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, load_config, load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, copy_files
 from inheritune_lit.checkpoint.formats import write_safetensors
 from inheritune_lit.checkpoint.tensors import (
@@ -127,7 +127,7 @@ def export(args: ExportArgs) -> ExportResult:
     tensors = plan_export(architecture, config, weights, tied)
     dtype = str(weights.specs[EMBEDDING].dtype).removeprefix("torch.")
     hf = {
-        **(hf or {}),
+        **carried(hf or {}),
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
         **architecture.to_hf(config),

@@ -1,10 +1,11 @@
 """The files of a litgpt checkpoint folder, and which of them travel from one to the next."""
 
+import json
 import shutil
 from pathlib import Path
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.reading import open_regular, pointer_problem
+from inheritune_lit.io.reading import open_regular, pointer_problem, read_json
 
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
@@ -36,6 +37,7 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
     """
     if not checkpoint_dir.is_dir():
         raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
+    check_files(checkpoint_dir)
     for name in (MODEL_CONFIG, WEIGHTS):
         if not (checkpoint_dir / name).is_file():
             raise UserError(
@@ -54,30 +56,72 @@ def is_litgpt_folder(folder: Path) -> bool:
     return (folder / MODEL_CONFIG).is_file() and ((folder / WEIGHTS).is_file() or not (folder / HF_CONFIG).is_file())
 
 
-def refuse_outside_links(folder: Path) -> None:
-    """Check that no file of a folder is a link to somewhere else; the hub cache's links into its blobs are fine.
+def check_files(folder: Path) -> None:
+    """Check that the files of a checkpoint folder are its own, and a whole model's.
+
+    Links within the folder, and the hub cache's into its blobs, are fine.
 
     Raises:
-        UserError: a link points out of the folder: its target would be read, copied and maybe published.
+        UserError: a link leads out of the folder (its target would be read, copied and maybe published) or in a circle;
+            a configuration or tokenizer file is a pipe, a device or a pointer of Git LFS; or there is an adapter, which
+            transformers would apply to the weights.
     """
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
         inside.append(inside[0].parent.parent / "blobs")
     for path in (*folder.iterdir(), *folder.glob("*/*.jinja")):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in inside):
-            raise UserError(
-                f"{path} is a symlink out of its folder, to {path.resolve()}; copy the file into the folder"
-            )
+        try:
+            target = path.resolve() if path.is_symlink() else None
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} is a symlink that leads in a circle; remove it") from error
+        if target and not any(target.is_relative_to(root) for root in inside):
+            raise UserError(f"{path} is a symlink out of its folder, to {target}; copy the file into the folder")
+    for path in _files(folder, (*CONFIG_FILES, *TOKENIZER_FILES)):
+        with open_regular(path) as file:
+            if pointer := pointer_problem(file.read(64)):
+                raise UserError(f"{path} can't be read ({pointer})")
+    for pattern, merge in _ADAPTERS.items():
+        if found := sorted(folder.glob(pattern)):
+            whole = (folder / WEIGHTS).exists() and found[0].name.startswith(WEIGHTS)
+            if not whole:  # litgpt leaves its adapter beside the weights that it was merged into
+                raise UserError(
+                    f"{found[0]} belongs to an adapter, not to a whole model: merge it into its model first ({merge}), "
+                    "or remove the adapter's files"
+                )
+
+
+_ADAPTERS = {
+    "adapter_config.json": "merge_and_unload of peft",
+    "adapter_model.*": "merge_and_unload of peft",
+    f"{WEIGHTS}.[al]*": "litgpt merge_lora",
+}
+
+
+def _files(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    paths = [path for name in names for path in sorted(folder.glob(name))]
+    return [path for path in paths if path.exists() and not path.is_dir()]
+
+
+_CODE = ("auto_map", "custom_pipelines")
+"""Entries that name the Python files of a model's own code, which nobody copies."""
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_FILES, GENERATION_CONFIG)) -> list[str]:
-    """Copy those of ``names`` (``*`` matches) that exist in ``source`` and return their names."""
-    paths = [path for name in names for path in sorted(source.glob(name)) if path.is_file()]
-    found = [path.relative_to(source).as_posix() for path in paths]
+    """Copy those of ``names`` (``*`` matches) that exist in ``source`` and return their names.
+
+    Files of JSON lose the entries that name Python files of the source.
+
+    Raises:
+        UserError: ``source`` holds what ``check_files`` refuses.
+    """
+    check_files(source)
+    found = [path.relative_to(source).as_posix() for path in _files(source, names)]
     for name in found:
-        with open_regular(source / name) as file:
-            if pointer := pointer_problem(file.read(64)):
-                raise UserError(f"{source / name} can't be copied ({pointer})")
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
+        if name.endswith("config.json"):
+            content = read_json(source / name)
+            if not content.keys().isdisjoint(_CODE):
+                kept = {key: value for key, value in content.items() if key not in _CODE}
+                (target / name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return found

@@ -20,12 +20,13 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.reading import open_regular, parse_json, pointer_problem
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,6 +41,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = "quantised weights are not supported, give the floating-point checkpoint"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 ZIP_HEADER = struct.Struct("<26xHH")
@@ -64,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         UserError: the file is truncated, is not safetensors, or its header contradicts itself.
     """
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_weight_file(path) as file:
         data_start = 8 + header_length(file.read(8), path)
         if data_start > size:
             raise UserError(
@@ -79,6 +81,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def open_weight_file(path: Path) -> BinaryIO:
+    """Open a regular file of weights; what Git leaves of one where Git LFS is not installed is refused."""
+    file = open_regular(path)
+    if pointer := pointer_problem(file.read(64)):
+        file.close()
+        raise UserError(f"{path} can't be read as weights ({pointer})")
+    file.seek(0)
+    return file
+
+
 def header_length(prefix: bytes, path: object) -> int:
     """Length in bytes of the JSON header, from the first 8 bytes of a file; others than safetensors are refused."""
     if len(prefix) < 8:
@@ -91,21 +103,23 @@ def header_length(prefix: bytes, path: object) -> int:
 
 def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
     """Entries from the JSON header, in the order of their bytes, which have to fit shapes and dtypes."""
-    try:
-        raw = json.loads(header)
-        items = [
-            (name, value["dtype"], tuple(value["shape"]), *value["data_offsets"])
-            for name, value in raw.items()
-            if name != "__metadata__"
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} has a damaged safetensors header ({type(error).__name__}); get it again") from error
+    raw = parse_json(header, Path(str(path)), "a safetensors header", "get it again")
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} has a damaged safetensors header (a {type(raw).__name__}); get it again")
+    raw.pop("__metadata__", None)
+    items = []
+    for name, value in raw.items():
+        match value:
+            case {"dtype": str(dtype), "shape": list(sizes), "data_offsets": [int(begin), int(end)]}:
+                items.append((name, dtype, tuple(sizes), begin, end))
+            case _:
+                raise UserError(f"{path} has a damaged safetensors header ({name} is {value!r:.80}); get it again")
     entries: dict[str, TensorEntry] = {}
     position = 0
     for name, dtype_name, shape, begin, end in sorted(items, key=lambda item: (item[3], item[4])):
         if dtype_name not in DTYPES:
-            raise UserError(f"{path}: {name} has dtype {dtype_name}, which is not supported; use a float checkpoint")
-        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise UserError(f"{path}: {name} has dtype {dtype_name:.20}, which is not supported; {FLOATS}")
+        if not all(type(size) is int and size >= 0 for size in shape):
             raise UserError(f"{path}: {name} has shape {list(shape)}; get the file again")
         entry = entries[name] = TensorEntry(shape, DTYPES[dtype_name], 8 + len(header) + position)
         if (begin, end) != (position, position + entry.nbytes):

@@ -3,21 +3,25 @@
 This is the one place that knows how weight files are called and opened, here and on the hub.
 """
 
-import json
 import mmap
+import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
-from inheritune_lit.checkpoint.formats import read_header
+from inheritune_lit.checkpoint.formats import DTYPE_NAMES, FLOATS, MAX_HEADER_BYTES, open_weight_file, read_header
 from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.reading import read_json
+from inheritune_lit.io.records import to_record
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -82,6 +86,8 @@ def open_weights(folder: Path) -> Weights:
     if is_litgpt_folder(folder) and (folder / WEIGHTS).is_file():
         return open_files([folder / WEIGHTS], "litgpt")
     for format_name, (index_file, single) in HF_FORMATS.items():
+        if (folder / single).is_file():  # an index beside it is of an older save, which transformers does not read
+            return open_files([folder / single], format_name)
         if (folder / index_file).is_file():
             index = read_index(folder / index_file)
             shards = [folder / file for file in sorted(set(index.values()))]
@@ -90,13 +96,12 @@ def open_weights(folder: Path) -> Weights:
                     raise UserError(f"{index_file} names {shard.name}, which is missing in {folder}; get it again")
             weights = open_files(shards, format_name)
             for name, file in index.items():
+                name = unwrapped(name)
                 if name not in weights.file_of or weights.file_of[name].name != file:
                     raise UserError(
                         f"the index puts {name} into {file}, which does not hold it; get the checkpoint again"
                     )
             return weights
-        if (folder / single).is_file():
-            return open_files([folder / single], format_name)
     raise UserError(
         f"{folder} holds no weights: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; give another "
         "folder, or get it again"
@@ -115,7 +120,11 @@ def open_files(files: Iterable[Path], format_name: str) -> Weights:
     weights = Weights(list(files), format_name, {}, {})
     for path in weights.files:
         if path.suffix == ".safetensors":
-            specs: Mapping[str, TensorSpec] = read_header(path)
+            header = read_header(path)
+            specs: Mapping[str, TensorSpec] = {unwrapped(name): spec for name, spec in header.items()}
+            if len(specs) < len(header):
+                raise UserError(f"{path} holds a tensor twice, wrapped and as it is; save one model into it")
+            weights._name_in_file |= {unwrapped(name): name for name in header if unwrapped(name) != name}
         else:
             state = load_torch_file(path)
             specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
@@ -159,17 +168,21 @@ def _tied_names(state: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
     return tied
 
 
+_INDEX = ("a weight index", "get it again")
+
+
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
 def read_index(path: Path) -> dict[str, str]:
     """Which file holds which tensor, from a Hugging Face index file.
 
     Raises:
         UserError: the file is damaged, or names a file outside its folder.
     """
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a weight index ({type(error).__name__}: {error}); get it again") from error
+    files = to_record(read_json(path, *_INDEX), _Index, path, *_INDEX, others=True).weight_map
     for file in files.values():
         if Path(file).name != file or file in (".", ".."):
             raise UserError(f"{path} names a file outside its folder: {file!r}; do not use this checkpoint")
@@ -185,9 +198,12 @@ def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Ten
         UserError: the file is damaged, or holds something other than tensors.
     """
     label = label or str(path)
-    with open(path, "rb") as file:
+    with open_weight_file(path) as file:
         # Only the zip format of torch >= 1.6 can be mapped.
         mappable = file.read(2) == b"PK"
+        problem = _archive_problem(file) if mappable else None
+    if problem:
+        raise UserError(f"{label} cannot be read ({problem}); get it again")
     try:
         state: Any = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
     except UnpicklingError as error:
@@ -196,10 +212,59 @@ def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Ten
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, ... for damaged files
         raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise UserError(f"{label} holds a {type(state).__name__}, not a state dict; get it again")
-    state = state.get("model", state)
+    named: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{label}: {name} is a {type(tensor).__name__}, not a tensor; get the file again")
-    return state
+        problem = _tensor_problem(tensor) if isinstance(name, str) else "its name is not text"
+        if not problem and path.name == WEIGHTS and not tensor.is_floating_point():
+            problem = f"it has dtype {tensor.dtype}, and {FLOATS}"
+        if not problem and unwrapped(name) in named:
+            problem = "it is there twice"
+        if problem:
+            raise UserError(f"{label}: {name!s:.80} can't be used: {problem}; get the file again")
+        named[unwrapped(name)] = tensor.detach()  # parameters are saved with their wish for a gradient
+    return named
+
+
+def _archive_problem(file: BinaryIO) -> str | None:
+    """What is wrong with the records of a file of ``torch.save``, None where nothing is.
+
+    torch never compresses them, and would unpack what is: a few megabytes can stand for any number.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError) as error:
+        return first_line(error)
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        return "its records are compressed, which torch.save never does"
+    if sum(record.file_size for record in records if "/data/" not in record.filename) > MAX_HEADER_BYTES:
+        return f"names and shapes take more than {MAX_HEADER_BYTES:,} bytes"
+    return None
+
+
+def _tensor_problem(tensor: Any) -> str | None:
+    """Why what a state dict holds is no plain tensor, None where it is."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"it is a {type(tensor).__name__}, not a tensor"
+    if tensor.is_quantized:
+        return FLOATS
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return f"its layout is {tensor.layout} on {tensor.device}, not plain numbers"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"it has dtype {tensor.dtype}, which is not supported"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"its shape {list(tensor.shape)} is more than it stores"
+    return None
+
+
+_WRAPPERS = re.compile(
+    r"(?<![^.])(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+)
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what torch.compile, DDP, FSDP and Fabric put around a model that is saved as it is."""
+    return _WRAPPERS.sub("", name)

@@ -7,7 +7,7 @@ import torch
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.architectures.sources import qkv_rows
-from inheritune_lit.checkpoint.config import Config, GPT2Config, trim_lists
+from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, require
 from inheritune_lit.checkpoint.tensors import (
     EMBEDDING,
     HEAD,
@@ -158,7 +158,7 @@ def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
         tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
     inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
     hf = {
-        **trim_lists(reference.hf, layers, reference.config.n_layer),
+        **carried(reference.hf),
         "model_type": reference.architecture.model_type,
         "architectures": [reference.architecture.class_name],
         **reference.architecture.to_hf(config),
@@ -189,7 +189,8 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshV
         return FreshValues("zeros")
     if "norm" in module or module == "transformer.ln_f":
         return FreshValues(reference.architecture.norm_init)
-    std = float(reference.hf.get("initializer_range", 0.02))
+    stated = reference.hf.get("initializer_range")
+    std = 0.02 if stated is None else require(reference.hf, "initializer_range", float)
     if module in reference.architecture.residual_modules:
         std /= (2 * config.n_layer) ** 0.5
     return FreshValues("normal", std)

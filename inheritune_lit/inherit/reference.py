@@ -3,6 +3,7 @@
 A reference is its configuration, the names of its tensors and, once opened, its weights, in whatever format.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,19 +16,28 @@ import torch
 
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, litgpt_name, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
-from inheritune_lit.checkpoint.config import Config, configs, load_hf_config, load_lit_config, require
+from inheritune_lit.checkpoint.config import (
+    Config,
+    configs,
+    load_hf_config,
+    load_lit_config,
+    make_config,
+    refuse_quantized,
+    require,
+)
 from inheritune_lit.checkpoint.folder import (
     HF_CONFIG,
     MODEL_CONFIG,
+    check_files,
     is_litgpt_folder,
-    refuse_outside_links,
     suggest_final,
 )
+from inheritune_lit.checkpoint.formats import FLOATS
 from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
 from inheritune_lit.checkpoint.hub import Repository, open_repository
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights, open_weights
-from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.references import (
     TOKENIZER_OF_SHAPES,
@@ -132,8 +142,9 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
-    refuse_outside_links(folder)
+    check_files(folder)
     hf = load_hf_config(folder)
+    refuse_quantized(hf or {}, folder / HF_CONFIG)
     if not is_litgpt_folder(folder):
         if hf is None:
             remedy = suggest_final(folder) or "give the folder of one"
@@ -158,13 +169,10 @@ def reference_of_hf(folder: Path, org: str, name: str, hf: dict[str, Any], **ove
     """
     architecture, vocabulary = architecture_of_hf(hf), require(hf, "vocab_size")
     fields = {"vocab_size": vocabulary, "padded_vocab_size": vocabulary, **architecture.to_lit(hf), **overrides}
-    try:
-        config = architecture.config_class(
-            name=litgpt_name(architecture, name), hf_config={"org": org, "name": name}, **fields
-        )
-    except (AssertionError, ValueError, TypeError) as error:
-        reason = first_line(error)
-        raise UserError(f"{folder / HF_CONFIG} describes no possible model ({reason}); get it again") from error
+    identity: dict[str, Any] = {"name": litgpt_name(architecture, name), "hf_config": {"org": org, "name": name}}
+    config = make_config(
+        lambda: architecture.config_class(**identity, **fields), fields, folder / HF_CONFIG, "get it again"
+    )
     return ReferenceModel(folder, org, name, config, hf, architecture, True, _is_tied(hf, architecture))
 
 
@@ -192,6 +200,8 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
         )
         reference = replace(reference, tied=tied, weights=weights)
+    weights = _under_one_name(reference, weights)
+    reference = replace(reference, weights=weights)
     embedding, again = next(iter(reference.stored_names([EMBEDDING]))), "get the reference again"
     expected, heads = reference.stored_shapes(), (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
     for name, spec in weights.specs.items():
@@ -200,16 +210,41 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             continue
         if name not in expected:
             if not (reference.tied and name in heads):
+                _refuse_parts(name, file)
                 raise UserError(f"{file} holds {name}, which a model of its configuration does not have; {again}")
             if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(name)):
                 problem = f"{HF_CONFIG} says the head is tied, but {name} differs from {embedding}"
                 raise UserError(f"{file}: {problem}; correct tie_word_embeddings")
         elif shape != (wanted := list(expected[name])):
+            if not spec.dtype.is_floating_point:
+                raise UserError(f"{file}: {name} has dtype {spec.dtype} and shape {shape}; {FLOATS}")
             raise UserError(f"{file}: {name} has shape {shape}, its configuration says {wanted}; {again}")
         elif not spec.dtype.is_floating_point:
-            remedy = "quantised weights are not supported, give the floating-point checkpoint"
-            raise UserError(f"{file}: {name} has dtype {spec.dtype}; {remedy}")
+            raise UserError(f"{file}: {name} has dtype {spec.dtype}; {FLOATS}")
     return reference
+
+
+def _under_one_name(reference: ReferenceModel, weights: Weights) -> Weights:
+    """The weights, of which a tied pair that is stored as the head alone is called the embedding."""
+    embedding = next(iter(reference.stored_names([EMBEDDING])))
+    head = f"{reference.architecture.outer['lm_head']}.weight" if reference.hf_keys else HEAD
+    if not reference.tied or embedding in weights.specs or head not in weights.specs:
+        return weights
+    return weights.renamed(lambda name: embedding if name == head else name)
+
+
+_QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB|CB|weight_format"
+    r"|\w+_scale(_inv|_2)?|weight_packed|weight_shape|\w*zero_point|codebooks|codes|biases)(\.|$)|_(blocks|scales)$"
+)
+
+
+def _refuse_parts(name: str, file: Path) -> None:
+    """Say of what a tensor of no model is a part, where its name tells."""
+    if re.search(r"\.(lora_\w+|base_layer|adapter\w*|lora)(\.|$)", name):
+        raise UserError(f"{file} holds {name}, of an adapter that is not merged; merge it into its model first")
+    if match := _QUANTIZED.search(name):
+        raise UserError(f"{file} holds {name}, whose {match[0].strip('.')} belong to quantised weights; {FLOATS}")
 
 
 def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
@@ -266,6 +301,8 @@ class ResolvedReference:
             weights = open_weights(self.reference.folder)
         else:
             needed = self.reference.stored_names(self.reference.shapes if names is None else names)
+            if self.reference.tied:  # a tied pair may be stored as the head alone
+                needed.add(f"{self.reference.architecture.outer['lm_head']}.weight")
             weights = self.repository.download(needed, partial(full_name, self.reference.architecture))
         reference = attach_weights(self.reference, weights)
         assert reference.weights

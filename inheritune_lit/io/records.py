@@ -87,7 +87,7 @@ def _build(kind: Any, value: Any, name: str, others: bool) -> Any:
             items = [_build(parts[0], item, name, others) for item in value]
             return items if origin is list else tuple(items)
     elif origin in (Union, UnionType):
-        for part in parts:
+        for part in parts if value is not None or type(None) not in parts else [type(None)]:
             with suppress(_Misfit):
                 return _build(part, value, name, others)
     elif origin is Literal:

@@ -40,7 +40,7 @@ def entry(shape: list, begin: int, end: int, dtype: str = "F32") -> dict:
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        (b"not json at all", b"", "damaged safetensors header"),
+        (b"not json at all", b"", "a safetensors header"),
         ([1, 2], b"", "damaged safetensors header"),
         ({"a": {"dtype": "F32"}}, b"", "damaged safetensors header"),
         ({"a": entry(["x"], 0, 4)}, b"1234", "shape"),
@@ -85,7 +85,7 @@ def test_indices_that_lie(make_llama, tmp_path):
         with_file(file)
         refused(message, ref, tmp_path / "out")
     path.write_text("[]")
-    refused("not a weight index", ref, tmp_path / "out")
+    refused("as a weight index", ref, tmp_path / "out")
     path.write_text(json.dumps(index))
     (ref / files[-1]).write_bytes((ref / files[-1]).read_bytes()[:-10])
     refused("truncated", ref, tmp_path / "out")

@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.sources import LitTensor, Source, Stacked, Stored
-from inheritune_lit.checkpoint.config import Config, require
+from inheritune_lit.checkpoint.config import MOST_BLOCKS, Config, require
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.checkpoint.tensors import Piece, Shapes
 from inheritune_lit.errors import UserError
@@ -45,9 +45,9 @@ number = partial(require, kind=float)
 """A positive number that must be there."""
 
 
-def optional(hf: dict[str, Any], key: str) -> Any:
+def optional(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
     """A size for which litgpt has a default, with which transformers agrees."""
-    return hf.get(key) or None
+    return require(hf, key, kind) if hf.get(key) else None
 
 
 def flag(hf: dict[str, Any], key: str) -> bool:
@@ -57,20 +57,20 @@ def flag(hf: dict[str, Any], key: str) -> bool:
 
 def window(hf: dict[str, Any], key: str) -> int | None:
     """A sliding window, None where there is none: one as long as the context changes nothing, and masks are slow."""
-    size = hf.get(key)
+    size = optional(hf, key)
     return size if size and size < require(hf, "max_position_embeddings") else None
 
 
 def head_size(hf: dict[str, Any], key: str) -> int:
     """The width of a head: that of the model divided by the heads where the entry is missing."""
-    return hf.get(key) or require(hf, "hidden_size") // require(hf, "num_attention_heads")
+    return optional(hf, key) or require(hf, "hidden_size") // require(hf, "num_attention_heads")
 
 
 _GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 def _gelu_approximate(hf: dict[str, Any], key: str) -> str:
-    if (name := hf.get(key)) not in _GELU:
+    if not isinstance(name := hf.get(key), str) or name not in _GELU:
         raise UserError(f"config.json: {key} is {name!r}, only {', '.join(_GELU)} are supported for this architecture")
     return _GELU[name]
 
@@ -90,6 +90,22 @@ SIZES = {
 """Depth, widths, heads and context as most architectures call them."""
 GROUPED = SIZES | {"n_query_groups": Entry("num_key_value_heads", optional), "head_size": Entry("head_dim", head_size)}
 """The same, with heads that share keys and values, and that are of any size."""
+
+
+def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
+    """Refuse more layers than there can be, before lists of them are made, and a list of others."""
+    if depth > MOST_BLOCKS:
+        raise UserError(f"config.json: {depth:,} layers are more than {MOST_BLOCKS:,}; get the reference again")
+    kinds = hf.get("layer_types")
+    if isinstance(kinds, list) and (len(kinds) != depth or not (windows or set(map(str, kinds)) <= {"full_attention"})):
+        raise UserError(
+            f"config.json: layer_types names {len(kinds)} layers, such as {str(kinds[-1:])[1:-1]:.40}; {depth} layers"
+            " of full attention are expected"
+        )
+
+
+NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping")
+"""Entries that null switches off, where a missing one has the default of transformers."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +170,10 @@ class Architecture:
         Raises:
             UserError: an entry is missing or damaged, or litgpt would compute something else.
         """
-        hf = self.defaults | hf
+        switches = {key for key, _ in self.bias_switches.values()}
+        switches |= {key for key, value in self.defaults.items() if isinstance(value, bool)}  # null is off
+        given = {key for key, value in hf.items() if value is not None or key in NULL_MEANS_NONE or key in switches}
+        hf = self.defaults | {key: hf[key] for key in given}
         for key, wanted in self.fixed.items():
             value = hf.get(key, wanted)
             if value != wanted and (value is not None or wanted):
@@ -162,6 +181,7 @@ class Architecture:
         # litgpt has one switch for all biases: those the reference lacks become zeros.
         fields = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
         fields |= {name: entry.field_of(hf) for name, entry in self.entries.items()}
+        _check_layers(hf, fields["n_layer"], windows="sliding_window_size" in self.entries)
         fields |= rope_from_hf(hf) | self.constants
         return fields | self.more_fields(hf, fields)
 

@@ -5,13 +5,15 @@ norms of q and k instead of soft-capping, and its windowed layers have rotary po
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Entry, gelu, rope_from_hf, rope_to_hf, window
+from inheritune_lit.checkpoint.architectures.base import Entry, gelu, optional, rope_from_hf, rope_to_hf, window
 from inheritune_lit.checkpoint.architectures.llama import LLAMA, QK_NORMS
-from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.config import Config, require
 from inheritune_lit.errors import UserError
 
+_cap = partial(optional, kind=float)
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NAMES = r"(?!.*falcon)(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
 
@@ -24,10 +26,10 @@ def _causal(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 def _sliding_layers(hf: dict[str, Any], depth: int) -> list[int]:
     """1 for every layer with a window, 0 for the others."""
-    pattern = hf["sliding_window_pattern"]
+    pattern = require(hf, "sliding_window_pattern")
     kinds = hf.get("layer_types") or [_SLIDING if (layer + 1) % pattern else _FULL for layer in range(depth)]
-    if len(kinds) != depth or not set(kinds) <= {_SLIDING, _FULL}:
-        raise UserError(f"config.json: layer_types is {kinds!r}, not a known kind for each of {depth} layers")
+    if not isinstance(kinds, list) or len(kinds) != depth or not all(kind in (_SLIDING, _FULL) for kind in kinds):
+        raise UserError(f"config.json: layer_types is {kinds!r:.80}, not a known kind for each of {depth} layers")
     return [int(kind == _SLIDING) for kind in kinds]
 
 
@@ -77,7 +79,7 @@ GEMMA = replace(
     | {"gelu_approximate": replace(gelu("hidden_activation", tanh="gelu_pytorch_tanh"), also="hidden_act")},
     constants=LLAMA.constants | {"mlp_class_name": "GemmaMLP", "scale_embeddings": True},
     fixed={"attention_bias": False},
-    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh"},
+    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16} | {"rms_norm_eps": 1e-6},
     more_fields=_causal,
     litgpt_names=_NAMES + "(?!Gemma-[23]).*Gemma",
     litgpt_name="Gemma-1",
@@ -97,14 +99,15 @@ GEMMA2 = replace(
     },
     entries=GEMMA.entries
     | {
-        "attention_scores_scalar": Entry("query_pre_attn_scalar", lambda hf, key: hf.get(key) or 256),
+        "attention_scores_scalar": Entry("query_pre_attn_scalar"),
         "sliding_window_size": Entry("sliding_window", window),
-        "attention_logit_softcapping": Entry("attn_logit_softcapping", dict.get),
-        "final_logit_softcapping": Entry("final_logit_softcapping", dict.get),
+        "attention_logit_softcapping": Entry("attn_logit_softcapping", _cap),
+        "final_logit_softcapping": Entry("final_logit_softcapping", _cap),
     },
     constants=GEMMA.constants | {"post_attention_norm": True, "post_mlp_norm": True},
     defaults=GEMMA.defaults
-    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2},
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2}
+    | {"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
     more_fields=_layered_fields,
     more_entries=lambda config: _layered_entries(config, config.sliding_window_indices),
     litgpt_names=_NAMES + "Gemma-2",
@@ -116,7 +119,9 @@ GEMMA3 = replace(
     class_name="Gemma3ForCausalLM",
     block=GEMMA2.block | QK_NORMS,
     constants=GEMMA2.constants | {"norm_qk": True},
-    defaults=GEMMA.defaults | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    defaults=GEMMA.defaults
+    | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    | {"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
     more_fields=_gemma3_fields,
     more_entries=_gemma3_entries,
     litgpt_names=_NAMES + "Gemma-3",

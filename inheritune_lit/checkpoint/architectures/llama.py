@@ -29,6 +29,7 @@ LLAMA = Architecture(
     entries=GROUPED | {"norm_eps": Entry("rms_norm_eps", number)},
     constants={"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "parallel_residual": False},
     fixed={"hidden_act": "silu"},
+    defaults={"rms_norm_eps": 1e-6},
     litgpt_names=OTHERS,
     litgpt_name="llama",
     bias_switches={
@@ -50,6 +51,7 @@ MISTRAL = replace(
     model_type="mistral",
     class_name="MistralForCausalLM",
     entries=LLAMA.entries | {"sliding_window_size": Entry("sliding_window", window)},
+    defaults=LLAMA.defaults | {"sliding_window": 4096, "num_key_value_heads": 8},
     litgpt_name="mistral",
 )
 QWEN2 = replace(
@@ -58,6 +60,7 @@ QWEN2 = replace(
     class_name="Qwen2ForCausalLM",
     constants=LLAMA.constants | {"attn_bias": True},
     fixed=LLAMA.fixed | {"use_sliding_window": False},
+    defaults=LLAMA.defaults | {"num_key_value_heads": 32},
     litgpt_names=r"(?!.*(falcon|Gemma))(?i:qwen2\.5|qwq)",
     litgpt_name="Qwen2.5",
 )
@@ -68,6 +71,7 @@ QWEN3 = replace(
     block=LLAMA.block | QK_NORMS,
     constants=LLAMA.constants | {"norm_qk": True},
     fixed=QWEN2.fixed | {"attention_bias": False},
+    defaults=QWEN2.defaults | {"head_dim": 128},
     litgpt_names=r"(?!.*(falcon|Gemma))(?i:qwen3)",
     litgpt_name="Qwen3",
 )
@@ -127,7 +131,7 @@ MIXTRAL = replace(
     entries=MISTRAL.entries
     | {"n_expert": Entry("num_local_experts"), "n_expert_per_token": Entry("num_experts_per_tok")},
     constants=LLAMA.constants | {"mlp_class_name": "LLaMAMoE"},
-    defaults={"rope_theta": 1e6},
+    defaults={"rope_theta": 1e6, "num_key_value_heads": 8, "rms_norm_eps": 1e-5},
     litgpt_name="Mixtral",
     stacked={
         "mlp.gate": "mlp.gate",
@@ -151,7 +155,7 @@ QWEN3_MOE = replace(
     constants=QWEN3.constants | {"mlp_class_name": "LLaMAMoE"},
     # litgpt's probabilities of the chosen experts add up to one.
     fixed=QWEN3.fixed | {"norm_topk_prob": True},
-    defaults={"norm_topk_prob": False},
+    defaults=LLAMA.defaults | {"norm_topk_prob": False, "num_key_value_heads": 4},
     more_fields=_without_dense_layers,
     more_entries=lambda config: {"decoder_sparse_step": 1, "mlp_only_layers": []},
     stacked=MIXTRAL.stacked,

@@ -46,6 +46,7 @@ PHI3 = replace(
         "mlp.fc_2": Stored("mlp.gate_up_proj", part=1),
     },
     fixed=LLAMA.fixed | {"attention_bias": False},
+    defaults={"rms_norm_eps": 1e-5},
     partial_rope=True,
     litgpt_names="(?!.*(falcon|Gemma))(?i:phi-[34])",
     litgpt_name="Phi-3",
@@ -66,7 +67,7 @@ STABLELM = replace(
     constants={"norm_class_name": "LayerNorm", "mlp_class_name": "LLaMAMLP"},
     # Its norms of q and k differ by head, litgpt's do not.
     fixed=LLAMA.fixed | {"qk_layernorm": False},
-    defaults={"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+    defaults={"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "num_key_value_heads": 32},
     partial_rope=True,
     litgpt_name="stablelm",
     bias_switches={},
