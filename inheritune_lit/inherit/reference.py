@@ -4,10 +4,10 @@ A reference is its configuration, the names of its tensors and, once opened, its
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,15 @@ class ReferenceModel:
         if self.architecture.stacked:
             layouts.append(replace(self, architecture=self.architecture.with_stacked_experts()))
         return {piece.name for layout in layouts for name in names for piece in layout.pieces(name) or ()}
+
+    def full_names(self, names: Iterable[str]) -> Callable[[str], str]:
+        """How to write stored names in full; of a tied pair that is stored as the head alone, it is the embedding."""
+        names, (embedding,) = set(names), self.stored_names([EMBEDDING])
+        full = full_name(self.architecture, names) if self.hf_keys else str
+        head = f"{self.architecture.outer['lm_head']}.weight" if self.hf_keys else HEAD
+        if not self.tied or embedding in map(full, names):
+            return full
+        return lambda name: embedding if full(name) == head else full(name)
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every stored tensor, as the configuration says."""
@@ -190,7 +199,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
         UserError: a tensor that the model does not have, a wrong shape, or a tied head that differs.
     """
     if reference.hf_keys:
-        weights = weights.renamed(full_name(reference.architecture, weights.specs))
+        weights = weights.renamed(reference.full_names(weights.specs))
         reference = replace(reference, architecture=reference.architecture.as_stored(weights.specs), weights=weights)
     else:
         # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
@@ -199,9 +208,9 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             and {EMBEDDING, HEAD} <= weights.specs.keys()
             and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
         )
-        reference = replace(reference, tied=tied, weights=weights)
-    weights = _under_one_name(reference, weights)
-    reference = replace(reference, weights=weights)
+        reference = replace(reference, tied=tied)
+        weights = weights.renamed(reference.full_names(weights.specs))
+        reference = replace(reference, weights=weights)
     embedding, again = next(iter(reference.stored_names([EMBEDDING]))), "get the reference again"
     expected, heads = reference.stored_shapes(), (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
     for name, spec in weights.specs.items():
@@ -222,15 +231,6 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
         elif not spec.dtype.is_floating_point:
             raise UserError(f"{file}: {name} has dtype {spec.dtype}; {FLOATS}")
     return reference
-
-
-def _under_one_name(reference: ReferenceModel, weights: Weights) -> Weights:
-    """The weights, of which a tied pair that is stored as the head alone is called the embedding."""
-    embedding = next(iter(reference.stored_names([EMBEDDING])))
-    head = f"{reference.architecture.outer['lm_head']}.weight" if reference.hf_keys else HEAD
-    if not reference.tied or embedding in weights.specs or head not in weights.specs:
-        return weights
-    return weights.renamed(lambda name: embedding if name == head else name)
 
 
 _QUANTIZED = re.compile(
@@ -301,9 +301,7 @@ class ResolvedReference:
             weights = open_weights(self.reference.folder)
         else:
             needed = self.reference.stored_names(self.reference.shapes if names is None else names)
-            if self.reference.tied:  # a tied pair may be stored as the head alone
-                needed.add(f"{self.reference.architecture.outer['lm_head']}.weight")
-            weights = self.repository.download(needed, partial(full_name, self.reference.architecture))
+            weights = self.repository.download(needed, self.reference.full_names)
         reference = attach_weights(self.reference, weights)
         assert reference.weights
         if names is None and (missing := sorted(reference.stored_shapes().keys() - reference.weights.specs.keys())):
