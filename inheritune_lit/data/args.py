@@ -38,8 +38,8 @@ class PrepareArgs(ReadingArgs):
     """Turn text into packed tokens. The same command again continues a stopped run, and adds files that are new."""
 
     source: str | None = None
-    """Folder or file of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt, one domain per folder or file name; or a
-    data set of the hub, hf://datasets/org/name[@revision][/folder]."""
+    """Folder or file of .jsonl, .json, .txt (also .gz, .zst, .xz, .bz2) or .parquet, one domain per folder or file
+    name; or a data set of the hub, hf://datasets/org/name[@revision][/folder]."""
     tokenizer_dir: Path | None = None
     """Folder with the reference's tokenizer, such as a slice."""
     out_dir: Path | None = None

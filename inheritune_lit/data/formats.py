@@ -180,7 +180,8 @@ def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs,
                     problem = f"{path}: row {report.rows + 1} of its array is not JSON, or over --max_document_bytes"
                     raise UserError(f"{problem} ({first_line(error)}); fix the file") from error
         report.rows += 1
-        too_long, place = end - place > args.max_document_bytes, end
+        too_long = len(content[place:end].encode("utf-8", "surrogateescape")) > args.max_document_bytes
+        place = end
         try:
             if too_long:
                 report.long_rows += 1

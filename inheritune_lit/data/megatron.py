@@ -8,7 +8,7 @@ boundaries (int64, starting with 0). In what is written here a sequence is a doc
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,17 +157,6 @@ def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[Doc
         yield DocumentSpan(prefix, source, before, size)
 
 
-def check_pair(prefix: Path, size: Count, dtype: str, remedy: str, numbers: Mapping[str, int] = {}) -> None:
-    """Refuses files whose sizes are not those of so many documents and tokens.
-
-    ``numbers`` has the endings of files with a number per document, and the bytes of one.
-    """
-    documents = size.documents
-    wanted = {"bin": size.tokens * np.dtype(dtype).itemsize, "idx": _HEADER.size + documents * (4 + 8 + 8) + 8}
-    for ending, expected in {**wanted, **{ending: each * documents for ending, each in numbers.items()}}.items():
-        _check_size(beside(prefix, ending), expected, remedy)
-
-
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     """Maps a pair of files into memory, ours or Megatron's own; one that is damaged or missing is a ``UserError``.
 
@@ -179,11 +168,11 @@ def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.memmap(tokens, dtype=dtype, mode="r") if expected else np.zeros(0, dtype=dtype), lengths
 
 
-def _check_size(path: Path, expected: int, remedy: str = REMEDY) -> None:
+def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is missing; {remedy}")
+        raise UserError(f"{path} is missing; {REMEDY}")
     if (size := path.stat().st_size) != expected:
-        raise UserError(f"{path} has {size} bytes instead of {expected}; {remedy}")
+        raise UserError(f"{path} has {size} bytes instead of {expected}; {REMEDY}")
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:

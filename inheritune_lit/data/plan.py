@@ -1,5 +1,6 @@
 """What a call of ``inheritune prepare`` has to do, and the folder where calls before have left their work."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.formats import format_of
 from inheritune_lit.data.manifest import PackedManifest, PackedSettings, TokenizerRecord, find_packed_manifest
-from inheritune_lit.data.shards import DONE, Shard, ShardSettings, plan_shards
+from inheritune_lit.data.shards import DONE, Shard, ShardRecord, ShardSettings, plan_shards
 from inheritune_lit.data.sources import SourceFile, check_distinct, find_sources
 from inheritune_lit.data.subset import Quota, quotas_of
 from inheritune_lit.errors import UserError
@@ -18,6 +19,8 @@ from inheritune_lit.io.folders import check_replaceable, check_vacant, explain_f
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.records import read_record
 from inheritune_lit.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 3.5  # English and code have 3 to 4
 
@@ -119,6 +122,19 @@ class WorkDir:
     def finished(self, shards: Sequence[Shard]) -> list[Shard]:
         """Returns the shards whose folders are whole."""
         return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
+
+    def remove_damaged(self, plan: PreparePlan) -> None:
+        """Removes shards whose files are not as their records say, so that they are made again."""
+        for folder in (self.shards / shard.id for shard in plan.shards):
+            if not os.path.lexists(folder):
+                continue
+            try:
+                for name, sha256 in ShardRecord.read(folder).files.items():
+                    if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+                        raise UserError(f"{folder / name} is not as it was written; the shard is made again")
+            except UserError as error:
+                logger.warning(f"inheritune: warning: {error}")
+                remove(folder)
 
     def read_settings(self) -> ShardSettings | None:
         """Returns what an earlier call was started with, or None."""

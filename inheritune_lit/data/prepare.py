@@ -35,10 +35,19 @@ from inheritune_lit.data.manifest import (
     Share,
     find_packed_manifest,
 )
-from inheritune_lit.data.megatron import DocumentSpan, beside, check_pair, consecutive_spans, write_index
+from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.packed import VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, WorkDir, make_plan
-from inheritune_lit.data.shards import RangeRecord, Report, Shard, ShardContext, ShardSettings, ShardWriter, write_shard
+from inheritune_lit.data.shards import (
+    RangeRecord,
+    Report,
+    Shard,
+    ShardContext,
+    ShardRecord,
+    ShardSettings,
+    ShardWriter,
+    write_shard,
+)
 from inheritune_lit.data.subset import choose_documents, estimate_thresholds
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
@@ -50,6 +59,7 @@ from inheritune_lit.io.records import write_record
 logger = logging.getLogger(__name__)
 
 _BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding this much text
+_BYTES_WORTH_KEEPING = 1 << 28
 _WARNINGS = 10
 _COPY_BYTES = 1 << 22
 
@@ -113,12 +123,20 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
             logger.info(f"{args.out_dir} holds all of it already")
             workdir.remove()  # left where the last call was killed after all was done
             return PrepareResult(args.out_dir)
+        workdir.remove_damaged(plan)
+        if plan.packed_before and plan.packed_before.files is not None:
+            verify_packed(args.out_dir)  # or damage would get new hashes
         try:
             _write_missing_shards(plan, workdir, executor)
             domains = _finalize(workdir, plan)
-        except (KeyboardInterrupt, SystemExit, OutOfSpace):
-            if workdir.finished(plan.shards):
-                logger.info(f"inheritune: finished shards are kept in {workdir.path}; the same command continues")
+        except (KeyboardInterrupt, SystemExit, UserError) as error:
+            kept, size = workdir.finished(plan.shards), sum(shard.bytes for shard in plan.shards)
+            again = not isinstance(error, UserError) or isinstance(error, OutOfSpace)
+            if not again and len(kept) == len(plan.shards) and size < _BYTES_WORTH_KEEPING:
+                workdir.remove()  # with other options or other text, little of it would be of use
+            elif kept:
+                continues = "; the same command continues" if again else ""
+                logger.info(f"inheritune: finished shards are kept in {workdir.path}{continues}")
             raise
     return PrepareResult(args.out_dir, domains, time.monotonic() - start)
 
@@ -197,7 +215,7 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     """
     settings, before, out_dir = plan.settings, plan.packed_before, workdir.out_dir
     folders = [workdir.shards / shard.id for shard in plan.shards]
-    records = [(folder, record) for folder in folders for record in RangeRecord.read_all(folder)]
+    records = [(folder, record) for folder in folders for record in ShardRecord.read(folder).ranges]
     read = _read_sources(plan, [record for _, record in records])
     packed_sources = before.sources if before else []
     sources = sorted([*read, *packed_sources], key=lambda source: source.name)
@@ -215,7 +233,6 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
         for split, count in by_split.items()
     )
     spans = sorted([*packed_spans, *new_spans], key=lambda span: (span.place, span.source))
-    _check_files(spans, plan)
     duplicates, short = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, out_dir, settings.dtype)
     domains = _domains(sources, spans, by_rows=plan.args.domain_field is not None)
     _check_filled(workdir, domains, sum(source.rows for source in sources))
@@ -241,21 +258,6 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
             "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
         )
     return domains
-
-
-def _check_files(spans: Sequence[DocumentSpan], plan: PreparePlan) -> None:
-    """Refuses files of shards and of the output whose sizes are not those that were recorded."""
-    sizes: defaultdict[Path, Count] = defaultdict(Count)
-    for span in spans:
-        sizes[span.prefix] += span.size
-    numbers = {"sample": 8} if plan.args.max_tokens is not None else {}
-    numbers |= {"hash": 16} if plan.args.drop_duplicates else {}
-    for prefix, size in sizes.items():
-        if plan.args.out_dir in prefix.parents:
-            check_pair(prefix, size, plan.settings.dtype, "restore it, or give another --out_dir")
-        else:
-            remedy = f"remove {prefix.parent.parent} and run the same command again"
-            check_pair(prefix, size, plan.settings.dtype, remedy, numbers)
 
 
 def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:

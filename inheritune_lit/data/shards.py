@@ -28,8 +28,7 @@ from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import parse_json, read_text
-from inheritune_lit.io.records import to_record
+from inheritune_lit.io.records import read_record, write_record
 
 DONE = "done.json"
 # Constants, not functions of the number of workers: a stopped preparation continues with any number of them.
@@ -139,17 +138,21 @@ class RangeRecord:
     report: ReadReport
     counts: dict[str, dict[str, Count]]  # what was packed, by domain and split
 
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """``done.json`` of a shard."""
+
+    ranges: list[RangeRecord]
+    files: dict[str, str]  # SHA-256 by path below the folder
+
     @classmethod
-    def read_all(cls, folder: Path) -> list["RangeRecord"]:
-        """Returns the records of a finished shard's ranges, in order."""
-        path, what, advice = folder / DONE, "a shard's record", f"remove {folder} and run the same command again"
-        content = parse_json(read_text(path, what, advice), path, what, advice)
-        records: list[RangeRecord] = to_record(content, list[RangeRecord], path, what, advice)
-        for domain, by_split in (counted for record in records for counted in record.counts.items()):
-            check_domain(domain, str(path))
-            if not by_split.keys() <= set(SPLITS):
-                raise UserError(f"{path} isn't {what}: it counts {', '.join(by_split)}; {advice}")
-        return records
+    def read(cls, folder: Path) -> "ShardRecord":
+        """Returns the record of a finished shard."""
+        record = read_record(folder / DONE, ShardRecord, "a shard's record", "the shard is made again")
+        for domain in (domain for part in record.ranges for domain in part.counts):
+            check_domain(domain, str(folder / DONE))
+        return record
 
 
 _thread = threading.local()
@@ -191,7 +194,9 @@ class ShardWriter:
             try:
                 with _ShardOutput(staging, self.context) as output:
                     records = [self._encode(part, output, report) for part in shard.ranges]
-                (staging / DONE).write_text(json.dumps(list(map(asdict, records))), encoding="utf-8")
+                paths = [path for split in SPLITS for path in (staging / split).glob("*")]
+                files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
+                write_record(staging / DONE, ShardRecord(records, files))
                 try:
                     os.replace(staging, final)
                 except OSError:
