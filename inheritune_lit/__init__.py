@@ -73,7 +73,7 @@ if TYPE_CHECKING:
         TrainingArgs,
         at_depth,
     )
-    from inheritune_lit.train.distillation import TeachResult, teach
+    from inheritune_lit.train.distillation import TeachResult, teach, teacher_bytes
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
     from inheritune_lit.train.optim import OPTIMIZER
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         ResourceEstimate,
         RunPlan,
         StepMemory,
+        flops_of_validation,
         largest_micro_batch,
         measure_steps,
         plan_run,
@@ -132,3 +133,4 @@ __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs
 __all__ += ["data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
 __all__ += ["read_validations", "sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
+__all__ += ["flops_of_validation", "teacher_bytes"]

@@ -72,7 +72,7 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     """Rewrite everyday spellings into what jsonargparse understands.
 
     Hyphens in flags become underscores, aliases their flag; a word without a flag goes to the first argument;
-    ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many+=A --many+=B``. Recipes come first, so that
+    ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many=[] --many+=A --many+=B``. Recipes come first, so that
     every flag wins over them, and a budget wins over a recipe's budget in another unit.
 
     Raises:
@@ -105,6 +105,8 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
         if equals or not values:
             spelled = f"--{name}{plus}{equals}{value}" if equals or wanted is not bool else f"--{name}=true"
         elif is_list(wanted) and not plus and not values[0].startswith("["):
+            if not any(word.startswith((f"--{name}=", f"--{name}+=")) for word in words):
+                words.append(f"--{name}=[]")  # in the place of a recipe's and of the default
             words += [f"--{name}+={left.pop(0)}" for _ in values]
             continue
         elif wanted is bool and not named and values[0].lower() not in ("true", "false", "yes", "no"):

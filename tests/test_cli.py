@@ -13,6 +13,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, flags_of
 from inheritune_lit.parsing import check_choices, normalize_argv, parse, read_recipe
+from inheritune_lit.studies.args import AblateArgs
 from inheritune_lit.train.args import PretrainArgs, TrainArgs
 
 
@@ -85,10 +86,10 @@ class OneArgs(CommandArgs):
     [
         ("--flag", "--flag=true"),
         ("--flag false", "--flag=false"),
-        ("--many A B --one a", "--many+=A --many+=B --one=a"),
-        ("A B --flag", "--many+=A --many+=B --flag=true"),
-        ("--flag A B", "--flag=true --many+=A --many+=B"),
-        ("--one=a A", "--one=a --many+=A"),
+        ("--many A B --one a", "--many=[] --many+=A --many+=B --one=a"),
+        ("A B --flag", "--many=[] --many+=A --many+=B --flag=true"),
+        ("--flag A B", "--flag=true --many=[] --many+=A --many+=B"),
+        ("--one=a A", "--one=a --many=[] --many+=A"),
         ("--old-one a", "--one=a"),
         ("--train.max-steps 3", "--train.max_steps=3 --train.max_tokens=null --train.epochs=null"),
         ("--flag --config f.yaml", "--config=f.yaml --flag=true"),
@@ -191,3 +192,11 @@ def test_a_shell_completes_commands_flags_and_values(tmp_path):
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
         found.append(done.stdout.split())
     assert found == [["slice"], ["--init"], ["half-width"]]
+
+
+def test_a_list_takes_the_place_of_the_default_and_of_a_recipe(tmp_path):
+    recipe = tmp_path / "ablate.yaml"
+    recipe.write_text("ref: a\ndata: b\nout_dir: c\nseeds: [7, 8]\n")
+    for given, meant in (("", [7, 8]), ("--seeds 1 2", [1, 2]), ("--seeds 1 --seeds 2", [1, 2]), ("--seeds=[3]", [3])):
+        args = parse(f"ablate --config {recipe} --criteria first last {given}".split(), {"ablate": AblateArgs})[1]
+        assert isinstance(args, AblateArgs) and args.seeds == meant and args.criteria == ["first", "last"]

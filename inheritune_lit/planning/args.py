@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from inheritune_lit import UserError, find_gpus
 from inheritune_lit.io.arguments import CommandArgs
@@ -19,6 +19,8 @@ class PlanArgs(CommandArgs):
     Neither weights nor data need to be there.
     """
 
+    aliases: ClassVar[dict[str, str]] = {"distill.teacher": "teacher"}
+
     ref: str | None = None
     """A reference, as in ``inheritune slice``, or a recipe: a YAML file of ``inheritune pretrain``."""
     n: int | None = None
@@ -30,8 +32,10 @@ class PlanArgs(CommandArgs):
     checkpoint."""
     _: KW_ONLY
     gpu: str | None = None
-    """GPU: rtx3090, rtx4090, l4, a10g, a100-40gb, a6000, l40s, a100-80gb, h100, h200 or b200; the usual ones when not
-    given."""
+    """GPU: rtx3090, rtx4090, l4, a10g, a100-40gb, a6000, l40s, a100-80gb, h100, h200 or b200, or this machine's cpu;
+    the usual ones when not given."""
+    teacher: str | None = None
+    """A teacher that runs along, as in ``inheritune pretrain --distill.teacher``; the recipe's when not given."""
     devices: int = 1
     """GPUs that share the work."""
     micro_batch_size: int | None = None
@@ -72,7 +76,8 @@ class PlanArgs(CommandArgs):
             raise UserError(f"--optimizer is {self.optimizer!r}; give adamw, adamw8bit or the path of a class")
         if self.tokens is not None:
             parse_count(self.tokens)
-        find_gpus(self.gpu)
+        if self.gpu != "cpu":
+            find_gpus(self.gpu)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,20 @@
 """What training a model costs: memory, micro-batches and hours per GPU, disk space; weights are never needed."""
 
 import math
+import os
 import re
+import time
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from inheritune_lit import (
     ASSUMED_MFU,
     USABLE_GPU_MEMORY,
     Config,
+    EvalArgs,
     Gpu,
     OptimizerArgs,
     ReferenceModel,
@@ -18,6 +24,7 @@ from inheritune_lit import (
     TrainArgs,
     UserError,
     count_parameters,
+    flops_of_validation,
     flops_per_token,
     is_litgpt_folder,
     largest_micro_batch,
@@ -25,6 +32,7 @@ from inheritune_lit import (
     resolve_reference,
     step_memory,
     student_config,
+    teacher_bytes,
     tensor_shapes,
 )
 from inheritune_lit.io.arguments import Precision
@@ -32,6 +40,11 @@ from inheritune_lit.references import REFERENCES, find_reference
 
 _RECOMPUTING = 4 / 3
 """Activation checkpointing repeats the forward pass, a third of a step."""
+
+
+_SLICING = re.compile(r"inheritune slice +(?:--ref +)?(\S+) +--n +(\d{1,9}) +--out_dir +(\S+)")
+CPU = "cpu"
+"""Name of this machine's CPU among the GPUs."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,11 @@ def model_of_reference(ref: str, n: int | None) -> ModelSpec:
     return ModelSpec.of_slice(reference, ref, n)
 
 
-def model_of_checkpoint(checkpoint_dir: Path) -> ModelSpec:
+def model_of_checkpoint(checkpoint_dir: Path, recipe: str = "") -> ModelSpec:
     """A checkpoint folder; where it is not there yet, what `inheritune slice` would write at this path.
+
+    Args:
+        recipe: whose comments may say with which command that is.
 
     Raises:
         UserError: neither.
@@ -98,8 +114,11 @@ def model_of_checkpoint(checkpoint_dir: Path) -> ModelSpec:
         for known in REFERENCES:
             if known.repository == f"{checkpoint_dir.parent.name}/{match[1]}":
                 return model_of_reference(known.name, int(match[2]))
+    for ref, n, out_dir in _SLICING.findall(recipe):
+        if find_reference(ref) and Path(out_dir) == checkpoint_dir:
+            return model_of_reference(ref, int(n))
     raise UserError(
-        f"no checkpoint at {checkpoint_dir}, and its name does not tell which known reference it is a slice of; "
+        f"no checkpoint at {checkpoint_dir}, and neither its name nor a recipe tells which known reference it is of; "
         "make it with `inheritune slice`, or give --ref and --n"
     )
 
@@ -118,15 +137,34 @@ class TrainingJob:
     mfu: float | None = None  # share of a GPU's peak that training reaches; None for the assumed one
     devices: int = 1  # GPUs that share the work
     unique_tokens: int | None = None  # tokens of the data on the disk, where that is known
+    eval: EvalArgs = field(default_factory=EvalArgs)
+    val_tokens: int | None = None  # tokens of the validation data, where that is known
+    teacher: ModelSpec | None = None  # that runs along
 
     @property
     def flops_per_token(self) -> float:
         return flops_per_token(self.model.config, self.block_size)
 
     @property
+    def validation_flops(self) -> float | None:
+        """FLOPs of all validations; None where neither recipe nor data tell how many samples each has."""
+        asked = self.eval.max_iters and self.eval.max_iters * self.train.micro_batch_size
+        there = None if self.val_tokens is None else self.val_tokens // self.block_size
+        if asked is None and there is None:
+            return None
+        samples = min(count for count in (asked, there) if count is not None)
+        steps = self.tokens // (self.train.global_batch_size * self.block_size)
+        return flops_of_validation(self.model.config, self.eval, steps, self.block_size, samples)
+
+    @property
+    def teacher_flops(self) -> float:
+        """FLOPs of a teacher's forward passes."""
+        return self.tokens * flops_per_token(self.teacher.config, self.block_size) / 3 if self.teacher else 0.0
+
+    @property
     def flops(self) -> float:
-        """FLOPs of the whole run, recomputing not counted."""
-        return self.tokens * self.flops_per_token
+        """FLOPs of the whole run: training, a teacher, validation; recomputing is not counted."""
+        return self.tokens * self.flops_per_token + self.teacher_flops + (self.validation_flops or 0.0)
 
     @property
     def recomputes(self) -> bool:
@@ -138,7 +176,13 @@ class TrainingJob:
         config, parameters = self.model.config, self.model.parameters
         batch = micro_batch_size or self.train.micro_batch_size
         settings = (self.precision, self.speed, self.optimizer)
-        return step_memory(config, parameters, batch, self.block_size, *settings, loss_kernel="plain", compiled=True)
+        loss, held, tokens = "plain", 0, batch * self.block_size
+        if self.teacher:
+            held = teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, self.precision)
+            loss = "distilled"
+        return step_memory(
+            config, parameters, batch, self.block_size, *settings, loss_kernel=loss, compiled=True, teacher=held
+        )
 
     def seconds(self, gpu: Gpu) -> float:
         """The run's duration on a kind of GPU."""
@@ -190,6 +234,18 @@ def fit_gpu(asked: TrainingJob, gpu: Gpu) -> GpuFit:
         if fits := largest_micro_batch(available, job.memory(), job.train.micro_batch_size):
             return GpuFit(gpu, job, min(fits, samples), job.seconds(gpu) / 3600)
     return GpuFit(gpu, None, 0, math.inf)
+
+
+@cache
+def this_cpu(precision: Precision) -> Gpu:
+    """This machine's CPU as if it were a GPU; its peak is what a product of matrices reaches here, which is tried."""
+    size, rates = 384, []  # a CPU without bf16 takes a second for it
+    matrix = torch.ones(size, size, dtype=torch.float32 if precision == "32-true" else torch.bfloat16)
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return Gpu(CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), max(rates))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from inheritune_lit import (
     ASSUMED_MFU,
     LONGEST_BLOCK,
     USABLE_GPU_MEMORY,
+    DistillArgs,
+    EvalArgs,
     OptimizerArgs,
     PretrainArgs,
     SpeedArgs,
@@ -20,8 +22,10 @@ from inheritune_lit import (
     load_packed_manifest,
     read_recipe,
 )
+from inheritune_lit.io.reading import read_text
 from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import (
+    CPU,
     DiskSpace,
     GpuFit,
     ModelSpec,
@@ -30,7 +34,13 @@ from inheritune_lit.planning.estimate import (
     fit_time,
     model_of_checkpoint,
     model_of_reference,
+    this_cpu,
 )
+from inheritune_lit.references import find_reference
+from inheritune_lit.resources import find_recipes
+
+_CPU_FLOPS = 1e16
+"""Of runs that a CPU is shown for: two days of a fast one."""
 
 if TYPE_CHECKING:
     from inheritune_lit import MeasuredSteps
@@ -79,7 +89,7 @@ class Plan:
             "embeddings or head",
             f"{job.tokens:,} tokens in {job.tokens // step:,} steps of {train.global_batch_size} x "
             f"{job.block_size:,} = {step:,}",
-            f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all",
+            *_flops_lines(job),
             "",
             *_memory_lines(job),
             _disk_line(job.disk()),
@@ -87,6 +97,11 @@ class Plan:
             *_gpu_table(job, self.gpus, self.price_per_hour),
             "",
             f"hours at {job.mfu or ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak ({source}){several}",
+            *(
+                f"this CPU's peak is what a product of matrices reached here just now, in {each.job.precision}"
+                for each in self.gpus
+                if each.gpu.name == CPU and each.job
+            ),
             f"of a GPU's memory {1 - USABLE_GPU_MEMORY:.0%} is left to CUDA's context, workspace and fragments",
         ]
         if self.max_hours is not None:
@@ -103,15 +118,18 @@ def plan(args: PlanArgs) -> Plan:
     Raises:
         UserError: bad input.
     """
-    settings = read_recipe(args.recipe, PretrainArgs, "pretrain") if args.recipe is not None else {}
-    model = _model(settings, args.ref, args.n)
+    settings, text = {}, ""
+    if args.recipe is not None:
+        settings = read_recipe(args.recipe, PretrainArgs, "pretrain")
+        text = read_text(Path(find_recipes(["--recipe", str(args.recipe)])[1]))
+    model, teacher = _model(settings, args.ref, args.n, text), _teacher(settings.get("distill"), args.teacher, text)
     train: TrainArgs = settings.get("train", TrainArgs())
     speed: SpeedArgs = settings.get("speed", SpeedArgs())
     optimizer: OptimizerArgs = settings.get("optimizer", OptimizerArgs())
     block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, LONGEST_BLOCK)
     if block > model.config.block_size:
         raise UserError(f"--max_seq_length is {block}; the model attends to at most {model.config.block_size} tokens")
-    tokens, unique = _tokens(args.tokens, train, settings.get("data"), block)
+    tokens, unique, val_tokens = _tokens(args.tokens, train, settings.get("data"), block)
     if tokens < train.global_batch_size * block:
         raise UserError(f"--tokens {args.tokens or tokens} makes no step of {train.global_batch_size * block:,} tokens")
     micro_batch = args.micro_batch_size or train.micro_batch_size
@@ -125,42 +143,70 @@ def plan(args: PlanArgs) -> Plan:
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
     precision = args.precision or settings.get("precision") or "bf16-mixed"
     job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
+    job = replace(job, eval=settings.get("eval", EvalArgs()), val_tokens=val_tokens, teacher=teacher)
     measured = None
     if args.measure:
         from inheritune_lit import measure_steps
 
         training = TrainingArgs(train=train, optimizer=optimizer, speed=speed)
         measured = measure_steps(model.config, model.tied, block, training, precision, args.devices, job.flops)
-    fits = tuple(fit_gpu(job, gpu) for gpu in find_gpus(args.gpu))
-    return Plan(job, fits, args.price_per_hour, args.max_hours, measured)
+    fits = [fit_gpu(job, gpu) for gpu in find_gpus(args.gpu)] if args.gpu != CPU else []
+    if args.gpu == CPU or (args.gpu is None and args.devices == 1 and job.flops < _CPU_FLOPS):
+        choices = [replace(job, precision=each) for each in {precision: None, "32-true": None}]  # what is fast differs
+        fits.append(min((fit_gpu(each, this_cpu(each.precision)) for each in choices), key=lambda each: each.hours))
+    return Plan(job, tuple(fits), args.price_per_hour, args.max_hours, measured)
 
 
-def _model(settings: dict[str, Any], ref: str | None, n: int | None) -> ModelSpec:
+def _teacher(distill: DistillArgs | None, given: str | None, recipe: str) -> ModelSpec | None:
+    """The teacher that a flag or a recipe names; None where none runs along."""
+    distill = DistillArgs(teacher=given) if given is not None else distill
+    if distill is None or not distill.active or distill.teacher is None:
+        return None
+    name = distill.teacher
+    if find_reference(name) or Path(name).is_dir() or name.count("/") < 2:
+        return model_of_reference(name, None)
+    return model_of_checkpoint(Path(name), recipe)
+
+
+def _model(settings: dict[str, Any], ref: str | None, n: int | None, recipe: str) -> ModelSpec:
     if ref is not None:
         return model_of_reference(ref, n)
     path = Path(settings["initial_checkpoint_dir"])
     if n is not None and "{n}" not in str(path):
         raise UserError(f"--n {n} needs --ref: the recipe is for one depth, {path}")
-    return model_of_checkpoint(at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"])
+    at_n = at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"]
+    return model_of_checkpoint(at_n, recipe.replace("{n}", str(n)))
 
 
-def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) -> tuple[int, int | None]:
-    """Tokens to train on, and tokens of the data where that is known."""
-    there = None
+def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) -> tuple[int, int | None, int | None]:
+    """Tokens to train on, and tokens of the data and of its validation part where that is known."""
+    there = val = None
     if data is not None and data.is_dir():
-        there = sum(domain.train.tokens for domain in load_packed_manifest(data).domains.values())
+        domains = load_packed_manifest(data).domains.values()
+        there, val = (sum(getattr(domain, split).tokens for domain in domains) for split in ("train", "val"))
     if asked is not None:
         budget = parse_count(asked)
-        return budget, there or (budget // train.epochs if train.epochs else None)
+        return budget, there or (budget // train.epochs if train.epochs else None), val
     if train.max_tokens is not None:
-        return train.max_tokens, there
+        return train.max_tokens, there, val
     if train.max_steps is not None:
-        return train.max_steps * train.global_batch_size * block, there
+        return train.max_steps * train.global_batch_size * block, there, val
     if train.epochs is None:
         raise UserError("no budget; give --tokens, such as 8B")
     if there is None:
         raise UserError(f"the budget is {train.epochs} epochs of {data}, which is not there; give --tokens, such as 8B")
-    return train.epochs * there, there
+    return train.epochs * there, there, val
+
+
+def _flops_lines(job: TrainingJob) -> list[str]:
+    line, parts = f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all", list[str]()
+    if job.teacher:
+        parts.append(f"{job.teacher_flops / job.flops:.1%} for the teacher, {job.teacher.title}")
+    if job.validation_flops is None:
+        parts.append(f"validation besides, every {job.eval.interval:,} steps on the data's whole validation part")
+    else:
+        parts.append(f"{job.validation_flops / job.flops:.1%} for validation")
+    return [line, f"  {', '.join(parts)}"]
 
 
 def _memory_lines(job: TrainingJob) -> list[str]:
@@ -172,6 +218,7 @@ def _memory_lines(job: TrainingJob) -> list[str]:
         "bf16 copies": memory.casts,
         "activations": memory.activations,
         "logits": memory.loss,
+        "teacher": memory.teacher,
     }
     how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
     return [
@@ -192,9 +239,11 @@ def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float
     samples = job.train.global_batch_size // job.devices
     rows = [["GPU", "memory", "largest micro-batch", f"dividing {samples}", "hours", "cost"]]
     for each in gpus:
-        cost = each.hours * (price_per_hour or 0) * job.devices
-        row = [each.gpu.name, _size(each.gpu.memory), _fits(job, each), str(each.dividing_micro_batch or "-")]
-        rows.append(row + ([_hours(each.hours), f"{cost:,.0f}"] if each.job else ["-", "-"]))
+        here = each.gpu.name == CPU
+        cost = "-" if here else f"{each.hours * (price_per_hour or 0) * job.devices:,.0f}"
+        name, memory = "this CPU" if here else each.gpu.name, _size(each.gpu.memory)
+        row = [name, memory, _fits(job, each), str(each.dividing_micro_batch or "-")]
+        rows.append(row + ([_hours(each.hours), cost] if each.job else ["-", "-"]))
     if price_per_hour is None:
         rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -224,7 +273,8 @@ def _time_text(each: GpuFit, hours: float) -> str:
 
 def _measured_text(job: TrainingJob, measured: "MeasuredSteps") -> str:
     share = f", {measured.mfu:.0%} of its peak" if measured.mfu is not None else ""
-    hours = job.tokens / measured.tokens_per_s / 3600 / job.devices
+    more = job.flops / (job.tokens * job.flops_per_token)  # for validation and a teacher
+    hours = more * job.tokens / measured.tokens_per_s / 3600 / job.devices
     return (
         f"measured here ({measured.machine}): {measured.tokens_per_s:,.0f} tokens/s{share}, so {_hours(hours)} hours; "
         f"{_size(measured.memory)} of memory, {_size(measured.predicted)} predicted"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from inheritune_lit import LONGEST_BLOCK, Gpu, TrainArgs, UserError, find_gpus
+from inheritune_lit import LONGEST_BLOCK, EvalArgs, Gpu, TrainArgs, UserError, find_gpus
 from inheritune_lit.io.folders import make_folder, replace_text
 from inheritune_lit.planning.args import InitArgs, parse_count
 from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, model_of_reference
@@ -20,6 +20,7 @@ _DATA_RECIPE, _DATA = "recipes/data/redpajama-1t-sample.yaml", "data/redpajama-1
 _STEP_TOKENS = 131_072
 """The paper's batch: 64 samples of 2,048 tokens."""
 _MOST_WARM_UP = 1000
+_VALIDATION = EvalArgs(interval=500, max_iters=128)
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,14 @@ def _plan(model: ModelSpec, tokens: int, gpu: Gpu) -> Plan:
         raise UserError(f"--tokens {tokens:,} makes no run of steps of {batch * block:,} tokens; give more")
     warm_up = min(_MOST_WARM_UP, steps // 10)
     train = TrainArgs(batch, micro_batch_size=1, max_seq_length=block, max_tokens=tokens, lr_warmup_steps=warm_up)
-    fit = fit_gpu(TrainingJob(model, tokens, block, train), gpu)
+    fit = fit_gpu(TrainingJob(model, tokens, block, train, eval=_VALIDATION), gpu)
     if fit.job is None:
         raise UserError(
             f"{model.title} does not fit --gpu {gpu.name} even with recomputing and 8-bit AdamW; give fewer layers "
             "with --n, or a larger GPU"
         )
     job = replace(fit.job, train=replace(train, micro_batch_size=fit.dividing_micro_batch))
-    return Plan(job, (replace(fit, job=job),))
+    return Plan(job, (replace(fit, job=job, hours=job.seconds(gpu) / 3600),))
 
 
 def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, run: Path) -> str:
@@ -137,8 +138,8 @@ train:
   min_lr: 3.0e-5
   save_interval: 500
 eval:
-  interval: 500
-  max_iters: 128
+  interval: {job.eval.interval}
+  max_iters: {job.eval.max_iters}
 optimizer:
   name: {job.optimizer.name}
   lr: 3.0e-4

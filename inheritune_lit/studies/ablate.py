@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +10,7 @@ from typing import Any
 
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.folders import own_folder, replace_text
 from inheritune_lit.io.manifest import installed_versions, read_manifest
 from inheritune_lit.io.plotting import COLOURS, engineering_ticks, label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
@@ -56,7 +57,13 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     n = max(1, depth // 2) if args.n is None else args.n
     if not 1 <= n <= depth:
         raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
-    analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
+    with nullcontext() if args.dry_run else own_folder(args.out_dir):
+        return _ablate(args, name, config.block_size, depth, n)
+
+
+def _ablate(args: AblateArgs, name: str, block_size: int, depth: int, n: int) -> runner.StudyResult[AblationRecord]:
+    """The study in a folder that no other process writes; a dry run writes nothing."""
+    analysis = _analysis(args, depth, min(_TOKENS, block_size))
     measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
     chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
     logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))

@@ -1,6 +1,5 @@
 """The whole recipe in miniature: a reference, its slice, a random model of the same size, and what each scores."""
 
-import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io import plotting
-from inheritune_lit.io.folders import replace_text
+from inheritune_lit.io.folders import own_folder, replace_text
+from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
@@ -49,8 +50,14 @@ def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     Raises:
         UserError: this Python carries too little text, or ``out_dir`` cannot be written.
     """
-    started, out_dir = time.monotonic(), args.out_dir
     logger.info("demo: about four minutes on two cores, offline")
+    with own_folder(args.out_dir):
+        return _run(args.out_dir)
+
+
+def _run(out_dir: Path) -> StudyResult[dict[str, ModelScores]]:
+    """The demo in a folder that no other process writes."""
+    started = time.monotonic()
     corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
     fill_once(corpus, "demo: the standard library's text", write_corpus)
     fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
@@ -98,12 +105,17 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
 
 
 def _read_scores(path: Path) -> dict[str, ModelScores]:
-    found = {}
-    for name, scored in zip(_NAMES, json.loads(path.read_text(encoding="utf-8"))["checkpoints"], strict=True):
-        held_out, accuracy = scored["held_out"], scored["tasks"][TASK]["acc"]
-        sizes = scored["n_layer"], scored["parameters"], scored["manifest"].get("tokens", 0)
-        loss, accurate = (held_out["loss"], held_out["stderr"]), (accuracy["value"], accuracy["stderr"])
-        found[name] = ModelScores(name, *sizes, loss, accurate)
+    found, remedy = dict[str, ModelScores](), f"remove {path.parent}, and the models are scored again"
+    try:
+        for name, scored in zip(_NAMES, read_json(path, "scores", remedy)["checkpoints"], strict=True):
+            loss, accuracy = (
+                (float(one[what]), float(one["stderr"]))
+                for one, what in ((scored["held_out"], "loss"), (scored["tasks"][TASK]["acc"], "value"))
+            )
+            sizes = (int(scored["n_layer"]), int(scored["parameters"]), int(scored["manifest"].get("tokens", 0)))
+            found[name] = ModelScores(name, *sizes, loss, accuracy)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} isn't scores of the demo's models ({error}); {remedy}") from error
     return found
 
 

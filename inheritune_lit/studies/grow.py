@@ -11,14 +11,14 @@ Require: reference model M_ref with k layers, data sets D_train and D_val, steps
 """
 
 import logging
-import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import inheritune_lit as lit
-from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.folders import own_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
 from inheritune_lit.io.settings_guard import check_folder
 from inheritune_lit.studies import rounds
@@ -48,20 +48,27 @@ def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
         _log(plan, str(plan))
         if args.dry_run:
             return StudyResult()
-        growing = _Growing(plan, resolved if resolved.reference.weights else resolved.open())
-        growth, before = growing.growth, None
-        for one in plan.rounds:
-            if len(growth.rounds) < one.number:
-                start = growing.inherit(one, before)  # lines 1 and 4
-                result = growing.train(one, start, before)  # lines 2 and 5
-                if result.final is None:
-                    return StudyResult(growth, str(result))
-                growing.compare(one)  # line 3
-            growing.drop_optimizers(one.number)
-            if growth.rounds[one.number - 1].met:
-                return growing.finish("met")
-            before = args.out_dir / one.name
-        return growing.finish(plan.limit)
+        opened = resolved if resolved.reference.weights else resolved.open()
+        first = plan.evaluator.fabric.global_rank == 0
+        with own_folder(args.out_dir) if first else nullcontext():
+            return _grow(_Growing(plan, opened))
+
+
+def _grow(growing: "_Growing") -> StudyResult[rounds.Growth]:
+    """Algorithm 1, in a folder that no other process writes."""
+    growth, before = growing.growth, None
+    for one in growing.plan.rounds:
+        if len(growth.rounds) < one.number:
+            start = growing.inherit(one, before)  # lines 1 and 4
+            result = growing.train(one, start, before)  # lines 2 and 5
+            if result.final is None:
+                return StudyResult(growth, str(result))
+            growing.compare(one)  # line 3
+        growing.drop_optimizers(one.number)
+        if growth.rounds[one.number - 1].met:
+            return growing.finish("met")
+        before = growing.out_dir / one.name
+    return growing.finish(growing.plan.limit)
 
 
 class _Growing:
@@ -83,15 +90,11 @@ class _Growing:
         self.reference_losses, self.growth = losses, rounds.Growth(described, rounds.read_rounds(self.out_dir))
 
     def _open_folder(self, settings: dict[str, object]) -> None:
-        """Makes ``out_dir``, or clears it of what a kill has left."""
+        """Begins in ``out_dir``, or checks what was begun there."""
         found = check_folder(self.out_dir, _KIND, settings, _FREE)
         self.fabric.barrier()
         if self.first and found is None:
-            with new_folder(self.out_dir) as staging:
-                write_manifest(staging, _KIND, {"settings": settings})
-        elif self.first:
-            for left in (*self.out_dir.glob(".*.partial-*"), *self.out_dir.glob("round-*/.*.partial-*")):
-                shutil.rmtree(left)
+            write_manifest(self.out_dir, _KIND, {"settings": settings})
         self.fabric.barrier()
 
     def inherit(self, one: rounds.RoundPlan, before: Path | None) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import make_folder, replace_text
+from inheritune_lit.io.folders import is_leftover, own_folder, replace_text
 from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
+from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies import runner
@@ -108,20 +109,21 @@ def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
     )
     if args.dry_run:
         return runner.StudyResult()
-    _check_same(out_dir, scale)
-    text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
-    runner.fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
-    packing = lit.PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
-    runner.make_once(out_dir / "data", "reproduce: packed data", partial(lit.prepare, packing))
-    sizes, files = {"name": args.scale, **asdict(scale)}, out_dir / RESULTS
-    results = runner.run_experiments(
-        todo, args.num_workers, args.cluster, lambda done: write_record(files, ReplicationRecord(sizes, done))
-    )
-    record = ReplicationRecord(sizes, results)
-    if len(results) < len(todo):
-        return runner.StudyResult(record)
-    write_page(out_dir, args.scale, results)
-    return runner.StudyResult(record, f"wrote {out_dir / PAGE}")
+    with own_folder(out_dir):
+        _check_same(out_dir, scale)
+        text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
+        runner.fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
+        packing = lit.PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
+        runner.make_once(out_dir / "data", "reproduce: packed data", partial(lit.prepare, packing))
+        sizes, files = {"name": args.scale, **asdict(scale)}, out_dir / RESULTS
+        results = runner.run_experiments(
+            todo, args.num_workers, args.cluster, lambda done: write_record(files, ReplicationRecord(sizes, done))
+        )
+        record = ReplicationRecord(sizes, results)
+        if len(results) < len(todo):
+            return runner.StudyResult(record)
+        write_page(out_dir, args.scale, results)
+        return runner.StudyResult(record, f"wrote {out_dir / PAGE}")
 
 
 def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Experiment]:
@@ -242,13 +244,12 @@ def _write_shape(folder: Path, text: str, scale: Scale) -> None:
 
 def _check_same(out_dir: Path, scale: Scale) -> None:
     """Refuses a folder that was started at another size."""
-    path = out_dir / "scale.json"
+    path, sizes = out_dir / "scale.json", asdict(scale)
     if not path.is_file():
-        make_folder(out_dir, out_dir)
-        if any(out_dir.iterdir()):
+        if any(not is_leftover(each) for each in out_dir.iterdir()):
             raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
-        replace_text(path, json.dumps(asdict(scale), indent=2) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != asdict(scale):
+        replace_text(path, json.dumps(sizes, indent=2) + "\n")
+    elif read_json(path, "the sizes of a replication", "give another --out_dir") != sizes:
         raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
 
 

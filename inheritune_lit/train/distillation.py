@@ -192,11 +192,17 @@ def prepare_distillation(
             f"student's {config.n_embd}; use --distill.kind logits"
         )
     parameters = sum(parameter.numel() for parameter in teacher.gpt.parameters())
-    # Its weights, and the widest layer of a forward pass.
-    memory = dtype.itemsize * (parameters + tokens * (3 * theirs.n_embd + 2 * theirs.intermediate_size))
+    memory = teacher_bytes(theirs, parameters, tokens, precision)
     settings = {**numbers, "teacher": teacher.identity.get("sha256") or teacher.identity}
     name = f"{teacher.name}, {parameters:,} parameters"
     return Distillation(distill, teacher.gpt, None, name, settings, teacher.flops_per_token, memory)
+
+
+def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Precision) -> int:
+    """Bytes of a teacher on each device: its weights, and the widest layer of a forward pass on so many tokens."""
+    return (4 if precision == "32-true" else 2) * (
+        parameters + tokens * (3 * config.n_embd + 2 * config.intermediate_size)
+    )
 
 
 @dataclass(frozen=True)

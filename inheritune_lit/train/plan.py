@@ -47,6 +47,7 @@ class RunPlan:
         val_blocks: samples per validation.
         parameters: parameters of the model, a tied head counted once.
         flops_per_token: forward and backward, and a teacher's forward.
+        validation_flops: of all validations.
         peak_flops: of one device in bf16, FLOP/s; None where it is not known.
     """
 
@@ -60,6 +61,18 @@ class RunPlan:
     parameters: int
     flops_per_token: float
     peak_flops: float | None
+    validation_flops: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole run: training, a teacher, validation."""
+        return self.total_steps * self.tokens_per_step * self.flops_per_token + self.validation_flops
+
+
+def flops_of_validation(config: Config, eval: EvalArgs, total_steps: int, block_size: int, samples: int) -> float:
+    """FLOPs of all validations of a run: a forward pass is a third of a training step."""
+    times = -(-total_steps // eval.interval) + eval.initial_validation
+    return times * samples * block_size * flops_per_token(config, block_size) / 3
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
@@ -122,6 +135,7 @@ def plan_run(
         parameters=parameters,
         flops_per_token=flops_per_token(config, block_size) + teacher_flops,
         peak_flops=peak_flops,
+        validation_flops=flops_of_validation(config, eval, total_steps, block_size, val_blocks),
     )
 
 

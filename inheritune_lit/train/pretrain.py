@@ -156,7 +156,8 @@ class _Run:
         lines += [
             f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} per step, "
             f"{plan.val_blocks:,} samples per validation",
-            f"{positions * plan.flops_per_token:.2e} FLOPs on {machine_name(self.fabric)}, {self.precision}",
+            f"{plan.flops:.2e} FLOPs, {plan.validation_flops / plan.flops:.1%} of them validation, on "
+            f"{machine_name(self.fabric)}, {self.precision}",
         ]
         if self.train_data.left_over:
             lines.append(self.train_data.left_over)

@@ -1,12 +1,14 @@
 """Costs before anything is spent: against closed forms, brute force, real slices and real steps."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import make_checkpoint
+from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
+from inheritune_lit.data.manifest import load_packed_manifest
 from inheritune_lit.model.load import load_model
 from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import TrainingJob, fit_gpu, fit_time, model_of_checkpoint, model_of_reference
@@ -78,8 +80,7 @@ def test_every_recipe_is_planned(recipe, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     args = ["plan", "--recipe", str(recipe), "--tokens", "8B", "--gpu", "a6000", "--price_per_hour", "0.8"]
     swept = "sweep" in recipe.stem
-    named = ["--ref", "smollm2-135m", "--n", "15"] if "smollm2" in recipe.stem else []
-    assert main(args + named + ["--n", "13"] * swept) == 0
+    assert main(args + ["--n", "13"] * swept) == 0
     assert "a6000" in capsys.readouterr().out
     if swept:
         assert main(args) == 2
@@ -141,7 +142,76 @@ def test_a_recipe_may_be_the_first_argument_and_the_plan_is_data(monkeypatch, ca
     recipe = "recipes/paper-openllama-3b-13l-1b.yaml"
     found = plan(PlanArgs(recipe, tokens="8B", gpu="a6000"))
     assert found == plan(PlanArgs(recipe=recipe, tokens="8B", gpu="a6000"))
-    assert round(found.hours["a6000"]) == 310 and found.parameters == 1_815_638_400
-    assert found.memory.weights == 4 * found.parameters and found.flops == pytest.approx(8e9 * 10.79e9, rel=1e-3)
+    # 310 hours of training; validation, one hour, comes on top.
+    assert round(found.hours["a6000"] - found.job.validation_flops / 77.4e12 / 3600) == 310
+    assert found.parameters == 1_815_638_400 and found.memory.weights == 4 * found.parameters
+    assert found.flops - found.job.validation_flops == pytest.approx(8e9 * 10.79e9, rel=1e-3)
     assert main(["plan", recipe, "--tokens", "8B", "--gpu", "a6000"]) == 0
     assert capsys.readouterr().out == f"{found}\n"
+
+
+def validations(total_steps: int, interval: int, first: bool) -> int:
+    """How often the loop validates, counted by walking through its steps."""
+    return first + sum(step % interval == 0 or step == total_steps for step in range(1, total_steps + 1))
+
+
+@pytest.mark.parametrize(("steps", "interval", "first"), [(7, 3, True), (6, 3, False), (2, 5, True), (1, 1, True)])
+def test_validation_is_counted_as_the_loop_does_it(steps, interval, first, tmp_path, tokenizer_dir, capsys):
+    make_checkpoint(tmp_path / "start", tokenizer_dir, n_layer=2)
+    packed = make_packed(tmp_path / "data", tokenizer_dir)
+    val = load_packed_manifest(packed)
+    samples = sum(domain.val.tokens for domain in val.domains.values()) // 16
+    recipe = tmp_path / "recipe.yaml"
+    for iters, expected in ((2, 4), (None, samples), (10**6, samples)):
+        recipe.write_text(
+            f"initial_checkpoint_dir: {tmp_path}/start\ndata: {packed}\nout_dir: {tmp_path}/run\nprecision: 32-true\n"
+            f"train: {{max_steps: {steps}, global_batch_size: 4, micro_batch_size: 2, max_seq_length: 16, "
+            f"lr_warmup_steps: 0}}\neval: {{interval: {interval}, max_iters: {iters or 'null'}, "
+            f"initial_validation: {str(first).lower()}}}\n"
+        )
+        found = plan(PlanArgs(recipe))
+        forward = found.job.flops_per_token / 3
+        assert found.job.validation_flops == pytest.approx(
+            validations(steps, interval, first) * expected * 16 * forward, rel=0.05
+        )
+        assert main(["pretrain", "--config", str(recipe), "--dry_run"]) == 0
+        told = re.search(r"(\S+) FLOPs, (\S+)% of them validation", capsys.readouterr().err)
+        assert float(told[1]) == pytest.approx(found.flops, rel=0.05)
+        assert float(told[2]) == pytest.approx(100 * found.job.validation_flops / found.flops, abs=2)
+    assert "this CPU" in str(found)
+
+
+def test_a_teacher_is_counted_and_named_by_flag_or_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = plan(PlanArgs("openllama-3b", 13, "8B", gpu="h100"))
+    taught = plan(PlanArgs("openllama-3b", 13, "8B", gpu="h100", teacher="openllama-3b"))
+    theirs = 8e9 * taught.job.teacher.parameters * 2  # a forward pass takes two FLOPs per parameter, and attention
+    assert 1 < (taught.flops - alone.flops) / theirs < 1.1
+    assert taught.hours["h100"] / alone.hours["h100"] == pytest.approx(taught.flops / alone.flops)
+    assert taught.memory.teacher > 2 * taught.job.teacher.parameters and "the teacher, openllama-3b" in str(taught)
+    recipe = (ROOT / "recipes/paper-openllama-3b-13l-1b.yaml").read_text()
+    (tmp_path / "taught.yaml").write_text(recipe + "distill: {teacher: openllama-3b}\n")
+    (tmp_path / "stored.yaml").write_text(recipe + "distill: {teacher_logits: here}\n")
+    (tmp_path / "off.yaml").write_text(recipe + "distill: {teacher: openllama-3b, alpha: 1.0}\n")
+    hours = {name: plan(PlanArgs(f"{name}.yaml", tokens="8B", gpu="h100")) for name in ("taught", "stored", "off")}
+    assert hours["taught"].job.teacher_flops == taught.job.teacher_flops
+    assert hours["stored"].job.teacher_flops == hours["off"].job.teacher_flops == 0
+
+
+@pytest.mark.parametrize(
+    ("comment", "found"),
+    [
+        ("inheritune slice smollm2-135m --n 7 --out_dir here/start", True),
+        ("inheritune slice   --ref smollm2-135m   --n 7 --out_dir here/start # as in the paper", True),
+        ("inheritune slice smollm2-135m --n 7 --out_dir elsewhere", False),
+        ("inheritune slice nobody/knows --n 7 --out_dir here/start", False),
+    ],
+)
+def test_a_recipe_names_what_its_checkpoint_is_of(comment, found, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    budget = "train: {max_tokens: 1000000}"
+    Path("r.yaml").write_text(f"#   {comment}\ninitial_checkpoint_dir: here/start\ndata: d\nout_dir: r\n{budget}\n")
+    assert main(["plan", "r.yaml"]) == (0 if found else 2)
+    printed = capsys.readouterr()
+    assert "first 7 of 30 layers" in printed.out if found else "no checkpoint at here/start" in printed.err
+    assert not found or re.search(r"this CPU +\S+ [GM]B", printed.out)

@@ -1,0 +1,39 @@
+"""A study's folder has one writer: a second process is told who that is, and changes nothing."""
+
+import os
+
+import pytest
+
+from inheritune_lit.cli import main
+from inheritune_lit.errors import UserError
+from inheritune_lit.io.folders import LOCK, own_folder
+from inheritune_lit.studies.demo import _read_scores
+
+SMALL = "--train.max_steps 2 --train.global_batch_size 2 --train.micro_batch_size 2 --train.max_seq_length 16 "
+SMALL += "--train.lr_warmup_steps 0 --eval.max_iters 2 --precision 32-true"
+
+
+@pytest.mark.parametrize("study", ["grow", "ablate", "reproduce", "demo"])
+def test_the_second_is_told_who_is_at_work(study, reference, packed, tmp_path, capsys):
+    out_dir = tmp_path / "out"
+    (tmp_path / "text.txt").write_text("some text\n")
+    words = {
+        "grow": f"--ref {reference} --data {packed} --out_dir {out_dir} --n 2 {SMALL}",
+        "ablate": f"--ref {reference} --data {packed} --out_dir {out_dir} --n 2 --criteria first last {SMALL}",
+        "reproduce": f"--source {tmp_path}/text.txt --out_dir {out_dir} --scale tiny",
+        "demo": f"--out_dir {out_dir}",
+    }[study]
+    with own_folder(out_dir):
+        (out_dir / ".killed.partial").mkdir()
+        assert main([study, *words.split()]) == 2
+        assert sorted(path.name for path in out_dir.iterdir()) == [".killed.partial", LOCK]
+    errors = [line for line in capsys.readouterr().err.splitlines() if "inheritune: error" in line]
+    assert len(errors) == 1 and f"process {os.getpid()} on " in errors[0], errors
+    assert f"is at work on {out_dir}; wait for it" in errors[0]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"checkpoints": [{}]}', '{"checkpoints": 5}', "[" * 9999, ""])
+def test_damaged_scores_of_the_demo_are_named(content, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"remove .*, and the models are scored again"):
+        _read_scores(tmp_path / "results.json")
