@@ -72,8 +72,8 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     """Rewrite everyday spellings into what jsonargparse understands.
 
     Hyphens in flags become underscores, aliases their flag; a word without a flag goes to the first argument;
-    ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many=[] --many+=A --many+=B``. Recipes come first, so that
-    every flag wins over them, and a budget wins over a recipe's budget in another unit.
+    ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many=[] --many+=A --many+=B``. Recipes come first, so
+    that every flag wins over them, and a budget wins over a recipe's budget in another unit.
 
     Raises:
         UserError: a word too many.
