@@ -74,7 +74,9 @@ def as_huggingface(path: Path) -> Iterator[Path]:
         scaling = _rope_scaling(metadata, tensors, architecture, path)
         _refuse_other_kinds(metadata, path)
         ids = write_tokenizer(metadata, path, folder)
-        _write_model(path, tensors, folder)
+        config = _read_config(path)
+        _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
+        _write_model(path, config, tensors, folder)
         hf = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
         _carry_over(metadata, architecture, hf, path)
         if scaling:
@@ -109,19 +111,29 @@ def _refuse_other_kinds(metadata: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path} holds a {kind} (general.type), not a model; give the file of the model")
 
 
-def _write_model(path: Path, tensors: Mapping[str, Any], folder: Path) -> None:
+def _read_config(path: Path) -> Any:
+    """transformers' reading of the model's configuration."""
+    from transformers import AutoConfig
+
+    try:
+        # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
+        vars(import_module("gguf")).setdefault("__version__", version("gguf"))
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except Exception as error:  # an unknown architecture
+        raise UserError(f"{path} cannot be read ({first_line(error)}); {_REMEDY}") from error
+
+
+def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Path) -> None:
     """Writes the weights as transformers reads them; all of the file's must be there, and nothing beside them."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "config": config}
     source["local_files_only"] = True
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity(logging.CRITICAL)  # what it would warn of is an error here
     try:
-        # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
-        vars(import_module("gguf")).setdefault("__version__", version("gguf"))
         loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, output_loading_info=True)
         model, info = loaded
         model.save_pretrained(folder, max_shard_size="2GB")
@@ -174,15 +186,14 @@ def _carry_over(metadata: Mapping[str, Any], architecture: str, hf: dict[str, An
             continue
         where = rope if key == "rope.freq_base" and "rope_theta" in rope else hf
         entry = next((entry for entry in _ENTRIES.get(key, ()) if entry in where), None)
-        if entry is not None and _is_number(value):
-            window = key == "attention.sliding_window"
-            if window and value >= metadata.get(f"{architecture}.context_length", math.inf):
-                continue
-            if not window or where.get("use_sliding_window") is not False:
-                same = _is_number(where[entry]) and math.isclose(where[entry], value, rel_tol=1e-6)
-                where[entry] = where[entry] if same else value
-                continue
-        elif key in read:
+        window = key == "attention.sliding_window"
+        if window and value >= metadata.get(f"{architecture}.context_length", math.inf):
+            continue
+        if entry is not None and not (window and hf.get("use_sliding_window") is False):
+            same = _is_number(where[entry]) and _is_number(value) and math.isclose(where[entry], value, rel_tol=1e-6)
+            where[entry] = where[entry] if same else value
+            continue
+        if key in read:
             continue
         raise UserError(f"{path}: {name} is {str(value)[:60]}, which cannot be carried over; {_REMEDY}")
 
