@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.prefix_tree import to_key
 from inheritune_lit.evaluation.score_cache import SharedWork, request_key
+from inheritune_lit.evaluation.scoring import check_finite
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
 from inheritune_lit.model.gpt import head_logits, hidden_states
@@ -151,6 +152,7 @@ def generate(
 
 def _choose(logits_BV: torch.Tensor, settings: GenerationSettings, generators: list[torch.Generator]) -> torch.Tensor:
     """The next token of each sequence, (B,), on the CPU."""
+    check_finite(logits_BV)
     if settings.temperature == 0.0:
         return logits_BV.argmax(dim=1).cpu()
     chosen = []

@@ -1,7 +1,8 @@
 """lm-eval's model interface on a litgpt model: no conversion, no transformers."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 from litgpt.model import GPT
@@ -73,6 +74,16 @@ def model_prefix(tokenizer: Tokenizer) -> list[int]:
     return bos if tokenizer.template is None else [i for i in tokenizer.template if i == tokenizer.bos_id]
 
 
+@contextmanager
+def _naming_row(request: Any) -> Iterator[None]:
+    """Says which row of a task an error is of, where lm-eval says so."""
+    try:
+        yield
+    except UserError as error:
+        number = getattr(request, "doc_id", None)
+        raise error if number is None else UserError(f"row {number + 1}: {error}") from error
+
+
 class LitLM(TemplateLM):
     """Scores and continues texts with a litgpt model.
 
@@ -136,9 +147,12 @@ class LitLM(TemplateLM):
         """Log-likelihood of each continuation given its context, and whether it is the greedy choice."""
         jobs = []
         for start in range(0, len(requests), 2048):  # those whose texts are in memory as ids at once
-            pairs = [request.args for request in requests[start : start + 2048]]
+            chunk = requests[start : start + 2048]
+            pairs = [request.args for request in chunk]
             self._encoder.announce(text for pair in pairs for text in ("".join(pair), pair[0].rstrip()))
-            jobs += [self._request(*self._split(*pair)) for pair in pairs]
+            for request, pair in zip(chunk, pairs, strict=True):
+                with _naming_row(request):
+                    jobs.append(self._request(*self._split(*pair)))
         return self.scorer.score(jobs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -166,11 +180,15 @@ class LitLM(TemplateLM):
         texts = [""] * len(requests)
         groups: dict[GenerationSettings, list[int]] = {}
         for number, request in enumerate(requests):
-            groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
+            with _naming_row(request):
+                groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
         hidden = not self._work.ranks.is_first
         with Progress("generate", len(requests), "text", stream=self._stream, hidden=hidden) as progress:
             for settings, numbers in groups.items():
-                prompts = [self._prompt(requests[number].args[0], settings) for number in numbers]
+                prompts = []
+                for number in numbers:
+                    with _naming_row(requests[number]):
+                        prompts.append(self._prompt(requests[number].args[0], settings))
                 made = continue_prompts(
                     self.model, self._encoder.tokenizer, prompts, settings, self._max_batch_tokens, self._work, progress
                 )
@@ -184,14 +202,23 @@ class LitLM(TemplateLM):
         return self.scorer.score([self._request(context, continuation) for _, context, continuation in requests])
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation, as lm-eval splits them."""
-        if context:
-            return self._encode_pair(context, continuation)
-        ids, prefix = self.tok_encode(continuation, add_special_tokens=False), [self.prefix_token_id]
-        return (ids[:1], ids[1:]) if ids[:1] == prefix else (prefix, ids)
+        """Ids of context and continuation, as lm-eval splits them.
+
+        White space before a continuation belongs to it, so a context of nothing else is an empty one. A continuation
+        whose text the tokenizer merges into the context's last token is encoded alone.
+        """
+        if context.strip():
+            before, ids = self._encode_pair(context, continuation)
+            if before:
+                return before, ids or self.tok_encode(continuation, add_special_tokens=False)
+        ids = self.tok_encode(context + continuation, add_special_tokens=False)
+        prefix = [self.prefix_token_id]
+        return (ids[:1], ids[1:]) if ids[:1] == prefix and len(ids) > 1 else (prefix, ids)
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
-        if not 0 < len(continuation) <= self.max_length:
+        if not continuation:
+            raise UserError("an answer of no tokens has no score; give it a text")
+        if len(continuation) > self.max_length:
             problem = f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is"
             raise UserError(f"{problem} {self.max_length}; leave its task out")
         self.truncated += len(context) + len(continuation) - 1 > self.max_length

@@ -25,7 +25,7 @@ from inheritune_lit.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
 
-ADAPTER_VERSION = 1
+ADAPTER_VERSION = 2
 """Goes up when a change of the adapter changes scores: results of another version are not continued from."""
 
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 16384

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from litgpt.model import GPT
 
+from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.prefix_tree import Row, build_row, split_rows, to_ids, tree_size
 from inheritune_lit.evaluation.score_cache import SharedWork, request_key
 from inheritune_lit.io.progress import Progress
@@ -125,15 +126,19 @@ class Scorer:
         path_of = dict(zip(keys, row.paths, strict=True))
         wanted = [(path_of[key], to_ids(continuation)) for key, continuation in requests]
         # M targets, ordered by the N nodes that predict them, of J requests.
+        targets_M = np.concatenate([ids for _, ids in wanted])
         nodes_N, owners_M = np.unique(np.concatenate([p[-len(ids) :] for p, ids in wanted]), return_inverse=True)
+        # Each target is predicted by one node: were there fewer, every score behind would be another request's.
+        assert len(owners_M) == len(targets_M) and all(0 < len(ids) <= len(p) for p, ids in wanted)
         order_M = np.argsort(owners_M, kind="stable")
         logprobs_M, greedy_M = self._score_targets(
             hidden_LC[torch.from_numpy(nodes_N).to(self._device)],
-            torch.from_numpy(np.concatenate([ids for _, ids in wanted])[order_M]).to(self._device),
+            torch.from_numpy(targets_M[order_M]).to(self._device),
             torch.from_numpy(owners_M[order_M]).to(self._device),
         )
         requests_M = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(ids) for _, ids in wanted])[order_M])
         sums_J2 = torch.zeros(len(wanted), 2, dtype=torch.float64)
+        check_finite(logprobs_M)
         sums_J2.index_add_(0, requests_M, torch.stack([logprobs_M.double(), (~greedy_M).double()], dim=1))
         return torch.stack([torch.ones(len(wanted)), sums_J2[:, 0], sums_J2[:, 1] == 0], dim=1)
 
@@ -157,6 +162,13 @@ class Scorer:
             logprobs.append((logits_nV[own, chosen] - logits_nV.logsumexp(dim=1)[own]).cpu())
             greedy.append((logits_nV.argmax(dim=1)[own] == chosen).cpu())
         return torch.cat(logprobs), torch.cat(greedy)
+
+
+def check_finite(values: torch.Tensor) -> None:
+    """Refuse what a model with damaged weights computes: argmax would make a choice of NaN."""
+    if not bool(values.isfinite().all()):
+        kind = "NaN" if bool(values.isnan().any()) else "infinite values"
+        raise UserError(f"the model computes {kind}, so it has no scores; train or copy its weights again")
 
 
 def _score_in(row: list[float]) -> Score:
