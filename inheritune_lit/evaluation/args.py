@@ -32,7 +32,7 @@ class EvaluateArgs(CommandArgs):
     """Mirror the rows of the suite or tasks from the hub into this folder, for --data_dir on a machine without a
     network, and do nothing else."""
     limit: int | None = None
-    """Rows per task (per subject, for MMLU); all when not given."""
+    """Rows per task (per subject, for MMLU), and samples of --val_data; all when not given."""
     num_fewshot: int | None = None
     """Examples in the prompt; the suite's or the task's default when not given, 5 for MMLU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -46,7 +46,8 @@ class EvaluateArgs(CommandArgs):
     log_samples: bool = False
     """Keep prompts and answers of every row in out_dir too."""
     cache_dir: Path | None = None
-    """Folder of the scores of single requests: a task killed in its middle continues there."""
+    """Folder of the scores of single requests, which other evaluations use too; by default they are in out_dir until
+    it is finished."""
     devices: int | Literal["auto"] = 1
     """GPUs (or CPU processes) per node that share the requests, or "auto" for every GPU."""
     num_nodes: int = 1
@@ -61,6 +62,8 @@ class EvaluateArgs(CommandArgs):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}; give 1 or more")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"--num_fewshot is {self.num_fewshot}; give 0 or more")
         if self.suite and self.tasks:
             raise UserError(f"both --suite {self.suite} and --tasks {self.tasks}; give one of them")
         if self.fetch_data is not None:

@@ -36,14 +36,21 @@ def floor_of(records: list[dict[str, Any]], metric: str, kind: FloorKind, weight
 
     ``records`` are of one task, or of MMLU's subjects with their ``weights`` in the mean.
     """
-    answers = {answer for record in records for answer in record["answers"]}
-    if kind == "none" or metric not in ("acc", "acc_norm") or None in answers:
+    # The right choices of each row of each record: there may be several.
+    right = [[set(a if isinstance(a, list) else [a]) for a in record["answers"]] for record in records]
+    sets = {frozenset(row) for rows in right for row in rows}
+    if kind == "none" or metric not in ("acc", "acc_norm") or frozenset([None]) in sets:
         return None
-    if kind == "chance" or (kind == "auto" and len(answers) <= 1):
-        shares = [math.fsum(1 / n for n in record["choices"]) / len(record["choices"]) for record in records]
+    if kind == "chance" or (kind == "auto" and len(sets) <= 1):
+        pairs = [list(zip(rows, record["choices"], strict=True)) for rows, record in zip(right, records, strict=True)]
+        shares = [math.fsum(len(row) / n for row, n in rows) / len(rows) for rows in pairs]
         return Floor(weighted_mean(shares, weights), "chance")
-    counts = [Counter(record["answers"]) for record in records]
-    always = [weighted_mean([count[answer] / count.total() for count in counts], weights) for answer in answers]
+    counts = [Counter(answer for row in rows for answer in row) for rows in right]
+    sizes = [len(rows) for rows in right]
+    always = [
+        weighted_mean([count[answer] / size for count, size in zip(counts, sizes, strict=True)], weights)
+        for answer in frozenset().union(*sets)
+    ]
     return Floor(max(always), "constant class")
 
 
@@ -114,6 +121,13 @@ def _resamples(count: int) -> Iterator[np.ndarray]:
 Record = dict[str, Any]
 PERCENT = ("acc", "acc_norm", "exact_match", "f1")
 """Metrics that are shares of 1 and shown in percent."""
+
+
+def is_percent(metric: str) -> bool:
+    """Whether a metric, which may name a filter too as "exact_match,strict", is shown in percent."""
+    return metric.partition(",")[0] in PERCENT
+
+
 # How rows make up a score that can be compared; None is the mean of what each contributes.
 _AGGREGATES = {"word_perplexity": word_perplexity, "acc": None, "acc_norm": None, "exact_match": None}
 
@@ -179,7 +193,7 @@ def cells_of(suite: Suite, records: dict[str, list[Record]], first: dict[str, li
     for column in suite.columns:
         ours, theirs = records[column.task], first[column.task] if first else None
         if column.task != MMLU:
-            for metric in [column.metric] if column.metric else ours[0]["scores"]:
+            for metric in [_title_in(ours[0]["scores"], column.metric)] if column.metric else ours[0]["scores"]:
                 title = column.title if column.metric else f"{column.title} {metric}"
                 cells.append(_cell(suite, replace(column, title=title, metric=metric), ours, theirs))
             continue
@@ -206,7 +220,7 @@ def _cell(
 ) -> Cell:
     """The mean of the records, which all weigh the same unless ``weights`` says otherwise."""
     metric, weights = column.metric, weights or [1.0] * len(records)
-    unit = 100.0 if metric in PERCENT else 1.0
+    unit = 100.0 if is_percent(metric) else 1.0
     scores = [record["scores"][metric] for record in records]
     value = unit * weighted_mean([score["value"] for score in scores], weights)
     noises = [score["stderr"] for score in scores]
@@ -238,12 +252,20 @@ def _cell(
 
 def _difference(records: list[Record], first: list[Record] | None, metric: str) -> Difference | None:
     """Compare on the same rows, all subjects' together; None where a score does not follow from its rows."""
-    if first is None or metric not in _AGGREGATES:
+    kind = metric.partition(",")[0]
+    if first is None or kind not in _AGGREGATES:
         return None
-    if any(a["documents"]["hash"] != b["documents"]["hash"] for a, b in zip(records, first, strict=True)):
-        return None
-    theirs, ours = (np.concatenate([record["documents"][metric] for record in side]) for side in (first, records))
-    return compare(theirs, ours, _AGGREGATES[metric])
+    for ours, theirs in zip(records, first, strict=True):
+        rows = [len(side["documents"].get(metric, ())) for side in (ours, theirs)]
+        if ours["documents"]["hash"] != theirs["documents"]["hash"] or rows[0] != rows[1]:
+            return None
+    before, after = (np.concatenate([record["documents"][metric] for record in side]) for side in (first, records))
+    return compare(before, after, _AGGREGATES[kind])
+
+
+def _title_in(scores: dict[str, Any], metric: str) -> str:
+    """A metric's name among the scores: of a task with several filters, the first one's where none is named."""
+    return next((title for title in scores if metric in (title, title.partition(",")[0])), metric)
 
 
 def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:

@@ -2,8 +2,12 @@
 
 import logging
 import os
+import signal
 import tempfile
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import CheckpointScores, cells_of
 from inheritune_lit.evaluation.loading import LoadedTask, fetch_rows, load_tasks
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.scorer import HELD_OUT, CheckpointScorer, ResultFolder, held_out_settings
-from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
+from inheritune_lit.evaluation.result_folder import HELD_OUT, ResultFolder
+from inheritune_lit.evaluation.scorer import CheckpointScorer, held_out_settings
+from inheritune_lit.evaluation.suite import MMLU, Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tables import results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
@@ -69,12 +74,28 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
         "columns": [column.task for column in suite.columns],
     }
     folder = ResultFolder(args.out_dir, settings) if args.out_dir is not None else None
-    with tempfile.TemporaryDirectory(prefix="inheritune-eval-") as scratch:
-        loaded, leaves = _load(suite, args, Path(scratch), ranks)
-        scorer = CheckpointScorer(args, loaded, ranks, folder)
-        for name, path in checkpoints.items():
-            scorer.check(name, path)
-        done = [scorer.score(name, path) for name, path in checkpoints.items()]
+    with ExitStack() as stack:
+        stack.enter_context(_stop_at_once(args, ranks))
+        if folder is not None and ranks.is_first:
+            stack.enter_context(folder.own())
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="inheritune-eval-"))
+        return _evaluate(suite, args, checkpoints, settings, folder, Path(scratch), ranks)
+
+
+def _evaluate(
+    suite: Suite,
+    args: EvaluateArgs,
+    checkpoints: dict[str, Path],
+    settings: dict[str, Any],
+    folder: ResultFolder | None,
+    scratch: Path,
+    ranks: Ranks,
+) -> EvaluationResult:
+    suite, loaded, leaves = _load(suite, args, scratch, ranks)
+    scorer = CheckpointScorer(args, loaded, ranks, folder)
+    for name, path in checkpoints.items():
+        scorer.check(name, path)
+    done = [scorer.score(name, path) for name, path in checkpoints.items()]
     by_column = [{asked: [records[leaf] for leaf in leaves[asked]] for asked in leaves} for records in done]
     scores: list[CheckpointScores] = []
     for (name, path), records, ours in zip(checkpoints.items(), done, by_column, strict=True):
@@ -108,22 +129,23 @@ def _checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> dict[str
     """
     for checkpoint_dir in checkpoint_dirs:
         if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
-            load_config(checkpoint_dir)
+            config = load_config(checkpoint_dir)
         else:
-            open_reference(checkpoint_dir, org="local")
+            config = open_reference(checkpoint_dir, org="local").config
         if val_data is not None:
-            check_fits_model(val_data, checkpoint_dir, load_config(checkpoint_dir).padded_vocab_size)
-    short = [path.parent.name if path.name == "final" else path.name for path in map(Path.absolute, checkpoint_dirs)]
+            check_fits_model(val_data, checkpoint_dir, config.padded_vocab_size)
+    named = [Path(os.path.normpath(path.absolute())) for path in checkpoint_dirs]
+    short = [path.parent.name if path.name == "final" else path.name for path in named]
     pairs = zip(short, checkpoint_dirs, strict=True)
     return {str(path) if short.count(name) > 1 else name: path for name, path in pairs}
 
 
 def _load(
     suite: Suite, args: EvaluateArgs, scratch: Path, ranks: Ranks
-) -> tuple[list[LoadedTask], dict[str, list[str]]]:
-    """The suite's tasks with their rows, and lm-eval's names by what the suite calls them."""
+) -> tuple[Suite, list[LoadedTask], dict[str, list[str]]]:
+    """The suite, groups as columns of their own, its tasks with their rows, and lm-eval's names by the suite's."""
     if not suite.columns:
-        return [], {}
+        return suite, [], {}
     import datasets  # the data library and lm-eval announce every step; ours are announced once
 
     datasets.disable_progress_bars()
@@ -135,10 +157,47 @@ def _load(
     if ranks.is_first:
         count = len(resolved.each())
         logger.info("reading the rows of %d task%s", count, "s" * (count > 1))
-    loaded = load_tasks(resolved, args.limit)
-    known = {task.name: list(task.task.aggregation()) for task in loaded}
+    if HELD_OUT in resolved.each():
+        raise UserError(f"a task is called {HELD_OUT!r}, as the result of --val_data is; rename it")
+    leaves, columns = dict(resolved.leaves), []
     for column in suite.columns:
-        metrics = known[resolved.leaves[column.task][0]]
-        if column.metric and column.metric not in metrics:
-            raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {', '.join(metrics)}")
-    return loaded, resolved.leaves
+        names = leaves[column.task]
+        if column.task == MMLU or len(names) == 1:
+            columns.append(column)
+            continue
+        leaves |= {name: [name] for name in names}
+        columns += [replace(column, title=f"{column.title} {name}", task=name) for name in names]
+    loaded = load_tasks(resolved, args.limit)
+    tasks = {task.name: task.task for task in loaded}
+    for column in columns:
+        task = tasks[leaves[column.task][0]]
+        metrics, filters = list(task.aggregation()), [each.name for each in getattr(task, "_filters", [])]
+        metric, _, chosen = column.metric.partition(",")
+        if metric and (metric not in metrics or (chosen and chosen not in filters)):
+            known = f"{', '.join(metrics)}" + f" with the filters {', '.join(filters)}" * (len(filters) > 1)
+            raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {known}")
+    return replace(suite, columns=columns), loaded, leaves
+
+
+@contextmanager
+def _stop_at_once(args: EvaluateArgs, ranks: Ranks) -> Iterator[None]:
+    """While the block runs, SIGTERM and Ctrl-C end it, after a line that says what is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread handle signals
+        return
+    kept = args.out_dir or args.cache_dir
+
+    def stop(number: int, frame: object) -> None:
+        if ranks.is_first:
+            with suppress(RuntimeError):  # the signal came in the middle of another line
+                logger.info(
+                    f"stopping; what is scored is in {kept}, the same command continues" if kept else "stopping"
+                )
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -62,7 +62,11 @@ def validate(
     ranks: Ranks = Ranks(),
 ) -> ValidationResult:
     """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
-    scored = block_losses(model, dataset, batch_size, max_blocks, label, ranks)
+    return summarize(block_losses(model, dataset, batch_size, max_blocks, label, ranks))
+
+
+def summarize(scored: BlockLosses) -> ValidationResult:
+    """Mean loss over all blocks and by domain."""
     by_domain: dict[str, list[tuple[float, int]]] = {}
     for domain, loss, count in zip(scored.domains, scored.losses, scored.targets, strict=True):
         by_domain.setdefault(domain, []).append((loss, count))
@@ -88,8 +92,8 @@ def block_losses(
         label: shows progress under this name; silent when None.
         ranks: processes that share the work and all get the result; each has the same model on its device.
     """
-    n_blocks = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
-    blocks = [number * len(dataset) // n_blocks for number in range(n_blocks)]
+    blocks = spread(dataset, max_blocks)
+    n_blocks = len(blocks)
     losses_N = torch.zeros(n_blocks, dtype=torch.float64)
     starts = range(0, n_blocks, batch_size)
     passes = math.ceil(len(starts) / ranks.world) * ranks.world
@@ -99,14 +103,27 @@ def block_losses(
             start = starts[min(number, len(starts) - 1)]
             chosen = blocks[start : start + batch_size]
             tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(ranks.device)
-            # Padding follows the last target, so causal attention never sees the token that stands in for it.
-            logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
-            loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
+            losses_B = batch_losses(model, tokens_BT1)
             if number < len(starts):
-                losses_N[start : start + batch_size] = loss_BT.double().sum(dim=1).cpu()
+                losses_N[start : start + batch_size] = losses_B
             progress.update(len(chosen))
     losses = ranks.add_up(losses_N).tolist()
     return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
+
+
+def spread(dataset: PackedDataset, max_blocks: int | None) -> list[int]:
+    """Numbers of at most ``max_blocks`` blocks, spread evenly over the data set; all when None."""
+    count = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
+    return [number * len(dataset) // count for number in range(count)]
+
+
+@torch.no_grad()
+def batch_losses(model: torch.nn.Module, tokens_BT1: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each block of a batch, summed over its targets: (B,), float64, on the CPU."""
+    # Padding follows the last target, so causal attention never sees the token that stands in for it.
+    logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
+    loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
+    return loss_BT.double().sum(dim=1).cpu()
 
 
 def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> tuple[float, float, int, int]:

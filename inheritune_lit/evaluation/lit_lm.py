@@ -98,6 +98,7 @@ class LitLM(TemplateLM):
         stream: where progress is shown; stderr when None.
 
     Attributes:
+        work: results that are kept, and the processes that make more.
         scorer: counts the requests and tokens that were computed.
         truncated: requests whose beginning did not fit the model's context and was cut off.
     """
@@ -118,8 +119,8 @@ class LitLM(TemplateLM):
         self.model = model.eval().requires_grad_(False)
         self.truncated = 0
         self._encoder, self._identity, self._stream = encoder, identity, stream or sys.stderr
-        self._max_batch_tokens, self._work = max_batch_tokens, SharedWork(cache, ranks)
-        self.scorer = Scorer(model, max_batch_tokens, self._work, self._stream)
+        self._max_batch_tokens, self.work = max_batch_tokens, SharedWork(cache, ranks)
+        self.scorer = Scorer(model, max_batch_tokens, self.work, self._stream)
 
     @property
     def eot_token_id(self) -> int:
@@ -182,7 +183,7 @@ class LitLM(TemplateLM):
         for number, request in enumerate(requests):
             with _naming_row(request):
                 groups.setdefault(GenerationSettings.of(request.args[1]), []).append(number)
-        hidden = not self._work.ranks.is_first
+        hidden = not self.work.ranks.is_first
         with Progress("generate", len(requests), "text", stream=self._stream, hidden=hidden) as progress:
             for settings, numbers in groups.items():
                 prompts = []
@@ -190,7 +191,7 @@ class LitLM(TemplateLM):
                     with _naming_row(requests[number]):
                         prompts.append(self._prompt(requests[number].args[0], settings))
                 made = continue_prompts(
-                    self.model, self._encoder.tokenizer, prompts, settings, self._max_batch_tokens, self._work, progress
+                    self.model, self._encoder.tokenizer, prompts, settings, self._max_batch_tokens, self.work, progress
                 )
                 for number, text in zip(numbers, made, strict=True):
                     texts[number] = text

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import itertools
+import json
 import logging
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -28,8 +30,9 @@ class LoadedTask:
 
     Attributes:
         tag: the families lm-eval counts it to, such as MMLU's four groups.
-        identity: what identifies the task's part of a result: its name and version, examples in the prompt, the split
-            that is scored, and a hash of the local files, or of the text of all rows where they are the hub's.
+        identity: what identifies the task's part of a result: its name and version, a hash of its whole description,
+            examples in the prompt, the split that is scored, and a hash of the local files, or of the text of all rows
+            where they are the hub's.
     """
 
     name: str
@@ -57,20 +60,23 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
         problem, remedy = f"cannot get the rows of task {name!r} from the hub", "give --data_dir a folder that has them"
         if rows is not None:
             problem, remedy = f"the rows in {rows.folder} do not fit task {name!r}", "give the rows of its own data set"
-        raise UserError(f"{problem} ({_told(error)}); {remedy}") from error
+        reason = "row 1 has an empty choice" if str(error) == "string index out of range" else _told(error)
+        raise UserError(f"{problem} ({reason}); {remedy}") from error
     if len(docs) == 0:
         raise UserError(f"task {name!r} has no rows in split {split}")
     _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
     num_fewshot = task.config.num_fewshot or 0
+    _check_shots(name, task, num_fewshot)
     task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=1234)  # lm-eval's own
-    entry = resolved.manager.task_index.get(name)
+    entry = resolved.manager.task_index.get(name) if "group" in spec else None
     own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
     if split != own:
         logger.info("%s: scored on %s rows, because there are none of the task's own split, %s", name, split, own)
     identity = {
         "task": name,
         "task_version": task.VERSION if task.VERSION is not None else "unknown",
+        "task_sha256": _description_sha256(task),
         "num_fewshot": num_fewshot,
         "split": split,
         "rows_sha256": rows.sha256() if rows is not None and rows.splits else _sha256(docs),
@@ -80,21 +86,60 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
 
 def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None) -> None:
     """Make every prompt's text and find the right answer among the choices: what fails is a row of another task."""
+    wants_lists = None
     for number, doc in enumerate(itertools.islice(docs, limit), start=1):
+        row = f"row {number} {where}"
         try:
             text, target = task.doc_to_text(doc), task.doc_to_target(doc)
             choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
         except Exception as error:  # prompts are templates and code of lm-eval's
             problem = f"is of the wrong shape for task {name!r} ({_told(error)})"
-            raise UserError(f"row {number} {where} {problem}; its columns are {', '.join(map(str, doc))}") from error
+            raise UserError(f"{row} {problem}; its columns are {', '.join(map(str, doc))}") from error
+        # lm-eval looks at the first row to see whether there are several right answers.
+        if callable(task.config.process_results):
+            continue
+        wants_lists = isinstance(target, list) if wants_lists is None else wants_lists
+        if wants_lists != isinstance(target, list):
+            raise UserError(f"{row} has the answer {target!r} where row 1 of task {name!r} has another kind; fix it")
         if choices is None:
             continue
-        if None in choices:  # the data library fills in what other rows have
-            raise UserError(f"row {number} {where} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
+        if not isinstance(choices, list) or None in choices:  # the data library fills in what other rows have
+            raise UserError(f"{row} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
+        if bad := [choice for choice in choices if not isinstance(choice, str) or not choice]:
+            raise UserError(f"{row} has the choice {bad[0]!r} for task {name!r}; give each a text")
         # Some tasks have the text as the index of a choice, and the answers as contexts.
-        if isinstance(text, str) and isinstance(target, int) and not 0 <= target < len(choices):
-            problem = f"has answer {target} of {len(choices)} for task {name!r}"
-            raise UserError(f"row {number} {where} {problem}; give rows that have answers")
+        answers = [text] if isinstance(text, int) else target if isinstance(target, list) else [target]
+        for answer in answers:
+            is_index = isinstance(answer, int) and 0 <= answer < len(choices)
+            if not (answer in choices if isinstance(answer, str) else is_index):
+                problem = f"has answer {answer if isinstance(answer, int) else repr(answer)} of {len(choices)}"
+                raise UserError(f"{row} {problem} for task {name!r}; give rows that have answers")
+
+
+def _check_shots(name: str, task: Task, num_fewshot: int) -> None:
+    """Refuse more examples than there are rows, the one that is scored aside."""
+    if num_fewshot < 0:
+        raise UserError(f"task {name!r} takes {num_fewshot} examples; give 0 or more")
+    few, config = getattr(task, "fewshot_cfg", None), task.config
+    if num_fewshot and few is not None and hasattr(task, "sampler"):
+        there = len(task.sampler.df) - (few.split == config.test_split)
+        if num_fewshot > there:
+            split = few.split or ("its own examples" if few.samples else config.training_split or "its rows")
+            raise UserError(f"task {name!r} takes {num_fewshot} examples from {split}, which has {there}; give fewer")
+
+
+def _description_sha256(task: Task) -> str:
+    """Hash of all that makes prompts and scores: templates, code, metrics, filters and settings.
+
+    Where rows come from is not part of it: they have a hash of their own.
+    """
+    config = task.dump_config()
+    for key in ("dataset_path", "dataset_name", "dataset_kwargs", "num_fewshot"):
+        config.pop(key, None)
+    if isinstance(config.get("metadata"), dict):
+        config["metadata"] = {key: value for key, value in config["metadata"].items() if key != "config_source"}
+    text = json.dumps(config, sort_keys=True, default=lambda value: task.config.serialize_function(value))
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 
 def _sha256(docs: Any) -> str:
@@ -171,4 +216,5 @@ def hidden_bars() -> redirect_stderr[TextIO]:
 
 
 def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    told = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"there is no {told}" if isinstance(error, KeyError) else told

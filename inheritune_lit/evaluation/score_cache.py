@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ class ScoreCache:
         path = folder / f"scores-{digest[:32]}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a file; remove it, or give another folder")
             content = path.read_bytes() if path.is_file() else b""
             if writes:
                 self._file = path.open("ab")
@@ -48,9 +52,8 @@ class ScoreCache:
         damaged, lines = 0, content.split(b"\n")
         for number, line in enumerate(lines):
             crc, _, pair = line.partition(b" ")
-            if line and crc == _crc(pair):
-                key, result = json.loads(pair)
-                self._results[key] = result
+            if line and crc == _crc(pair) and (entry := _entry(pair)):
+                self._results |= entry
             elif line and number < len(lines) - 1:  # the last line may be one that was cut short by a kill
                 damaged += 1
         if damaged:
@@ -75,6 +78,17 @@ def request_key(kind: str, *parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def _entry(pair: bytes) -> dict[str, Any]:
+    """Key and result, nothing where the line holds something else."""
+    with suppress(ValueError, RecursionError):
+        match json.loads(pair):
+            case [str() as key, (list() | int() | float()) as result]:
+                numbers = result if isinstance(result, list) else [result]
+                if all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+                    return {key: result}
+    return {}
 
 
 def _crc(pair: bytes) -> bytes:

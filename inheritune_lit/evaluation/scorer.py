@@ -4,118 +4,43 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lm_eval.evaluator import evaluate
 
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import bootstrap_stderr, word_perplexity
-from inheritune_lit.evaluation.held_out import validate
+from inheritune_lit.evaluation.held_out import BlockLosses, batch_losses, spread, summarize
 from inheritune_lit.evaluation.lit_lm import LitLM
 from inheritune_lit.evaluation.loading import LoadedTask, hidden_bars
 from inheritune_lit.evaluation.open_lm import open_lm
 from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.io.folders import check_vacant, new_folder, replace_text
-from inheritune_lit.io.manifest import (
-    MANIFEST,
-    installed_versions,
-    read_manifest,
-    replace_manifest,
-    sha256_file,
-    write_manifest,
-)
-from inheritune_lit.io.reading import read_json
+from inheritune_lit.evaluation.result_folder import HELD_OUT, Record, ResultFolder
+from inheritune_lit.evaluation.score_cache import request_key
+from inheritune_lit.evaluation.scoring import check_finite
+from inheritune_lit.io.manifest import MANIFEST, installed_versions, sha256_file
+from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import without_nan
-from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import LONGEST_BLOCK
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held_out"
-"""Name of the record of packed data beside those of tasks."""
-_GROWS = ("checkpoints", "columns")
+_OF_ONE_ROW = ("fewshot_context", "construct_requests", "process_results", "doc_to_prefix", "doc_to_target")
 
-Record = dict[str, Any]
-"""What was found and what it is of, ready for JSON."""
 Scored = tuple[Record, list[Record]]
 """A record, and lm-eval's samples."""
-
-
-class ResultFolder:
-    """``out_dir/<checkpoint>/<task>.json`` beside ``results.json``, ``results.md`` and ``results.csv``.
-
-    The folder is a new one, or of an evaluation with the same settings; checkpoints and columns may be more. One that
-    holds something else is a ``UserError``.
-    """
-
-    def __init__(self, out_dir: Path, settings: Record) -> None:
-        self._out_dir, self._settings = out_dir, settings
-        manifest = read_manifest(out_dir) if out_dir.is_dir() else None
-        if manifest is None or manifest.get("kind") != "evaluation":
-            check_vacant(out_dir)
-            return
-        before = {key: manifest.get("settings", {}).get(key) for key in settings}
-        check_settings(f"{out_dir} was made", before, settings, free=_GROWS)
-        for key in _GROWS:
-            if lost := [entry for entry in before[key] or [] if entry not in settings[key]]:
-                raise UserError(f"{out_dir} has results of {key} {lost[0]!r} too; name it, or give another --out_dir")
-
-    def has_results(self, checkpoint: str) -> bool:
-        """Whether a task is finished."""
-        return any(self._folder(checkpoint).glob("*.json"))
-
-    def read(self, checkpoint: str, task: str, identity: Record) -> Record | None:
-        """The finished record of a task, or None; a ``UserError`` if another model, settings or rows made it."""
-        path = self._folder(checkpoint) / f"{task}.json"
-        if not path.is_file():
-            return None
-        remedy = "remove it, the same command then scores it again"
-        record = read_json(path, "a finished result", remedy)
-        before = record.get("identity")
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged, it has no identity; {remedy}")
-        check_settings(f"{path} was made", {key: before.get(key) for key in identity}, identity)
-        return record
-
-    def write(self, checkpoint: str, task: str, record: Record, samples: list[Record]) -> None:
-        """Keep a finished record; the samples are there before it."""
-        self._open()
-        folder = self._folder(checkpoint)
-        folder.mkdir(exist_ok=True)
-        if samples:
-            rows = [json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in samples]
-            replace_text(folder / f"{task}.samples.jsonl", "".join(rows))
-        # A line per field: the lists of rows would otherwise take a line per entry.
-        lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in record.items()]
-        replace_text(folder / f"{task}.json", "{\n" + ",\n".join(lines) + "\n}\n")
-
-    def write_summary(self, results: Record, markdown: str, table: str) -> None:
-        """Write the three files that sum up."""
-        self._open()
-        replace_text(self._out_dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        replace_text(self._out_dir / "results.csv", table)
-        replace_text(self._out_dir / "results.md", markdown)
-
-    def _open(self) -> None:
-        """Make the folder, or note in its manifest what has been added."""
-        manifest = read_manifest(self._out_dir)
-        if manifest is None:
-            with new_folder(self._out_dir) as staging:
-                write_manifest(staging, "evaluation", {"settings": self._settings})
-        elif manifest["settings"] != self._settings:
-            replace_manifest(self._out_dir, {**manifest, "settings": self._settings})
-
-    def _folder(self, checkpoint: str) -> Path:
-        return self._out_dir / checkpoint.replace(os.sep, "_")
 
 
 class CheckpointScorer:
@@ -130,15 +55,19 @@ class CheckpointScorer:
     def check(self, name: str, checkpoint_dir: Path) -> None:
         """Refuse earlier results of another model or other settings (``UserError``) before any work is done."""
         if self._folder is not None and self._folder.has_results(name):
-            lm = self._open(checkpoint_dir)
+            lm = self._open(checkpoint_dir, keeps=False)
+            if self._args.val_data is not None:
+                self._folder.read(name, HELD_OUT, self._identity(lm, held_out_settings(self._args)))
             for task in self._tasks:
                 self._folder.read(name, task.name, self._identity(lm, task.identity))
 
     def score(self, name: str, checkpoint_dir: Path) -> dict[str, Record]:
         """Records of everything by its name; that of packed data under ``HELD_OUT``."""
+        if self._folder is not None and self._ranks.is_first:
+            self._folder.open()
         lm, records = self._open(checkpoint_dir), {}
         if self._args.val_data is not None:
-            about: Record = {"identity": self._identity(lm, {"limit": None, **held_out_settings(self._args)})}
+            about: Record = {"identity": self._identity(lm, held_out_settings(self._args))}
             score = partial(self._score_held_out, lm, name, self._args.val_data)
             records[HELD_OUT] = self._once(name, HELD_OUT, about, score)
         for number, task in enumerate(self._tasks, start=1):
@@ -163,15 +92,32 @@ class CheckpointScorer:
         """The loss in nats per token, as ``validate`` has it."""
         block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
         dataset = PackedDataset(folder, "val", block_size)
-        batch_size = max(1, 8192 // block_size)
-        label = f"{name}: held-out text" if self._ranks.is_first else None
-        result = validate(lm.model, dataset, batch_size, self._args.val_blocks, label, self._ranks)
-        return {**without_nan(asdict(result)), "block_size": block_size}, []
+        blocks, size = spread(dataset, _most_blocks(self._args)), max(1, 8192 // block_size)
+        names = [request_key("held out", dataset[block].tobytes()) for block in blocks]
+        # Row: 1 where there is a loss, the loss.
+        losses_N2 = lm.work.find(names, torch.zeros(len(blocks), 2, dtype=torch.float64), lambda loss: [1.0, loss])
+        left = [number for number, there in enumerate(losses_N2[:, 0].tolist()) if not there]
 
-    def _open(self, checkpoint_dir: Path) -> LitLM:
-        names = ("dtype", "quantize", "bos", "max_batch_tokens", "cache_dir")
-        options = {name: getattr(self._args, name) for name in names}
-        return open_lm(checkpoint_dir, **options, device=str(self._ranks.device), ranks=self._ranks)
+        def losses_of(batch: list[int]) -> torch.Tensor:
+            tokens_BT1 = torch.from_numpy(dataset.batch([blocks[number] for number in batch])).to(self._ranks.device)
+            losses_B = batch_losses(lm.model, tokens_BT1)
+            check_finite(losses_B)
+            return torch.stack([torch.ones(len(batch), dtype=torch.float64), losses_B], dim=1)
+
+        batches = [left[start : start + size] for start in range(0, len(left), size)]
+        hidden, done = not self._ranks.is_first, len(blocks) - len(left)
+        with Progress(f"{name}: held-out text", len(blocks), "block", done, hidden=hidden) as progress:
+            lm.work.compute(batches, names, losses_N2, losses_of, lambda row: row[1], progress)
+        losses = BlockLosses(losses_N2[:, 1].tolist(), dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
+        return {**without_nan(asdict(summarize(losses))), "block_size": block_size}, []
+
+    def _open(self, checkpoint_dir: Path, keeps: bool = True) -> LitLM:
+        options = {name: getattr(self._args, name) for name in ("dtype", "quantize", "bos", "max_batch_tokens")}
+        cache_dir = self._args.cache_dir if keeps else None
+        if keeps and self._folder is not None and cache_dir is None:
+            cache_dir = self._folder.requests
+        device = str(self._ranks.device)
+        return open_lm(checkpoint_dir, **options, cache_dir=cache_dir, device=device, ranks=self._ranks)
 
     def _identity(self, lm: LitLM, more: Record) -> Record:
         """What must not change between the parts of a result: the model and the settings it is read with."""
@@ -186,7 +132,12 @@ def held_out_settings(args: EvaluateArgs) -> Record:
     if args.val_data is None:
         return {}
     val_sha256 = sha256_file(args.val_data / MANIFEST)
-    return {"val_sha256": val_sha256, "val_blocks": args.val_blocks, "max_seq_length": args.max_seq_length}
+    return {"val_sha256": val_sha256, "val_blocks": _most_blocks(args), "max_seq_length": args.max_seq_length}
+
+
+def _most_blocks(args: EvaluateArgs) -> int | None:
+    """Samples of packed data that are scored, which ``--limit`` bounds too; None for all."""
+    return min((number for number in (args.val_blocks, args.limit) if number is not None), default=None)
 
 
 def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
@@ -200,18 +151,22 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
     name, task = loaded.name, loaded.task
     # Our bar goes to the real stderr. lm-eval's cache of requests is keyed by text alone, so that another model would
     # be given the first one's: it stays off.
-    with hidden_bars():
+    with explain_task(name), hidden_bars():
         tasks = {"tasks": {name: task}, "groups": {}, "group_map": {}}
         outcome = evaluate(lm, tasks, limit=limit, cache_requests=False, bootstrap_iters=1000, log_samples=True)
-    samples = outcome["samples"][name]
-    chosen = samples[0]["filter"]
-    samples = [sample for sample in samples if sample["filter"] == chosen]
-    documents = {metric: [_plain(sample[metric]) for sample in samples] for metric in samples[0]["metrics"]}
-    scores = _scores(outcome["results"][name], chosen, len(samples), outcome["higher_is_better"].get(name, {}))
-    if "word_perplexity" in scores:
-        rows_N2 = np.array(documents["word_perplexity"])
-        scores["word_perplexity"]["stderr"] = bootstrap_stderr(rows_N2, word_perplexity)
-    answers, choices = zip(*(_answer(task, sample["doc"]) for sample in samples), strict=True)
+        everything = outcome["samples"][name]
+        filters = list(dict.fromkeys(sample["filter"] for sample in everything))
+        samples = [sample for sample in everything if sample["filter"] == filters[0]]
+        documents: dict[str, list[Any]] = {}
+        for sample in everything:
+            for metric in sample["metrics"]:
+                title = metric if len(filters) == 1 else f"{metric},{sample['filter']}"
+                documents.setdefault(title, []).append(_plain(sample[metric]))
+        scores = _scores(outcome["results"][name], documents, filters[0], outcome["higher_is_better"].get(name, {}))
+        if "word_perplexity" in scores:
+            rows_N2 = np.array(documents["word_perplexity"])
+            scores["word_perplexity"]["stderr"] = bootstrap_stderr(rows_N2, word_perplexity)
+        answers, choices = zip(*(_answer(task, sample["doc"]) for sample in samples), strict=True)
     record = {
         **loaded.identity,
         "scores": scores,
@@ -225,20 +180,44 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
         "choices": list(choices),
         "documents": {"hash": [sample["doc_hash"][:16] for sample in samples], **documents},
     }
-    return record, samples
+    return record, everything
 
 
-def _scores(raw: Record, chosen: str, n: int, directions: Record) -> dict[str, Record]:
-    """lm-eval's "acc,none" and "acc_stderr,none" as one entry per metric."""
-    values = {key.split(",")[0]: value for key, value in raw.items() if key.endswith(f",{chosen}")}
+@contextmanager
+def explain_task(name: str) -> Iterator[None]:
+    """Turns what lm-eval or a task's own code raises into one line that names the task, and the row if it is known.
+
+    What a full disk or little memory raises is left as it is, and so is what our own model does.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from error
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = any(isinstance(frame.f_locals.get("self"), LitLM) for frame in frames)
+        if ours or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        row = ""
+        for frame, called in pairwise(frames):
+            if "doc_id" in frame.f_locals and called.f_code.co_name in _OF_ONE_ROW:
+                row = f", row {frame.f_locals['doc_id'] + 1}"
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"task {name!r}{row}: lm-eval cannot score it ({told}); leave it out or fix it") from error
+
+
+def _scores(raw: Record, documents: dict[str, list[Any]], first: str, directions: Record) -> dict[str, Record]:
+    """lm-eval's "acc,none" and "acc_stderr,none" as one entry per metric, and filter where there are several."""
     scores = {}
-    for metric, value in values.items():
-        if not metric.endswith("_stderr"):
-            stderr = values.get(f"{metric}_stderr")
-            if not isinstance(stderr, int | float) or math.isnan(stderr):
-                stderr = None
-            score = {"value": float(value), "stderr": None if stderr is None else float(stderr), "n": n}
-            scores[metric] = {**score, "higher_is_better": directions.get(metric) is not False}
+    for title, rows in documents.items():
+        metric, _, chosen = title.partition(",")
+        value, stderr = (raw.get(f"{kind},{chosen or first}") for kind in (metric, f"{metric}_stderr"))
+        if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+            raise UserError(f"its {title} is {value!r}, which is not a number; leave the metric out")
+        if not isinstance(stderr, int | float) or math.isnan(stderr):
+            stderr = None
+        score = {"value": float(value), "stderr": None if stderr is None else float(stderr), "n": len(rows)}
+        scores[title] = {**score, "higher_is_better": directions.get(metric) is not False}
     return scores
 
 
@@ -248,10 +227,14 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, bool | int | float | np.number) else str(value)
 
 
-def _answer(task: Any, doc: Record) -> tuple[int | None, int | None]:
-    """Index of the right choice and how many there are; None where the task has no such thing."""
+def _answer(task: Any, doc: Record) -> tuple[int | list[int] | None, int | None]:
+    """Indices of the right choices, or of the only one, and how many there are; None where the task has no such."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None, None
-    text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+    text, target, choices = task.doc_to_text(doc), task.doc_to_target(doc), task.doc_to_choice(doc)
     answer = text if isinstance(text, int) else target  # WinoGrande has the answers as contexts
-    return (answer if isinstance(answer, int) else None), len(task.doc_to_choice(doc))
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if isinstance(answer, list) and not all(isinstance(each, int) for each in answer):
+        answer = None
+    return (answer if isinstance(answer, int | list) else None), len(choices)

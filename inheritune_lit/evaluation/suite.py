@@ -97,7 +97,9 @@ def suite_of_tasks(tasks: str | None) -> Suite:
     if not tasks:
         return Suite(name="", title="Held-out text", columns=[])
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    columns = [Column(title=Path(name).stem if name.endswith((".yaml", ".yml")) else name, task=name) for name in names]
+    short = [Path(name).stem if name.endswith((".yaml", ".yml")) else name for name in names]
+    titles = [name if short.count(title) > 1 else title for name, title in zip(names, short, strict=True)]
+    columns = [Column(title=title, task=name) for name, title in zip(names, titles, strict=True)]
     return Suite(name="tasks", title="Tasks", columns=columns)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from inheritune_lit.evaluation.cells import LEVEL, PERCENT, Cell, CheckpointScores, average
+from inheritune_lit.evaluation.cells import LEVEL, Cell, CheckpointScores, average, is_percent
 from inheritune_lit.evaluation.suite import Suite
 from inheritune_lit.io.tables import markdown_table
 
@@ -127,7 +127,7 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
 
 
 def _column(title: str, task: str, metric: str) -> dict[str, Any]:
-    return {"column": title, "task": task, "metric": metric, "unit": "percent" if metric in PERCENT else ""}
+    return {"column": title, "task": task, "metric": metric, "unit": "percent" if is_percent(metric) else ""}
 
 
 def _marked(cell: Cell) -> str:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lm_eval.tasks import TaskManager
 
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.evaluation.local_rows import LocalRows, LocalTaskRows
 from inheritune_lit.evaluation.suite import MMLU
+from inheritune_lit.evaluation.task_files import FileTask, TaskFiles
+from inheritune_lit.evaluation.templates import use_sandbox
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class TaskResolver:
     def __init__(self, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise UserError(f"no folder of task rows at {data_dir}; give --data_dir a folder of <task>/<split>.jsonl")
-        self._num_fewshot, self._cache = num_fewshot, str(scratch / "cache")
+        self._num_fewshot, self._cache, self._data_dir = num_fewshot, str(scratch / "cache"), data_dir
+        use_sandbox()
         self._rows: dict[str, LocalRows] = {}
         self._subjects = mmlu_subjects()
         self._local_rows = LocalTaskRows(data_dir, scratch, self._subjects) if data_dir else None
@@ -66,21 +68,39 @@ class TaskResolver:
         or a task whose local rows are missing, is a ``UserError``.
         """
         registered: dict[str, dict[str, Any]] = {}
-        own, leaves = {}, {}
+        own: dict[str, dict[str, Any]] = {}
+        leaves: dict[str, list[str]] = {}
         for name in asked:
             number = self._num_fewshot if self._num_fewshot is not None else (shots or {}).get(name)
             if name.endswith((".yaml", ".yml")):
-                task = self._from_file(Path(name), number)
-                own[task["task"]] = task
-                leaves[name] = [task["task"]]
-                continue
-            leaves[name] = [name]
-            if name == MMLU:
-                present = self._local_rows.subjects() if self._local_rows else self._subjects
-                leaves[name] = sorted(self._subjects[subject] for subject in present)
-            registered |= {leaf: self._registered(leaf, number) for leaf in leaves[name]}
+                described = TaskFiles(task_manager(), self._data_dir).read(Path(name))
+            else:
+                names = [name]
+                if name == MMLU:
+                    present = self._local_rows.subjects() if self._local_rows else self._subjects
+                    names = sorted(self._subjects[subject] for subject in present)
+                described = [FileTask(each, {}, each, None) for each in names]
+            leaves[name] = [task.name for task in described]
+            for task in described:
+                spec = self._described(task, number)
+                other = registered.get(task.name) or own.get(task.name)
+                if other not in (None, spec) or leaves[name].count(task.name) > 1:
+                    raise UserError(f"{name} has a task {task.name!r}, and another has that name; rename one of them")
+                (own if task.base is None else registered)[task.name] = spec
         group = [{"group": "inheritune", "task": list(registered.values())}] if registered else []
         return ResolvedTasks([*group, *own.values()], task_manager(), leaves, dict(self._rows))
+
+    def _described(self, task: FileTask, num_fewshot: int | None) -> dict[str, Any]:
+        """What to load for a task: lm-eval's with what a file changes of it, or a file's own."""
+        config = dict(task.config)
+        if num_fewshot is not None:
+            config["num_fewshot"] = num_fewshot
+        if task.base is not None and "dataset_path" not in config:
+            return self._registered(task.base, config.pop("num_fewshot", None)) | config
+        if task.rows is not None:
+            self._rows[task.name] = task.rows
+        config["dataset_kwargs"] = {**(config.get("dataset_kwargs") or {}), "cache_dir": self._cache}
+        return config
 
     def _registered(self, name: str, num_fewshot: int | None) -> dict[str, Any]:
         """A registered task, on local files where there is a folder of them."""
@@ -99,6 +119,8 @@ class TaskResolver:
             suffix = "jsonl" if rows.builder == "json" else rows.builder
             named = [f"{split}.{suffix}" for split in (wanted["test"], wanted["validation"]) if split]
             raise UserError(f"no local rows of task {name!r}: {rows.folder} has none of {', '.join(named)}; add one")
+        if splits["fewshot"] is None and (config.get("fewshot_config") or {}).get("samples"):
+            shots = 0  # the task carries its examples itself
         if shots and splits["fewshot"] is None and splits["training"] is None:
             split = wanted["fewshot"] or wanted["training"]
             raise UserError(f"task {name!r} takes {shots} examples from split {split}: {rows.folder} has none")
@@ -106,28 +128,6 @@ class TaskResolver:
         kwargs = {"data_files": files, "cache_dir": self._cache}
         source = {"dataset_path": rows.builder, "dataset_name": None, "dataset_kwargs": kwargs}
         return task | source | {f"{kind}_split": split for kind, split in splits.items()}
-
-    def _from_file(self, path: Path, num_fewshot: int | None) -> dict[str, Any]:
-        """A task described by a YAML file; relative data files are looked for beside it."""
-        try:
-            task = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the task file {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not a task file: {' '.join(str(error).split())}") from error
-        if not isinstance(task, dict) or "task" not in task:
-            raise UserError(f"{path} is not a task file: it has no field `task`")
-        kwargs = task.setdefault("dataset_kwargs", {})
-        files = kwargs.get("data_files", {})
-        for split, file in files.items():
-            if not (path.parent / file).is_file():
-                raise UserError(f"{path} names {file} for split {split}, which is not beside it")
-            files[split] = str((path.parent / file).resolve())
-        kwargs["cache_dir"] = self._cache
-        if num_fewshot is not None:
-            task["num_fewshot"] = num_fewshot
-        self._rows[task["task"]] = LocalRows(path.parent, "json", {s: [Path(file)] for s, file in files.items()})
-        return task
 
 
 @functools.cache

@@ -22,7 +22,7 @@ _HARMLESS = ("join", "format", "default", "round", "index", "count", "get", "app
 class _OwnConcat(NodeTransformer):
     """``a ~ b`` is joined by the environment, which counts."""
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 (Jinja's name)
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         parts = [self.visit(part) for part in node.nodes]
         return nodes.Call(nodes.EnvironmentAttribute("join"), parts, [], None, None, lineno=node.lineno)
 
@@ -30,7 +30,7 @@ class _OwnConcat(NodeTransformer):
 class TaskTemplates(SandboxedEnvironment):
     """lm-eval's environment in a sandbox, bounded in time and size: a prompt is the work of whoever wrote its task."""
 
-    intercepted_binops = frozenset("+ * ** %".split())
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -56,7 +56,7 @@ class TaskTemplates(SandboxedEnvironment):
             _check_width(left)
         return super().call_binop(context, operator, left, right)
 
-    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as Jinja's own: a template may pass any name)
+    def call(*args: Any, **kwargs: Any) -> Any:
         """Call what a template calls."""
         subject = getattr(args[2], "__self__", None)
         return _bounded(SandboxedEnvironment.call, 3, getattr(args[2], "__name__", ""), subject)(*args, **kwargs)

@@ -61,7 +61,11 @@ def test_an_answer_of_nothing_names_its_row(hf_checkpoint):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
     ("kind", "asked"),
-    [("loglikelihood", ("a", " b")), ("loglikelihood_rolling", ("a b",)), ("generate_until", ("a", {"max_gen_toks": 3}))],
+    [
+        ("loglikelihood", ("a", " b")),
+        ("loglikelihood_rolling", ("a b",)),
+        ("generate_until", ("a", {"max_gen_toks": 3})),
+    ],
 )
 def test_a_model_that_computes_no_numbers_has_no_scores(hf_checkpoint, value, kind, asked):
     lm = open_lm(hf_checkpoint)

@@ -69,6 +69,6 @@ def test_the_text_is_lm_evals(text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_runs_is_read_or_grows(text):
     start = time.monotonic()
-    with pytest.raises(Exception):  # noqa: B017, PT011 (whatever it is, it becomes a line that names the task)
+    with pytest.raises(Exception):  # noqa: B017 (whatever it is, it becomes a line that names the task)
         utils.apply_template(text, DOC)
     assert time.monotonic() - start < 5
