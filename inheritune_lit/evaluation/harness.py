@@ -3,10 +3,11 @@
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def _load(
 
     datasets.disable_progress_bars()
     os.environ.setdefault("LOGLEVEL", "ERROR")
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork this process to resample; the result is equal
     for name in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     shots = {column.task: column.num_fewshot for column in suite.columns}
@@ -185,14 +187,16 @@ def _stop_at_once(args: EvaluateArgs, ranks: Ranks) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets only the main thread handle signals
         return
-    kept = args.out_dir or args.cache_dir
+    kept, own, stderr = args.out_dir or args.cache_dir, os.getpid(), sys.stderr
 
     def stop(number: int, frame: object) -> None:
+        if os.getpid() != own:  # lm-eval forks processes of its own, and ends them by SIGTERM
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if ranks.is_first:
-            with suppress(RuntimeError):  # the signal came in the middle of another line
-                logger.info(
-                    f"stopping; what is scored is in {kept}, the same command continues" if kept else "stopping"
-                )
+            # The signal may come in the middle of another line, or of what lm-eval must not show.
+            with suppress(RuntimeError), redirect_stderr(stderr):
+                logger.info(f"stopping; what is scored is in {kept}, the same command continues" if kept else "stopped")
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -125,9 +125,11 @@ class ResultFolder:
         check_settings(f"{path} was made", {key: before.get(key) for key in identity}, identity, free=_DESCRIBES)
         if any(before.get(key) != identity.get(key) for key in _DESCRIBES):
             return None
-        kind = _HeldOutRecord if task == HELD_OUT else _TaskRecord
-        checked = to_record(record, kind, path, "a finished result", _REMEDY, others=True)
-        numbers = [checked.loss] if isinstance(checked, _HeldOutRecord) else _numbers(checked)
+        about = (path, "a finished result", _REMEDY, True)
+        if task == HELD_OUT:
+            numbers = [to_record(record, _HeldOutRecord, *about).loss]
+        else:
+            numbers = _numbers(to_record(record, _TaskRecord, *about))
         if not numbers or not all(map(math.isfinite, numbers)):
             raise UserError(f"{path} is damaged, it has no scores of all its rows; {_REMEDY}")
         return record

@@ -1,13 +1,14 @@
 """Checkpoints scored on everything asked for, from where an earlier attempt stopped."""
 
 import hashlib
+import io
 import json
 import logging
 import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -151,7 +152,7 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
     name, task = loaded.name, loaded.task
     # Our bar goes to the real stderr. lm-eval's cache of requests is keyed by text alone, so that another model would
     # be given the first one's: it stays off.
-    with explain_task(name), hidden_bars():
+    with explain_task(name), hidden_bars(), redirect_stdout(io.StringIO()):
         tasks = {"tasks": {name: task}, "groups": {}, "group_map": {}}
         outcome = evaluate(lm, tasks, limit=limit, cache_requests=False, bootstrap_iters=1000, log_samples=True)
         everything = outcome["samples"][name]
