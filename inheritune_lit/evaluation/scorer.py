@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,11 @@ from inheritune_lit.model.flops import LONGEST_BLOCK
 
 logger = logging.getLogger(__name__)
 
-_OF_ONE_ROW = ("fewshot_context", "construct_requests", "process_results", "doc_to_prefix", "doc_to_target")
+_OF_ONE_ROW = {"fewshot_context", "construct_requests", "process_results", "doc_to_prefix", "doc_to_target"}
+"""What lm-eval calls for a single row."""
+
+_TOKENS = 8192
+"""Of packed data, per forward pass."""
 
 Scored = tuple[Record, list[Record]]
 """A record, and lm-eval's samples."""
@@ -93,7 +96,7 @@ class CheckpointScorer:
         """The loss in nats per token, as ``validate`` has it."""
         block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
         dataset = PackedDataset(folder, "val", block_size)
-        blocks, size = spread(dataset, _most_blocks(self._args)), max(1, 8192 // block_size)
+        blocks, size = spread(dataset, _most_blocks(self._args)), max(1, _TOKENS // block_size)
         names = [request_key("held out", dataset[block].tobytes()) for block in blocks]
         # Row: 1 where there is a loss, the loss.
         losses_N2 = lm.work.find(names, torch.zeros(len(blocks), 2, dtype=torch.float64), lambda loss: [1.0, loss])
@@ -200,8 +203,9 @@ def explain_task(name: str) -> Iterator[None]:
         if ours or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         row = ""
-        for frame, called in pairwise(frames):
-            if "doc_id" in frame.f_locals and called.f_code.co_name in _OF_ONE_ROW:
+        for number, frame in enumerate(frames):
+            called = {each.f_code.co_name for each in frames[number + 1 : number + 3]}  # a decorator may stand between
+            if "doc_id" in frame.f_locals and called & _OF_ONE_ROW:
                 row = f", row {frame.f_locals['doc_id'] + 1}"
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"task {name!r}{row}: lm-eval cannot score it ({told}); leave it out or fix it") from error

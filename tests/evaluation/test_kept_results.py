@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation import scorer
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import floor_of
 from inheritune_lit.evaluation.harness import evaluate
@@ -168,6 +169,7 @@ def test_a_model_that_computes_nan_is_refused_and_nothing_is_left(tokenizer_dir,
 def test_a_signal_keeps_what_is_scored(two_models, task, tmp_path, tokenizer_dir, monkeypatch, capsys, number, kind):
     command = ["eval", str(two_models[0]), "--out_dir", str(tmp_path / "out"), "--max_batch_tokens", "24"]
     command += ["--tasks", str(task())]
+    monkeypatch.setattr(scorer, "_TOKENS", 1024)
     if kind == "packed":
         command += ["--val_data", str(make_packed(tmp_path / "packed", tokenizer_dir)), "--max_seq_length", "256"]
     whole = evaluate(EvaluateArgs(two_models[:1], tasks=str(task()), max_batch_tokens=24)).checkpoints[0].tasks

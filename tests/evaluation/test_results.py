@@ -126,7 +126,7 @@ def test_a_killed_suite_continues_and_gives_the_same_table(scored, suite, two_mo
     command = _command(suite, two_models, rows_dir, tmp_path / "out")
     done = tmp_path / "out" / "first" / "wsc.json"
     process = subprocess.Popen([sys.executable, "-m", "inheritune_lit", *command], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not done.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
