@@ -83,13 +83,20 @@ def micro_batch_samples(
 
 
 class _Group(NamedTuple):
-    """Samples that are permuted together: one domain's, or all of them without weights, where the name is empty."""
+    """Samples that are permuted together: one domain's, or all of them without weights, where the name is empty.
+
+    They are first, ..., first + size - 1. Where other data came in the middle of an epoch, ``rest`` are those of them
+    that are still to come in it, counted from ``first``; they are draws ``start`` - len(rest) to ``start`` - 1.
+    """
 
     name: str
-    first: int  # they are first, ..., first + size - 1
+    first: int
     size: int
     draws: int  # per cycle
     drawn: int  # when the mixture began
+    rest: np.ndarray
+    start: int
+    stream: str  # of the order of the rest
 
 
 class MixtureSampler:
@@ -105,8 +112,10 @@ class MixtureSampler:
         domain_sizes: number of samples per domain; samples are numbered through in this order.
         seed: of the order.
         draws: positions per cycle for each domain that is drawn, ``CYCLE`` in all; None for epochs of all samples.
-        first_sample, drawn: a mixture that replaces another at this position, and how often each domain had been drawn
-            until then: domains continue where they are.
+        first_sample, before: a mixture that replaces another one at this position. Domains continue where they are:
+            what is left of their epoch comes first, with the samples that were added, in an order of its own where
+            there are other samples than before. How often each domain had been drawn says as much, where all of them
+            are still the same.
     """
 
     def __init__(
@@ -115,17 +124,20 @@ class MixtureSampler:
         seed: int,
         draws: Mapping[str, int] | None = None,
         first_sample: int = 0,
-        drawn: Mapping[str, int] | None = None,
+        before: "MixtureSampler | Mapping[str, int] | None" = None,
     ) -> None:
         self.domain_sizes, self.seed, self.first_sample = dict(domain_sizes), seed, first_sample
-        drawn, ends = drawn or {}, np.cumsum(list(domain_sizes.values())).tolist()
+        ends = np.cumsum(list(domain_sizes.values())).tolist()
         self._size, self._weighted = ends[-1], draws is not None
         self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
+        if before is not None and not isinstance(before, MixtureSampler) and draws is None:
+            before = MixtureSampler({name: domain_sizes[name] for name in before}, seed)
+        self._undrawn = before.left(first_sample, self) if isinstance(before, MixtureSampler) else None
         if draws is None:
-            self._groups = [_Group("", 0, self._size, CYCLE, sum(drawn.values()))]
+            self._groups = [self._group("", 0, self._size, CYCLE, before)]
         else:
             self._groups = [
-                _Group(name, first, domain_sizes[name], draws[name], drawn.get(name, 0))
+                self._group(name, first, domain_sizes[name], draws[name], before)
                 for name, first in self._firsts.items()
                 if draws.get(name)
             ]
@@ -152,11 +164,48 @@ class MixtureSampler:
         counts = np.zeros(self._size, dtype=np.int64)
         for sign, position in ((1, stop), (-1, start)):
             for group, draws in zip(self._groups, self._draws_before(position), strict=True):
-                epoch, again = divmod(draws, group.size)
-                counts[group.first : group.first + group.size] += sign * epoch
-                for first in range(0, again, _CHUNK):
-                    counts[self._drawn(group, epoch * group.size + first, min(_CHUNK, again - first))] += sign
+                counts[group.first : group.first + group.size] += sign * self._times(group, draws)
         return counts
+
+    def left(self, position: int, other: "MixtureSampler") -> np.ndarray:
+        """Returns which samples of another sampler are still to come in their epoch here, at a position, as booleans.
+
+        A domain's sample is known by its number in the domain. What is not here at all is still to come.
+        """
+        here = np.ones(self._size, dtype=bool) if self._undrawn is None else self._undrawn.copy()
+        for group, draws in zip(self._groups, self._draws_before(position), strict=True):
+            here[group.first : group.first + group.size] = self._times(group, draws) == draws // group.size
+        there = np.ones(other._size, dtype=bool)
+        for name in self._firsts.keys() & other._firsts.keys():
+            common, first = min(self.domain_sizes[name], other.domain_sizes[name]), other._firsts[name]
+            there[first : first + common] = here[self._firsts[name] : self._firsts[name] + common]
+        return there
+
+    def _group(
+        self, name: str, first: int, size: int, draws: int, before: "MixtureSampler | Mapping[str, int] | None"
+    ) -> _Group:
+        if not isinstance(before, MixtureSampler):
+            return _Group(name, first, size, draws, (before or {}).get(name, 0), np.zeros(0, dtype=np.int64), 0, "")
+        assert self._undrawn is not None
+        epoch = 1
+        for group, drawn in zip(before._groups, before._draws_before(self.first_sample), strict=True):
+            same = before.domain_sizes == self.domain_sizes if not name else group.size == size
+            if group.name == name and same:
+                return group._replace(first=first, draws=draws, drawn=drawn)
+            epoch = max(epoch, drawn // group.size + 1)
+        rest = np.flatnonzero(self._undrawn[first : first + size])
+        stream = f"rest {self.first_sample} {name}"
+        return _Group(name, first, size, draws, epoch * size - len(rest), rest, epoch * size, stream)
+
+    def _times(self, group: _Group, draws: int) -> np.ndarray:
+        """Returns how often each sample of a group was drawn after so many draws of it, int64, shape (size,)."""
+        epoch, again = divmod(max(draws, group.start), group.size)
+        times = np.full(group.size, epoch, dtype=np.int64)
+        for first in range(0, again, _CHUNK):
+            times[self._drawn(group, epoch * group.size + first, min(_CHUNK, again - first)) - group.first] += 1
+        if draws < group.start:
+            times[self._drawn(group, draws, group.start - draws) - group.first] -= 1
+        return times
 
     def domain_counts(self, start: int, stop: int) -> dict[str, int]:
         """Returns how often positions start, ..., stop - 1 draw each domain."""
@@ -186,6 +235,16 @@ class MixtureSampler:
 
     def _drawn(self, group: _Group, first: int, count: int) -> np.ndarray:
         """Returns the samples of some consecutive draws of a group."""
+        of_rest = min(count, max(0, group.start - first))
+        if of_rest:
+            keys, size = round_keys(self.seed, group.stream, 0), len(group.rest)
+            positions = np.arange(first, first + of_rest) - (group.start - size)
+            rest = group.first + group.rest[permute(positions, size, keys)]
+            return (
+                np.concatenate([rest, self._drawn(group, first + of_rest, count - of_rest)])
+                if of_rest < count
+                else rest
+            )
         epochs, positions = np.divmod(np.arange(first, first + count), group.size)
         own = [round_keys(self.seed, f"blocks {group.name}", epoch) for epoch in range(epochs[0], epochs[-1] + 1)]
         keys = own[0] if len(own) == 1 else np.stack(own, axis=1)[:, epochs - epochs[0]]

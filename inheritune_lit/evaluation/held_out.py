@@ -53,6 +53,10 @@ class BlockLosses:
     domains: list[str]
 
 
+class Stopped(Exception):
+    """A validation was left before its end, as its caller wished."""
+
+
 def validate(
     model: torch.nn.Module,
     dataset: PackedDataset,
@@ -60,9 +64,10 @@ def validate(
     max_blocks: int | None = None,
     label: str | None = None,
     ranks: Ranks = Ranks(),
+    stop: Callable[[], bool] | None = None,
 ) -> ValidationResult:
     """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
-    return summarize(block_losses(model, dataset, batch_size, max_blocks, label, ranks))
+    return summarize(block_losses(model, dataset, batch_size, max_blocks, label, ranks, stop))
 
 
 def summarize(scored: BlockLosses) -> ValidationResult:
@@ -82,6 +87,7 @@ def block_losses(
     max_blocks: int | None = None,
     label: str | None = None,
     ranks: Ranks = Ranks(),
+    stop: Callable[[], bool] | None = None,
 ) -> BlockLosses:
     """Next-token cross-entropy of each of the same blocks of a data set every time.
 
@@ -91,6 +97,10 @@ def block_losses(
         max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
         label: shows progress under this name; silent when None.
         ranks: processes that share the work and all get the result; each has the same model on its device.
+        stop: asked before each forward pass; where it says yes on one rank, all of them leave.
+
+    Raises:
+        Stopped: ``stop`` said yes.
     """
     blocks = spread(dataset, max_blocks)
     n_blocks = len(blocks)
@@ -100,6 +110,8 @@ def block_losses(
     with Progress(label or "", n_blocks, "block", hidden=label is None) as progress:
         # Every rank does as many forward passes as the others, which a sharded model needs: spare ones repeat the last.
         for number in range(ranks.rank, passes, ranks.world):
+            if stop and ranks.add_up(torch.tensor(float(stop()))).item():
+                raise Stopped
             start = starts[min(number, len(starts) - 1)]
             chosen = blocks[start : start + batch_size]
             tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(ranks.device)

@@ -10,7 +10,11 @@ from inheritune_lit.io.manifest import read_manifest
 
 
 def check_folder(
-    folder: Path, kind: str, settings: dict[str, Any], free: tuple[str, ...] = ()
+    folder: Path,
+    kind: str,
+    settings: dict[str, Any],
+    free: tuple[str, ...] = (),
+    remedy: str = "use the old value or give another --out_dir",
 ) -> dict[str, Any] | None:
     """The manifest of a folder that was started with the same settings, None where nothing was started.
 
@@ -18,7 +22,8 @@ def check_folder(
         folder: the folder.
         kind: what its manifest has to be.
         settings: everything that changes the outcome, JSON types only.
-        free: names of settings that are not compared here.
+        free: names of settings that are not compared here, such as "data" or "eval.interval".
+        remedy: what to do where others differ.
 
     Raises:
         UserError: the folder holds something else, or was started with other settings.
@@ -29,13 +34,7 @@ def check_folder(
         return None
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}; give another --out_dir")
-    check_settings(
-        f"{folder} was started",
-        manifest.get("settings", {}),
-        settings,
-        "use the old value or give another --out_dir",
-        free,
-    )
+    check_settings(f"{folder} was started", manifest.get("settings", {}), settings, remedy, free)
     return manifest
 
 
@@ -59,7 +58,7 @@ def check_settings(
         UserError: a setting differs: "runs/a was made with seed 1, not 2; give another --out_dir".
     """
     for name, old, new in differences(recorded, wanted):
-        if name.split(".")[0] not in free:
+        if not any(f"{name}.".startswith(f"{each}.") for each in free):
             raise UserError(f"{subject} with {name} {old!r}, not {new!r}; {remedy}")
 
 

@@ -1,9 +1,14 @@
 """Devices: processes on several of them through Lightning Fabric, their memory, and the compiler for the CPU."""
 
 import atexit
+import os
 import resource
 import sys
 import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +38,65 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
     if count * num_nodes > 1:
+        _end_with_leader()
         fabric.launch()
+        os.environ.pop(_LEADER, None)
         atexit.register(_leave_group)
     return fabric
+
+
+_LEADER = "INHERITUNE_LEADER"
+
+
+def _end_with_leader() -> None:
+    """Ends this process soon after the one that started it as a rank has ended, however that was."""
+    leader = os.environ.setdefault(_LEADER, str(os.getpid()))
+    if leader == str(os.getpid()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(leader):
+            time.sleep(0.5)
+        os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def one_fate(fabric: Fabric) -> Iterator[None]:
+    """Where one rank of several fails in the block, the others end too, and leave it to that one to say why.
+
+    Raises:
+        UserError: on the first rank, where it was another that failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+        if fabric.world_size == 1 or not lost:
+            raise
+        if fabric.global_rank:
+            raise SystemExit(2) from error
+        raise UserError("another process of this run has ended; it said why, or was killed") from error
+
+
+@contextmanager
+def on_first_rank(fabric: Fabric, context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enters a context on the first rank alone; where it refuses, that rank says so and all of them end.
+
+    Raises:
+        UserError: on the first rank, as the context did.
+    """
+    refused = None
+    with ExitStack() as stack:
+        if fabric.global_rank == 0:
+            try:
+                stack.enter_context(context)
+            except UserError as error:
+                refused = error
+        if fabric.broadcast(refused is not None):
+            raise refused or SystemExit(2)
+        yield
 
 
 def _leave_group() -> None:

@@ -167,7 +167,7 @@ def _commands(run: RunRecord, recorded: Recorded, slice: Inherited | None) -> li
     size = math.gcd(settings.train.get("global_batch_size", 1), TrainArgs.micro_batch_size)
     given |= _changed("train", {"micro_batch_size": size}, TrainArgs)
     if (samples := settings.eval.get("samples")) is not None:
-        given["eval.max_iters"] = math.ceil(samples / size)
+        given["eval.samples"] = samples
     shared = {name: getattr(settings, name) for name in ("precision", "seed", "documents")}
     given |= {name: value for name, value in shared.items() if value is not None}
     if settings.fp8:

@@ -54,13 +54,14 @@ class TrainArgs:
     z_loss: float = 0.0
     """Weight of the squared log-normaliser in the loss"""
     bad_step: Literal["stop", "skip"] = "stop"
-    """On a loss or gradient that is not finite, or a loss that jumps: save and stop, or leave the step out"""
+    """On a loss or gradient that is not finite, or a loss that jumps: save and stop, or leave the step out (ten in a
+    row stop too)"""
     max_loss_jump: float | None = 3.0
     """Nats by which a step's loss may exceed the running mean; null switches the check off"""
     log_interval: int = 10
     """Steps between log lines"""
     save_interval: int | None = 1000
-    """Steps between saves; null saves only when stopped by a signal"""
+    """Steps between saves; null saves only when stopped by a signal, and at the end until final/ is written"""
     keep_last: int = 0
     """Newest saves to keep as checkpoints, step-00001000/ and so on; weights only"""
     keep_best: bool = False
@@ -128,12 +129,19 @@ class EvalArgs:
     interval: int = 200
     """Steps between validations; the last step is always validated"""
     max_iters: int | None = None
-    """Micro-batches per validation, always the same ones; the whole validation split when not given"""
+    """Micro-batches per validation, of the size that a run starts with, always the same ones; the whole validation
+    split when not given"""
+    samples: int | None = None
+    """Samples per validation instead"""
     initial_validation: bool = True
     """Validate before the first step: the loss of the slice before healing"""
 
     def __post_init__(self) -> None:
-        _check("eval.", self, "interval", "max_iters")
+        _check("eval.", self, "interval", "max_iters", "samples")
+
+    def count(self, micro_batch_size: int) -> int | None:
+        """Returns the samples per validation, None for all there are."""
+        return self.samples or (self.max_iters and self.max_iters * micro_batch_size)
 
 
 @dataclass(frozen=True)

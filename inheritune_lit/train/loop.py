@@ -12,19 +12,26 @@ from lightning.fabric import Fabric
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.held_out import ValidationResult, validate
+from inheritune_lit.evaluation.held_out import Stopped, ValidationResult, validate
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
-from inheritune_lit.train.optim import LossGuard, clip_gradients, learning_rate
+from inheritune_lit.train.optim import MAX_SKIPPED, LossGuard, clip_gradients, learning_rate
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import BEST, Saver
+from inheritune_lit.train.saving import BEST, Counters, Saver, stopped_text
 from inheritune_lit.train.setup import TrainState
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds that a step may still take when the run is to stop."""
+
+
+class _StepLeft(Exception):
+    """A step was left because the run is to stop."""
 
 
 class Trainer:
@@ -56,29 +63,33 @@ class Trainer:
         self._ranks = Ranks.of(fabric)
         self.guard = LossGuard(args.train.max_loss_jump)
         self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
-        self._running_step = 0
+        self._due: Row | None = None  # metrics of a step whose validation is to come
+        self._stop: Sequence[signal.Signals] = ()
+        self._doing = "leaving before the first step"
 
     def doing(self) -> str:
-        """What is done right now, in words."""
-        return f"step {self._running_step:,}" if self._running_step else "the first validation"
+        """What is done now, after a first request to stop."""
+        return self._doing
 
     def fit(self, stop: Sequence[signal.Signals]) -> ValidationResult | None:
         """Train from the saved state, where there is one, and return the last validation.
 
         None when the run was stopped before its end: once ``stop`` holds a signal, the step that runs is finished and
-        saved.
+        saved; a validation is left, and done when the run is continued. Before the last validation the state is saved,
+        so that nothing that comes then costs the weights.
 
         Raises:
             UserError: a bad step, or the state cannot be saved or read.
             KeyboardInterrupt: after saving, when stopped with Ctrl-C.
         """
+        self._stop = stop
         self._restore()
         began, first = time.monotonic(), self.step
         self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
         validation = None
         hidden = self.fabric.global_rank > 0
         with Progress("train", self.plan.total_steps, "step", self.step, hidden=hidden) as progress:
-            while self.step < self.plan.total_steps:
+            while self.step < self.plan.total_steps or self._due:
                 late = self.train.max_time is not None and time.monotonic() - began >= self.train.max_time
                 late = late and self.step > first  # so that every call comes further
                 # If one rank wants to stop, all do, or it would be waited for forever.
@@ -87,54 +98,72 @@ class Trainer:
                         self._save()
                     self._close()
                     if signal.SIGINT in stop:
-                        self._log(f"stopped after step {self.step:,}, saved; the same command continues")
+                        self._log(stopped_text(self.step))
                         raise KeyboardInterrupt
                     return None
-                validation = self._advance(progress)
+                try:
+                    validation = self._advance(progress)
+                except _StepLeft:
+                    self.state.optimizer.zero_grad()
         self._close()
         return validation
 
     def _restore(self) -> None:
         if counters := self.saver.load():
-            self.step, self.tokens = counters["step"], counters["tokens"]
-            self._seconds, self._best = counters["seconds"], counters["best"]
-            self.guard = LossGuard(self.train.max_loss_jump, **counters["guard"])
+            self.step, self.tokens, self._due = counters.step, counters.tokens, counters.due
+            self._seconds, self._best = counters.seconds, counters.best
+            self.guard = LossGuard(self.train.max_loss_jump, **counters.guard)
+            if self.step * self.train.global_batch_size == self.sampler.first_sample:
+                # Other data has another level of loss.
+                self.guard = LossGuard(self.train.max_loss_jump, skipped=self.guard.skipped)
             self._log(f"continues after step {self.step:,} of {self.plan.total_steps:,}")
         self._saved_step = self.step
         if self.log:
-            self.log.open(self.step)
-        if self.step == 0 and self.eval.initial_validation:
-            first = self._validate()
+            self.log.open(self.step - 1 if self._due else self.step)
+        if self.step == 0 and self.eval.initial_validation and (first := self._validate()):
             self._write_row({"step": 0, "tokens": 0, "seconds": 0.0, **_columns(first)})
             self._log(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
 
     def _advance(self, progress: Progress) -> ValidationResult | None:
-        """Do one optimizer step and whatever is due after it; returns the validation, if there was one."""
-        self._running_step = self.step + 1
+        """Do one optimizer step, unless its validation is due, and whatever comes after it.
+
+        Returns the validation, if there was one that was not left.
+        """
+        done, row = (0, self._due) if self._due else (1, self._take_step())
+        last, validation = self.step == self.plan.total_steps, None
+        if last or self.step % self.eval.interval == 0:
+            self._due = row
+            if last and self.step > self._saved_step:
+                self._save(keep=False)
+            if (validation := self._validate()) is None:
+                return None
+            if self.train.keep_best and validation.loss < self._best:
+                self._best = validation.loss
+                self.saver.save_weights(BEST, {"steps": self.step, "val_loss": validation.loss})
+            row, self._due = {**row, **_columns(validation)}, None
+        note = None
+        if validation or self.step % self.train.log_interval == 0:
+            note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
+            if validation:
+                note += f", held-out {validation.loss:.4f} ± {validation.stderr:.4f}"
+            self._write_row(row)
+        if not last and self.step % (self.train.save_interval or self.step + 1) == 0:
+            self._save()
+        progress.update(done, note)
+        return validation
+
+    def _take_step(self) -> Row:
+        """Do one optimizer step; returns its metrics."""
+        self._doing = f"finishing step {self.step + 1:,}, then saving"
         start = time.perf_counter()
         loss, grad_norm, lr = self.train_step()
         self.step += 1
         self._seconds += time.perf_counter() - start
-        last = self.step == self.plan.total_steps
-        validates = self.step % self.eval.interval == 0 or last
-        validation, note = None, None
-        if self.step % self.train.log_interval == 0 or validates:
-            row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr}
-            row |= {"grad_norm": grad_norm, **self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
-            row |= {"memory_gb": peak_memory(self.fabric.device) / 1e9}
-            note = f"loss {loss:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
-            if validates:
-                validation = self._validate()
-                row |= _columns(validation)
-                note += f", held-out {validation.loss:.4f} ± {validation.stderr:.4f}"
-            self._write_row(row)
-        if validation and self.train.keep_best and validation.loss < self._best:
-            self._best = validation.loss
-            self.saver.save_weights(BEST, {"steps": self.step, "val_loss": validation.loss})
-        if not last and self.step % (self.train.save_interval or self.step + 1) == 0:
-            self._save()
-        progress.update(1, note)
-        return validation
+        row: Row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        if self.step % self.train.log_interval and self.step % self.eval.interval and self.step < self.plan.total_steps:
+            return row
+        row |= {**self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
+        return {**row, "memory_gb": peak_memory(self.fabric.device) / 1e9}
 
     def train_step(self) -> tuple[float, float, float]:
         """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate.
@@ -147,7 +176,7 @@ class Trainer:
             group["lr"] = lr
         size, micro_size, world = self.train.global_batch_size, self.train.micro_batch_size, self.fabric.world_size
         targets = int(self.data.targets(self.sampler.blocks(range(self.step * size, (self.step + 1) * size))).sum())
-        losses = []
+        losses, start = [], time.perf_counter()
         for micro in range(self.plan.accumulation):
             summed = self._loss(micro_batch_samples(self.step, micro, size, micro_size, self._ranks.rank, world))
             losses.append(summed.detach())
@@ -156,6 +185,10 @@ class Trainer:
                 # Over the step's targets, so that each counts the same however they fall into micro-batches and ranks;
                 # ranks average their gradients.
                 self.fabric.backward(summed * (world / targets))
+            left = (self.plan.accumulation - micro - 1) * (time.perf_counter() - start) / (micro + 1)
+            if self._stop and world == 1 and left > _PATIENCE:
+                self._log(f"the step would take {left:.0f} s more: it is left, and done when the run is continued")
+                raise _StepLeft
         norm = clip_gradients(self.state.gpt.parameters(), self.train.max_norm)
         micro_losses_M = self._ranks.add_up(torch.stack(losses))
         loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
@@ -163,8 +196,8 @@ class Trainer:
             self._bad_step(fault, micro_losses_M)
         else:
             self.state.optimizer.step()
+            self.tokens += targets
         self.state.optimizer.zero_grad()
-        self.tokens += targets
         return loss, grad_norm, lr
 
     def _bad_step(self, fault: str, micro_losses_M: torch.Tensor) -> None:
@@ -175,14 +208,20 @@ class Trainer:
         first = self.step * self.train.global_batch_size
         samples = f"samples {first + micros[0] * each} to {first + (micros[-1] + 1) * each - 1} of seed"
         what = f"{fault} at step {self.step + 1}, {samples} {self.sampler.seed}"
-        if self.train.bad_step == "skip":
-            self.guard.skipped += 1
+        if self.train.bad_step == "skip" and self.guard.in_row + 1 < MAX_SKIPPED:
+            self.guard.skip()
             self._log(f"inheritune: warning: {what}; the step is left out", logging.WARNING)
             return
         self.state.optimizer.zero_grad()
         if self.step > self._saved_step:
             self._save()
         self.saver.wait()
+        if self.train.bad_step == "skip":
+            raise UserError(
+                f"{what}, and {MAX_SKIPPED - 1} steps before it were left out too; the state is saved: continue with "
+                "--train.max_loss_jump null if the loss is finite and may stay there, or start again with a lower "
+                "--optimizer.lr"
+            )
         raise UserError(
             f"{what}; the state before it is saved: continue with --train.bad_step skip to leave it out, or start "
             "again with a lower --optimizer.lr"
@@ -205,10 +244,16 @@ class Trainer:
             tensor = tensor.pin_memory()  # so that the copy does not wait for the device
         return tensor.to(self.fabric.device, non_blocking=True)
 
-    def _validate(self) -> ValidationResult:
+    def _validate(self) -> ValidationResult | None:
+        """The held-out loss, None where the run is to stop first."""
         batch, blocks = self.train.micro_batch_size, self.plan.val_blocks
-        with self.fabric.autocast():
-            return validate(self.state.gpt, self.val_data, batch, blocks, ranks=self._ranks)
+        try:
+            with self.fabric.autocast():
+                return validate(
+                    self.state.gpt, self.val_data, batch, blocks, ranks=self._ranks, stop=lambda: bool(self._stop)
+                )
+        except Stopped:
+            return None
 
     def _speed(self) -> dict[str, float]:
         """Speed of training since the last logged step, validation and saving left out."""
@@ -219,9 +264,9 @@ class Trainer:
             speed["mfu"] = tokens / seconds * self.plan.flops_per_token / (peak * self.fabric.world_size)
         return speed
 
-    def _save(self) -> None:
-        counters = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
-        self.saver.save({**counters, "best": self._best, "guard": self.guard.state()})
+    def _save(self, keep: bool = True) -> None:
+        numbers = (self.step, self.tokens, self._seconds, self._best)
+        self.saver.save(Counters(*numbers, self.guard.state(), self._due), keep)
         self._saved_step = self.step
 
     def _write_row(self, row: Row) -> None:
@@ -229,6 +274,7 @@ class Trainer:
             self.log.write(row)
 
     def _close(self) -> None:
+        self._doing = "finishing the last checkpoint"
         self.saver.wait()
         if self.log:
             self.log.close()

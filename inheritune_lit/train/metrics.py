@@ -1,29 +1,34 @@
 """Metrics of a run: always ``metrics.csv``, and TensorBoard, Weights & Biases or MLflow on top when asked for."""
 
 import csv
+import io
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_file
+from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.reading import read_text
 from inheritune_lit.train.args import LoggerName
 
 METRICS = "metrics.csv"
+_REMEDY = "restore it, or remove it to go on without its rows"
+_STEP = re.compile("[0-9]{1,15}")
 _MEASURED = "step tokens loss lr grad_norm skipped tokens_per_s mfu memory_gb seconds val_loss val_stderr"
 Row = dict[str, float | int]
 
 
 class MetricsLog:
-    """One row per logged step of the run that has this folder, and this name for the logger.
+    """One row per logged step of the run that has this folder.
 
     Each of the validation data's ``domains`` has a column ``val_loss/<domain>`` where there are several.
     """
 
-    def __init__(
-        self, folder: Path, logger_name: LoggerName = "csv", name: str = "", domains: Sequence[str] = ()
-    ) -> None:
-        self.path, self.logger_name, self.name = folder / METRICS, logger_name, name
+    def __init__(self, folder: Path, logger_name: LoggerName = "csv", domains: Sequence[str] = ()) -> None:
+        self.path, self.logger_name = folder / METRICS, logger_name
         self._columns = (*_MEASURED.split(), *(f"val_loss/{domain}" for domain in domains if len(domains) > 1))
         self._send: Callable[[int, Row], None] | None = None
         self._finish: Callable[[], None] | None = None
@@ -34,7 +39,7 @@ class MetricsLog:
         # A kill here must not cost the rows that are there.
         replace_file(self.path, lambda aside: self._write_rows(aside, kept))
         if self.logger_name != "csv":
-            self._send, self._finish = _open_logger(self.logger_name, self.path.parent, self.name, resumed_step)
+            self._send, self._finish = _open_logger(self.logger_name, self.path.parent, resumed_step)
 
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
@@ -56,7 +61,7 @@ class MetricsLog:
 
 
 def _open_logger(
-    kind: LoggerName, folder: Path, name: str, resumed_step: int
+    kind: LoggerName, folder: Path, resumed_step: int
 ) -> tuple[Callable[[int, Row], None], Callable[[], None]]:
     """What takes a step and its values, and what ends the logger."""
     if kind == "tensorboard":
@@ -69,17 +74,23 @@ def _open_logger(
                 events.add_scalar(column, value, step)
 
         return send, events.close
+    # An identity of its own, so that a restarted run continues its curve, and no other run of this name does.
+    name = folder.name
+    identity = (read_manifest(folder) or {}).get("id") or name
     if kind == "wandb":
         import wandb
 
-        # The name is the identity too, so that a restarted run continues the same curve.
-        run = wandb.init(project="inheritune", name=name, id=name, dir=folder, resume="allow")
+        run = wandb.init(project="inheritune", name=name, id=identity, dir=folder, resume="allow")
         return (lambda step, values: run.log(values, step=step)), run.finish
     import mlflow
 
     mlflow.set_experiment("inheritune")
-    found = mlflow.search_runs(filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
-    mlflow.start_run(run_id=found[0].info.run_id) if found else mlflow.start_run(run_name=name)
+    tag = "inheritune.run"
+    found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{identity}'", max_results=1, output_format="list")
+    if found:
+        mlflow.start_run(run_id=found[0].info.run_id)
+    else:
+        mlflow.start_run(run_name=name, tags={tag: identity})
     return (lambda step, values: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 
@@ -88,15 +99,16 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
     A file of something else is a UserError.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+    text = read_text(path, "the metrics of a run", _REMEDY, max_bytes=1 << 30)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} can't be read as the metrics of a run ({error}); {_REMEDY}") from error
     if rows and "step" not in rows[0]:
-        raise UserError(
-            f"{path} does not hold the metrics of a run: it has no column step; restore it, or leave the folder out"
-        )
-    return [row for row in rows if row["step"].isdigit() and None not in row.values()]
+        raise UserError(f"{path} does not hold the metrics of a run: it has no column step; {_REMEDY}")
+    return [row for row in rows if _STEP.fullmatch(row["step"] or "") and None not in row.values()]
 
 
 class Validation(NamedTuple):
@@ -109,5 +121,8 @@ class Validation(NamedTuple):
 
 def read_validations(path: Path) -> list[Validation]:
     """The validations among the rows of a ``metrics.csv``."""
-    rows = [row for row in read_metrics(path) if row["val_loss"]]
-    return [Validation(int(row["tokens"]), float(row["val_loss"]), float(row["val_stderr"])) for row in rows]
+    rows = [row for row in read_metrics(path) if row.get("val_loss")]
+    try:
+        return [Validation(int(row["tokens"]), float(row["val_loss"]), float(row["val_stderr"])) for row in rows]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); {_REMEDY}") from error

@@ -39,18 +39,23 @@ _SETTLED = 20
 """Steps before a jump is judged."""
 
 
+MAX_SKIPPED = 10
+"""Steps left out in a row after which a run stops: what they have in common is not chance."""
+
+
 @dataclass
 class LossGuard:
     """Judges steps before their gradients are applied.
 
     A loss may lie ``max_jump`` nats above the running mean of the good steps, of which it has seen ``steps``; None
-    judges no jumps. ``skipped`` counts bad steps that were left out.
+    judges no jumps. ``skipped`` counts bad steps that were left out, ``in_row`` those since the last good one.
     """
 
     max_jump: float | None
     mean: float = math.nan
     steps: int = 0
     skipped: int = 0
+    in_row: int = 0
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
         """What is wrong with a step, or None after taking its loss into the mean."""
@@ -59,12 +64,16 @@ class LossGuard:
         if self.max_jump is not None and self.steps >= _SETTLED and loss > self.mean + self.max_jump:
             return f"loss {loss:.4f} jumps from a mean of {self.mean:.4f}"
         self.mean = loss if self.steps == 0 else _MEMORY * self.mean + (1 - _MEMORY) * loss
-        self.steps += 1
+        self.steps, self.in_row = self.steps + 1, 0
         return None
+
+    def skip(self) -> None:
+        """Count a bad step that is left out."""
+        self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
 
     def state(self) -> dict[str, Any]:
         """What a restart needs, by field."""
-        return {"mean": self.mean, "steps": self.steps, "skipped": self.skipped}
+        return {"mean": self.mean, "steps": self.steps, "skipped": self.skipped, "in_row": self.in_row}
 
 
 @torch.no_grad()

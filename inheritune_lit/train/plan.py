@@ -122,8 +122,7 @@ def plan_run(
             f"--train.lr_warmup_steps {train.lr_warmup_steps}{decay} leave no step for the {train.schedule} schedule: "
             f"the run has {total_steps} steps; give fewer warm-up steps or a larger budget"
         )
-    if eval.max_iters is not None:
-        val_blocks = min(val_blocks, eval.max_iters * train.micro_batch_size)
+    val_blocks = min(val_blocks, eval.count(train.micro_batch_size) or val_blocks)
     return RunPlan(
         total_steps=total_steps,
         budget=int(budget),

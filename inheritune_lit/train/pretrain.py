@@ -1,17 +1,19 @@
 """``inheritune pretrain``: continue the training of a checkpoint."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.config import load_config
-from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS
+from inheritune_lit.checkpoint.folder import FINAL, MODEL_CONFIG, WEIGHTS
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sampler import make_mixture
+from inheritune_lit.io.folders import own_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file
-from inheritune_lit.model.devices import device_count
+from inheritune_lit.model.devices import device_count, on_first_rank, one_fate
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.distillation import prepare_distillation
@@ -22,12 +24,14 @@ from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run
 from inheritune_lit.train.run_folder import (
     RunResult,
     begin_run,
+    check_run_folder,
     data_settings,
     find_run,
     run_sampler,
+    same_samples,
     training_settings,
 )
-from inheritune_lit.train.saving import Saver, drop_state
+from inheritune_lit.train.saving import Saver, drop_state, writing
 from inheritune_lit.train.setup import (
     build_fabric,
     check_machine,
@@ -57,45 +61,60 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
     """
     run = _Run(args, initial_optimizer)
-    fabric, is_first, plan, out_dir = run.fabric, run.is_first, run.plan, args.out_dir
+    if args.dry_run:
+        run.find()
+        if run.is_first:
+            logger.info(run.plan_text())
+        return RunResult(run.plan)
+    check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
+    with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric):
+        return _pretrain(run, initial_optimizer, keep_optimizer)
+
+
+def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool) -> RunResult:
+    """Train a run whose folder no other process writes."""
+    is_first, plan, out_dir = run.is_first, run.plan, run.args.out_dir
+    run.find()  # what is there now
     if is_first:
         logger.info(run.plan_text())
-    if args.dry_run:
-        return RunResult(plan)
     if run.finished:
         if is_first:
             drop_state(out_dir)  # still there when the run was killed right after its end
         return run.finished
     run.estimate.check_disk(out_dir)
-    fabric.barrier()
+    run.fabric.barrier()
     if is_first:
         run.estimate.warn()
         begin_run(out_dir, run.settings, run.changes)
-    fabric.barrier()
+    run.fabric.barrier()
     trainer = run.trainer(initial_optimizer)
     with stop_requests(trainer.doing if is_first else None) as stop:
         try:
             validation = trainer.fit(stop)
         except torch.OutOfMemoryError as error:
             raise run.estimate.out_of_memory() from error
+        skipped = trainer.guard.skipped
         if validation is None:
-            return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True)
+            return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
         held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
         if keep_optimizer and is_first:
-            save_optimizer(out_dir / OPTIMIZER, run.gpt, trainer.state.optimizer)
+            with writing("the optimizer's state", out_dir / OPTIMIZER):
+                save_optimizer(out_dir / OPTIMIZER, run.gpt, trainer.state.optimizer)
         record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
         trainer.saver.save_weights(FINAL, record)
         if is_first:
             drop_state(out_dir)
     numbers = (trainer.step, trainer.tokens, validation.loss, validation.stderr)
-    return RunResult(plan, out_dir / FINAL, *numbers, validation.domains)
+    return RunResult(plan, out_dir / FINAL, *numbers, validation.domains, skipped=skipped)
 
 
 class _Run:
     """A run before it starts. Making one checks all that can be checked before anything is spent."""
 
     def __init__(self, args: PretrainArgs, initial_optimizer: Path | None) -> None:
+        args = replace(args, eval=same_samples(args.eval, args.out_dir))
         self.args, train, start = args, args.train, args.initial_checkpoint_dir
+        read_manifest(start)  # a damaged one is told before the training, not after it
         config = load_config(start)
         check_fits_model(args.data, start, config.padded_vocab_size)
         block_size = block_size_of(train, config)
@@ -121,6 +140,8 @@ class _Run:
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),
+            "initial_config_sha256": sha256_file(start / MODEL_CONFIG),
+            "total_steps": plan.total_steps,
             **training_settings(train, args.eval, args.optimizer, args.speed),
             "precision": precision,
             "device": device.type,
@@ -129,7 +150,13 @@ class _Run:
             **({"initial_optimizer_sha256": sha256_file(initial_optimizer)} if initial_optimizer else {}),
             **data_settings(args.data, args.documents, self.mixture),
         }
-        self.finished, self.changes = find_run(args.out_dir, self.settings, plan.total_steps, args.allow_data_change)
+        self.finished: RunResult | None = None
+        self.changes: list[dict[str, Any]] = []
+
+    def find(self) -> None:
+        """Look for what the folder holds of the run."""
+        found = find_run(self.args.out_dir, self.settings, self.plan.total_steps, self.args.allow_data_change)
+        self.finished, self.changes = found
 
     def plan_text(self) -> str:
         """What the run will do and cost, in lines."""
@@ -173,7 +200,7 @@ class _Run:
         if initial_optimizer:
             load_optimizer(initial_optimizer, self.gpt, state.optimizer)
         domains = [name for name, size in self.val_data.domains.items() if size.samples]
-        log = MetricsLog(args.out_dir, args.logger_name, args.out_dir.name, domains) if self.is_first else None
+        log = MetricsLog(args.out_dir, args.logger_name, domains) if self.is_first else None
         sampler, saver = run_sampler(self.settings, self.changes), Saver(fabric, state, args)
         logits = learns_from.logits if learns_from else None
         return Trainer(fabric, state, plan, args, self.train_data, sampler, self.val_data, saver, log, logits)

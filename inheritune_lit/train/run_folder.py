@@ -1,8 +1,9 @@
 """The folder of a run: what it was started with, what may change when it is continued, and what came out."""
 
 import math
+import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,30 +14,135 @@ from inheritune_lit.data.manifest import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, Mixture, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
-from inheritune_lit.io.folders import new_folder
-from inheritune_lit.io.manifest import read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.records import to_record
 from inheritune_lit.io.settings_guard import check_folder, differences
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import saved_step
+from inheritune_lit.train.saving import saved_step, stopped_text
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
 # is continued.
 _FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "keep_best", "async_save"}
 _FREE_SETTINGS |= {"bad_step", "max_loss_jump", "micro_batch_size"}
 DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
+_BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
+
+
+@dataclass(frozen=True)
+class _Domain:
+    sha256: str
+    train_blocks: int
+    train_tokens: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    data: str
+    data_sha256: str
+    documents: str
+    mixture: dict[str, float] | str
+    domains: dict[str, _Domain]
+
+
+@dataclass(frozen=True)
+class _Change:
+    sample: int
+    drawn: dict[str, int]
+    different: list[str]
+    was: _Data
+
+
+@dataclass(frozen=True)
+class _Train:
+    global_batch_size: int
+    max_seq_length: int | None = None
+
+
+@dataclass(frozen=True)
+class _Eval:
+    samples: int | None
+    interval: int = EvalArgs.interval
+    max_iters: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    initial_checkpoint_dir: str
+    initial_weights_sha256: str
+    train: _Train
+    eval: _Eval
+    optimizer: dict[str, Any]
+    precision: str
+    seed: int
+    total_steps: int = 0
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of a run's ``inheritune.json``."""
+
+    settings: _Settings
+    data_changes: list[_Change] = field(default_factory=list)
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """What is read of the manifest of its trained checkpoint."""
+
+    steps: int
+    tokens: int
+    val_loss: float
+    val_stderr: float
+    parent: dict[str, Any] | None = None
+
+
+def _read_run_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run, checked; None where the folder holds none, or something else's."""
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is not None and manifest.get("kind") == "run":
+        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a run", _REMEDY, others=True)
+        return manifest
+    return None
+
+
+def _read_final(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run's trained checkpoint, checked; None where there is none."""
+    if (final := read_manifest(folder / FINAL)) is not None:
+        to_record(
+            final, _Final, folder / FINAL / MANIFEST, "the manifest of a trained checkpoint", _REMEDY, others=True
+        )
+    return final
+
+
+_REMEDY = "restore it, or give another folder"
 
 
 def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:
     """All arguments that change the outcome: a run is continued only where every value is the same."""
+    samples = eval.count(train.micro_batch_size)
     return {
         "train": {name: value for name, value in asdict(train).items() if name not in _FREE_SETTINGS},
-        "eval": {"interval": eval.interval, "samples": eval.max_iters and eval.max_iters * train.micro_batch_size},
+        "eval": {"interval": eval.interval, "samples": samples, "max_iters": eval.max_iters},
         "optimizer": asdict(optimizer),
         "fp8": speed.fp8,
     }
+
+
+def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
+    """Returns the arguments with the number of samples that the run in a folder validates on.
+
+    ``max_iters`` counts micro-batches, whose size may be another when a run is continued.
+    """
+    manifest = _read_run_manifest(run_dir)
+    recorded = manifest["settings"]["eval"] if manifest else {}
+    if eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters"):
+        return replace(eval, samples=recorded["samples"])
+    return eval
 
 
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
@@ -55,12 +161,16 @@ def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, A
 
 
 def run_sampler(settings: dict[str, Any], changes: list[dict[str, Any]]) -> MixtureSampler:
-    """The order of a run's samples from its last change on."""
-    mixture = settings["mixture"]
-    draws = None if mixture == "proportional" else {name: round(share * CYCLE) for name, share in mixture.items()}
-    blocks = {name: domain["train_blocks"] for name, domain in settings["domains"].items()}
-    first, drawn = (changes[-1]["sample"], changes[-1]["drawn"]) if changes else (0, {})
-    return MixtureSampler(blocks, settings["seed"], draws, first, drawn)
+    """The order of a run's samples from its last change on, which depends on what was drawn before."""
+    stages = [*(change["was"] for change in changes), settings]
+    sampler = None
+    for first, stage in zip([0, *(change["sample"] for change in changes)], stages, strict=True):
+        mixture = stage["mixture"]
+        draws = None if mixture == "proportional" else {name: round(share * CYCLE) for name, share in mixture.items()}
+        blocks = {name: domain["train_blocks"] for name, domain in stage["domains"].items()}
+        sampler = MixtureSampler(blocks, settings["seed"], draws, first, sampler)
+    assert sampler
+    return sampler
 
 
 @dataclass(frozen=True)
@@ -73,6 +183,7 @@ class RunResult:
         steps, tokens: done so far, over all restarts.
         domains: held-out loss by domain, where this call finished the run.
         stopped: a signal or ``train.max_time`` ended the call before the run's end.
+        skipped: bad steps that were left out.
     """
 
     plan: RunPlan | None = field(compare=False, repr=False)
@@ -83,20 +194,49 @@ class RunResult:
     val_stderr: float | None = None
     domains: dict[str, DomainLoss] = field(default_factory=dict, compare=False)
     stopped: bool = False
+    skipped: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         if self.stopped:
-            return f"stopped after step {self.steps:,}, saved; the same command continues"
+            return stopped_text(self.steps)
         if self.final is None:
             return ""
         if self.plan is None:
             return f"{self.final.parent} is finished: {self.steps} steps, held-out loss {self.val_loss:.4f}"
         lines = [f"held-out loss {self.val_loss:.4f} ± {self.val_stderr:.4f}; wrote {self.final}"]
+        if self.skipped:
+            lines.append(f"{self.skipped:,} bad steps were left out, which {self.plan.total_steps:,} include")
         if len(self.domains) > 1:
             for name, held_out in self.domains.items():
                 noise = "(one sample)" if math.isnan(held_out.stderr) else f"± {held_out.stderr:.4f}"
                 lines.append(f"  {name}: {held_out.loss:.4f} {noise} over {held_out.tokens:,} tokens")
         return "\n".join(lines)
+
+
+def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the run with these settings, its data aside; None where a folder is free for one.
+
+    Raises:
+        UserError: the folder holds something else, or a run with other settings.
+    """
+    manifest = read_manifest(run_dir) if run_dir.is_dir() else None
+    started = manifest.get("settings") if manifest else None
+    free = [*DATA_SETTINGS, "device", "total_steps", "eval.interval", "eval.max_iters"]
+    if manifest and manifest.get("kind") == "run" and isinstance(started, dict):
+        if not started.keys() >= set(DATA_SETTINGS):
+            raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
+        _read_run_manifest(run_dir)
+        if started["initial_weights_sha256"] == settings["initial_weights_sha256"]:
+            free.append("initial_checkpoint_dir")  # it may lie elsewhere now
+        if "initial_config_sha256" not in started:
+            free.append("initial_config_sha256")
+        if started.get("total_steps") == settings["total_steps"]:
+            free += _BUDGETS
+    elif manifest and manifest.get("kind") == "run":
+        _read_run_manifest(run_dir)
+    final = run_dir / FINAL
+    more = f", or train {final} further as the --initial_checkpoint_dir of a new run" if final.is_dir() else ""
+    return check_folder(run_dir, "run", settings, tuple(free), f"use the old value or give another --out_dir{more}")
 
 
 def find_run(
@@ -111,13 +251,11 @@ def find_run(
         UserError: the folder holds something else, or a run with other settings, or the data changed and that is not
             allowed or cannot be any more.
     """
-    manifest = check_folder(run_dir, "run", settings, DATA_SETTINGS)
+    manifest = check_run_folder(run_dir, settings)
     if manifest is None:
         return None, []
-    final = read_manifest(run_dir / FINAL)
+    final = _read_final(run_dir)
     started, changes = manifest["settings"], manifest.get("data_changes", [])
-    if not started.keys() >= set(DATA_SETTINGS):
-        raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
     different = _differences(started, settings)
     if different and (final or not allow_data_change):
         way = "" if final else ", or continue with the new data by --allow_data_change true"
@@ -172,12 +310,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
-    """Make the folder of a run, unless ``find_run`` found it there; record a change of its data."""
+    """Begin a run in its folder, unless ``find_run`` found it there; record what has changed since."""
     manifest = read_manifest(run_dir)
     if manifest is None:
-        with new_folder(run_dir) as staging:
-            write_manifest(staging, "run", {"settings": settings, "data_changes": changes})
-    elif manifest["data_changes"] != changes:
+        record = {"id": secrets.token_hex(8), "settings": settings, "data_changes": changes}
+        write_manifest(run_dir, "run", record)
+    elif manifest["data_changes"] != changes or manifest["settings"] != settings:
         replace_manifest(run_dir, {**manifest, "settings": settings, "data_changes": changes})
 
 
@@ -246,15 +384,17 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord | None:
     """Reads the folder of a run; None where it holds something else, a UserError where it is damaged."""
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.get("kind") != "run":
+    manifest = _read_run_manifest(folder)
+    if manifest is None:
         return None
     rows = read_metrics(folder / METRICS)
     try:
         numbers = [{column: float(value) for column, value in row.items() if value} for row in rows]
-    except ValueError as error:
+        if any(not math.isfinite(row.get("tokens", math.nan)) for row in numbers):
+            raise ValueError("a row has no number of tokens")
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
-    final, initial = read_manifest(folder / FINAL), Path(manifest["settings"]["initial_checkpoint_dir"])
+    final, initial = _read_final(folder), Path(manifest["settings"]["initial_checkpoint_dir"])
     parent = final.get("parent") if final else read_manifest(initial)
     shape = next((path for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
     return RunRecord(folder, manifest, numbers, final, parent, load_lit_config(shape) if shape is not None else None)

@@ -1,36 +1,58 @@
 """What a run leaves on disk: the state to continue from, and its weights as litgpt checkpoints."""
 
+import errno
+import math
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from lightning.fabric import Fabric
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
-from torch.utils._pytree import tree_map_only
 
 from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import new_folder
+from inheritune_lit.io.folders import new_folder, remove, replace_file
+from inheritune_lit.io.machine import explain_machine
 from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.records import to_record
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.setup import TrainState
 
 STATE, SHARDED_STATE = "state.pth", "state"
-_PARTIAL, _SHARDED_PARTIAL, _SHARDED_OLD = ".state.pth.partial", ".state.partial", ".state.old"
 _COUNTERS = "counters.pth"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a restart needs besides weights and optimizer.
+
+    Attributes:
+        best: lowest held-out loss so far.
+        guard: fields of the ``LossGuard``.
+        due: metrics of the last step, whose validation was still to come; None where nothing is due.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    guard: dict[str, Any] = field(default_factory=dict)
+    due: dict[str, int | float] | None = None
 
 
 def save_state(
@@ -44,21 +66,33 @@ def save_state(
     Raises:
         UserError: the disk is full or cannot be written; the old state is untouched.
     """
-    path, aside = run_dir / STATE, run_dir / _PARTIAL
+    content = {"model": model, "optimizer": optimizer, "counters": counters}
+    with writing("the state", run_dir / STATE):
+        replace_file(run_dir / STATE, partial(_write, content))
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Turns a disk that is full or fails while a part of a run is written into one line."""
     try:
-        with aside.open("wb") as file:
-            torch.save({"model": model, "optimizer": optimizer, "counters": counters}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
-        aside.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:  # torch wraps a failed write
+        causes = error.failures.values() if isinstance(error, CheckpointException) else ()
+        chain = (error, error.__context__, *(cause[0] for cause in causes))
+        reason = next((each for each in chain if isinstance(each, OSError) and each.errno is not None), None)
+        if reason is None:
             raise
+        remedy = "make room" if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the disk"
         raise UserError(
-            f"cannot save the state to {path}: {cause.strerror}; make room, then the same command continues from the "
-            "last save"
+            f"cannot save {what} to {path}: {reason.strerror}; {remedy}, then the same command continues from the last "
+            "save"
         ) from error
 
 
@@ -69,8 +103,8 @@ def restore_state(
 
     A sharded state may be of another number of ranks. A damaged file is a UserError.
     """
-    path = _sharded_folder(run_dir) if sharded else run_dir / STATE
-    if path is None or not path.exists():
+    path = _state_path(run_dir, sharded)
+    if path is None:
         return {}
     with _reading(path):
         if not sharded:
@@ -87,20 +121,41 @@ def restore_state(
 
 def saved_step(run_dir: Path) -> int:
     """Optimizer steps done in a saved state, 0 where nothing was saved; a UserError where it is damaged."""
-    folder = _sharded_folder(run_dir)
-    path = folder / _COUNTERS if folder else run_dir / STATE
-    if not path.is_file():
+    folder = (run_dir / SHARDED_STATE).is_dir()
+    path = run_dir / SHARDED_STATE / _COUNTERS if folder else run_dir / STATE
+    if not os.path.lexists(path):
         return 0
     with _reading(path):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return int((content if folder else content["counters"])["step"])
 
 
+def _state_path(run_dir: Path, sharded: bool) -> Path | None:
+    """Where the state of a run is, None where nothing was saved.
+
+    Raises:
+        UserError: it was saved by a strategy of the other kind.
+    """
+    path, other = run_dir / STATE, run_dir / SHARDED_STATE
+    if sharded:
+        path, other = other, path
+    if os.path.lexists(path):
+        return path
+    if os.path.lexists(other):
+        used = "auto or ddp" if sharded else "fsdp or hybrid"
+        raise UserError(f"{other} was saved with --strategy {used}; continue the run with that")
+    return None
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("not a regular file")
         yield
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except (Exception, CheckpointException) as error:  # torch raises many kinds for a damaged file
+        if explain_machine(error) and not isinstance(error, FileNotFoundError):
+            raise  # such as too little memory: the file may be whole
         raise UserError(f"{path} cannot be read; remove it to start the run again") from error
 
 
@@ -108,34 +163,23 @@ def save_sharded_state(
     run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict[str, Any]
 ) -> None:
     """As ``save_state``, every rank writing its own shards (torch.distributed.checkpoint)."""
-    path, aside, old = (run_dir / name for name in (SHARDED_STATE, _SHARDED_PARTIAL, _SHARDED_OLD))
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-    torch.distributed.barrier()
+    path = run_dir / SHARDED_STATE
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    distributed_checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=aside)
-    if rank == 0:
-        torch.save(counters, aside / _COUNTERS)
-        # A folder cannot be replaced in one call: the old one steps aside, and a restart finds one of the two.
-        shutil.rmtree(old, ignore_errors=True)
-        if path.is_dir():
-            path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+    first = torch.distributed.get_rank() == 0
+    with writing("the state", path), new_folder(path, replace=True) if first else nullcontext() as staging:
+        shared = [staging]
+        torch.distributed.broadcast_object_list(shared)
+        distributed_checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=shared[0])
+        if staging is not None:
+            torch.save(counters, staging / _COUNTERS)
     torch.distributed.barrier()
-
-
-def _sharded_folder(run_dir: Path) -> Path | None:
-    return next((run_dir / name for name in (SHARDED_STATE, _SHARDED_OLD) if (run_dir / name).is_dir()), None)
 
 
 def drop_state(run_dir: Path) -> None:
     """Remove the state of a finished run: it is three times the size of the model."""
-    for name in (STATE, _PARTIAL):
-        (run_dir / name).unlink(missing_ok=True)
-    for name in (SHARDED_STATE, _SHARDED_PARTIAL, _SHARDED_OLD):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (STATE, SHARDED_STATE):
+        if os.path.lexists(run_dir / name):
+            remove(run_dir / name)
 
 
 BEST = "best"
@@ -144,6 +188,15 @@ BEST = "best"
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     flat = tensor.detach().contiguous().view(-1)
     return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
+
+
+def _copied(content: Any) -> Any:
+    """A copy in host memory that training does not change."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: _copied(value) for key, value in content.items()}
+    return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content
 
 
 class Saver:
@@ -156,31 +209,38 @@ class Saver:
         self._pool = ThreadPoolExecutor(1) if args.train.async_save else None
         self._running: Future[None] | None = None
 
-    def load(self) -> dict[str, Any]:
-        """Restore the last saved state; its counters, empty where there is none."""
-        return restore_state(self.run_dir, self.gpt, self.optimizer, self.sharded)
+    def load(self) -> Counters | None:
+        """Restore the last saved state; its counters, None where there is none."""
+        self._prune()  # a kill may have come before
+        counters = restore_state(self.run_dir, self.gpt, self.optimizer, self.sharded)
+        remedy = "remove it to start the run again"
+        return to_record(counters, Counters, self.run_dir, "a run that can be continued", remedy) if counters else None
 
-    def save(self, counters: dict[str, Any]) -> None:
-        """Save the state, and the weights as a checkpoint where checkpoints are kept.
+    def save(self, counters: Counters, keep: bool = True) -> None:
+        """Save the weights as a checkpoint where checkpoints are kept and this one is to be, then the state.
+
+        In this order a kill costs no kept checkpoint: a restart begins at the state before it, and writes it again.
 
         A UserError says that it cannot be written, now or in the background since the last call.
         """
         self.wait()
+        if self.keep_last and keep:
+            self.save_weights(f"step-{counters.step:08}", {"steps": counters.step})  # as litgpt names them
         if self.sharded:
-            save_sharded_state(self.run_dir, self.gpt, self.optimizer, counters)
+            save_sharded_state(self.run_dir, self.gpt, self.optimizer, asdict(counters))
         elif self.is_first:
-            content = (self.gpt.state_dict(), self.optimizer.state_dict(), counters)
+            content = (self.gpt.state_dict(), self.optimizer.state_dict(), asdict(counters))
             if self._pool is None:
                 save_state(self.run_dir, *content)
             else:
-                # A copy in host memory that training does not change.
-                content = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
-                self._running = self._pool.submit(save_state, self.run_dir, *content)
-        if self.keep_last:
-            self.save_weights(f"step-{counters['step']:08}", {"steps": counters["step"]})  # as litgpt names them
-            if self.is_first:
-                for old in sorted(self.run_dir.glob("step-" + "[0-9]" * 8))[: -self.keep_last]:
-                    shutil.rmtree(old)
+                self._running = self._pool.submit(save_state, self.run_dir, *_copied(content))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove kept checkpoints that newer ones replace."""
+        if self.keep_last and self.is_first:
+            for old in sorted(self.run_dir.glob("step-" + "[0-9]" * 8))[: -self.keep_last]:
+                remove(old)
 
     def save_weights(self, name: str, record: dict[str, Any]) -> None:
         """Write the weights as a litgpt checkpoint in the run folder, tensor by tensor from wherever they are.
@@ -196,14 +256,11 @@ class Saver:
             originals = {key: first.setdefault(tensor.data_ptr(), key) for key, tensor in state.items()}
             aliases = {key: original for key, original in originals.items() if key != original}
             specs = {key: TensorSpec(tuple(state[key].shape), state[key].dtype) for key in first.values()}
-            folder, new = self.run_dir / name, self.run_dir / f"{name}.new"
-            shutil.rmtree(new, ignore_errors=True)
-            with new_folder(new) as staging:
+            folder = self.run_dir / name
+            with writing("the checkpoint", folder), new_folder(folder, replace=True) as staging:
                 write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda key: _chunks(state[key]))
                 copy_files(self.initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
                 write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(self.initial_dir)})
-            shutil.rmtree(folder, ignore_errors=True)
-            new.rename(folder)
         self._barrier()
 
     def wait(self) -> None:
@@ -211,3 +268,10 @@ class Saver:
         if self._running is not None:
             running, self._running = self._running, None
             running.result()
+
+
+def stopped_text(step: int) -> str:
+    """What is said of a run that was stopped after so many steps."""
+    if step:
+        return f"stopped after step {step:,}, saved; the same command continues"
+    return "stopped before the first step; the same command starts again"

@@ -1,10 +1,11 @@
 """What a run needs of its machine: devices, signals, packages and kernels, and the model made ready for training."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ _WORTH_COMPILING = 1e14
 def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signal.Signals]]:
     """Yields a list that takes up SIGTERM and SIGINT while the block runs, instead of their usual effect.
 
-    Each is acknowledged at once with what is ``doing`` and will be finished first, silently when None; a second one of
+    Each is acknowledged at once with what is ``doing`` before the block ends, silently when None; a second one of
     the same kind stops the block where it is.
     """
     received: list[signal.Signals] = []
@@ -53,8 +54,10 @@ def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signa
         if again:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         if doing:
-            with suppress(RuntimeError):  # the signal came in the middle of another line
-                logger.info(f"finishing {doing()}, then saving; again to stop now")
+            try:
+                logger.info(f"{doing()}; again to stop now")
+            except RuntimeError:  # the signal came in the middle of another line
+                os.write(2, f"{doing()}; again to stop now\n".encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -225,6 +225,47 @@ def test_a_changed_mixture_goes_on_where_each_domain_is():
     assert new.domain_counts(2500, 12_500) == {"a": 6000, "b": 2000, "c": 2000}
 
 
+STAGES = [
+    ({"a": 1000}, None),
+    ({"a": 1000, "b": 700}, None),  # a domain more
+    ({"a": 1300, "b": 700}, None),  # a domain that grew
+    ({"0": 50, "a": 1300, "b": 600}, {"0": 1000, "a": 6000, "b": 3000}),  # one before the others, one that shrank
+    ({"a": 1300, "b": 900}, {"a": 9000, "b": 1000}),
+    ({"a": 1300, "b": 900, "c": 10}, None),
+]
+
+
+@pytest.mark.parametrize("stages", [STAGES, STAGES[1:3] + STAGES[:1], STAGES[3:]])
+@pytest.mark.parametrize(
+    "steps", [[0, 500, 900, 1500, 1700, 2100, 9000], [0, 1, 2, 3, 4, 5, 7000], [0, 3000, 3700, 6000]]
+)
+def test_no_sample_comes_again_in_an_epoch_whatever_happens_to_the_data(stages, steps):
+    """Followed by hand: which samples each domain has given in its epoch."""
+    sampler, given = None, {}
+    for (sizes, draws), start, stop in zip(stages, steps, steps[1:], strict=False):
+        sampler = MixtureSampler(sizes, 4, draws, start, sampler)
+        order = sampler.blocks(range(start, stop))
+        assert order[1:].tolist() == sampler.blocks(range(start + 1, stop)).tolist()
+        assert np.array_equal(sampler.counts(start + 1, stop), np.bincount(order[1:], minlength=sum(sizes.values())))
+        given = {name: {number for number in given.get(name, ()) if number < size} for name, size in sizes.items()}
+        numbered = [(name, number) for name, size in sizes.items() for number in range(size)]
+        for name, number in (numbered[sample] for sample in order.tolist()):
+            assert number not in given[name]
+            given[name].add(number)
+            epoch = list(sizes) if draws is None else [name]  # without weights all domains have one epoch
+            if all(len(given[domain]) == sizes[domain] for domain in epoch):
+                given |= {domain: set() for domain in epoch}
+
+
+def test_data_added_in_an_epoch_ends_it_with_all_samples_once():
+    old = MixtureSampler({"a": 1000}, 1)
+    new = MixtureSampler({"a": 1000, "b": 1000}, 1, None, 500, old)
+    order = np.concatenate([old.blocks(range(500)), new.blocks(range(500, 4000))])
+    assert np.bincount(order[:2000], minlength=2000).tolist() == [1] * 2000
+    assert np.bincount(order[2000:], minlength=2000).tolist() == [1] * 2000
+    assert new.domain_counts(500, 2000) == {"a": 500, "b": 1000}
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_share_a_step_without_overlap(ranks):
     per_rank = [

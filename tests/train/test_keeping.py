@@ -117,8 +117,8 @@ class Recorder(types.ModuleType):
     def search_runs(self, **options):
         return []
 
-    def start_run(self, run_name):
-        self.options["name"] = run_name
+    def start_run(self, run_name, tags):
+        self.options |= {"name": run_name, "id": tags["inheritune.run"]}
 
 
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
