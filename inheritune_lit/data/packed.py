@@ -20,6 +20,7 @@ PADDING = -100
 """Stands where a sample has no token; as a target, torch's cross-entropy ignores it."""
 # Documents an entry of the index: an eighth of a byte per document is kept in memory.
 _STRIDE = 128
+_CHECKED = 4096
 _CHUNK = _STRIDE << 13
 _NAMED, _MUCH = 5, 0.01
 
@@ -158,11 +159,15 @@ class PackedDataset:
     ) -> None:
         self.folder, self.split, self.block_size = folder, split, block_size
         self._cuts, self.domains, self._unused = [], {}, {}
-        self._counts = [(name, domain[split]) for name, domain in sorted(load_packed_manifest(folder).domains.items())]
+        manifest = load_packed_manifest(folder)
+        self._max_token_id = manifest.max_token_id
+        self._counts = [(name, domain[split]) for name, domain in sorted(manifest.domains.items())]
         # Each mapping holds a file open, and there may be thousands of domains.
         self._tokens = lru_cache(maxsize=256)(self._map)
         for name, count in self._counts:
             tokens, lengths = _open(folder / split / name, count)
+            for some in (tokens[:_CHECKED], tokens[-_CHECKED:]):  # the rest when it is read
+                self._check(some, name)
             cut = PackedCut(len(tokens), block_size) if documents == "packed" else SeparateCut(lengths, block_size)
             self._cuts.append(cut)
             self.domains[name] = DomainSize(cut.samples, cut.targets)
@@ -213,7 +218,18 @@ class PackedDataset:
             tokens = self._tokens(domain)
             for row, first, targets in zip(rows.tolist(), first_B.tolist(), targets_B.tolist(), strict=True):
                 tokens_BT1[row, : targets + 1] = tokens[first : first + targets + 1]
+            self._check(tokens_BT1[rows], self._counts[domain][0], PADDING)
         return tokens_BT1
+
+    def _check(self, tokens: np.ndarray, domain: str, other: int = 0) -> None:
+        """Refuse ids that the tokenizer did not give; they would lie outside of the embedding."""
+        outside = (tokens > self._max_token_id) | ((tokens < 0) & (tokens != other))
+        if outside.any():
+            raise UserError(
+                f"{self.folder / self.split / domain}.bin is damaged: it holds token id {tokens[outside][0]}, the "
+                f"manifest says 0 to {self._max_token_id}; restore it, or run `inheritune prepare` with another "
+                "--out_dir"
+            )
 
     def targets(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns how many targets some samples have, int64, shape (B,); their tokens are not read."""

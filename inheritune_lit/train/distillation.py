@@ -1,8 +1,8 @@
 """What a student learns from, a frozen teacher or its written predictions; and ``inheritune teach``, which writes
 them once for any number of students."""
 
-import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.io.folders import check_vacant, explain_full_disk, make_folder, replace_text
-from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.folders import LOCK, check_vacant, explain_full_disk, own_folder
+from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.records import read_record, to_record, write_record
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import Transformer, head_logits
@@ -101,24 +102,59 @@ class TeacherLogits:
         manifest = read_manifest(folder) if folder.is_dir() else None
         if manifest is None or manifest.get("kind") != _KIND:
             raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
+        again = "make it again with `inheritune teach`"
+        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a teacher's predictions", again, others=True)
         self.settings: dict[str, Any] = manifest["settings"]
-        remedy = "make it again with `inheritune teach`, or change the run"
+        remedy = f"{again}, or change the run"
         check_settings(f"{folder} was made", {name: self.settings[name] for name in expected}, expected, remedy)
-        try:
-            self._ids, self._logprobs = _open_arrays(folder, self.settings, "r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} is damaged ({error}); make it again with `inheritune teach`") from error
+        self._folder, (self._ids, self._logprobs) = folder, _open_arrays(folder, self.settings, "r", again)
 
     def batch(self, blocks: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some blocks: ids int64 and log-probabilities fp32, both (blocks, block_size, top_k)."""
         ids_BTK, logprobs_BTK = self._ids[blocks], self._logprobs[blocks]
+        if (largest := ids_BTK.max(initial=0)) >= self.settings["vocabulary"]:
+            raise UserError(
+                f"{self._folder} holds token id {largest} of a vocabulary of {self.settings['vocabulary']}; make it "
+                "again with `inheritune teach`"
+            )
         return torch.from_numpy(ids_BTK.astype(np.int64)), torch.from_numpy(logprobs_BTK.astype(np.float32))
 
 
-def _open_arrays(folder: Path, settings: dict[str, Any], mode: Literal["r", "r+", "w+"]) -> list[np.memmap]:
+@dataclass(frozen=True)
+class _Settings:
+    blocks: int
+    block_size: int
+    top_k: int
+    vocabulary: int
+    temperature: float
+    dtype: Literal["float16", "float32"]
+    data_sha256: str
+    documents: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of ``inheritune.json``."""
+
+    settings: _Settings
+
+
+@dataclass(frozen=True)
+class _Done:
+    """How many blocks a working folder holds, and of what."""
+
+    settings: dict[str, Any]
+    blocks: int
+
+
+def _open_arrays(folder: Path, settings: dict[str, Any], mode: Literal["r", "r+", "w+"], remedy: str) -> list[Any]:
     """Ids and log-probabilities, both (blocks, block_size, top_k)."""
     shape = (settings["blocks"], settings["block_size"], settings["top_k"])
     dtypes = {_IDS: _id_dtype(settings["vocabulary"]), _LOGPROBS: np.dtype(settings["dtype"])}
+    for name, dtype in dtypes.items() if mode != "w+" else ():
+        path, size = folder / name, math.prod(shape) * dtype.itemsize
+        if not path.is_file() or path.stat().st_size != size or min(shape) < 1:
+            raise UserError(f"{path} is damaged: it is not a file of {size:,} bytes; {remedy}")
     return [np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape) for name, dtype in dtypes.items()]
 
 
@@ -250,41 +286,47 @@ def teach(args: TeachArgs) -> TeachResult:
     )
     if args.dry_run:
         return TeachResult(None, positions, size, flops)
-    folder = args.out_dir.parent / f".{args.out_dir.name}.partial"
-    done = _begin(folder, settings, size)
-    with explain_full_disk(args.out_dir):
+    target = args.out_dir.resolve()  # the folder that a link leads to is replaced, not the link
+    folder = target.with_name(f".{target.name}.partial")
+    with own_folder(folder, args.out_dir), explain_full_disk(args.out_dir):
+        check_vacant(args.out_dir)  # another process may have finished it
+        done = _begin(folder, settings, size)
         _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
         write_manifest(folder, _KIND, {"settings": settings})
-        os.replace(folder, args.out_dir)
-        (args.out_dir / _DONE).unlink()
+        (folder / _DONE).unlink()
+        (folder / LOCK).unlink()
+        os.replace(folder, target)
     logger.info(f"wrote {args.out_dir}")
     return TeachResult(args.out_dir, positions, size, flops)
 
 
 def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
-    """Make the working folder, or find how many blocks of the same work it holds."""
-    if (folder / _DONE).is_file():
-        found = json.loads((folder / _DONE).read_text())
+    """Prepare the working folder, or find how many blocks of the same work it holds."""
+    again = f"remove {folder} to begin again"
+    if os.path.lexists(folder / _DONE):
+        found = read_record(folder / _DONE, _Done, "the progress of `inheritune teach`", again)
         remedy = f"use the old value, remove {folder} or give another --out_dir"
-        check_settings(f"{folder} was started", found["settings"], settings, remedy)
-        return int(found["blocks"])
-    shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder.parent, folder.parent)
-    free = shutil.disk_usage(folder.parent).free
+        check_settings(f"{folder} was started", found.settings, settings, remedy)
+        if not 0 <= found.blocks <= settings["blocks"]:
+            raise UserError(f"{folder / _DONE} says {found.blocks} of {settings['blocks']} blocks are done; {again}")
+        return found.blocks
+    if (manifest := read_manifest(folder)) is not None:  # killed just before its end
+        check_settings(f"{folder} was started", manifest.get("settings") or {}, settings, again)
+        return settings["blocks"]
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
             f"{folder.parent} needs {size / 1e9:.1f} GB for the teacher's predictions, {free / 1e9:.1f} GB are free; "
             "make room, or give a smaller --top_k"
         )
-    folder.mkdir()
-    _note_done(folder, settings, 0, _open_arrays(folder, settings, "w+"))
+    _note_done(folder, settings, 0, _open_arrays(folder, settings, "w+", again))
     return 0
 
 
 def _write(
     folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, done: int, batch_size: int
 ) -> None:
-    arrays = ids, logprobs = _open_arrays(folder, settings, "r+")
+    arrays = ids, logprobs = _open_arrays(folder, settings, "r+", f"remove {folder} to begin again")
     device = next(gpt.parameters()).device
     with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
         for start in range(done, len(dataset), batch_size):
@@ -310,4 +352,4 @@ def _note_done(folder: Path, settings: dict[str, Any], blocks: int, arrays: Sequ
     for name in (_IDS, _LOGPROBS):
         with (folder / name).open("rb+") as file:
             os.fsync(file.fileno())
-    replace_text(folder / _DONE, json.dumps({"settings": settings, "blocks": blocks}))
+    write_record(folder / _DONE, _Done(settings, blocks))

@@ -31,7 +31,7 @@ from inheritune_lit.train.run_folder import (
     same_samples,
     training_settings,
 )
-from inheritune_lit.train.saving import Saver, drop_state, writing
+from inheritune_lit.train.saving import Saver, drop_state, is_whole, writing
 from inheritune_lit.train.setup import (
     build_fabric,
     check_machine,
@@ -67,6 +67,12 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
             logger.info(run.plan_text())
         return RunResult(run.plan)
     check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
+    if is_whole(args.out_dir):  # perhaps where nothing can be written
+        run.find()
+        if run.is_first:
+            logger.info(run.plan_text())
+        if run.finished:
+            return run.finished
     with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric):
         return _pretrain(run, initial_optimizer, keep_optimizer)
 

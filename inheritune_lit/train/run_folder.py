@@ -14,13 +14,13 @@ from inheritune_lit.data.manifest import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, Mixture, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
-from inheritune_lit.io.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
-from inheritune_lit.io.records import to_record
+from inheritune_lit.io.manifest import read_manifest, replace_manifest, write_manifest
 from inheritune_lit.io.settings_guard import check_folder, differences
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
+from inheritune_lit.train.run_manifest import read_final, read_run_manifest
 from inheritune_lit.train.saving import saved_step, stopped_text
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
@@ -29,97 +29,6 @@ _FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "kee
 _FREE_SETTINGS |= {"bad_step", "max_loss_jump", "micro_batch_size"}
 DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
 _BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
-
-
-@dataclass(frozen=True)
-class _Domain:
-    sha256: str
-    train_blocks: int
-    train_tokens: int
-
-
-@dataclass(frozen=True)
-class _Data:
-    data: str
-    data_sha256: str
-    documents: str
-    mixture: dict[str, float] | str
-    domains: dict[str, _Domain]
-
-
-@dataclass(frozen=True)
-class _Change:
-    sample: int
-    drawn: dict[str, int]
-    different: list[str]
-    was: _Data
-
-
-@dataclass(frozen=True)
-class _Train:
-    global_batch_size: int
-    max_seq_length: int | None = None
-
-
-@dataclass(frozen=True)
-class _Eval:
-    samples: int | None
-    interval: int = EvalArgs.interval
-    max_iters: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    initial_checkpoint_dir: str
-    initial_weights_sha256: str
-    train: _Train
-    eval: _Eval
-    optimizer: dict[str, Any]
-    precision: str
-    seed: int
-    total_steps: int = 0
-    device: str = ""
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """What is read of a run's ``inheritune.json``."""
-
-    settings: _Settings
-    data_changes: list[_Change] = field(default_factory=list)
-    id: str | None = None
-
-
-@dataclass(frozen=True)
-class _Final:
-    """What is read of the manifest of its trained checkpoint."""
-
-    steps: int
-    tokens: int
-    val_loss: float
-    val_stderr: float
-    parent: dict[str, Any] | None = None
-
-
-def _read_run_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run, checked; None where the folder holds none, or something else's."""
-    manifest = read_manifest(folder) if folder.is_dir() else None
-    if manifest is not None and manifest.get("kind") == "run":
-        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a run", _REMEDY, others=True)
-        return manifest
-    return None
-
-
-def _read_final(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run's trained checkpoint, checked; None where there is none."""
-    if (final := read_manifest(folder / FINAL)) is not None:
-        to_record(
-            final, _Final, folder / FINAL / MANIFEST, "the manifest of a trained checkpoint", _REMEDY, others=True
-        )
-    return final
-
-
-_REMEDY = "restore it, or give another folder"
 
 
 def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:
@@ -138,7 +47,7 @@ def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
 
     ``max_iters`` counts micro-batches, whose size may be another when a run is continued.
     """
-    manifest = _read_run_manifest(run_dir)
+    manifest = read_run_manifest(run_dir)
     recorded = manifest["settings"]["eval"] if manifest else {}
     if eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters"):
         return replace(eval, samples=recorded["samples"])
@@ -225,7 +134,7 @@ def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] 
     if manifest and manifest.get("kind") == "run" and isinstance(started, dict):
         if not started.keys() >= set(DATA_SETTINGS):
             raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
-        _read_run_manifest(run_dir)
+        read_run_manifest(run_dir)
         if started["initial_weights_sha256"] == settings["initial_weights_sha256"]:
             free.append("initial_checkpoint_dir")  # it may lie elsewhere now
         if "initial_config_sha256" not in started:
@@ -233,7 +142,7 @@ def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] 
         if started.get("total_steps") == settings["total_steps"]:
             free += _BUDGETS
     elif manifest and manifest.get("kind") == "run":
-        _read_run_manifest(run_dir)
+        read_run_manifest(run_dir)
     final = run_dir / FINAL
     more = f", or train {final} further as the --initial_checkpoint_dir of a new run" if final.is_dir() else ""
     return check_folder(run_dir, "run", settings, tuple(free), f"use the old value or give another --out_dir{more}")
@@ -254,7 +163,7 @@ def find_run(
     manifest = check_run_folder(run_dir, settings)
     if manifest is None:
         return None, []
-    final = _read_final(run_dir)
+    final = read_final(run_dir)
     started, changes = manifest["settings"], manifest.get("data_changes", [])
     different = _differences(started, settings)
     if different and (final or not allow_data_change):
@@ -384,7 +293,7 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord | None:
     """Reads the folder of a run; None where it holds something else, a UserError where it is damaged."""
-    manifest = _read_run_manifest(folder)
+    manifest = read_run_manifest(folder)
     if manifest is None:
         return None
     rows = read_metrics(folder / METRICS)
@@ -394,7 +303,7 @@ def read_run(folder: Path) -> RunRecord | None:
             raise ValueError("a row has no number of tokens")
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
-    final, initial = _read_final(folder), Path(manifest["settings"]["initial_checkpoint_dir"])
+    final, initial = read_final(folder), Path(manifest["settings"]["initial_checkpoint_dir"])
     parent = final.get("parent") if final else read_manifest(initial)
     shape = next((path for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
     return RunRecord(folder, manifest, numbers, final, parent, load_lit_config(shape) if shape is not None else None)

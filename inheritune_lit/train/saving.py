@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from inheritune_lit.checkpoint.folder import CONFIG_FILES, TOKENIZER_FILES, WEIGHTS, copy_files
+from inheritune_lit.checkpoint.folder import CONFIG_FILES, FINAL, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec
 from inheritune_lit.errors import UserError
@@ -180,6 +180,13 @@ def drop_state(run_dir: Path) -> None:
     for name in (STATE, SHARDED_STATE):
         if os.path.lexists(run_dir / name):
             remove(run_dir / name)
+
+
+def is_whole(run_dir: Path) -> bool:
+    """Whether a folder holds a finished run, and nothing more that a kill left there."""
+    names = {path.name for path in run_dir.glob("*")}
+    left = names & {STATE, SHARDED_STATE} or any(name.startswith(".") for name in names)
+    return FINAL in names and not left
 
 
 BEST = "best"

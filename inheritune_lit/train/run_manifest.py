@@ -1,0 +1,100 @@
+"""The manifests of a run and of its trained checkpoint: which values they have, whatever was done to them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inheritune_lit.checkpoint.folder import FINAL
+from inheritune_lit.io.manifest import MANIFEST, read_manifest
+from inheritune_lit.io.records import to_record
+from inheritune_lit.train.args import EvalArgs
+
+_REMEDY = "restore it, or give another folder"
+
+
+@dataclass(frozen=True)
+class _Domain:
+    sha256: str
+    train_blocks: int
+    train_tokens: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    data: str
+    data_sha256: str
+    documents: str
+    mixture: dict[str, float] | str
+    domains: dict[str, _Domain]
+
+
+@dataclass(frozen=True)
+class _Change:
+    sample: int
+    drawn: dict[str, int]
+    different: list[str]
+    was: _Data
+
+
+@dataclass(frozen=True)
+class _Train:
+    global_batch_size: int
+    max_seq_length: int | None = None
+
+
+@dataclass(frozen=True)
+class _Eval:
+    samples: int | None
+    interval: int = EvalArgs.interval
+    max_iters: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    initial_checkpoint_dir: str
+    initial_weights_sha256: str
+    train: _Train
+    eval: _Eval
+    optimizer: dict[str, Any]
+    precision: str
+    seed: int
+    total_steps: int = 0
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What is read of a run's ``inheritune.json``."""
+
+    settings: _Settings
+    data_changes: list[_Change] = field(default_factory=list)
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """What is read of the manifest of its trained checkpoint."""
+
+    steps: int
+    tokens: int
+    val_loss: float
+    val_stderr: float
+    parent: dict[str, Any] | None = None
+
+
+def read_run_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run, checked; None where the folder holds none, or something else's."""
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is not None and manifest.get("kind") == "run":
+        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a run", _REMEDY, others=True)
+        return manifest
+    return None
+
+
+def read_final(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run's trained checkpoint, checked; None where there is none."""
+    if (final := read_manifest(folder / FINAL)) is not None:
+        to_record(
+            final, _Final, folder / FINAL / MANIFEST, "the manifest of a trained checkpoint", _REMEDY, others=True
+        )
+    return final
