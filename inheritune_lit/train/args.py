@@ -131,10 +131,10 @@ class EvalArgs:
     max_iters: int | None = None
     """Micro-batches per validation, of the size that a run starts with, always the same ones; the whole validation
     split when not given"""
-    samples: int | None = None
-    """Samples per validation instead"""
     initial_validation: bool = True
     """Validate before the first step: the loss of the slice before healing"""
+    samples: int | None = None
+    """Samples per validation, where max_iters is not to count"""
 
     def __post_init__(self) -> None:
         _check("eval.", self, "interval", "max_iters", "samples")

@@ -21,7 +21,7 @@ from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
 from inheritune_lit.train.optim import MAX_SKIPPED, LossGuard, clip_gradients, learning_rate
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import BEST, Counters, Saver, stopped_text
+from inheritune_lit.train.saving import BEST, Counters, Saver, stopped_text, writing
 from inheritune_lit.train.setup import TrainState
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,8 @@ class Trainer:
 
     def _write_row(self, row: Row) -> None:
         if self.log:
-            self.log.write(row)
+            with writing("the metrics", self.log.path):
+                self.log.write(row)
 
     def _close(self) -> None:
         self._doing = "finishing the last checkpoint"

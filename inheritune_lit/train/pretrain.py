@@ -11,7 +11,7 @@ from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import FINAL, MODEL_CONFIG, WEIGHTS
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sampler import make_mixture
-from inheritune_lit.io.folders import own_folder
+from inheritune_lit.io.folders import explain_full_disk, own_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.devices import device_count, on_first_rank, one_fate
 from inheritune_lit.model.load import load_model
@@ -91,7 +91,8 @@ def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool)
     run.fabric.barrier()
     if is_first:
         run.estimate.warn()
-        begin_run(out_dir, run.settings, run.changes)
+        with explain_full_disk(out_dir):
+            begin_run(out_dir, run.settings, run.changes)
     run.fabric.barrier()
     trainer = run.trainer(initial_optimizer)
     with stop_requests(trainer.doing if is_first else None) as stop:
