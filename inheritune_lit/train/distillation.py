@@ -319,7 +319,17 @@ def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
             f"{folder.parent} needs {size / 1e9:.1f} GB for the teacher's predictions, {free / 1e9:.1f} GB are free; "
             "make room, or give a smaller --top_k"
         )
-    _note_done(folder, settings, 0, _open_arrays(folder, settings, "w+", again))
+    try:
+        arrays = _open_arrays(folder, settings, "w+", again)
+        # A disk that is full later would kill the process that writes into the map.
+        for name in (_IDS, _LOGPROBS) if hasattr(os, "posix_fallocate") else ():
+            with (folder / name).open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, (folder / name).stat().st_size)
+        _note_done(folder, settings, 0, arrays)
+    except OSError:
+        for name in (_IDS, _LOGPROBS):
+            (folder / name).unlink(missing_ok=True)
+        raise
     return 0
 
 
