@@ -1,5 +1,6 @@
 """``inheritune pretrain``: continue the training of a checkpoint."""
 
+import hashlib
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from inheritune_lit.checkpoint.config import load_config
-from inheritune_lit.checkpoint.folder import FINAL, MODEL_CONFIG, WEIGHTS
+from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sampler import make_mixture
 from inheritune_lit.io.folders import explain_full_disk, own_folder
@@ -147,7 +148,7 @@ class _Run:
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),
-            "initial_config_sha256": sha256_file(start / MODEL_CONFIG),
+            "initial_config": hashlib.sha256(repr(asdict(config)).encode()).hexdigest(),
             "total_steps": plan.total_steps,
             **training_settings(train, args.eval, args.optimizer, args.speed),
             "precision": precision,

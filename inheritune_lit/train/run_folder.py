@@ -137,8 +137,8 @@ def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] 
         read_run_manifest(run_dir)
         if started["initial_weights_sha256"] == settings["initial_weights_sha256"]:
             free.append("initial_checkpoint_dir")  # it may lie elsewhere now
-        if "initial_config_sha256" not in started:
-            free.append("initial_config_sha256")
+        if "initial_config" not in started:
+            free.append("initial_config")
         if started.get("total_steps") == settings["total_steps"]:
             free += _BUDGETS
     elif manifest and manifest.get("kind") == "run":

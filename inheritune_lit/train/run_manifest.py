@@ -86,7 +86,10 @@ def read_run_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run, checked; None where the folder holds none, or something else's."""
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is not None and manifest.get("kind") == "run":
-        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a run", _REMEDY, others=True)
+        path, what = folder / MANIFEST, "the manifest of a run"
+        to_record(manifest, _Manifest, path, what, _REMEDY, others=True)
+        if "domains" in manifest["settings"]:  # early versions recorded less of the data
+            to_record(manifest["settings"], _Data, path, what, _REMEDY, others=True)
         return manifest
     return None
 
