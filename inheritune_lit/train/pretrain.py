@@ -1,6 +1,7 @@
 """``inheritune pretrain``: continue the training of a checkpoint."""
 
 import hashlib
+import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from inheritune_lit.checkpoint.config import load_config
-from inheritune_lit.checkpoint.folder import FINAL, WEIGHTS
+from inheritune_lit.checkpoint.folder import FINAL, MODEL_CONFIG, WEIGHTS
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sampler import make_mixture
 from inheritune_lit.io.folders import explain_full_disk, own_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file
+from inheritune_lit.io.reading import read_yaml
 from inheritune_lit.model.devices import device_count, on_first_rank, one_fate
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import PretrainArgs
@@ -116,6 +118,12 @@ def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool)
     return RunResult(plan, out_dir / FINAL, *numbers, validation.domains, skipped=skipped)
 
 
+def _shape_sha256(folder: Path) -> str:
+    """Hash of a checkpoint's model configuration, however it is written down."""
+    shape = read_yaml(folder / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
+    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
+
+
 class _Run:
     """A run before it starts. Making one checks all that can be checked before anything is spent."""
 
@@ -148,7 +156,7 @@ class _Run:
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),
-            "initial_config": hashlib.sha256(repr(asdict(config)).encode()).hexdigest(),
+            "initial_config": _shape_sha256(start),
             "total_steps": plan.total_steps,
             **training_settings(train, args.eval, args.optimizer, args.speed),
             "precision": precision,
