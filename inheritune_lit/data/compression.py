@@ -16,7 +16,8 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.io.reading import open_regular
 
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".xz", ".bz2")
-_CHUNK = 1 << 10  # what these bytes expand to, at most 32 MB, is held in memory
+_CHUNK = 1 << 9  # zstd expands these to 16 MB at most, which are held in memory
+_MOST_AT_ONCE = (1 << 20,)  # bytes that lzma and bz2 give at once: 45 bytes of bz2 may stand for 46 MB
 _MAX_MEMORY = max(1 << 27, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Of one decompressor; zstd's own limit is the 128 MiB, which files of its --long modes exceed."""
 
@@ -53,8 +54,8 @@ def _decompressed(file: BinaryIO, ending: str) -> io.RawIOBase | None:
     if ending in (".zst", ".zstd"):
         return _Frames(file, ZstdDecompressor(max_window_size=min(_MAX_MEMORY, 1 << 31)).decompressobj)
     if ending == ".xz":
-        return _Frames(file, partial(lzma.LZMADecompressor, memlimit=_MAX_MEMORY))
-    return _Frames(file, bz2.BZ2Decompressor) if ending == ".bz2" else None
+        return _Frames(file, partial(lzma.LZMADecompressor, memlimit=_MAX_MEMORY), _MOST_AT_ONCE)
+    return _Frames(file, bz2.BZ2Decompressor, _MOST_AT_ONCE) if ending == ".bz2" else None
 
 
 class _Frames(io.RawIOBase):
@@ -63,8 +64,8 @@ class _Frames(io.RawIOBase):
     The libraries' own streams end without a word there (zstandard), or have no limit on memory (lzma).
     """
 
-    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]) -> None:
-        self._file, self._new_frame, self._ready = file, new_frame, memoryview(b"")
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], limit: tuple[int, ...] = ()) -> None:
+        self._file, self._new_frame, self._limit, self._ready = file, new_frame, limit, memoryview(b"")
         self._frame: Any = None
 
     def readable(self) -> bool:
@@ -72,15 +73,16 @@ class _Frames(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self._ready:
-            compressed = self._file.read(_CHUNK)
-            if not compressed:
+            has_more = not getattr(self._frame, "needs_input", True)
+            compressed = b"" if has_more else self._file.read(_CHUNK)
+            if not compressed and not has_more:
                 if self._frame is not None:
                     raise EOFError("the last frame is cut off")
                 return 0
             if self._frame is None and not (compressed := compressed.lstrip(b"\0")):  # padding between frames
                 continue
             frame = self._frame or self._new_frame()
-            self._ready = memoryview(frame.decompress(compressed))
+            self._ready = memoryview(frame.decompress(compressed, *self._limit))
             self._frame = None if frame.eof else frame
             if frame.eof and frame.unused_data:  # the next frame is read on the next call
                 self._file.seek(-len(frame.unused_data), io.SEEK_CUR)
