@@ -1,6 +1,7 @@
 """Damaged and hostile sources, workdirs and packed folders: exit 0 or 2, one line, nothing left, never other bytes."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -26,7 +27,6 @@ from inheritune_lit.data.documents import ReadReport
 from inheritune_lit.data.formats import read_rows
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
-import contextlib
 
 ROWS = [{"text": text, "set": f"s{n % 3}"} for n, text in enumerate(make_documents(120, 21))]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
