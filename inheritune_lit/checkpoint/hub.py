@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, TOKEN
 from inheritune_lit.checkpoint.remote_files import RemoteFile, fetch_tensors, open_safetensors, open_torch_file
 from inheritune_lit.checkpoint.weights import BIN, HF_FORMATS, SAFETENSORS, Weights, open_files, read_index
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.hub_errors import explain_hub_errors
+from inheritune_lit.io.hub_errors import cannot_download, explain_hub_errors, is_unreachable
+from inheritune_lit.io.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,9 @@ Rename = Callable[[Iterable[str]], Callable[[str], str]]
 """Makes, from all stored names, the function from a stored name to the full one."""
 
 _SMALL_FILES = (HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *(index for index, _ in HF_FORMATS.values()))
+_ABSENT = "it is not in the hub's cache"
+_PATIENCE = 5.0
+"""Seconds to wait for the hub's answer before its cache is taken."""
 _RANGED_BELOW = 0.9
 """A file of which a larger share is needed is downloaded whole, into the hub's own cache."""
 
@@ -37,6 +42,8 @@ class Repository:
     """Its configuration and tokenizer, in the hub's cache."""
     files: dict[str, tuple[int, str | None]]
     """Name -> bytes, and the SHA-256 that the hub states, None for small files."""
+    offline: Exception | None = None
+    """Why only what is in the hub's cache can be had; None where the hub answers."""
     _fetched: dict[Path, tuple[str, int]] = field(default_factory=dict)
 
     def download(self, needed: set[str], rename: Rename) -> Weights:
@@ -49,6 +56,8 @@ class Repository:
             for format_name, (index_file, single) in HF_FORMATS.items():
                 if index_file in self.files or single in self.files:
                     return open_files(self._fetch(index_file, single, needed, rename), format_name)
+            if self.offline:
+                raise cannot_download(f"the weights of {self.name}", self.offline, _ABSENT)
             raise UserError(f"{self.name} has no {SAFETENSORS} or {BIN}, sharded or not; give another --ref")
 
     def record(self, weights: Weights) -> list[dict[str, Any]]:
@@ -64,13 +73,15 @@ class Repository:
         """Local files that hold the needed tensors, of the shards or of the single file."""
         full: Callable[[str], str] | None = None
         shards, every = [single], {single}
-        if index_file in self.files:
+        if single not in self.files:  # transformers prefers the single file too
             index = read_index(self.folder / index_file)
             full, every = rename(index), set(index.values())
             shards = sorted({file for name, file in index.items() if full(name) in needed})
         plans: dict[str, RemoteFile | None] = {}
         for file in shards:
             cached = isinstance(huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision), str)
+            if not cached and self.offline:
+                raise cannot_download(f"{file} of {self.name}", self.offline, _ABSENT)
             remote = plans[file] = None if cached else self._open(file)
             if remote is None:
                 continue
@@ -79,7 +90,7 @@ class Repository:
             if remote.chosen_bytes > _RANGED_BELOW * remote.size:
                 plans[file] = None
         sizes = {file: plan.chosen_bytes if plan else self._size(file) for file, plan in plans.items()}
-        total = sum(map(self._size, every))
+        total = sum(self._size(file) for file in every if not self.offline or file in self.files)
         logger.info("%s: %.2f GB of %.2f GB are needed", self.name, sum(sizes.values()) / 1e9, total / 1e9)
         for file, plan in plans.items():
             if plan:
@@ -112,11 +123,19 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
         revision: branch, tag or commit; the main branch when None.
         gated: it is known to ask for permission.
 
+    Where the hub does not answer, what its cache holds is taken.
+
     Raises:
         UserError: no such repository or revision, no permission, or no connection and nothing in the cache.
     """
     with explain_hub_errors(name, gated):
-        info = huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
+        try:
+            api = huggingface_hub.HfApi()
+            info = api.model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
+        except Exception as error:
+            if not is_unreachable(error):
+                raise
+            return _cached_repository(name, revision or "main", error)
         files = {
             sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
             for sibling in info.siblings or ()
@@ -124,5 +143,41 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
         if HF_CONFIG not in files:
             raise UserError(f"{name} has no {HF_CONFIG}: it is not a model of transformers; check --ref")
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]
+        if revision != info.sha:  # by its name too, so that the cache knows the name
+            huggingface_hub.hf_hub_download(name, HF_CONFIG, revision=revision)
         fetched = [huggingface_hub.hf_hub_download(name, file, revision=info.sha) for file in wanted]
     return Repository(name, str(info.sha), Path(fetched[0]).parent, files)
+
+
+def _cached_repository(name: str, revision: str, error: Exception) -> Repository:
+    """What the hub's cache holds of a repository, where the hub cannot be reached for the reason ``error``."""
+    root = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    commit, ref = revision, root / "refs" / revision
+    if ".." not in Path(revision).parts and ref.is_file():
+        commit = read_text(ref, "a reference of the hub's cache", "remove it", 4096).strip()
+    folder = root / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+        gone = f"{ref} names {commit!r}, whose files are gone" if commit != revision else _ABSENT
+        raise cannot_download(name if revision == "main" else f"{name}@{revision}", error, gone)
+    files = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            blob = path.resolve().name
+            stated = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+            files[path.relative_to(folder).as_posix()] = path.stat().st_size, stated
+    if HF_CONFIG not in files:
+        raise cannot_download(f"{HF_CONFIG} of {name}", error, _ABSENT)
+    logger.info("%s: the hub cannot be reached, its cache is used (commit %s)", name, commit)
+    return Repository(name, commit, folder, files, error)
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cached_identity(folder: Path) -> tuple[str, str, str] | None:
+    """Maker, name and commit of a repository whose files are a folder of the hub's cache; None for other folders."""
+    snapshot = folder.resolve()
+    root = re.fullmatch(r"models--(?:(.+?)--)?(.+)", snapshot.parent.parent.name)
+    if snapshot.parent.name != "snapshots" or root is None or not _COMMIT.fullmatch(snapshot.name):
+        return None
+    return root[1] or "local", root[2], snapshot.name

@@ -34,7 +34,7 @@ from inheritune_lit.checkpoint.folder import (
 )
 from inheritune_lit.checkpoint.formats import FLOATS
 from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
-from inheritune_lit.checkpoint.hub import Repository, open_repository
+from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repository
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
@@ -278,6 +278,7 @@ class ResolvedReference:
     Attributes:
         source: its folder, file or repository (with the revision that was asked for), for the manifest.
         shape_only: it has no weights.
+        revision: its commit, for a repository or a folder of the hub's cache.
     """
 
     reference: ReferenceModel
@@ -285,6 +286,7 @@ class ResolvedReference:
     repository: Repository | None = None
     gguf: Path | None = None
     shape_only: bool = False
+    revision: str | None = None
 
     def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
         """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.
@@ -338,7 +340,8 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
         with as_huggingface(gguf) as folder:
             yield ResolvedReference(open_reference(folder, "local", gguf.stem), str(gguf), gguf=gguf)
     elif path.is_dir():
-        yield ResolvedReference(open_reference(path, "local"), str(path))
+        org, name, revision = cached_identity(path) or ("local", None, None)
+        yield ResolvedReference(open_reference(path, org, name), str(path), revision=revision)
     elif shape := find_shape(ref):
         folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES, None, gated=False).folder
         Tokenizer(folder)  # or the new model would have none
@@ -357,7 +360,7 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
         gated = known is not None and known.gated
         repository = open_repository(known.repository if known else name, revision or None, gated=gated)
         reference = open_reference(repository.folder, *repository.name.split("/"))
-        yield ResolvedReference(reference, repository.name + at + revision, repository)
+        yield ResolvedReference(reference, repository.name + at + revision, repository, revision=repository.revision)
 
 
 VOCABULARY = 50304

@@ -91,7 +91,7 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
             "org": reference.org,
             "name": reference.name,
             "source": resolved.source,
-            "revision": repository.revision if repository else None,
+            "revision": resolved.revision,
             "format": weights.format if weights else None,
             "n_layer": reference.config.n_layer,
             "files": repository.record(weights) if weights and repository else files,
