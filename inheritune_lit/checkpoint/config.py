@@ -115,7 +115,10 @@ def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, 
             problem = first_line(error)
         else:
             numbers = {name: value for name, value in asdict(config).items() if isinstance(value, float)}
-            odd = [name for name, value in numbers.items() if not math.isfinite(value)]
+            numbers |= config.rope_adjustments or {}
+            odd = [
+                name for name, value in numbers.items() if not (type(value) in (int, float) and math.isfinite(value))
+            ]
             if not odd and 0 <= config.rotary_percentage <= 1:
                 return config
             name = odd[0] if odd else "rotary_percentage"

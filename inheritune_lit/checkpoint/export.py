@@ -1,9 +1,11 @@
 """``inheritune export``: a litgpt checkpoint as a Hugging Face folder with a model card."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from inheritune_lit.checkpoint.tensors import (
     tensor_shapes,
 )
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
-from inheritune_lit.errors import UserError
+from inheritune_lit.errors import UserError, printable
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
-from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.records import to_record
 from inheritune_lit.references import REFERENCES
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ logger = logging.getLogger(__name__)
 def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
     """Markdown with the front matter that the hub reads; ``origin`` is the checkpoint's manifest, empty without one."""
     source, layers, tokens = lineage(origin)
-    repository = f"{source.get('org')}/{source.get('name')}"
+    repository = printable(f"{source.get('org')}/{source.get('name')}")
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {licence}"] if licence else []
     front += [f"base_model: {repository}"] if source and source.get("org") != "local" else []
@@ -53,7 +56,7 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
         facts.append(
             '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
         )
-    title = f"# {config.hf_config.get('name') or config.name}"
+    title = printable(f"# {config.hf_config.get('name') or config.name}")
     what = (
         f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
         " made with the Inheritune recipe (arXiv 2404.08634)."
@@ -68,19 +71,47 @@ def known_licence(origin: dict[str, Any]) -> str | None:
     return next((reference.licence for reference in REFERENCES if reference.repository == repository), None)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The reference of a slice, as its manifest records it."""
+
+    org: str | None = None
+    name: str | None = None
+    n_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the manifest of a checkpoint says about its making, and about that of what it was made from."""
+
+    kind: str = ""
+    tokens: int = 0
+    reference: Origin | None = None
+    layers: list[int] | None = None
+    parent: Step | None = None
+
+
+def to_step(manifest: dict[str, Any], path: Path = Path(MANIFEST)) -> Step:
+    """The manifest at a path as a step; one of another form is a ``UserError``."""
+    return to_record(manifest, Step, path, "the record of a checkpoint", "make the checkpoint again", others=True)
+
+
 def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None, int]:
     """The record of the first reference that manifests lead back to, its layer behind each of the model's (None where
     unknown or random), and the tokens trained on since."""
     source: dict[str, Any] = {}
     layers: list[int] | None = None
     tokens, random = 0, False
-    while manifest:
-        tokens += 0 if random else manifest.get("tokens", 0)
-        if manifest.get("kind") == "slice":
-            source, own = manifest["reference"], manifest["layers"]
+    step: Step | None = to_step(manifest)
+    while step:
+        tokens += 0 if random else step.tokens
+        if step.kind == "slice":
+            source, own = asdict(step.reference or Origin()), step.layers
             random = random or own is None
-            layers = None if random else [own[layer] for layer in layers] if layers is not None else own
-        manifest = manifest.get("parent") or {}
+            own = own or []
+            kept = own if layers is None else [own[layer] for layer in layers if layer in range(len(own))]
+            layers = None if random else kept
+        step = step.parent
     return source, layers, tokens
 
 

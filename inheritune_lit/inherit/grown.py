@@ -2,10 +2,10 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.config import GPT2Config, load_config
+from inheritune_lit.checkpoint.export import Step, to_step
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, TensorSpec
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
@@ -14,7 +14,7 @@ from inheritune_lit.inherit.plan import FreshValues, TensorPlan, build_plan, stu
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.inherit.slice import parent_of, write_student
 from inheritune_lit.io.folders import explain_full_disk, new_folder
-from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
 
 _LABELS = {"name", "hf_config"}
 _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
@@ -23,10 +23,10 @@ _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
 def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
     """The reference's layer behind each of a checkpoint's, as its manifest or its parent's says, or the first."""
     depth = load_config(checkpoint_dir).n_layer
-    manifest: dict[str, Any] | None = read_manifest(checkpoint_dir)
-    while manifest and manifest.get("layers") is None:
-        manifest = manifest.get("parent")
-    layers = tuple(manifest["layers"]) if manifest else ()
+    step: Step | None = to_step(read_manifest(checkpoint_dir) or {}, checkpoint_dir / MANIFEST)
+    while step and step.layers is None:
+        step = step.parent
+    layers = tuple(step.layers or ()) if step else ()
     return layers if len(layers) == depth else tuple(range(depth))
 
 

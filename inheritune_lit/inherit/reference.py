@@ -306,7 +306,11 @@ class ResolvedReference:
             weights = self.repository.download(needed, self.reference.full_names)
         reference = attach_weights(self.reference, weights)
         assert reference.weights
-        if names is None and (missing := sorted(reference.stored_shapes().keys() - reference.weights.specs.keys())):
+        # Of a local folder all tensors are known; the last layer shows whether there are as many as it says.
+        last = f"transformer.h.{reference.config.n_layer - 1}."
+        wanted = [name for name in reference.shapes if names is None or (not self.repository and name.startswith(last))]
+        stored = {piece.name for name in wanted for piece in reference.pieces(name) or ()}
+        if missing := sorted(stored - reference.weights.specs.keys()):
             raise UserError(
                 f"{self.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
                 f"tensors are missing, such as {missing[0]}; get the checkpoint again"

@@ -61,7 +61,7 @@ def slice_model(args: SliceArgs) -> SliceResult:
     """
     with resolve(args.ref, args.tokenizer_dir) as resolved:
         name = student_config(resolved.reference, args)[0].hf_config["name"]
-        out_dir = args.out_dir or Path("checkpoints") / resolved.reference.org / name
+        out_dir = args.out_dir or Path("checkpoints", *map(_as_folder, (resolved.reference.org, name)))
         if not args.dry_run:
             check_vacant(out_dir)
         if args.init != "random" and not (args.dry_run and resolved.repository):
@@ -73,6 +73,11 @@ def slice_model(args: SliceArgs) -> SliceResult:
                 _write(resolved, plan, args, staging)
             logger.info("wrote %s", out_dir)
         return SliceResult(out_dir, resolved.reference, plan, args.init, args.dry_run)
+
+
+def _as_folder(name: object) -> str:
+    """A name, which may come from a file that others wrote, as that of one folder."""
+    return re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model"
 
 
 def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path) -> None:

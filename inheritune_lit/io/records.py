@@ -55,6 +55,8 @@ def to_record(
         return _build(kind, content, "", others)
     except _Misfit as error:
         raise UserError(f"{path} isn't {what}: {error}; {remedy}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} isn't {what}: it is nested too deep; {remedy}") from error
 
 
 def without_nan(value: Any) -> Any:

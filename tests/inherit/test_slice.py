@@ -276,7 +276,7 @@ def test_config_and_weights_disagree(make_llama, tmp_path):
         ("vocab_size", 98, "shape"),
         ("intermediate_size", 57, "shape"),
         ("num_hidden_layers", 4, "does not have"),
-        ("num_hidden_layers", 6, "lacks the tensor"),
+        ("num_hidden_layers", 6, "tensors are missing"),
         ("model_type", "mamba", "not supported"),
         ("hidden_act", "gelu", "hidden_act"),
         ("tie_word_embeddings", True, "tied"),
