@@ -1,6 +1,9 @@
 """``inheritune init``: a recipe for a reference, a GPU and a budget, with the commands that lead to it."""
 
+import json
 import logging
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,12 +64,14 @@ def init_recipe(args: InitArgs) -> InitResult:
     plan = _plan(model, tokens, gpu)
     checkpoint = Path("checkpoints") / model.config.hf_config["org"] / name
     run, packed = Path("runs") / name, args.data or Path(_DATA)
-    prepare = f"inheritune prepare --config {_DATA_RECIPE} --tokenizer_dir {checkpoint} --out_dir {packed}"
-    commands = (
-        f"inheritune slice --ref {ref} --n {model.config.n_layer} --out_dir {checkpoint}",
-        *([prepare] if args.data is None else []),
-        f"inheritune pretrain --config {out_file}",
-        f"inheritune eval --checkpoint_dir {run / 'final'} --suite paper-table5 --out_dir {run / 'scores'}",
+    words = [
+        ["slice", "--ref", ref, "--n", model.config.n_layer, "--out_dir", checkpoint],
+        ["prepare", "--config", _DATA_RECIPE, "--tokenizer_dir", checkpoint, "--out_dir", packed],
+        ["pretrain", "--config", out_file],
+        ["eval", "--checkpoint_dir", run / "final", "--suite", "paper-table5", "--out_dir", run / "scores"],
+    ]
+    commands = tuple(
+        shlex.join(["inheritune", *map(str, each)]) for each in words if args.data is None or each[0] != "prepare"
     )
     make_folder(out_file.parent, out_file)
     replace_text(out_file, _recipe(plan, commands, checkpoint, packed, run))
@@ -114,6 +119,11 @@ def _plan(model: ModelSpec, tokens: int, gpu: Gpu) -> Plan:
     return Plan(job, (replace(fit, job=job, hours=job.seconds(gpu) / 3600),))
 
 
+def _quoted(path: Path) -> str:
+    """A path as YAML that is read as text, whatever it looks like."""
+    return str(path) if re.fullmatch(r"[\w.-]*[A-Za-z][\w.-]*/[\w./-]+", str(path)) else json.dumps(str(path))
+
+
 def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, run: Path) -> str:
     job, (fit,) = plan.job, plan.gpus
     calls = "\n".join(f"#   {command}" for command in commands)
@@ -123,9 +133,9 @@ def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, r
 {calls}
 # {plan.parameters:,} parameters, {job.flops:.1e} FLOPs: about {fit.hours:,.0f} hours at half of the
 # GPU's peak, {job.memory().total / 1e9:.0f} GB of {fit.gpu.memory / 1e9:.0f}.
-initial_checkpoint_dir: {checkpoint} # the slice
-data: {data} # packed with its tokenizer
-out_dir: {run} # the same command continues a stopped run
+initial_checkpoint_dir: {_quoted(checkpoint)} # the slice
+data: {_quoted(data)} # packed with its tokenizer
+out_dir: {_quoted(run)} # the same command continues a stopped run
 precision: {job.precision}
 seed: 1337
 train:

@@ -259,9 +259,11 @@ def _gather(source: list[Path], folder: Path) -> str:
         return str(source[0])
     folder.mkdir(exist_ok=True)
     for path in source:
-        link = folder / path.name
-        if not link.exists():
+        link = folder / path.resolve().name
+        if not link.is_symlink():
             link.symlink_to(path.resolve())
+        elif link.resolve() != path.resolve():
+            raise UserError(f"{path} and {link.resolve()} are of one name; rename one, or give the folder above both")
     return str(folder)
 
 

@@ -304,7 +304,7 @@ class Growth:
             draw_level(axes, self.reference.loss, f"reference, {self.reference.n_layer} layers")
             for number, row in enumerate(self.rounds):
                 # Padding costs FLOPs and is not counted as tokens, so each axis has a scale of its own.
-                scale = 1.0 if unit == "tokens" else row.flops / row.tokens
+                scale = 1.0 if unit == "tokens" else row.flops / max(row.tokens, 1)
                 begin = (row.tokens_in_all if unit == "tokens" else row.flops_in_all) - row.tokens * scale
                 run = lit.read_run(folder / row.folder)
                 curve = run.curve if run else []

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from matplotlib.axes import Axes
 
 import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import open_executor
 from inheritune_lit.io.folders import new_folder
 from inheritune_lit.io.plotting import draw_curve
@@ -194,9 +195,17 @@ def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -
 
 
 def _read_result(experiment: Experiment) -> ExperimentResult:
-    run = lit.read_run(experiment.training.out_dir)
-    assert run is not None and run.final is not None and run.config is not None and run.slice is not None
-    assert run.flops_per_token is not None
+    folder = experiment.training.out_dir
+    try:
+        return _result_of(experiment, lit.read_run(folder))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} does not hold a finished run that starts from a slice ({error}); remove it and its -start "
+            "folder or slice, and the same command makes them again"
+        ) from error
+
+
+def _result_of(experiment: Experiment, run: Any) -> ExperimentResult:
     return ExperimentResult(
         name=experiment.name,
         title=experiment.title,

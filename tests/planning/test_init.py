@@ -10,6 +10,8 @@ import yaml
 from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
+from inheritune_lit.parsing import read_recipe
+from inheritune_lit.train.args import PretrainArgs
 
 
 def run_init(tmp_path: Path, arguments: str) -> dict:
@@ -97,3 +99,13 @@ def test_asks_again_after_a_typo(tmp_path, monkeypatch, capsys):
     assert recipe["initial_checkpoint_dir"].endswith("SmolLM2-135M-10l") and recipe["train"]["max_tokens"] == 10**9
     hints = capsys.readouterr().err
     assert all(hint in hints for hint in ("did you mean smollm2-135m", "30 layers", "lots is not", "--gpu l5 is not"))
+
+
+@pytest.mark.parametrize("data", ["no", "1e3", "my data/a: b #1", "data/packed", "{x}", "'", "-"])
+def test_data_of_any_name_is_read_again(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["init", "openllama-3b", "--tokens=8B", "--gpu=h100", f"--data={data}", "--out_file=my recipe.yaml"]
+    assert main(words) == 0
+    assert read_recipe(Path("my recipe.yaml"), PretrainArgs, "pretrain")["data"] == Path(data)
+    command = next(line for line in capsys.readouterr().out.splitlines() if "inheritune pretrain" in line)
+    assert shlex.split(command) == ["inheritune", "pretrain", "--config", "my recipe.yaml"]

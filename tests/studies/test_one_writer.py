@@ -8,6 +8,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import LOCK, own_folder
 from inheritune_lit.studies.demo import _read_scores
+from inheritune_lit.studies.replication import _gather
 
 SMALL = "--train.max_steps 2 --train.global_batch_size 2 --train.micro_batch_size 2 --train.max_seq_length 16 "
 SMALL += "--train.lr_warmup_steps 0 --eval.max_iters 2 --precision 32-true"
@@ -37,3 +38,27 @@ def test_damaged_scores_of_the_demo_are_named(content, tmp_path):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=r"remove .*, and the models are scored again"):
         _read_scores(tmp_path / "results.json")
+
+
+def test_a_run_of_a_study_that_is_no_run_any_more_is_named(reference, packed, tmp_path, capsys):
+    words = (
+        f"ablate --ref {reference} --data {packed} --out_dir {tmp_path}/out --n 2 --seeds 1 --criteria first {SMALL}"
+    )
+    assert main(words.split()) == 0
+    final = next((tmp_path / "out/runs").glob("*/final/inheritune.json"))
+    final.write_text(final.read_text().replace('"parent"', '"gone"'))
+    capsys.readouterr()
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"{final.parent.parent} does not hold a finished run" in error and "the same command makes them again" in error
+    )
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    for place in ("a/books", "b/books"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "text").mkdir()
+    with pytest.raises(UserError, match="are of one name"):
+        _gather([tmp_path / "a/books", tmp_path / "b/books"], tmp_path / "text")
+    assert _gather([tmp_path / "a/books"], tmp_path / "other") == str(tmp_path / "a/books")
