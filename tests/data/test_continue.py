@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -266,3 +267,61 @@ def test_a_killed_worker_is_one_line(large_corpus, tokenizer_dir, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2, error
     assert "a worker process ended with SIGKILL, perhaps for want of memory" in error.splitlines()[-1]
+
+
+def test_kills_at_any_change_of_a_file(corpus, documents, tokenizer_dir, tmp_path, expected, small_shards):
+    """Also while a folder is appended to; what is seen in between is the old data or the new, whole."""
+    write_rows(corpus / "more.jsonl", documents["c4"][:20])
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "all", val_fraction=0.2, num_workers=1))
+    wanted, draw = packed_bytes(tmp_path / "all"), random.Random(0)
+    for number in range(12):
+        out = tmp_path / str(number) / "out"
+        if number % 2:
+            shutil.copytree(tmp_path / "expected", out)
+        args = PrepareArgs(corpus, tokenizer_dir, out, val_fraction=0.2, num_workers=1)
+        for _ in range(draw.randrange(1, 3)):
+            left = iter(range(draw.randrange(1, 250)))
+            if (child := os.fork()) == 0:
+
+                def kill(event: str, given: tuple, left=left) -> None:
+                    if event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "open") and next(left, None) is None:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                sys.addaudithook(kill)
+                prepare(args)
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert not out.exists() or packed_bytes(out) in (expected, wanted)
+        prepare(args)
+        assert packed_bytes(out) == wanted
+        assert os.listdir(out.parent) == ["out"]
+        assert not leftovers(out)
+
+
+def test_a_new_domain_beside_an_unfinished_subset(corpus, documents, tokenizer_dir, tmp_path, small_shards):
+    args = PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", val_fraction=0.2, num_workers=1, max_tokens=9000)
+    prepare_some(args, 1)
+    write_rows(corpus / "more.jsonl", documents["c4"][:20])
+    with pytest.raises(UserError, match="unfinished work on a corpus without more; remove that folder"):
+        prepare(args)
+
+
+def test_a_link_and_its_folder_are_one_output(corpus, tokenizer_dir, tmp_path, expected):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "link", val_fraction=0.2))
+    assert packed_bytes(tmp_path / "real") == expected
+    with (
+        WorkDir(tmp_path / "real").locked(),
+        pytest.raises(UserError, match="is at work on"),
+    ):
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "link", val_fraction=0.2))
+
+
+def test_a_full_disk_says_what_helps_and_broken_rows_do_not(corpus, tokenizer_dir, tmp_path, logged):
+    with (corpus / "c4_sample.jsonl").open("a") as file:
+        file.write("{\n" * 10)
+    with pytest.raises(UserError, match="are broken"):
+        prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", num_workers=1))
+    assert "the same command continues" not in logged.text
+    assert leftovers(tmp_path) == []
