@@ -9,16 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.data.parquet import group_rows, open_parquet
+from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import parse_json
+from inheritune_lit.io.reading import open_regular, parse_json
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
 _LOGIQA = {"test": "Test.txt", "validation": "Eval.txt", "train": "Train.txt"}
 """Files of LogiQA's original release by split."""
-
+_MAX_LINE = 1 << 26
 Rows = list[dict[str, Any]]
 
 
@@ -77,8 +78,8 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.suffix == ".parquet":
             yield from _read_parquet(path)
             continue
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        with open_regular(path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), start=1):
                 row = parse_json(line, Path(f"{path}:{number}"), "a row", "fix or remove the line")
                 if not isinstance(row, dict):
                     raise UserError(f"{path}:{number} holds a {type(row).__name__}, not a row; fix or remove the line")
@@ -86,13 +87,13 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a parquet file ({first_line(error)}); copy it again") from error
-    yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+    with open_parquet(path) as file:
+        groups = range(file.metadata.num_row_groups)
+        rows = (row for group in groups for row in group_rows(file, path, group, None))
+        for number, row in enumerate(rows, start=1):
+            if isinstance(row, UnicodeDecodeError):
+                raise UserError(f"{path} row {number} is not UTF-8 ({row.reason}); copy the file again")
+            yield f"{path} row {number}", row
 
 
 def write_rows(path: Path, rows: Rows) -> None:
