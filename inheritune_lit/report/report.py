@@ -1,5 +1,6 @@
 """``inheritune report``: one page of runs, evaluations and analyses."""
 
+import csv
 import logging
 import time
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def _read(folder: Path) -> Iterator[RunRecord | Page]:
     if (folder / GROWTH).is_file():
         yield Page("Growing", folder, GROWTH)
         yield from _read_inner(folder)
-    elif run := read_run(folder):
+    elif run := _read_run(folder):
         yield run
         if (folder / "scores" / EVALUATION).is_file():
             yield Page("Evaluation", folder / "scores", EVALUATION)
@@ -100,6 +101,18 @@ def _read(folder: Path) -> Iterator[RunRecord | Page]:
         yield Page("Evaluation", folder, EVALUATION)
     elif (folder / ANALYSIS).is_file():
         yield Page("Analysis", folder, ANALYSIS)
+
+
+def _read_run(folder: Path) -> RunRecord | None:
+    try:
+        run = read_run(folder)
+        if run and not all("tokens" in row for row in run.rows):
+            raise UserError(f"{folder}: its metrics have rows without tokens; restore them, or leave the folder out")
+    except csv.Error as error:
+        raise UserError(
+            f"{folder}: its metrics are damaged ({error}); restore them, or leave the folder out"
+        ) from error
+    return run
 
 
 def _read_inner(folder: Path) -> Iterator[RunRecord | Page]:
