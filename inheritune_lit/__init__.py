@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     )
     from inheritune_lit.train.distillation import TeachResult, teach, teacher_bytes
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
-    from inheritune_lit.train.metrics import METRICS, read_metrics, read_validations
+    from inheritune_lit.train.metrics import METRICS, read_metrics
     from inheritune_lit.train.optim import OPTIMIZER
     from inheritune_lit.train.plan import (
         MeasuredSteps,
@@ -132,5 +132,5 @@ __all__ += ["OptimizerArgs", "PretrainArgs", "ResourceEstimate", "RunPlan", "Run
 __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs", "at_depth", "build_fabric"]
 __all__ += ["data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
-__all__ += ["read_validations", "sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
+__all__ += ["sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
 __all__ += ["flops_of_validation", "teacher_bytes"]

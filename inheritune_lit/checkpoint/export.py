@@ -11,22 +11,13 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import Architecture, hf_tensors, split_name
-from inheritune_lit.checkpoint.architectures.sources import qkv_rows
+from inheritune_lit.checkpoint.architectures.base import Architecture, hf_tensors, qkv_rows, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, load_config, load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, copy_files
 from inheritune_lit.checkpoint.formats import write_safetensors
-from inheritune_lit.checkpoint.tensors import (
-    EMBEDDING,
-    HEAD,
-    Piece,
-    TensorSpec,
-    disagreement,
-    read_piece,
-    tensor_shapes,
-)
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, TensorSpec, mismatch, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
 from inheritune_lit.errors import UserError, printable
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
@@ -153,20 +144,12 @@ def export(args: ExportArgs) -> ExportResult:
     architecture = architecture_of_hf(hf) if hf is not None else architecture_of_lit(config)
     tied = (EMBEDDING, HEAD) in weights.tied
     found = {name: spec.shape for name, spec in weights.specs.items()}
-    if complaint := disagreement(tensor_shapes(config, tied=False), found):
+    if complaint := mismatch(tensor_shapes(config, tied=False), found):
         raise UserError(f"{weights.files[0]} does not fit {MODEL_CONFIG}: {complaint}; make the checkpoint again")
     tensors = plan_export(architecture, config, weights, tied)
     dtype = str(weights.specs[EMBEDDING].dtype).removeprefix("torch.")
-    hf = {
-        **carried(hf or {}),
-        "architectures": [architecture.class_name],
-        "model_type": architecture.model_type,
-        **architecture.to_hf(config),
-        "vocab_size": config.padded_vocab_size,
-        "tie_word_embeddings": tied,
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
+    hf = carried(hf or {}) | architecture.to_hf(config)
+    hf |= {"tie_word_embeddings": tied, "dtype": dtype, "torch_dtype": dtype}
     if isinstance(config, GPT2Config):
         # The scale is in the weights: transformers ignores the flag under its default attention.
         hf["scale_attn_by_inverse_layer_idx"] = False
@@ -186,8 +169,7 @@ def export(args: ExportArgs) -> ExportResult:
 def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> dict[str, HFTensor]:
     """Hugging Face tensor -> where it comes from, in the order of the litgpt file.
 
-    Raises:
-        UserError: a tensor that the architecture does not have.
+    A tensor that the architecture does not have is a ``UserError``.
     """
     shapes = {name: spec.shape for name, spec in weights.specs.items() if not (tied and name == HEAD)}
     tensors: dict[str, HFTensor] = {}
@@ -228,23 +210,17 @@ def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[
 
 
 def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> list[str]:
-    shards: list[list[str]] = [[]]
-    filled = total = 0
-    for name, tensor in tensors.items():
-        if filled and filled + tensor.spec.nbytes > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += tensor.spec.nbytes
-        total += tensor.spec.nbytes
-    weight_map: dict[str, str] = {}
-    with Progress("export", total, "B") as progress:
-        for number, names in enumerate(shards, start=1):
-            file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    pattern, sizes = SAFETENSORS.replace(".", "{suffix}."), {name: tensors[name].spec.nbytes for name in tensors}
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=max_bytes
+    )
+    with Progress("export", sum(sizes.values()), "B") as progress:
+        for file, names in split.filename_to_tensors.items():
             specs = {name: tensors[name].spec for name in names}
             write_safetensors(folder / file, specs, lambda name: _chunks(tensors[name], weights, progress))
-            weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return sorted(set(weight_map.values()))
+    return sorted(split.filename_to_tensors)

@@ -20,24 +20,14 @@ from pathlib import Path
 
 import torch
 
-from inheritune_lit.checkpoint.formats import (
-    DTYPE_NAMES,
-    MAX_HEADER_BYTES,
-    ZIP_HEADER,
-    TensorEntry,
-    build_header,
-    header_length,
-    parse_header,
-    zip_header_bytes,
-)
+from inheritune_lit.checkpoint import formats
 from inheritune_lit.checkpoint.weights import load_torch_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.progress import Progress
 
 _CHUNK_BYTES = 16 << 20
 _CONNECTIONS = 4
-FIRST_READ = 1 << 18
-"""Bytes of the first read: the header of a 7B model is about 40 kB."""
+FIRST_READ = 1 << 18  # bytes of the first read: the header of a 7B model is about 40 kB
 _NUMBER = struct.Struct("<H")
 
 
@@ -48,8 +38,8 @@ class RemoteFile:
     url: str
     file: str
     size: int
-    entries: dict[str, TensorEntry]
-    chosen: dict[str, TensorEntry] = field(default_factory=dict)
+    entries: dict[str, formats.TensorEntry]
+    chosen: dict[str, formats.TensorEntry] = field(default_factory=dict)
 
     def choose(self, names: Iterable[str]) -> None:
         """Choose tensors, and read where their bytes begin where that is unknown."""
@@ -57,13 +47,13 @@ class RemoteFile:
         self.chosen = {name: entry for name, entry in self.entries.items() if name in wanted}
         unknown = {name: entry for name, entry in self.chosen.items() if isinstance(entry, _RecordEntry)}
         starts = sorted({entry.record.start for entry in unknown.values()})
-        headers = _read_ahead(self.url, ((start, start + ZIP_HEADER.size) for start in starts))
-        shifts = {start: zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
+        headers = _read_ahead(self.url, ((start, start + formats.ZIP_HEADER.size) for start in starts))
+        shifts = {start: formats.zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
         for name, entry in unknown.items():
             record, shift = entry.record, shifts[entry.record.start]
             if record.start + shift + record.nbytes > record.end:
                 raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
-            self.chosen[name] = TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
+            self.chosen[name] = formats.TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
 
     @property
     def chosen_bytes(self) -> int:
@@ -74,10 +64,10 @@ class RemoteFile:
 def open_safetensors(url: str, file: str, size: int) -> RemoteFile:
     """Read the header of a remote safetensors file, which is checked."""
     start = read_range(url, 0, min(size, FIRST_READ))
-    end = 8 + header_length(start[:8], file)
+    end = 8 + formats.header_length(start[:8], file)
     if end > len(start):
         start += read_range(url, len(start), min(size, end))
-    return RemoteFile(url, file, size, parse_header(start[8:end], file))
+    return RemoteFile(url, file, size, formats.parse_header(start[8:end], file))
 
 
 def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
@@ -89,7 +79,7 @@ def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
     path = folder / f"{Path(remote.file).stem}~{digest}.safetensors"
     if path.is_file():
         return path
-    header, _ = build_header(remote.chosen)
+    header, _ = formats.build_header(remote.chosen)
     partial = path.with_suffix(".incomplete")
     with open(partial, "a+b") as file:
         # Another process may be fetching the same: wait for it, and continue where it stopped if it died.
@@ -115,10 +105,8 @@ def _chunks(remote: RemoteFile, skip: int) -> Iterator[tuple[int, int]]:
     """Byte ranges of the chosen tensors, neighbours joined, the first ``skip`` bytes left out."""
     runs: list[list[int]] = []
     for entry in remote.chosen.values():
-        if runs and runs[-1][1] == entry.begin:
-            runs[-1][1] = entry.end
-        else:
-            runs.append([entry.begin, entry.end])
+        begin = runs.pop()[0] if runs and runs[-1][1] == entry.begin else entry.begin
+        runs.append([begin, entry.end])
     for begin, end in runs:
         skipped = min(skip, end - begin)
         skip -= skipped
@@ -167,13 +155,9 @@ class _Record:
     nbytes: int
     stored: bool
 
-    @property
-    def is_storage(self) -> bool:
-        return "/data/" in self.name
-
 
 @dataclass(frozen=True)
-class _RecordEntry(TensorEntry):
+class _RecordEntry(formats.TensorEntry):
     """A tensor of a record, counted from the header's first part: what lies between is unknown until it is read."""
 
     record: _Record
@@ -202,11 +186,8 @@ class _SparseFile(io.FileIO):
 def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile | None:
     """Find out what a remote file of ``torch.save`` holds, with a sparse file in ``folder``, which is removed.
 
-    Returns:
-        None where its tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous.
-
-    Raises:
-        UserError: the file is damaged or holds something other than tensors.
+    It is None where tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous. A
+    file that is damaged or holds something other than tensors is a ``UserError``.
     """
     with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as name:
         path = Path(name) / file
@@ -214,22 +195,22 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
             records = _read_directory(sparse, file)
             if records is None:
                 return None
-            storages = [record for record in records if record.is_storage]
-            others = [record for record in records if not record.is_storage]
+            storages = [record for record in records if "/data/" in record.name]
+            others = [record for record in records if "/data/" not in record.name]
             if (
                 len(storages) > 1 << 8 * _NUMBER.size
                 or not all(record.stored for record in records)
-                or sum(record.end - record.start for record in others) > MAX_HEADER_BYTES
+                or sum(record.end - record.start for record in others) > formats.MAX_HEADER_BYTES
             ):
                 return None
             for record in others:
                 sparse.fetch(record.start, min(record.end, sparse.fetched_from))
             for number, record in enumerate(storages):
-                os.pwrite(sparse.fileno(), bytes(ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
+                os.pwrite(sparse.fileno(), bytes(formats.ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
             # By this torch knows an archive.
             os.pwrite(sparse.fileno(), b"PK\3\4", 0)
         placed = {key: _place(tensor, storages, file) for key, tensor in load_torch_file(path, label=file).items()}
-    found: dict[str, TensorEntry] = {key: entry for key, entry in placed.items() if entry}
+    found: dict[str, formats.TensorEntry] = {key: entry for key, entry in placed.items() if entry}
     if len(found) < len(placed):
         return None
     return RemoteFile(url, file, size, dict(sorted(found.items(), key=lambda item: item[1].begin)))
@@ -250,7 +231,7 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
         _Record(info.filename, info.header_offset, stop, info.compress_size, info.compress_type == zipfile.ZIP_STORED)
         for info, stop in zip(infos, ends, strict=True)
     ]
-    fit = all(record.start + ZIP_HEADER.size + record.nbytes <= record.end for record in records)
+    fit = all(record.start + formats.ZIP_HEADER.size + record.nbytes <= record.end for record in records)
     if not records or records[0].start < 0 or end > remote.size or not fit:
         raise UserError(f"{file} is damaged: its directory names records that overlap; give another --ref")
     return records
@@ -259,7 +240,7 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
 def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> _RecordEntry | None:
     """Where a tensor of the sparse file is; None where its bytes are not a range."""
     storage = tensor.untyped_storage()
-    if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in DTYPE_NAMES:
+    if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in formats.DTYPE_NAMES:
         return None
     (number,) = _NUMBER.unpack(bytes(storage[: _NUMBER.size]))
     record = storages[number] if number < len(storages) else None

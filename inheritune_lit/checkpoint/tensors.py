@@ -54,7 +54,7 @@ def count_parameters(shapes: Shapes, embeddings: bool = True) -> int:
     return sum(math.prod(shape) for name, shape in shapes.items() if embeddings or name not in _EMBEDDINGS)
 
 
-def disagreement(expected: Shapes, found: Shapes) -> str | None:
+def mismatch(expected: Shapes, found: Shapes) -> str | None:
     """What is wrong with the tensors of a checkpoint, None where nothing is."""
     if missing := sorted(expected.keys() - found.keys()):
         return f"{len(missing)} tensors are missing, such as {missing[0]}"
@@ -69,21 +69,16 @@ def disagreement(expected: Shapes, found: Shapes) -> str | None:
 def _block(config: Config) -> Shapes:
     heads = config.n_head * config.head_size
     groups = config.n_query_groups * config.head_size
-    shapes = _norm(config, "norm_1") if config.norm_1 else {}
+    whole = config.norm_qk_type == "olmo2"
+    shapes = _norm(config, "norm_1", config.norm_1)
     shapes |= _linear("attn.qkv", heads + 2 * groups, config.n_embd, config.bias or config.attn_bias)
     shapes |= _linear("attn.proj", config.n_embd, heads, config.bias)
-    if config.norm_qk:
-        whole = config.norm_qk_type == "olmo2"
-        shapes |= _norm(config, "attn.norm_q", heads if whole else config.head_size)
-        shapes |= _norm(config, "attn.norm_k", groups if whole else config.head_size)
-    if config.post_attention_norm:
-        shapes |= _norm(config, "post_attention_norm")
-    if config.norm_2 and not config.shared_attention_norm:
-        shapes |= _norm(config, "norm_2")
+    shapes |= _norm(config, "attn.norm_q", config.norm_qk, heads if whole else config.head_size)
+    shapes |= _norm(config, "attn.norm_k", config.norm_qk, groups if whole else config.head_size)
+    shapes |= _norm(config, "post_attention_norm", config.post_attention_norm)
+    shapes |= _norm(config, "norm_2", config.norm_2 and not config.shared_attention_norm)
     shapes |= _moe(config) if config.mlp_class_name == "LLaMAMoE" else _mlp(config, "mlp", config.intermediate_size)
-    if config.post_mlp_norm:
-        shapes |= _norm(config, "post_mlp_norm")
-    return shapes
+    return shapes | _norm(config, "post_mlp_norm", config.post_mlp_norm)
 
 
 def _mlp(config: Config, name: str, width: int) -> Shapes:
@@ -105,9 +100,9 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
     return weight | {f"{name}.bias": (rows,)} if bias else weight
 
 
-def _norm(config: Config, name: str, size: int | None = None) -> Shapes:
-    if config.norm_class_name == "LayerNorm" and "OLMo" in config.name:
-        return {}  # litgpt's choice, by the name, as OLMo's norms have no parameters
+def _norm(config: Config, name: str, present: bool = True, size: int | None = None) -> Shapes:
+    if not present or (config.norm_class_name == "LayerNorm" and "OLMo" in config.name):
+        return {}  # OLMo's norms have no parameters, which litgpt tells by the name
     shape = (size or config.n_embd,)
     biased = config.norm_class_name == "LayerNorm" and (not isinstance(config, GPT2Config) or config.norm_bias)
     return {f"{name}.weight": shape, f"{name}.bias": shape} if biased else {f"{name}.weight": shape}
@@ -118,21 +113,14 @@ CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a stored tensor, with every column or the first few.
-
-    Attributes:
-        start, stop: rows, counted after transposing.
-        columns: number of leading columns kept; None keeps all.
-        transpose: the stored tensor is (columns, rows), as in GPT-2's Conv1D.
-        stack: the stored tensor is this many matrices; rows are counted through them.
-    """
+    """Rows of a stored tensor, with every column or the first few."""
 
     name: str
-    start: int
+    start: int  # of the rows, counted after transposing
     stop: int
-    columns: int | None = None
-    transpose: bool = False
-    stack: int | None = None
+    columns: int | None = None  # number of leading columns kept; None keeps all
+    transpose: bool = False  # the stored tensor is (columns, rows), as in GPT-2's Conv1D
+    stack: int | None = None  # the stored tensor is this many matrices; rows are counted through them
 
     @property
     def rows(self) -> int:
@@ -153,11 +141,6 @@ def select_rows(pieces: list[Piece], ranges: list[tuple[int, int]]) -> list[Piec
     return selected
 
 
-def select_columns(pieces: list[Piece], columns: int) -> list[Piece]:
-    """The first ``columns`` columns of every piece."""
-    return [replace(piece, columns=columns) for piece in pieces]
-
-
 def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
     """The piece's values as contiguous tensors of at most about ``chunk_bytes`` bytes, top to bottom."""
     view = stored.mT if piece.transpose else stored.flatten(0, 1) if piece.stack else stored
@@ -165,17 +148,14 @@ def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTE
     if piece.columns is not None:
         view = view[:, : piece.columns]
     row_bytes = max(1, view[:1].numel() * view.element_size())
-    step = max(1, chunk_bytes // row_bytes)
-    for row in range(0, view.shape[0], step):
-        yield view[row : row + step].contiguous()
+    yield from (rows.contiguous() for rows in view.split(max(1, chunk_bytes // row_bytes)))
 
 
 def describe(pieces: list[Piece], full_shape: Shapes) -> str:
     """Pieces for people: ``a + b[0:64,128:192]``; rows only where not the whole tensor, of ``full_shape``, is taken."""
     words: list[str] = []
     for name, group in groupby(pieces, key=lambda piece: piece.name):
-        run = list(group)
-        piece = run[0]
+        piece, *_ = run = list(group)
         shape = full_shape[name][::-1] if piece.transpose else full_shape[name]
         whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0] * (shape[1] if piece.stack else 1))
         rows = "" if whole else ",".join(f"{part.start}:{part.stop}" for part in run)

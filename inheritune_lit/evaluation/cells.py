@@ -11,10 +11,8 @@ from scipy.stats import binomtest
 
 from inheritune_lit.evaluation.suite import GROUPS, MMLU, Column, FloorKind, PaperRow, Suite
 
-LEVEL = 0.05
-"""Differences with a smaller p-value are called differences."""
-Z = 1.959964
-"""Standard errors that a score must stand above a floor: two-sided 5%."""
+LEVEL = 0.05  # differences with a smaller p-value are called differences
+Z = 1.959964  # standard errors that a score must stand above a floor: two-sided 5%
 _RESAMPLES, _SEED = 2000, 1337
 
 
@@ -119,8 +117,7 @@ def _resamples(count: int) -> Iterator[np.ndarray]:
 
 
 Record = dict[str, Any]
-PERCENT = ("acc", "acc_norm", "exact_match", "f1")
-"""Metrics that are shares of 1 and shown in percent."""
+PERCENT = ("acc", "acc_norm", "exact_match", "f1")  # metrics that are shares of 1 and shown in percent
 
 
 def is_percent(metric: str) -> bool:
@@ -134,31 +131,21 @@ _AGGREGATES = {"word_perplexity": word_perplexity, "acc": None, "acc_norm": None
 
 @dataclass(frozen=True)
 class Cell:
-    """One model's score in one column, in the table's unit: percent for accuracies, else as it is.
-
-    Attributes:
-        n: rows.
-        floor, random_init: what a model that has learnt nothing scores; what random weights score, where a suite says.
-        above: whether the score stands above both floors by more than its noise; None where there is no floor or the
-            noise is unknown.
-        difference: to the first model, on the same rows.
-        bold: whether the paper's rule would print it bold.
-        detail: part of another column, such as a group of MMLU: not in the table of the paper's shape.
-    """
+    """One model's score in one column, in the table's unit: percent for accuracies, else as it is."""
 
     title: str
     task: str
     metric: str
     value: float
     stderr: float | None
-    n: int
+    n: int  # rows
     higher_is_better: bool = True
-    floor: Floor | None = None
-    random_init: float | None = None
-    above: bool | None = None
-    difference: Difference | None = None
-    bold: bool = False
-    detail: bool = False
+    floor: Floor | None = None  # what a model that has learnt nothing scores
+    random_init: float | None = None  # what random weights score, where a suite says
+    above: bool | None = None  # both floors, by more than its noise; None without floor, or where the noise is unknown
+    difference: Difference | None = None  # to the first model, on the same rows
+    bold: bool = False  # by the paper's rule
+    detail: bool = False  # part of another column, such as a group of MMLU: not in the table of the paper's shape
 
 
 @dataclass(frozen=True)
@@ -231,7 +218,7 @@ def _cell(
     floor, difference = floor_of(records, metric, column.floor, weights), _difference(records, first, metric)
     floor = replace(floor, value=unit * floor.value) if floor else None
     random_init = column.random_init["value"] if column.random_init else None
-    floors = [*([floor.value] if floor else []), *([] if random_init is None else [random_init])]
+    floors = [low for low in (floor.value if floor else None, random_init) if low is not None]
     higher = scores[0]["higher_is_better"]
     return Cell(
         title=column.title,

@@ -107,14 +107,11 @@ def generate(
     decode: Callable[[list[int]], str],
     seeds: Sequence[int],
 ) -> list[list[int]]:
-    """New ids that continue each prompt until EOS, which is not part of them, a stop or the limit.
+    """New ids that continue each prompt until ``eos_id``, which is not part of them, a stop or the limit.
 
-    Args:
-        model: after ``install_plans``.
-        prompts: token ids, none empty; each with ``settings.max_new`` more fits the context.
-        eos_id: token that ends a text, None where there is none.
-        decode: ids to text, to look for stops.
-        seeds: of each prompt's samples, so that they do not depend on the batch.
+    The model is one after ``install_plans``. No prompt is empty, and each with ``settings.max_new`` more fits the
+    context. ``decode`` makes text of ids, to look for stops; ``seeds`` are of each prompt's samples, so that they do
+    not depend on the batch.
     """
     device = model.transformer.wte.weight.device
     lengths = [len(ids) for ids in prompts]

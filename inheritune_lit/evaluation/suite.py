@@ -12,8 +12,7 @@ from inheritune_lit.resources import suites_dir
 FloorKind = Literal["auto", "constant", "chance", "none"]
 Role = Literal["reference", "baseline", "ours"]
 
-MMLU = "mmlu"
-"""Task that stands for MMLU's 57 subjects, which are tasks of lm-eval."""
+MMLU = "mmlu"  # task that stands for MMLU's 57 subjects, which are tasks of lm-eval
 GROUPS = {
     "mmlu_stem_tasks": "STEM",
     "mmlu_humanities_tasks": "humanities",
@@ -25,23 +24,17 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
-
-    Attributes:
-        task: an lm-eval task, or "mmlu".
-        metric: of that task; "" for all the task has, each a column of its own.
-        num_fewshot: examples in the prompt; None for the task's own number.
-        floor: what a model that has learnt nothing scores: "constant" is the best single answer to all rows, "chance"
-            one over the number of choices, "auto" the first where rows have different answers, else the second.
-        random_init: what random weights score where that is known, ``{"value", "source"}``, in the table's unit.
-    """
+    """A column of the table."""
 
     title: str
-    task: str
-    metric: str = ""
-    num_fewshot: int | None = None
+    task: str  # of lm-eval, or "mmlu"
+    metric: str = ""  # of that task; "" for all the task has, each a column of its own
+    num_fewshot: int | None = None  # examples in the prompt; None for the task's own number
     floor: FloorKind = "auto"
+    """What a model that has learnt nothing scores: "constant" is the best single answer to all rows, "chance" one over
+    the number of choices, "auto" the first where rows have different answers, else the second."""
     random_init: dict[str, Any] | None = None
+    """What random weights score where that is known, ``{"value", "source"}``, in the table's unit."""
 
 
 @dataclass(frozen=True)

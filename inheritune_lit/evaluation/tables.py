@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inheritune_lit.evaluation.cells import LEVEL, Cell, CheckpointScores, average, is_percent
-from inheritune_lit.evaluation.suite import Suite
+from inheritune_lit.evaluation.suite import Column, Suite
 from inheritune_lit.io.tables import markdown_table
 
 NOT_RERUN = "from the paper, not re-run"
@@ -35,13 +35,12 @@ def results_markdown(suite: Suite, models: Sequence[CheckpointScores], limit: in
 def _wide(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     """A row per model; the floors and the paper's rows below."""
     first = [cell for cell in models[0].cells if not cell.detail]
-    has_average, has_loss = suite.average, any(model.held_out for model in models)
     header = ["model", "layers", *(cell.title for cell in first)]
-    header += ["average"] * has_average + ["held-out loss"] * has_loss
+    header += ["average"] * suite.average + ["held-out loss"] * any(model.held_out for model in models)
     rows = []
     for model in models:
         row = [model.name, str(model.n_layer), *(_marked(cell) for cell in model.cells if not cell.detail)]
-        row += [_noisy(*average(model.cells))] if has_average else []
+        row += [_noisy(*average(model.cells))] if suite.average else []
         row += [_noisy(model.held_out["loss"], model.held_out["stderr"], 4)] if model.held_out else []
         rows.append(row)
     if any(cell.floor for cell in first):
@@ -52,7 +51,7 @@ def _wide(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     for paper in suite.paper:
         known = {cell.title: paper.scores[cell.title] for cell in first if cell.title in paper.scores}
         row = [f"{known[cell.title]:g}" if cell.title in known else "" for cell in first]
-        row += [_number(math.fsum(known.values()) / len(known))] if has_average else []
+        row += [_number(math.fsum(known.values()) / len(known))] if suite.average else []
         rows.append([f"{paper.model} ({NOT_RERUN})", "", *row])
     return _table(header, rows)
 
@@ -97,15 +96,9 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     for model in models:
         measured = {"model": model.name, "layers": model.n_layer, "source": "measured"}
         for cell in model.cells:
-            line = {
-                **_column(cell.title, cell.task, cell.metric),
-                "score": cell.value,
-                "stderr": cell.stderr,
-                "rows": cell.n,
-                "random_init": cell.random_init,
-                "above_floor": _yes_no(cell.above),
-                "bold": _yes_no(cell.bold) if suite.bold_rule else "",
-            }
+            line = _column(cell) | {"score": cell.value, "stderr": cell.stderr, "rows": cell.n}
+            line |= {"random_init": cell.random_init, "above_floor": _yes_no(cell.above)}
+            line["bold"] = _yes_no(cell.bold) if suite.bold_rule else ""
             if cell.floor:
                 line |= {"floor": cell.floor.value, "floor_kind": cell.floor.kind}
             if found := cell.difference:
@@ -115,7 +108,7 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
         if model.held_out:
             figures = {"score": model.held_out["loss"], "stderr": model.held_out["stderr"]}
             lines.append(measured | {"column": "held-out loss", "unit": "nats per token", **figures})
-    columns = {column.title: _column(column.title, column.task, column.metric) for column in suite.columns}
+    columns = {column.title: _column(column) for column in suite.columns}
     for row in suite.paper:
         told = {"model": row.model, "source": f"{suite.source}: {row.model}; {NOT_RERUN}"}
         lines += [told | columns[title] | {"score": figure} for title, figure in row.scores.items()]
@@ -126,8 +119,9 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     return text.getvalue()
 
 
-def _column(title: str, task: str, metric: str) -> dict[str, Any]:
-    return {"column": title, "task": task, "metric": metric, "unit": "percent" if is_percent(metric) else ""}
+def _column(of: Cell | Column) -> dict[str, Any]:
+    unit = "percent" if is_percent(of.metric) else ""
+    return {"column": of.title, "task": of.task, "metric": of.metric, "unit": unit}
 
 
 def _marked(cell: Cell) -> str:

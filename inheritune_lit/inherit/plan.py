@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from inheritune_lit.checkpoint.architectures.base import split_name
-from inheritune_lit.checkpoint.architectures.sources import qkv_rows
+from inheritune_lit.checkpoint.architectures.base import qkv_rows, split_name
 from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, require
 from inheritune_lit.checkpoint.tensors import (
     EMBEDDING,
@@ -15,7 +14,6 @@ from inheritune_lit.checkpoint.tensors import (
     TensorSpec,
     count_parameters,
     describe,
-    select_columns,
     select_rows,
     tensor_shapes,
 )
@@ -157,14 +155,7 @@ def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
         spec = TensorSpec(shape, _dtype_of(pieces, reference.weights, default))
         tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
     inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
-    hf = {
-        **carried(reference.hf),
-        "model_type": reference.architecture.model_type,
-        "architectures": [reference.architecture.class_name],
-        **reference.architecture.to_hf(config),
-        "vocab_size": config.padded_vocab_size,
-        "tie_word_embeddings": reference.tied,
-    }
+    hf = carried(reference.hf) | reference.architecture.to_hf(config) | {"tie_word_embeddings": reference.tied}
     aliases = {HEAD: EMBEDDING} if reference.tied else {}
     return Plan(config, hf, layers if inherits else None, tensors, aliases, args.seed)
 
@@ -237,4 +228,4 @@ def _narrow(
         starts = (0, qkv_rows(reference)[0], sum(qkv_rows(reference)[:2]))
         ranges = [(start, start + rows) for start, rows in zip(starts, qkv_rows(student), strict=True)]
     kept = select_rows(pieces, ranges)
-    return kept if len(shape) == 1 else select_columns(kept, shape[1])
+    return kept if len(shape) == 1 else [replace(piece, columns=shape[1]) for piece in kept]

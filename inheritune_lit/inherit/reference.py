@@ -86,7 +86,7 @@ class ReferenceModel:
         if not self.hf_keys:
             return [Piece(name, 0, rows)]
         _, module, kind = split_name(name)
-        switch = self.architecture.bias_switches.get(module)
+        switch = self.architecture.bias_switches.get(module.partition(".")[0])
         if kind == "bias" and switch is not None and not self.hf.get(*switch):
             return None
         return hf_pieces(self.architecture, self.config, name, rows)

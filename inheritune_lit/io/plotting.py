@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import ScaledTranslation
+from scipy.optimize import isotonic_regression
 
 from inheritune_lit.errors import printable
 from inheritune_lit.io.folders import replace_file
@@ -47,12 +48,9 @@ def style(number: int) -> dict[str, Any]:
 def new_figure(
     columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.5, 4.2), **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Makes a figure with panels, row by row; no state of matplotlib outside the figure is touched.
+    """Makes a figure with panels of this size in inches, row by row; ``kwargs`` are for ``Figure.subplots``.
 
-    Args:
-        columns, rows: how many panels.
-        size: width and height of one panel in inches.
-        **kwargs: for ``Figure.subplots``, such as ``sharey``.
+    No state of matplotlib outside the figure is touched.
     """
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **kwargs).ravel())
@@ -73,23 +71,17 @@ def draw_curve(
     stderr: Sequence[float] | None = None,
     **changes: Any,
 ) -> None:
-    """Draws a curve in the style of its number, with error bars where their lengths are given.
+    """Draws a curve in the style of its number, which a thing keeps in all panels, with ``changes`` of the style.
 
-    Args:
-        axes: the panel.
-        number: chooses the style; a thing keeps its number in all panels.
-        x, y: the points.
-        label: for ``label_ends``; None for a further curve of the same thing.
-        stderr: half the length of each error bar.
-        **changes: of the style.
+    The label is for ``label_ends``, None for a further curve of the same thing; ``stderr`` is half the length of each
+    error bar.
     """
     look = style(number) | changes
     places, heights = _drawable(x), _drawable(y)
     axes.plot(places, heights, label=label, **look)
     if stderr is not None and len(y):
-        axes.errorbar(
-            places, heights, yerr=np.abs(_drawable(stderr)), fmt="none", ecolor=look["color"], elinewidth=0.9, capsize=2
-        )
+        bars = {"yerr": np.abs(_drawable(stderr)), "ecolor": look["color"], "elinewidth": 0.9, "capsize": 2}
+        axes.errorbar(places, heights, fmt="none", **bars)
 
 
 def _drawable(values: Sequence[float]) -> np.ndarray:
@@ -110,28 +102,15 @@ def draw_bars(
     numbers: Sequence[int] | None = None,
     value_format: str = "{:.3g}",
 ) -> None:
-    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers.
-
-    Args:
-        axes: the panel.
-        names: below the bars.
-        values: heights.
-        errors: half the length of each error bar.
-        numbers: of the curves of the same things; 0, 1, ... when None.
-        value_format: of the values above the bars.
+    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers (0, 1, ... when
+    None); ``errors`` are half the length of each error bar.
     """
     numbers = range(len(names)) if numbers is None else numbers
-    bars = axes.bar(
-        range(len(names)),
-        values,
-        yerr=errors,
-        capsize=3,
-        color=[COLOURS[number % len(COLOURS)] for number in numbers],
-        edgecolor="white",
-        error_kw={"ecolor": "0.2", "elinewidth": 1},
-    )
-    for bar, number in zip(bars, numbers, strict=True):
-        bar.set_hatch(_HATCHES[number % len(_HATCHES)])
+    colours = [COLOURS[number % len(COLOURS)] for number in numbers]
+    hatches = [_HATCHES[number % len(_HATCHES)] for number in numbers]
+    error_style = {"ecolor": "0.2", "elinewidth": 1, "capsize": 3}
+    look: dict[str, Any] = {"color": colours, "hatch": hatches, "edgecolor": "white", "error_kw": error_style}
+    bars = axes.bar(range(len(names)), values, yerr=errors, **look)
     axes.bar_label(bars, [value_format.format(value) for value in values], fontsize=_LABEL_SIZE, padding=2)
     axes.set_xticks(range(len(names)), names)
     axes.margins(y=0.12)
@@ -228,9 +207,8 @@ def _spread_labels(axes: Axes) -> None:
     labels = [text for text in axes.texts if isinstance(text, Annotation) and text.get_gid() == _END_LABEL]
     if not labels:
         return
-    height = axes.get_window_extent().height
     ends = axes.transAxes.inverted().transform(axes.transData.transform([(0, text.xy[1]) for text in labels]))[:, 1]
-    apart = 1.25 * _LABEL_SIZE / 72 * axes.figure.dpi / height
+    apart = 1.25 * _LABEL_SIZE / 72 * axes.figure.dpi / axes.get_window_extent().height
     order = np.argsort(ends, kind="stable")
     for position, index in zip(spread_apart(ends[order], apart), order, strict=True):
         labels[index].xyann = (1.0, float(position))
@@ -239,17 +217,8 @@ def _spread_labels(axes: Axes) -> None:
 def spread_apart(heights: np.ndarray, apart: float) -> np.ndarray:
     """Returns ascending heights moved so that neighbours are at least ``apart`` from each other.
 
-    Heights that come too close form a group around their mean, which may then reach the next group and take it in. All
-    stay between 0 and 1 where there is space for them.
+    They move as little as possible, by least squares, and stay between 0 and 1 where there is space for them.
     """
-    groups: list[tuple[float, int]] = []  # mean of the heights and their number
-    for height in heights:
-        mean, count = float(height), 1
-        while groups and mean - (count - 1) / 2 * apart < groups[-1][0] + (groups[-1][1] + 1) / 2 * apart:
-            before, members = groups.pop()
-            mean = (mean * count + before * members) / (count + members)
-            count += members
-        groups.append((mean, count))
-    moved = np.array([mean + (place - (count - 1) / 2) * apart for mean, count in groups for place in range(count)])
-    places = apart * np.arange(len(moved))
+    places = apart * np.arange(len(heights))
+    moved = heights + (isotonic_regression(heights - places).x - (heights - places))
     return np.minimum(np.maximum(moved, places), 1 - places[::-1])

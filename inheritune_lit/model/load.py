@@ -6,7 +6,7 @@ import torch
 
 from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_checkpoint
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, disagreement
+from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, mismatch
 from inheritune_lit.checkpoint.weights import load_torch_file
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt import Transformer, build_model
@@ -43,7 +43,7 @@ def load_model(
     expected, found = (
         {name: tuple(tensor.shape) for name, tensor in each.items()} for each in (model.state_dict(), state)
     )
-    if complaint := disagreement(expected, found):
+    if complaint := mismatch(expected, found):
         raise UserError(
             f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({config.n_layer} layers): {complaint}; "
             "make the checkpoint again"

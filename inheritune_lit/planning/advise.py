@@ -3,21 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from inheritune_lit import (
-    LONGEST_BLOCK,
-    AdviceArgs,
-    Analysis,
-    AnalysisResult,
-    AnalyzeArgs,
-    Config,
-    Gpu,
-    ReferenceModel,
-    TrainArgs,
-    UserError,
-    analyze_model,
-    find_gpus,
-    resolve_reference,
-)
+import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.planning.estimate import ModelSpec, TrainingJob
 
@@ -45,7 +32,7 @@ class Advice:
     depths: list[Depth]
     sequences: int
     seq_length: int
-    training: AdviceArgs
+    training: lit.AdviceArgs
 
     def __str__(self) -> str:
         training, job = self.training, self.depths[-1].job
@@ -64,30 +51,24 @@ class Advice:
         )
 
 
-def analyze(args: AnalyzeArgs) -> AnalysisResult:
+def analyze(args: lit.AnalyzeArgs) -> lit.AnalysisResult:
     """Measure a model unless ``out_dir`` holds the same analysis; write page and figures, with advice if asked for.
 
     Raises:
         UserError: bad input; nothing is left behind.
     """
     if not args.advise:
-        return analyze_model(args)
-    with resolve_reference(args.ref) as located:
+        return lit.analyze_model(args)
+    with lit.resolve_reference(args.ref) as located:
         reference = located.reference
         _block_and_gpu(args.advice, reference.config)
-        return analyze_model(args, lambda analysis: str(advise(analysis, reference, args.advice)))
+        return lit.analyze_model(args, lambda analysis: str(advise(analysis, reference, args.advice)))
 
 
-def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) -> Advice:
-    """Collect what is known about each n.
+def advise(analysis: lit.Analysis, reference: lit.ReferenceModel, training: lit.AdviceArgs) -> Advice:
+    """Collect what is known about each n: an analysis with the logit-lens loss, and the cost of training a slice.
 
-    Args:
-        analysis: of ``reference``, with the logit-lens loss.
-        reference: the model to slice.
-        training: the training of a slice whose cost is estimated.
-
-    Raises:
-        UserError: training that does not fit the model, or the analysis is of a model of another depth.
+    Training that does not fit the model, or an analysis of a model of another depth, is a ``UserError``.
     """
     block_size, gpu = _block_and_gpu(training, reference.config)
     depth, settings = reference.config.n_layer, analysis.settings
@@ -96,7 +77,7 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
             f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has {depth}; analyze it again"
         )
     lens, lazy = analysis.layers["logit_lens_loss"], sorted(analysis.lazy.layers)
-    train = TrainArgs(micro_batch_size=training.micro_batch_size)
+    train = lit.TrainArgs(micro_batch_size=training.micro_batch_size)
     depths = []
     for n in range(1, depth + 1):
         model = ModelSpec.of_slice(reference, reference.name, n)
@@ -113,10 +94,10 @@ def advise(analysis: Analysis, reference: ReferenceModel, training: AdviceArgs) 
     return Advice(depths, settings["num_sequences"], settings["seq_length"], training)
 
 
-def _block_and_gpu(training: AdviceArgs, config: Config) -> tuple[int, Gpu]:
+def _block_and_gpu(training: lit.AdviceArgs, config: lit.Config) -> tuple[int, lit.Gpu]:
     """Tokens per sample, and the GPU; an unknown GPU or samples too long for the model are a ``UserError``."""
-    (gpu,) = find_gpus(training.gpu, "--advice.gpu")
-    block_size = training.max_seq_length or min(config.block_size, LONGEST_BLOCK)
+    (gpu,) = lit.find_gpus(training.gpu, "--advice.gpu")
+    block_size = training.max_seq_length or min(config.block_size, lit.LONGEST_BLOCK)
     if block_size > config.block_size:
         raise UserError(
             f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"

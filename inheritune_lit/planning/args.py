@@ -109,11 +109,7 @@ class InitArgs(CommandArgs):
 
 
 def parse_count(text: str) -> int:
-    """``8B``, ``1.5b``, ``300M`` or ``1e9`` as a number.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    """``8B``, ``1.5b``, ``300M`` or ``1e9`` as a number; other text is a ``UserError``."""
     match = re.fullmatch(r"(\d[\d_,]*\.?\d*(?:e\d+)?)([kmbt]?)", str(text).strip().lower())
     count = float(match[1].replace(",", "").replace("_", "")) * _UNITS[match[2]] if match else math.inf
     if count == math.inf:

@@ -10,41 +10,14 @@ from pathlib import Path
 
 import torch
 
-from inheritune_lit import (
-    ASSUMED_MFU,
-    USABLE_GPU_MEMORY,
-    Config,
-    EvalArgs,
-    Gpu,
-    OptimizerArgs,
-    ReferenceModel,
-    SliceArgs,
-    SpeedArgs,
-    StepMemory,
-    TrainArgs,
-    UserError,
-    count_parameters,
-    flops_of_validation,
-    flops_per_token,
-    is_litgpt_folder,
-    largest_micro_batch,
-    reference_from_table,
-    resolve_reference,
-    step_memory,
-    student_config,
-    teacher_bytes,
-    tensor_shapes,
-)
+import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import Precision
 from inheritune_lit.references import REFERENCES, find_reference
 
-_RECOMPUTING = 4 / 3
-"""Activation checkpointing repeats the forward pass, a third of a step."""
-
-
+_RECOMPUTING = 4 / 3  # activation checkpointing repeats the forward pass, a third of a step
 _SLICING = re.compile(r"inheritune slice +(?:--ref +)?(\S+) +--n +(\d{1,9}) +--out_dir +(\S+)")
-CPU = "cpu"
-"""Name of this machine's CPU among the GPUs."""
+CPU = "cpu"  # name of this machine's CPU among the GPUs
 
 
 @dataclass(frozen=True)
@@ -52,24 +25,58 @@ class ModelSpec:
     """The shape of a model to train: its name for people, its configuration, and whether its head is the embedding."""
 
     title: str
-    config: Config
+    config: lit.Config
     tied: bool
 
     @classmethod
-    def of_slice(cls, reference: ReferenceModel, ref: str, n: int) -> "ModelSpec":
+    def of_slice(cls, reference: lit.ReferenceModel, ref: str, n: int) -> "ModelSpec":
         """The first n layers of a reference; a ``UserError`` where it has fewer."""
-        config, _ = student_config(reference, SliceArgs(ref, n=n))
+        config, _ = lit.student_config(reference, lit.SliceArgs(ref, n=n))
         return cls(f"{ref}, first {n} of {reference.config.n_layer} layers", config, reference.tied)
+
+    @classmethod
+    def of_reference(cls, ref: str, n: int | None) -> "ModelSpec":
+        """A reference, or its first n layers; a ``UserError`` where there is no such reference, or it has fewer."""
+        known = find_reference(ref)
+        reference = lit.reference_from_table(known) if known else None
+        if reference is None:
+            with lit.resolve_reference(ref) as located:
+                reference = located.reference
+        if n is None:
+            return cls(f"{ref}, all {reference.config.n_layer} layers", reference.config, reference.tied)
+        return cls.of_slice(reference, ref, n)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint_dir: Path, recipe: str = "") -> "ModelSpec":
+        """A checkpoint folder, or what `inheritune slice` would write at this path; others are a ``UserError``.
+
+        The comments of a recipe may say with which command that is.
+        """
+        if lit.is_litgpt_folder(checkpoint_dir):
+            with lit.resolve_reference(str(checkpoint_dir)) as located:
+                reference = located.reference
+                return cls(reference.config.name, reference.config, reference.tied)
+        if match := re.fullmatch(r"(.+)-(\d+)l(?:-[a-z]+)?", checkpoint_dir.name):
+            for known in REFERENCES:
+                if known.repository == f"{checkpoint_dir.parent.name}/{match[1]}":
+                    return cls.of_reference(known.name, int(match[2]))
+        for ref, n, out_dir in _SLICING.findall(recipe):
+            if find_reference(ref) and Path(out_dir) == checkpoint_dir:
+                return cls.of_reference(ref, int(n))
+        raise UserError(
+            f"no checkpoint at {checkpoint_dir}, and neither its name nor a recipe tells which known reference it is "
+            "of; make it with `inheritune slice`, or give --ref and --n"
+        )
 
     @property
     def parameters(self) -> int:
         """Number of parameters, a tied head counted once."""
-        return count_parameters(tensor_shapes(self.config, self.tied))
+        return lit.count_parameters(lit.tensor_shapes(self.config, self.tied))
 
     @property
     def non_embedding_parameters(self) -> int:
         """Number of parameters without token embedding, learned positions and head."""
-        return count_parameters(tensor_shapes(self.config, self.tied), embeddings=False)
+        return lit.count_parameters(lit.tensor_shapes(self.config, self.tied), embeddings=False)
 
     def first_layers(self, n: int) -> "ModelSpec":
         """The same model with its first n layers."""
@@ -81,48 +88,6 @@ class ModelSpec:
         return replace(self, config=replace(self.config, n_layer=n, **lists))
 
 
-def model_of_reference(ref: str, n: int | None) -> ModelSpec:
-    """A reference, or its first n layers.
-
-    Raises:
-        UserError: there is no such reference, or it has fewer layers.
-    """
-    known = find_reference(ref)
-    reference = reference_from_table(known) if known else None
-    if reference is None:
-        with resolve_reference(ref) as located:
-            reference = located.reference
-    if n is None:
-        return ModelSpec(f"{ref}, all {reference.config.n_layer} layers", reference.config, reference.tied)
-    return ModelSpec.of_slice(reference, ref, n)
-
-
-def model_of_checkpoint(checkpoint_dir: Path, recipe: str = "") -> ModelSpec:
-    """A checkpoint folder; where it is not there yet, what `inheritune slice` would write at this path.
-
-    Args:
-        recipe: whose comments may say with which command that is.
-
-    Raises:
-        UserError: neither.
-    """
-    if is_litgpt_folder(checkpoint_dir):
-        with resolve_reference(str(checkpoint_dir)) as located:
-            reference = located.reference
-            return ModelSpec(reference.config.name, reference.config, reference.tied)
-    if match := re.fullmatch(r"(.+)-(\d+)l(?:-[a-z]+)?", checkpoint_dir.name):
-        for known in REFERENCES:
-            if known.repository == f"{checkpoint_dir.parent.name}/{match[1]}":
-                return model_of_reference(known.name, int(match[2]))
-    for ref, n, out_dir in _SLICING.findall(recipe):
-        if find_reference(ref) and Path(out_dir) == checkpoint_dir:
-            return model_of_reference(ref, int(n))
-    raise UserError(
-        f"no checkpoint at {checkpoint_dir}, and neither its name nor a recipe tells which known reference it is of; "
-        "make it with `inheritune slice`, or give --ref and --n"
-    )
-
-
 @dataclass(frozen=True)
 class TrainingJob:
     """What is to be trained, and how."""
@@ -130,20 +95,20 @@ class TrainingJob:
     model: ModelSpec
     tokens: int  # to train on, in all epochs
     block_size: int  # tokens per sample
-    train: TrainArgs
-    optimizer: OptimizerArgs = field(default_factory=OptimizerArgs)
-    speed: SpeedArgs = field(default_factory=SpeedArgs)
+    train: lit.TrainArgs
+    optimizer: lit.OptimizerArgs = field(default_factory=lit.OptimizerArgs)
+    speed: lit.SpeedArgs = field(default_factory=lit.SpeedArgs)
     precision: Precision = "bf16-mixed"
     mfu: float | None = None  # share of a GPU's peak that training reaches; None for the assumed one
     devices: int = 1  # GPUs that share the work
     unique_tokens: int | None = None  # tokens of the data on the disk, where that is known
-    eval: EvalArgs = field(default_factory=EvalArgs)
+    eval: lit.EvalArgs = field(default_factory=lit.EvalArgs)
     val_tokens: int | None = None  # tokens of the validation data, where that is known
     teacher: ModelSpec | None = None  # that runs along
 
     @property
     def flops_per_token(self) -> float:
-        return flops_per_token(self.model.config, self.block_size)
+        return lit.flops_per_token(self.model.config, self.block_size)
 
     @property
     def validation_flops(self) -> float | None:
@@ -154,12 +119,12 @@ class TrainingJob:
             return None
         samples = min(count for count in (asked, there) if count is not None)
         steps = self.tokens // (self.train.global_batch_size * self.block_size)
-        return flops_of_validation(self.model.config, self.eval, steps, self.block_size, samples)
+        return lit.flops_of_validation(self.model.config, self.eval, steps, self.block_size, samples)
 
     @property
     def teacher_flops(self) -> float:
         """FLOPs of a teacher's forward passes."""
-        return self.tokens * flops_per_token(self.teacher.config, self.block_size) / 3 if self.teacher else 0.0
+        return self.tokens * lit.flops_per_token(self.teacher.config, self.block_size) / 3 if self.teacher else 0.0
 
     @property
     def flops(self) -> float:
@@ -171,31 +136,29 @@ class TrainingJob:
         """Whether activations are recomputed in the backward pass."""
         return self.speed.activation_checkpointing
 
-    def memory(self, micro_batch_size: int | None = None) -> StepMemory:
+    def memory(self, micro_batch_size: int | None = None) -> lit.StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
         config, parameters = self.model.config, self.model.parameters
         batch = micro_batch_size or self.train.micro_batch_size
         settings = (self.precision, self.speed, self.optimizer)
         loss, held, tokens = "plain", 0, batch * self.block_size
         if self.teacher:
-            held = teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, self.precision)
+            held = lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, self.precision)
             loss = "distilled"
-        return step_memory(
+        return lit.step_memory(
             config, parameters, batch, self.block_size, *settings, loss_kernel=loss, compiled=True, teacher=held
         )
 
-    def seconds(self, gpu: Gpu) -> float:
+    def seconds(self, gpu: lit.Gpu) -> float:
         """The run's duration on a kind of GPU."""
-        rate = gpu.peak_flops * (self.mfu or ASSUMED_MFU) * self.devices
+        rate = gpu.peak_flops * (self.mfu or lit.ASSUMED_MFU) * self.devices
         return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
 
     def disk(self) -> "DiskSpace":
         """Disk space of the run."""
-        memory = self.memory()
-        kept = 1 + self.train.keep_last + 2 * self.train.keep_best
         width = 2 if self.model.config.padded_vocab_size <= 2**16 else 4
         data = None if self.unique_tokens is None else self.unique_tokens * width
-        return DiskSpace(data, 2 * (memory.weights + memory.optimizer), kept * memory.weights)
+        return DiskSpace(data, *self.memory().kept_on_disk(self.train))
 
 
 @dataclass(frozen=True)
@@ -211,7 +174,7 @@ class DiskSpace:
 class GpuFit:
     """A job on a kind of GPU."""
 
-    gpu: Gpu
+    gpu: lit.Gpu
     job: TrainingJob | None  # as asked for, or with less memory where only that fits; None where nothing does
     micro_batch_size: int  # largest that fits, 0 where none does
     hours: float  # of the whole run; infinite where nothing fits
@@ -225,19 +188,19 @@ class GpuFit:
         return max(size for size in range(1, self.micro_batch_size + 1) if samples % size == 0)
 
 
-def fit_gpu(asked: TrainingJob, gpu: Gpu) -> GpuFit:
+def fit_gpu(asked: TrainingJob, gpu: lit.Gpu) -> GpuFit:
     """How a job fits a kind of GPU: as it is, or with recomputing, or with 8-bit optimizer state as well."""
     recomputing = replace(asked, speed=replace(asked.speed, activation_checkpointing=True))
     smallest = replace(recomputing, optimizer=replace(asked.optimizer, name="adamw8bit"))
-    available, samples = int(gpu.memory * USABLE_GPU_MEMORY), asked.train.global_batch_size // asked.devices
+    available, samples = int(gpu.memory * lit.USABLE_GPU_MEMORY), asked.train.global_batch_size // asked.devices
     for job in (asked, recomputing, smallest):
-        if fits := largest_micro_batch(available, job.memory(), job.train.micro_batch_size):
+        if fits := lit.largest_micro_batch(available, job.memory(), job.train.micro_batch_size):
             return GpuFit(gpu, job, min(fits, samples), job.seconds(gpu) / 3600)
     return GpuFit(gpu, None, 0, math.inf)
 
 
 @cache
-def this_cpu(precision: Precision) -> Gpu:
+def this_cpu(precision: Precision) -> lit.Gpu:
     """This machine's CPU as if it were a GPU; its peak is what a product of matrices reaches here, which is tried."""
     size, rates = 384, []  # a CPU without bf16 takes a second for it
     matrix = torch.ones(size, size, dtype=torch.float32 if precision == "32-true" else torch.bfloat16)
@@ -245,7 +208,7 @@ def this_cpu(precision: Precision) -> Gpu:
         start = time.perf_counter()
         matrix @ matrix
         rates.append(2 * size**3 / (time.perf_counter() - start))
-    return Gpu(CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), max(rates))
+    return lit.Gpu(CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), max(rates))
 
 
 @dataclass(frozen=True)
@@ -257,10 +220,10 @@ class TimeBudget:
     n_layer: int  # most layers with which all the tokens fit; 0 where not even one does
 
 
-def fit_time(job: TrainingJob, gpu: Gpu, hours: float) -> TimeBudget:
+def fit_time(job: TrainingJob, gpu: lit.Gpu, hours: float) -> TimeBudget:
     """What fits into a time limit on a kind of GPU."""
     limit, seconds = hours * 3600, job.seconds(gpu)
     depths = range(job.model.config.n_layer, 0, -1)
     fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
     share = seconds / limit
-    return TimeBudget(share * (job.mfu or ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))
+    return TimeBudget(share * (job.mfu or lit.ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))

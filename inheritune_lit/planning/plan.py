@@ -2,48 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inheritune_lit import (
-    ASSUMED_MFU,
-    LONGEST_BLOCK,
-    USABLE_GPU_MEMORY,
-    DistillArgs,
-    EvalArgs,
-    OptimizerArgs,
-    PretrainArgs,
-    SpeedArgs,
-    StepMemory,
-    TrainArgs,
-    TrainingArgs,
-    UserError,
-    at_depth,
-    find_gpus,
-    load_packed_manifest,
-    read_recipe,
-)
+import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.reading import read_text
 from inheritune_lit.planning.args import PlanArgs, parse_count
-from inheritune_lit.planning.estimate import (
-    CPU,
-    DiskSpace,
-    GpuFit,
-    ModelSpec,
-    TrainingJob,
-    fit_gpu,
-    fit_time,
-    model_of_checkpoint,
-    model_of_reference,
-    this_cpu,
-)
+from inheritune_lit.planning.estimate import CPU, GpuFit, ModelSpec, TrainingJob, fit_gpu, fit_time, this_cpu
 from inheritune_lit.references import find_reference
 from inheritune_lit.resources import find_recipes
 
-_CPU_FLOPS = 1e16
-"""Of runs that a CPU is shown for: two days of a fast one."""
-
-if TYPE_CHECKING:
-    from inheritune_lit import MeasuredSteps
+_CPU_FLOPS = 1e16  # of runs that a CPU is shown for: two days of a fast one
 
 
 @dataclass(frozen=True)
@@ -57,7 +26,7 @@ class Plan:
     gpus: tuple[GpuFit, ...]
     price_per_hour: float | None = None
     max_hours: float | None = None
-    measured: "MeasuredSteps | None" = None
+    measured: lit.MeasuredSteps | None = None
 
     @property
     def parameters(self) -> int:
@@ -75,7 +44,7 @@ class Plan:
         return {each.gpu.name: each.hours for each in self.gpus}
 
     @property
-    def memory(self) -> StepMemory:
+    def memory(self) -> lit.StepMemory:
         """Memory of a step on one GPU by part, at the micro-batch of the job."""
         return self.job.memory()
 
@@ -91,18 +60,17 @@ class Plan:
             f"{job.block_size:,} = {step:,}",
             *_flops_lines(job),
             "",
-            *_memory_lines(job),
-            _disk_line(job.disk()),
+            *_memory_and_disk(job),
             "",
             *_gpu_table(job, self.gpus, self.price_per_hour),
             "",
-            f"hours at {job.mfu or ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak ({source}){several}",
+            f"hours at {job.mfu or lit.ASSUMED_MFU:.0%} of the GPUs' dense bf16 peak ({source}){several}",
             *(
                 f"this CPU's peak is what a product of matrices reached here just now, in {each.job.precision}"
                 for each in self.gpus
                 if each.gpu.name == CPU and each.job
             ),
-            f"of a GPU's memory {1 - USABLE_GPU_MEMORY:.0%} is left to CUDA's context, workspace and fragments",
+            f"of a GPU's memory {1 - lit.USABLE_GPU_MEMORY:.0%} is left to CUDA's context, workspace and fragments",
         ]
         if self.max_hours is not None:
             hours = f"in {self.max_hours:g} hour{'s' * (self.max_hours != 1)}:"
@@ -113,20 +81,15 @@ class Plan:
 
 
 def plan(args: PlanArgs) -> Plan:
-    """Estimate what a run costs; neither weights nor data are needed.
-
-    Raises:
-        UserError: bad input.
-    """
+    """Estimate what a run costs; neither weights nor data are needed. Bad input is a ``UserError``."""
     settings, text = {}, ""
     if args.recipe is not None:
-        settings = read_recipe(args.recipe, PretrainArgs, "pretrain")
+        settings = lit.read_recipe(args.recipe, lit.PretrainArgs, "pretrain")
         text = read_text(Path(find_recipes(["--recipe", str(args.recipe)])[1]))
     model, teacher = _model(settings, args.ref, args.n, text), _teacher(settings.get("distill"), args.teacher, text)
-    train: TrainArgs = settings.get("train", TrainArgs())
-    speed: SpeedArgs = settings.get("speed", SpeedArgs())
-    optimizer: OptimizerArgs = settings.get("optimizer", OptimizerArgs())
-    block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, LONGEST_BLOCK)
+    groups = {"train": lit.TrainArgs(), "speed": lit.SpeedArgs(), "optimizer": lit.OptimizerArgs()}
+    train, speed, optimizer = (settings.get(name, group) for name, group in groups.items())
+    block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, lit.LONGEST_BLOCK)
     if block > model.config.block_size:
         raise UserError(f"--max_seq_length is {block}; the model attends to at most {model.config.block_size} tokens")
     tokens, unique, val_tokens = _tokens(args.tokens, train, settings.get("data"), block)
@@ -143,46 +106,46 @@ def plan(args: PlanArgs) -> Plan:
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
     precision = args.precision or settings.get("precision") or "bf16-mixed"
     job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
-    job = replace(job, eval=settings.get("eval", EvalArgs()), val_tokens=val_tokens, teacher=teacher)
+    job = replace(job, eval=settings.get("eval", lit.EvalArgs()), val_tokens=val_tokens, teacher=teacher)
     measured = None
     if args.measure:
-        from inheritune_lit import measure_steps
-
-        training = TrainingArgs(train=train, optimizer=optimizer, speed=speed)
-        measured = measure_steps(model.config, model.tied, block, training, precision, args.devices, job.flops)
-    fits = [fit_gpu(job, gpu) for gpu in find_gpus(args.gpu)] if args.gpu != CPU else []
+        training = lit.TrainingArgs(train=train, optimizer=optimizer, speed=speed)
+        measured = lit.measure_steps(model.config, model.tied, block, training, precision, args.devices, job.flops)
+    fits = [fit_gpu(job, gpu) for gpu in lit.find_gpus(args.gpu)] if args.gpu != CPU else []
     if args.gpu == CPU or (args.gpu is None and args.devices == 1 and job.flops < _CPU_FLOPS):
         choices = [replace(job, precision=each) for each in {precision: None, "32-true": None}]  # what is fast differs
         fits.append(min((fit_gpu(each, this_cpu(each.precision)) for each in choices), key=lambda each: each.hours))
     return Plan(job, tuple(fits), args.price_per_hour, args.max_hours, measured)
 
 
-def _teacher(distill: DistillArgs | None, given: str | None, recipe: str) -> ModelSpec | None:
+def _teacher(distill: lit.DistillArgs | None, given: str | None, recipe: str) -> ModelSpec | None:
     """The teacher that a flag or a recipe names; None where none runs along."""
-    distill = DistillArgs(teacher=given) if given is not None else distill
+    distill = lit.DistillArgs(teacher=given) if given is not None else distill
     if distill is None or not distill.active or distill.teacher is None:
         return None
     name = distill.teacher
     if find_reference(name) or Path(name).is_dir() or name.count("/") < 2:
-        return model_of_reference(name, None)
-    return model_of_checkpoint(Path(name), recipe)
+        return ModelSpec.of_reference(name, None)
+    return ModelSpec.of_checkpoint(Path(name), recipe)
 
 
 def _model(settings: dict[str, Any], ref: str | None, n: int | None, recipe: str) -> ModelSpec:
     if ref is not None:
-        return model_of_reference(ref, n)
+        return ModelSpec.of_reference(ref, n)
     path = Path(settings["initial_checkpoint_dir"])
     if n is not None and "{n}" not in str(path):
         raise UserError(f"--n {n} needs --ref: the recipe is for one depth, {path}")
-    at_n = at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"]
-    return model_of_checkpoint(at_n, recipe.replace("{n}", str(n)))
+    at_n = lit.at_depth({"initial_checkpoint_dir": path}, n)["initial_checkpoint_dir"]
+    return ModelSpec.of_checkpoint(at_n, recipe.replace("{n}", str(n)))
 
 
-def _tokens(asked: str | None, train: TrainArgs, data: Path | None, block: int) -> tuple[int, int | None, int | None]:
+def _tokens(
+    asked: str | None, train: lit.TrainArgs, data: Path | None, block: int
+) -> tuple[int, int | None, int | None]:
     """Tokens to train on, and tokens of the data and of its validation part where that is known."""
     there = val = None
     if data is not None and data.is_dir():
-        domains = load_packed_manifest(data).domains.values()
+        domains = lit.load_packed_manifest(data).domains.values()
         there, val = (sum(getattr(domain, split).tokens for domain in domains) for split in ("train", "val"))
     if asked is not None:
         budget = parse_count(asked)
@@ -209,8 +172,8 @@ def _flops_lines(job: TrainingJob) -> list[str]:
     return [line, f"  {', '.join(parts)}"]
 
 
-def _memory_lines(job: TrainingJob) -> list[str]:
-    memory = job.memory()
+def _memory_and_disk(job: TrainingJob) -> list[str]:
+    memory, disk = job.memory(), job.disk()
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -221,18 +184,13 @@ def _memory_lines(job: TrainingJob) -> list[str]:
         "teacher": memory.teacher,
     }
     how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
+    data = f"{_size(disk.data)} of packed data" if disk.data is not None else "packed data besides"
     return [
         f"memory at a micro-batch of {job.train.micro_batch_size} ({how}): {_size(memory.total)}",
         "  " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count),
-    ]
-
-
-def _disk_line(disk: DiskSpace) -> str:
-    data = f"{_size(disk.data)} of packed data" if disk.data is not None else "packed data besides"
-    return (
         f"disk: {_size((disk.data or 0) + disk.state + disk.checkpoints)} ({data}, {_size(disk.state)} to continue "
-        f"from, {_size(disk.checkpoints)} of checkpoints; the raw text besides)"
-    )
+        f"from, {_size(disk.checkpoints)} of checkpoints; the raw text besides)",
+    ]
 
 
 def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float | None) -> list[str]:
@@ -271,7 +229,7 @@ def _time_text(each: GpuFit, hours: float) -> str:
     return f"{name}: {reach}; what fits: {budget.tokens / 1e9:.3g}B tokens{layers}"
 
 
-def _measured_text(job: TrainingJob, measured: "MeasuredSteps") -> str:
+def _measured_text(job: TrainingJob, measured: lit.MeasuredSteps) -> str:
     share = f", {measured.mfu:.0%} of its peak" if measured.mfu is not None else ""
     more = job.flops / (job.tokens * job.flops_per_token)  # for validation and a teacher
     hours = more * job.tokens / measured.tokens_per_s / 3600 / job.devices

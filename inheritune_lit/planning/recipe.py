@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from inheritune_lit import LONGEST_BLOCK, EvalArgs, Gpu, TrainArgs, UserError, find_gpus
+import inheritune_lit as lit
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import make_folder, replace_text
 from inheritune_lit.planning.args import InitArgs, parse_count
-from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, model_of_reference
+from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu
 from inheritune_lit.planning.plan import Plan
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _DATA_RECIPE, _DATA = "recipes/data/redpajama-1t-sample.yaml", "data/redpajama-1b"
-_STEP_TOKENS = 131_072
-"""The paper's batch: 64 samples of 2,048 tokens."""
+_STEP_TOKENS = 131_072  # the paper's batch: 64 samples of 2,048 tokens
 _MOST_WARM_UP = 1000
-_VALIDATION = EvalArgs(interval=500, max_iters=128)
+_VALIDATION = lit.EvalArgs(interval=500, max_iters=128)
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def init_recipe(args: InitArgs) -> InitResult:
     if missing and not asks:
         raise UserError(f"{missing[0]} is missing; give it, or run this on a terminal to be asked")
     ref = _ask(args.ref, "reference, see `inheritune references`", "openllama-3b", _known_reference)
-    depth = model_of_reference(ref, None).config.n_layer
+    depth = ModelSpec.of_reference(ref, None).config.n_layer
     half = str(max(1, depth // 2))
     n = str(args.n) if args.n is not None else None if asks else half
     question = f"layers to take, of {depth} (the paper takes half)"
-    model = _ask(n, question, half, lambda text: model_of_reference(ref, _whole_number(text)))
+    model = _ask(n, question, half, lambda text: ModelSpec.of_reference(ref, _whole_number(text)))
     tokens = _ask(args.tokens, "tokens to train on", "8B", parse_count)
-    gpu = _ask(args.gpu, "GPU, such as a6000, a100-80gb or h100", "a6000", lambda name: find_gpus(name)[0])
+    gpu = _ask(args.gpu, "GPU, such as a6000, a100-80gb or h100", "a6000", lambda name: lit.find_gpus(name)[0])
     name = model.config.hf_config["name"]
     out_file = args.out_file or Path("recipes") / f"{name}.yaml"
     if out_file.exists():
@@ -79,7 +79,7 @@ def init_recipe(args: InitArgs) -> InitResult:
 
 
 def _known_reference(ref: str) -> str:
-    model_of_reference(ref, None)
+    ModelSpec.of_reference(ref, None)
     return ref
 
 
@@ -100,15 +100,15 @@ def _ask(given: str | None, question: str, default: str, read: Callable[[str], A
             logger.info("%s", error)
 
 
-def _plan(model: ModelSpec, tokens: int, gpu: Gpu) -> Plan:
+def _plan(model: ModelSpec, tokens: int, gpu: lit.Gpu) -> Plan:
     """The job with the largest micro-batch that divides a step and fits the GPU."""
-    block = min(model.config.block_size, LONGEST_BLOCK)
+    block = min(model.config.block_size, lit.LONGEST_BLOCK)
     batch = max(1, _STEP_TOKENS // block)
     steps = tokens // (batch * block)
     if steps < 2:
         raise UserError(f"--tokens {tokens:,} makes no run of steps of {batch * block:,} tokens; give more")
     warm_up = min(_MOST_WARM_UP, steps // 10)
-    train = TrainArgs(batch, micro_batch_size=1, max_seq_length=block, max_tokens=tokens, lr_warmup_steps=warm_up)
+    train = lit.TrainArgs(batch, micro_batch_size=1, max_seq_length=block, max_tokens=tokens, lr_warmup_steps=warm_up)
     fit = fit_gpu(TrainingJob(model, tokens, block, train, eval=_VALIDATION), gpu)
     if fit.job is None:
         raise UserError(

@@ -82,11 +82,7 @@ class TrainArgs:
             self.budget()
 
     def budget(self) -> tuple[str, int]:
-        """Returns the name of the budget that is given, and its value.
-
-        Raises:
-            UserError: none is given, or several.
-        """
+        """Returns the name of the budget that is given, and its value; none or several are a ``UserError``."""
         values = {"max_tokens": self.max_tokens, "max_steps": self.max_steps, "epochs": self.epochs}
         given = [(name, value) for name, value in values.items() if value is not None]
         if len(given) != 1:
@@ -97,11 +93,7 @@ class TrainArgs:
         return given[0]
 
     def accumulation(self, devices: int = 1) -> int:
-        """Returns the micro-batches per step on so many devices over all nodes.
-
-        Raises:
-            UserError: batches do not divide.
-        """
+        """Returns the micro-batches per step on so many devices over all nodes; a ``UserError`` with a rest."""
         count, rest = divmod(self.global_batch_size, self.micro_batch_size * devices)
         if rest:
             times = f" times {devices} devices" if devices > 1 else ""
@@ -321,8 +313,7 @@ class PretrainArgs(TrainingArgs):
 def at_depth(paths: dict[str, Path], n: int | None) -> dict[str, Path]:
     """Replaces ``{n}`` in paths, which have their arguments' names, by a number of layers: one recipe for many depths.
 
-    Raises:
-        UserError: a number without a place for it, a place without a number, or a number below 1.
+    A number without a place for it, a place without a number, or a number below 1 is a ``UserError``.
     """
     places = [name for name, path in paths.items() if "{n}" in str(path)]
     if n is None and places:

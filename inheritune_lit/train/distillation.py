@@ -54,15 +54,9 @@ class Teacher:
 
 
 def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> Teacher:
-    """Load a teacher.
+    """Load a teacher that reads packed data, with weights of a dtype (RoPE tables stay fp32).
 
-    Args:
-        ref: as ``--ref`` of ``inheritune slice``.
-        data: the packed data that it will read.
-        dtype: of its weights; RoPE tables stay fp32.
-
-    Raises:
-        UserError: there is no such model, or it cannot read the data.
+    No such model (``ref`` is as ``--ref`` of ``inheritune slice``), or one that cannot read it, is a ``UserError``.
     """
     tokenizer_sha256 = load_packed_manifest(data).tokenizer.sha256
     with resolve(ref) as resolved:
@@ -91,11 +85,8 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> T
 class TeacherLogits:
     """Predictions of a teacher for the blocks of a training set, in a folder made by ``inheritune teach``.
 
-    Args:
-        expected: values that its settings have to have, such as the hash of the data.
-
-    Raises:
-        UserError: the folder is something else, unfinished, damaged, or of other data.
+    ``expected`` are values that its settings have to have, such as the hash of the data. A folder that is something
+    else, unfinished, damaged, or of other data is a ``UserError``.
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
@@ -176,23 +167,15 @@ def _id_dtype(vocabulary: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student learns from, and the weights of the loss.
-
-    Attributes:
-        teacher: the model, None where its predictions are read from ``logits``.
-        name: the teacher, in words.
-        settings: what changes the outcome, JSON types only: the teacher by what it holds, not by where it lies.
-        flops_per_token: what the teacher adds to training.
-        memory: bytes that it takes on each device.
-    """
+    """What a student learns from, and the weights of the loss."""
 
     args: DistillArgs
-    teacher: Transformer | None
+    teacher: Transformer | None  # None where its predictions are read from ``logits``
     logits: TeacherLogits | None
-    name: str
-    settings: dict[str, Any]
-    flops_per_token: float
-    memory: int
+    name: str  # of the teacher, in words
+    settings: dict[str, Any]  # what changes the outcome, as JSON: the teacher by what it holds, not by where it lies
+    flops_per_token: float  # that the teacher adds to training
+    memory: int  # bytes that it takes on each device
 
 
 def prepare_distillation(
@@ -257,10 +240,8 @@ class TeachResult:
 def teach(args: TeachArgs) -> TeachResult:
     """Write the likeliest tokens of every position of every training sample; the same call continues a killed one.
 
-    The work is done in a hidden folder beside ``out_dir``, which takes its name at the end.
-
-    Raises:
-        UserError: bad input, or too little disk.
+    The work is done in a hidden folder beside ``out_dir``, which takes its name at the end. Bad input, or too little
+    disk, is a ``UserError``.
     """
     check_vacant(args.out_dir)
     dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from inheritune_lit.errors import UserError
 
-ASSUMED_MFU = 0.5
-"""Share of the peak that training is assumed to reach where nothing was measured."""
+ASSUMED_MFU = 0.5  # share of the peak that training is assumed to reach where nothing was measured
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,9 @@ ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 class TrainingModel(torch.nn.Module):
     """A model and its loss as one module, so that both are compiled and distributed as one.
 
-    Args:
-        kernel: "plain" is ``F.cross_entropy`` on whole logits. "chunked" never holds more than the logits of 1024
-            tokens. "liger" is Liger-Kernel's fused in-place kernel, for CUDA.
-        z_loss: weight of the squared log-normaliser (PaLM, Section 5), 0 for none; "plain" only.
-
-    Raises:
-        UserError: the kernel cannot compute this.
+    The kernel "plain" is ``F.cross_entropy`` on whole logits, "chunked" never holds more than the logits of 1024
+    tokens, "liger" is Liger-Kernel's fused in-place kernel, for CUDA. ``z_loss`` is the weight of the squared
+    log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot compute is a ``UserError``.
     """
 
     def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
@@ -109,10 +105,8 @@ class _ChunkedLoss(torch.autograd.Function):
 class DistillationModel(torch.nn.Module):
     """A student and its loss as one module.
 
-    Args:
-        distill: weights of the parts.
-        teacher: frozen, on the student's device; None where its predictions come with the data.
-        compiled: all but heads and loss go through torch.compile, which cannot see through the loss's chunks.
+    The teacher is frozen and on the student's device, None where its predictions come with the data. If ``compiled``,
+    all but heads and loss go through torch.compile, which cannot see through the loss's chunks.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import replace_file
@@ -109,20 +108,3 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if rows and "step" not in rows[0]:
         raise UserError(f"{path} does not hold the metrics of a run: it has no column step; {_REMEDY}")
     return [row for row in rows if _STEP.fullmatch(row["step"] or "") and None not in row.values()]
-
-
-class Validation(NamedTuple):
-    """Held-out loss after so many tokens, in nats per token; ``stderr`` is NaN for a single sample."""
-
-    tokens: int
-    loss: float
-    stderr: float
-
-
-def read_validations(path: Path) -> list[Validation]:
-    """The validations among the rows of a ``metrics.csv``."""
-    rows = [row for row in read_metrics(path) if row.get("val_loss")]
-    try:
-        return [Validation(int(row["tokens"]), float(row["val_loss"]), float(row["val_stderr"])) for row in rows]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); {_REMEDY}") from error

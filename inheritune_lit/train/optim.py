@@ -33,10 +33,8 @@ def learning_rate(step: int, total_steps: int, train: TrainArgs, lr: float) -> f
     return train.min_lr + 0.5 * (lr - train.min_lr) * (1 + math.cos(math.pi * done))
 
 
-_MEMORY = 0.98
-"""Weight of the past in the running mean: about the last 50 steps."""
-_SETTLED = 20
-"""Steps before a jump is judged."""
+_MEMORY = 0.98  # weight of the past in the running mean: about the last 50 steps
+_SETTLED = 20  # steps before a jump is judged
 
 
 MAX_SKIPPED = 10
@@ -98,8 +96,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
 
 
 Groups = list[dict[str, Any]]
-BUCKET_ELEMENTS = 1 << 27
-"""Parameters whose fp32 gradients are in memory at a time: half a GB."""
+BUCKET_ELEMENTS = 1 << 27  # parameters whose fp32 gradients are in memory at a time: half a GB
 
 
 class MasterWeights(torch.optim.Optimizer):
@@ -107,12 +104,8 @@ class MasterWeights(torch.optim.Optimizer):
 
     bf16 has 8 bits of precision: an update below 1/256 of a weight is lost when it is added to it. Here it is added to
     the copy, and the weight is the copy rounded. Parameters are stepped in buckets, each with an optimizer of its own,
-    so that only one bucket's gradients exist in fp32.
-
-    Args:
-        groups: parameter groups of the low-precision parameters, with their options.
-        build: makes the optimizer from groups of the copies with the same options. What it does to one parameter must
-            not depend on the others.
+    so that only one bucket's gradients exist in fp32. ``build`` makes an optimizer from groups of copies with the same
+    options as those of the parameters; what that does to one parameter must not depend on the others.
     """
 
     def __init__(self, groups: Groups, build: Callable[[Groups], torch.optim.Optimizer]) -> None:
@@ -174,8 +167,7 @@ def _split(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Param
 def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.Optimizer:
     """The optimizer over all parameters that are trained; in bf16 they get fp32 copies if ``args.master_weights``.
 
-    Raises:
-        UserError: there is no such optimizer, or it does not take the arguments.
+    An optimizer that does not exist, or does not take the arguments, is a ``UserError``.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     plain = [] if args.decay == "all" else [parameter for parameter in parameters if parameter.dim() < 2]

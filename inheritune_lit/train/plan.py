@@ -18,50 +18,29 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
 from inheritune_lit.model.flops import flops_per_token, kept_bytes
 from inheritune_lit.model.gpt import build_model
+from inheritune_lit.train import setup
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.optim import clip_gradients
-from inheritune_lit.train.setup import (
-    Kernels,
-    build_fabric,
-    check_machine,
-    choose_kernels,
-    machine_name,
-    peak_flops_of,
-    set_up,
-)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Numbers of a run.
-
-    Attributes:
-        budget: tokens asked for; what is over whole steps is not trained.
-        tokens: tokens the run trains on (targets; the expected number where samples hold padding).
-        accumulation: micro-batches per step.
-        block_size: tokens per sample.
-        tokens_per_step: inputs per step, padding included.
-        val_blocks: samples per validation.
-        parameters: parameters of the model, a tied head counted once.
-        flops_per_token: forward and backward, and a teacher's forward.
-        validation_flops: of all validations.
-        peak_flops: of one device in bf16, FLOP/s; None where it is not known.
-    """
+    """Numbers of a run."""
 
     total_steps: int
-    budget: int
-    tokens: int
-    accumulation: int
-    block_size: int
-    tokens_per_step: int
-    val_blocks: int
-    parameters: int
-    flops_per_token: float
-    peak_flops: float | None
-    validation_flops: float = 0.0
+    budget: int  # tokens asked for; what is over whole steps is not trained
+    tokens: int  # to train on (targets; the expected number where samples hold padding)
+    accumulation: int  # micro-batches per step
+    block_size: int  # tokens per sample
+    tokens_per_step: int  # inputs, padding included
+    val_blocks: int  # samples per validation
+    parameters: int  # of the model, a tied head counted once
+    flops_per_token: float  # forward and backward, and a teacher's forward
+    peak_flops: float | None  # of one device in bf16, FLOP/s; None where it is not known
+    validation_flops: float = 0.0  # of all validations
 
     @property
     def flops(self) -> float:
@@ -97,13 +76,10 @@ def plan_run(
     peak_flops: float | None = None,
     teacher_flops: float = 0.0,
 ) -> RunPlan:
-    """Work out a run's numbers.
+    """Work out a run's numbers; arguments that contradict each other or make no run are a ``UserError``.
 
     ``val_blocks`` are all samples of the validation data, ``teacher_flops`` those per token of a teacher that runs
     along; ``devices`` counts those of all nodes.
-
-    Raises:
-        UserError: the arguments contradict each other or make no run.
     """
     block_size = block_size_of(train, config)
     targets_per_step = train.global_batch_size * mixture.tokens_per_sample
@@ -140,23 +116,15 @@ def plan_run(
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on one device during a training step.
-
-    Attributes:
-        optimizer: its state, and fp32 copies of weights.
-        casts: bf16 copies of fp32 weights that the backward pass needs.
-        activations: what the forward pass of one micro-batch keeps for the backward pass.
-        loss: logits and their gradients.
-        teacher: a teacher and its forward pass.
-    """
+    """Bytes on one device during a training step."""
 
     weights: int
     gradients: int
-    optimizer: int
-    casts: int
-    activations: int
-    loss: int
-    teacher: int = 0
+    optimizer: int  # its state, and fp32 copies of weights
+    casts: int  # bf16 copies of fp32 weights that the backward pass needs
+    activations: int  # what the forward pass of one micro-batch keeps for the backward pass
+    loss: int  # logits and their gradients
+    teacher: int = 0  # a teacher and its forward pass
 
     @property
     def model(self) -> int:
@@ -167,6 +135,11 @@ class StepMemory:
     def total(self) -> int:
         """All of them at once, as when a step's second micro-batch turns around."""
         return self.model + self.casts + self.activations + self.loss + self.teacher
+
+    def kept_on_disk(self, train: TrainArgs) -> tuple[int, int]:
+        """Bytes of the state to continue from (two of it, while one replaces the other) and of the checkpoints."""
+        checkpoints = 1 + train.keep_last + 2 * train.keep_best
+        return 2 * (self.weights + self.optimizer), checkpoints * self.weights
 
     def __str__(self) -> str:
         batch = self.total - self.model - self.teacher
@@ -213,15 +186,9 @@ def step_memory(
     activations = layers * kept
     if speed.activation_checkpointing:
         activations, held = kept + (layers - 1) * block_size * config.n_embd * each, 1
-    return StepMemory(
-        weights=each * parameters // shards,
-        gradients=each * parameters // shards,
-        optimizer=state * parameters // shards,
-        casts=held * fixed,
-        activations=micro_batch_size * activations,
-        loss=_loss_bytes(config, micro_batch_size * block_size, loss_kernel, half),
-        teacher=teacher,
-    )
+    weights, optimizer_bytes = each * parameters // shards, state * parameters // shards
+    loss = _loss_bytes(config, micro_batch_size * block_size, loss_kernel, half)
+    return StepMemory(weights, weights, optimizer_bytes, held * fixed, micro_batch_size * activations, loss, teacher)
 
 
 def _loss_bytes(config: Config, tokens: int, kernel: str, half: int) -> int:
@@ -252,7 +219,7 @@ class ResourceEstimate:
     plan: RunPlan
     args: TrainingArgs
     precision: Precision
-    kernels: Kernels
+    kernels: setup.Kernels
     device: torch.device
     shards: int = 1
     teacher: int = 0
@@ -289,10 +256,8 @@ class ResourceEstimate:
         )
 
     def check_disk(self, out_dir: Path) -> None:
-        """Refuse a run whose state (two of it, while one replaces the other) and checkpoints do not fit on the disk."""
-        state = self.memory.weights + self.memory.optimizer
-        checkpoints = 1 + self.args.train.keep_last + 2 * self.args.train.keep_best
-        needed = 2 * state + checkpoints * self.memory.weights
+        """Refuse a run whose state and checkpoints do not fit on the disk."""
+        needed = sum(self.memory.kept_on_disk(self.args.train))
         there = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.is_dir())
         held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
         free = shutil.disk_usage(there).free + held
@@ -339,15 +304,12 @@ def measure_steps(
 
     Time does not depend on the values. A whole step would take minutes where it has many micro-batches: one micro-batch
     and one optimizer step are timed, and put together as if ``devices`` shared the samples of a step. The FLOPs of the
-    whole run decide whether it is worth compiling for.
-
-    Raises:
-        UserError: a setting that this machine cannot serve.
+    whole run decide whether it is worth compiling for. A setting that this machine cannot serve is a ``UserError``.
     """
     train = args.train
-    fabric = build_fabric(1, 1, "auto", precision)
+    fabric = setup.build_fabric(1, 1, "auto", precision)
     device = fabric.device
-    check_machine(args, device)
+    setup.check_machine(args, device)
     before = peak_memory(device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -356,8 +318,8 @@ def measure_steps(
     gpt.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     if tied:
         gpt.lm_head.weight = gpt.transformer.wte.weight
-    kernels = choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
-    state = set_up(fabric, gpt, args, block_size, precision, kernels)
+    kernels = setup.choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
+    state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
     gpt.train()
     batches, updates = [], []
     for _ in range(_WARM_UP + _TIMED):
@@ -373,11 +335,11 @@ def measure_steps(
     accumulation = train.accumulation(devices)
     step_seconds = accumulation * median(batches[_WARM_UP:]) + median(updates[_WARM_UP:])
     rate = accumulation * train.micro_batch_size * block_size / step_seconds
-    peak = peak_flops_of(device)
+    peak = setup.peak_flops_of(device)
     mfu = rate * flops_per_token(config, block_size) / peak if peak else None
     size = (count_parameters(tensor_shapes(config, tied)), train.micro_batch_size, block_size)
     predicted = step_memory(config, *size, precision, args.speed, args.optimizer, kernels.loss, kernels.compiled)
-    return MeasuredSteps(machine_name(fabric), rate, mfu, peak_memory(device) - before, predicted.total)
+    return MeasuredSteps(setup.machine_name(fabric), rate, mfu, peak_memory(device) - before, predicted.total)
 
 
 def _now(device: torch.device) -> float:

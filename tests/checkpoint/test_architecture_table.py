@@ -83,7 +83,7 @@ def test_published_shapes_are_those_of_transformers(name):
         for hf, pieces in hf_tensors(architecture, config, shapes).items()
     }
     hf_class = type(transformers.AutoConfig.for_model(architecture.model_type))
-    hf_config = hf_class(**architecture.to_hf(config), vocab_size=config.padded_vocab_size)
+    hf_config = hf_class(**architecture.to_hf(config))
     with torch.device("meta"):
         model = getattr(transformers, architecture.class_name)(hf_config)
     assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -11,7 +11,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.data.manifest import load_packed_manifest
 from inheritune_lit.model.load import load_model
 from inheritune_lit.planning.args import PlanArgs, parse_count
-from inheritune_lit.planning.estimate import TrainingJob, fit_gpu, fit_time, model_of_checkpoint, model_of_reference
+from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, fit_time
 from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import TrainArgs
@@ -24,7 +24,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def job() -> TrainingJob:
     """The paper's main run."""
-    model = model_of_reference("openllama-3b", 13)
+    model = ModelSpec.of_reference("openllama-3b", 13)
     return TrainingJob(model, 8 * 10**9, 2048, TrainArgs(), unique_tokens=10**9)
 
 
@@ -32,7 +32,7 @@ def test_known_models_need_no_network():
     offline = [reference for reference in REFERENCES if "-v2" not in reference.name and "gpt2" not in reference.name]
     assert len(offline) > 15
     for reference in offline:
-        model = model_of_reference(reference.name, None)
+        model = ModelSpec.of_reference(reference.name, None)
         assert (model.config.n_layer, model.config.n_embd) == (reference.layers, reference.width)
         assert model.parameters == reference.parameters
 
@@ -61,7 +61,7 @@ def test_largest_micro_batch_fits_and_one_more_does_not(job, card):
 def test_what_fits_into_a_time_is_found_by_trying(job):
     card = find_gpus("h100")[0]
     budget = fit_time(job, card, 20)
-    seconds = [replace(job, model=model_of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
+    seconds = [replace(job, model=ModelSpec.of_reference("openllama-3b", n)).seconds(card) for n in range(1, 14)]
     assert budget.n_layer == sum(each <= 20 * 3600 for each in seconds)
     assert replace(job, tokens=budget.tokens).seconds(card) == pytest.approx(20 * 3600)
 
@@ -69,10 +69,10 @@ def test_what_fits_into_a_time_is_found_by_trying(job):
 def test_a_checkpoint_folder_is_counted_as_torch_does(tmp_path, tokenizer_dir):
     checkpoint = tmp_path / "three"
     make_checkpoint(checkpoint, tokenizer_dir, n_layer=3)
-    model = model_of_checkpoint(checkpoint)
+    model = ModelSpec.of_checkpoint(checkpoint)
     assert model.parameters == sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
     make_checkpoint(tmp_path / "one", tokenizer_dir, n_layer=1)
-    assert model.first_layers(1).parameters == model_of_checkpoint(tmp_path / "one").parameters
+    assert model.first_layers(1).parameters == ModelSpec.of_checkpoint(tmp_path / "one").parameters
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -11,7 +11,6 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.sources import LitTensor, Source, Stacked, Stored
 from inheritune_lit.checkpoint.config import MOST_BLOCKS, Config, require
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.checkpoint.tensors import Piece, Shapes
@@ -20,19 +19,12 @@ from inheritune_lit.errors import UserError
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of ``config.json`` that a litgpt field follows.
-
-    Attributes:
-        key: its name.
-        read: gives the field from ``config.json`` and the name; a size that must be there by default.
-        write: gives the entry from the field.
-        also: its other name, which is read where the first is missing, and written beside it.
-    """
+    """An entry of ``config.json`` that a litgpt field follows."""
 
     key: str
-    read: Callable[[dict[str, Any], str], Any] = require
-    write: Callable[[Any], Any] = lambda value: value
-    also: str | None = None
+    read: Callable[[dict[str, Any], str], Any] = require  # the field, from ``config.json`` and the entry's name
+    write: Callable[[Any], Any] = lambda value: value  # the entry, from the field
+    also: str | None = None  # its other name, which is read where the first is missing, and written beside it
 
     def field_of(self, hf: dict[str, Any]) -> Any:
         """The litgpt field."""
@@ -41,8 +33,7 @@ class Entry:
         return self.read(hf, self.key)
 
 
-number = partial(require, kind=float)
-"""A positive number that must be there."""
+real = partial(require, kind=float)  # a positive number that must be there
 
 
 def optional(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
@@ -92,83 +83,65 @@ GROUPED = SIZES | {"n_query_groups": Entry("num_key_value_heads", optional), "he
 """The same, with heads that share keys and values, and that are of any size."""
 
 
-def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
-    """Refuse more layers than there can be, before lists of them are made, and a list of others."""
-    if depth > MOST_BLOCKS:
-        raise UserError(f"config.json: {depth:,} layers are more than {MOST_BLOCKS:,}; get the reference again")
-    kinds = hf.get("layer_types")
-    if isinstance(kinds, list) and (len(kinds) != depth or not (windows or set(map(str, kinds)) <= {"full_attention"})):
-        raise UserError(
-            f"config.json: layer_types names {len(kinds)} layers, such as {str(kinds[-1:])[1:-1]:.40}; {depth} layers"
-            " of full attention are expected"
-        )
-
-
 NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping")
 """Entries that null switches off, where a missing one has the default of transformers."""
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One architecture of transformers as litgpt runs it.
+class Stored:
+    """Where a litgpt tensor of a block lies in a Hugging Face tensor that is not simply the same."""
 
-    Attributes:
-        base_prefix: prefix of everything but the head, left out by files saved from the model without head.
-        layer_prefix: prefix of a block's keys, with ``{}`` for the layer.
-        outer: litgpt module -> Hugging Face module, outside the blocks.
-        block: litgpt module -> how its tensors are stored, in a block; a string is a module with the same tensors.
-            ``{}`` stands for an expert's number.
-        entries: litgpt field -> the entry of ``config.json`` that it follows.
-        constants: litgpt fields that are the same for every model.
-        fixed: entries with the only value for which litgpt computes the same; where one is missing, it has that value.
-        defaults: what transformers assumes for other entries that are missing.
-        more_fields: litgpt fields that take more than one entry: from ``config.json`` and the fields so far.
-        more_entries: entries that take more than one field: from litgpt's ``Config``.
-        partial_rope: heads may be rotated in part only, as an entry says.
-        litgpt_names: pattern of the names that litgpt's own code, which chooses norms and key names by the model's
-            name, takes for this architecture.
-        litgpt_name: a name of that form.
-        describes: tells this from other architectures of the same ``model_type``, by ``config.json``.
-        stacked: entries of ``block`` as they are where experts are stored in one tensor.
-        bias_switches: module -> the ``config.json`` entry that says whether it has a bias, and the entry's default.
-        config_class: litgpt's ``Config`` or a subclass.
-        ignored: endings of stored tensors that are not weights, such as masks of old files.
-        free_head_size: ``config.json`` can state a head size other than width / heads.
-        tied_by_default: what transformers assumes when ``tie_word_embeddings`` is absent.
-        residual_modules: modules whose initial deviation shrinks with depth (GPT-2).
-        norm_init: how a norm's weight begins: "ones", or "zeros" where the norm adds one to it (Gemma).
-    """
+    name: str  # the Hugging Face module; ``{}`` stands for an expert's number
+    part: int = 0  # which of the tensors of equal size that lie below each other there (Phi-3's gate_up_proj)
+    transposed: bool = False  # a weight is stored (in, out) where litgpt's is (out, in) (GPT-2's Conv1D)
+    interleaved: bool = False  # q, k and v of group 0, then those of group 1, ... (GPT-NeoX, Falcon)
+    stacked: int = 0
+    """Parts per expert of a tensor (experts, rows, columns) of all experts, without ``.weight`` behind its name: the
+    layout transformers 5 has in memory. It is read where someone saved it; exports have the published layout."""
+
+
+Source = str | tuple[str, str, str] | Stored
+"""How a litgpt tensor of a block is stored: the Hugging Face module with the same tensors, those of q, k and v, or
+``Stored``."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of transformers as litgpt runs it."""
 
     model_type: str
     class_name: str
-    base_prefix: str
-    layer_prefix: str
-    outer: dict[str, str]
-    block: dict[str, Source | str]
-    entries: dict[str, Entry]
-    constants: dict[str, Any]
-    litgpt_names: str
-    litgpt_name: str
+    layer_prefix: str  # of a block's keys, with ``{}`` for the layer
+    outer: dict[str, str]  # litgpt module -> Hugging Face module, outside the blocks
+    block: dict[str, Source]  # litgpt module of a block, with ``{}`` for an expert's number -> how it is stored
+    entries: dict[str, Entry]  # litgpt field -> the entry of ``config.json`` that it follows
+    constants: dict[str, Any]  # litgpt fields that are the same for every model
+    litgpt_name: str  # one that litgpt, which chooses norms and key names by the model's name, takes for this one
+    litgpt_names: str = r"(?!.*(falcon|Gemma|OLMo))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
+    """Pattern of all such names: by default those that litgpt does not treat specially."""
     fixed: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
+    """Entries with the only value for which litgpt computes the same; where one is missing, it has that value."""
+    defaults: dict[str, Any] = field(default_factory=dict)  # of transformers, for other entries that are missing
     more_fields: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda hf, fields: {}
-    more_entries: Callable[[Config], dict[str, Any]] = lambda config: {}
-    partial_rope: bool = False
+    """litgpt fields that take more than one entry: from ``config.json`` and the fields so far."""
+    more_entries: Callable[[Config], dict[str, Any]] = lambda config: {}  # that take more than one litgpt field
+    partial_rope: bool = False  # heads may be rotated in part only, as an entry says
     describes: Callable[[dict[str, Any]], bool] = lambda hf: True
-    stacked: dict[str, Source | str] = field(default_factory=dict)
+    """Tells this from other architectures of the same ``model_type``, by ``config.json``."""
+    stacked: dict[str, Source] = field(default_factory=dict)  # of ``block`` where one tensor has all experts
     bias_switches: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    """"attn" or "mlp" -> the entry of ``config.json`` that says whether its modules have biases, and its default."""
     config_class: type[Config] = Config
-    ignored: tuple[str, ...] = ()
-    free_head_size: bool = False
-    tied_by_default: bool = False
-    residual_modules: frozenset[str] = frozenset()
-    norm_init: str = "ones"
+    ignored: tuple[str, ...] = ()  # endings of stored tensors that are not weights, such as masks of old files
+    free_head_size: bool = False  # ``config.json`` can state a head size other than width / heads
+    tied_by_default: bool = False  # what transformers assumes without ``tie_word_embeddings``
+    residual_modules: frozenset[str] = frozenset()  # whose initial deviation shrinks with depth (GPT-2)
+    norm_init: str = "ones"  # how a norm's weight begins: "zeros" where the norm adds one to it (Gemma)
 
     def to_lit(self, hf: dict[str, Any]) -> dict[str, Any]:
         """``config.json`` as fields of litgpt's ``Config``, without name and vocabulary.
 
-        Raises:
-            UserError: an entry is missing or damaged, or litgpt would compute something else.
+        An entry that is missing or damaged, or for which litgpt would compute something else, is a ``UserError``.
         """
         switches = {key for key, _ in self.bias_switches.values()}
         switches |= {key for key, value in self.defaults.items() if isinstance(value, bool)}  # null is off
@@ -187,7 +160,8 @@ class Architecture:
 
     def to_hf(self, config: Config) -> dict[str, Any]:
         """The entries of ``config.json`` that follow from a litgpt ``Config``."""
-        entries: dict[str, Any] = {}
+        entries: dict[str, Any] = {"architectures": [self.class_name], "model_type": self.model_type}
+        entries["vocab_size"] = config.padded_vocab_size
         for name, entry in self.entries.items():
             entries |= dict.fromkeys(filter(None, (entry.key, entry.also)), entry.write(getattr(config, name)))
         if not self.free_head_size:
@@ -199,21 +173,54 @@ class Architecture:
 
     def with_stacked_experts(self) -> "Architecture":
         """The same, read from files where all experts are in one tensor."""
-        return replace(self, block={**self.block, **self.stacked}, stacked={})
+        return replace(self, block=self.block | self.stacked, stacked={})
 
     def as_stored(self, names: Iterable[str]) -> "Architecture":
         """The same, with experts stored as the names say."""
-        endings = tuple(f".{source.name}" for source in self.stacked.values() if isinstance(source, Stacked))
+        endings = tuple(f".{source.name}" for source in self.stacked.values() if isinstance(source, Stored))
         return self.with_stacked_experts() if any(name.endswith(endings) for name in names if endings) else self
+
+
+def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
+    """Refuse more layers than there can be, before lists of them are made, and a list of others."""
+    if depth > MOST_BLOCKS:
+        raise UserError(f"config.json: {depth:,} layers are more than {MOST_BLOCKS:,}; get the reference again")
+    kinds = hf.get("layer_types")
+    if isinstance(kinds, list) and (len(kinds) != depth or not (windows or set(map(str, kinds)) <= {"full_attention"})):
+        raise UserError(
+            f"config.json: layer_types names {len(kinds)} layers, such as {str(kinds[-1:])[1:-1]:.40}; {depth} layers"
+            " of full attention are expected"
+        )
+
+
+def like(base: Architecture, without: Iterable[str] = (), **changes: Any) -> Architecture:
+    """One that differs: none of its dictionaries has the keys ``without``, and those of ``changes`` are added."""
+    for name, value in vars(base).items():
+        if isinstance(value, dict):
+            changes[name] = {key: value[key] for key in value if key not in without} | changes.get(name, {})
+    return replace(base, **changes)
 
 
 def full_name(architecture: Architecture, names: Iterable[str]) -> Callable[[str], str]:
     """How to write stored names in full: files saved from the model without its head leave the prefix out."""
-    prefix = architecture.base_prefix
+    prefix = architecture.layer_prefix[: architecture.layer_prefix.index(".") + 1]
     if any(name.startswith(prefix) for name in names):
         return lambda name: name
     heads = tuple(f"{hf}." for hf in architecture.outer.values() if not hf.startswith(prefix))
     return lambda name: name if name.startswith(heads) else prefix + name
+
+
+def qkv_rows(config: Config) -> tuple[int, int, int]:
+    """Rows of q, k and v in litgpt's fused tensor."""
+    return config.n_head * config.head_size, *(config.n_query_groups * config.head_size,) * 2
+
+
+def _interleaved(config: Config, rows: int) -> list[tuple[int, int]]:
+    """Rows of all q, all k and all v where those of each group stand together."""
+    size, of_group = config.head_size, rows // config.n_query_groups
+    q = [(start, start + of_group - 2 * size) for start in range(0, rows, of_group)]
+    k = [(stop, stop + size) for _, stop in q]
+    return q + k + [(stop, stop + size) for _, stop in k]
 
 
 _NAME = re.compile(r"^(?:transformer\.h\.(\d+)\.)?(.+)\.(weight|bias)$")
@@ -229,13 +236,10 @@ def split_name(name: str) -> tuple[int | None, str, str]:
 
 
 def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) -> list[Piece]:
-    """Where a litgpt tensor with this many rows comes from in the Hugging Face files of the model.
-
-    Raises:
-        UserError: the architecture has no such tensor.
-    """
+    """Where a litgpt tensor of so many rows comes from in Hugging Face files; a ``UserError`` for others."""
     layer, module, kind = split_name(name)
-    expert = _EXPERT.search(module)
+    found = _EXPERT.search(module)
+    expert = int(found[0]) if found else 0
     try:
         if layer is None:
             return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
@@ -246,15 +250,25 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
             " get the checkpoint again"
         ) from error
     prefix = architecture.layer_prefix.format(layer)
-    lit = LitTensor(kind, rows, config, prefix, int(expert[0]) if expert else 0)
-    return (Stored(source) if isinstance(source, str) else source).pieces(lit)
+    if isinstance(source, tuple):
+        parts = zip(source, qkv_rows(config), strict=True)
+        return [Piece(f"{prefix}{part}.{kind}", 0, size) for part, size in parts]
+    if isinstance(source, str):
+        source = Stored(source)
+    if source.stacked:
+        start = (expert * source.stacked + source.part) * rows
+        return [Piece(prefix + source.name, start, start + rows, stack=config.n_expert)]
+    stored = f"{prefix}{source.name.format(expert)}.{kind}"
+    if source.interleaved and config.n_query_groups > 1:  # the order of one group is litgpt's
+        return [Piece(stored, *ends) for ends in _interleaved(config, rows)]
+    start = source.part * rows
+    return [Piece(stored, start, start + rows, transpose=source.transposed and kind == "weight")]
 
 
 def hf_tensors(architecture: Architecture, config: Config, shapes: Shapes) -> dict[str, list[Piece]]:
-    """The Hugging Face tensors that litgpt's, of these shapes, become: the inverse of ``hf_pieces``.
+    """The Hugging Face tensors that litgpt's, of these shapes, become, as pieces of those from top to bottom.
 
-    Returns:
-        Hugging Face name -> pieces of litgpt tensors, from top to bottom.
+    This is the inverse of ``hf_pieces``.
     """
     placed: dict[str, list[tuple[int, Piece]]] = {}
     for name, shape in shapes.items():
@@ -266,17 +280,14 @@ def hf_tensors(architecture: Architecture, config: Config, shapes: Shapes) -> di
     return {name: [piece for _, piece in sorted(pieces, key=itemgetter(0))] for name, pieces in placed.items()}
 
 
-OTHERS = r"(?!.*(falcon|Gemma|OLMo))(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
-"""Beginning of a pattern that leaves out every name that litgpt treats specially."""
-
-
 def litgpt_name(architecture: Architecture, name: str) -> str:
     """The name itself, or one near to it that litgpt takes for this architecture."""
     candidates = (name, name[:1].upper() + name[1:], f"{architecture.litgpt_name}-{name}")
     return next((near for near in candidates if re.match(architecture.litgpt_names, near)), architecture.litgpt_name)
 
 
-_SCALINGS = ("rope_scaling", "rope_parameters")
+_ROPE_NAMES = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+_ROPE_NAMES |= {name: name for name in _ROPE_NAMES.values()}
 _LLAMA3 = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -286,25 +297,15 @@ _LLAMA3 = {
 
 
 def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """litgpt's rotary fields.
-
-    Raises:
-        UserError: a scaling that litgpt does not compute.
-    """
-    rope: dict[str, Any] = {}
-    names = ("rotary_emb_base", "rope_theta", "rotary_pct", "partial_rotary_factor")
-    for key, value in ({"": {name: hf.get(name) for name in names}} | {key: hf.get(key) for key in _SCALINGS}).items():
-        if not isinstance(value := value or {}, dict):
+    """litgpt's rotary fields; a scaling that it does not compute is a ``UserError``."""
+    rope: dict[str, Any] = {"rope_theta": 10000, "partial_rotary_factor": 1.0}
+    rope |= {new: hf[name] for name, new in _ROPE_NAMES.items() if hf.get(name) is not None}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(value := hf.get(key) or {}, dict):
             raise UserError(f"config.json: {key} is {value!r}, not an object; get the reference again")
         rope |= {entry: each for entry, each in value.items() if each is not None}  # null says nothing
     kind = rope.get("rope_type", rope.get("type", "default"))
-    base, share = (
-        require(rope | {new: rope.get(new, rope.get(old, default))}, new, float)
-        for new, old, default in (
-            ("rope_theta", "rotary_emb_base", 10000),
-            ("partial_rotary_factor", "rotary_pct", 1.0),
-        )
-    )
+    base, share = (require(rope, name, float) for name in ("rope_theta", "partial_rotary_factor"))
     fields: dict[str, Any] = {"rope_base": int(base) if float(base).is_integer() else base, "rotary_percentage": share}
     if kind == "default":
         return fields
@@ -315,10 +316,7 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_to_hf(config: Config, partial: bool = False) -> dict[str, Any]:
-    """Entries for ``config.json`` that transformers 4 and 5 both read; ``partial``: with the rotated share of a head.
-
-    ``rope_theta`` and ``rope_scaling`` are the old names, ``rope_parameters`` the new one.
-    """
+    """Entries for ``config.json`` that transformers 4 and 5 read; ``partial``: with the rotated share of a head."""
     base, adjustments, scaling = {"rope_theta": float(config.rope_base)}, config.rope_adjustments, None
     fraction = {"partial_rotary_factor": config.rotary_percentage} if partial else {}
     if adjustments is not None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from inheritune_lit.checkpoint.architectures.base import Entry, gelu, optional, rope_from_hf, rope_to_hf, window
-from inheritune_lit.checkpoint.architectures.llama import LLAMA, QK_NORMS
+from inheritune_lit.checkpoint.architectures.base import Entry, gelu, like, optional, rope_from_hf, rope_to_hf, window
+from inheritune_lit.checkpoint.architectures.llama import QK_NORMS, WITHOUT_BIAS
 from inheritune_lit.checkpoint.config import Config, require
 from inheritune_lit.errors import UserError
 
@@ -70,58 +70,53 @@ def _gemma3_entries(config: Config) -> dict[str, Any]:
     return entries | {"rope_local_base_freq": local, "rope_parameters": rope}
 
 
-GEMMA = replace(
-    LLAMA,
+GEMMA = like(
+    WITHOUT_BIAS,
     model_type="gemma",
     class_name="GemmaForCausalLM",
     # Gemma 1 has the older entry for the activation, which the newer one overrides.
-    entries=LLAMA.entries
-    | {"gelu_approximate": replace(gelu("hidden_activation", tanh="gelu_pytorch_tanh"), also="hidden_act")},
-    constants=LLAMA.constants | {"mlp_class_name": "GemmaMLP", "scale_embeddings": True},
+    without=["hidden_act"],
+    entries={"gelu_approximate": replace(gelu("hidden_activation", tanh="gelu_pytorch_tanh"), also="hidden_act")},
+    constants={"mlp_class_name": "GemmaMLP", "scale_embeddings": True},
     fixed={"attention_bias": False},
-    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16} | {"rms_norm_eps": 1e-6},
+    defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16},
     more_fields=_causal,
     litgpt_names=_NAMES + "(?!Gemma-[23]).*Gemma",
     litgpt_name="Gemma-1",
-    bias_switches={},
     tied_by_default=True,
     norm_init="zeros",
 )
-GEMMA2 = replace(
+GEMMA2 = like(
     GEMMA,
     model_type="gemma2",
     class_name="Gemma2ForCausalLM",
-    block=LLAMA.block
-    | {
+    block={
         "post_attention_norm": "post_attention_layernorm",
         "norm_2": "pre_feedforward_layernorm",
         "post_mlp_norm": "post_feedforward_layernorm",
     },
-    entries=GEMMA.entries
-    | {
+    entries={
         "attention_scores_scalar": Entry("query_pre_attn_scalar"),
         "sliding_window_size": Entry("sliding_window", window),
         "attention_logit_softcapping": Entry("attn_logit_softcapping", _cap),
         "final_logit_softcapping": Entry("final_logit_softcapping", _cap),
     },
-    constants=GEMMA.constants | {"post_attention_norm": True, "post_mlp_norm": True},
-    defaults=GEMMA.defaults
-    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2}
+    constants={"post_attention_norm": True, "post_mlp_norm": True},
+    defaults={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window_pattern": 2}
     | {"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
     more_fields=_layered_fields,
     more_entries=lambda config: _layered_entries(config, config.sliding_window_indices),
     litgpt_names=_NAMES + "Gemma-2",
     litgpt_name="Gemma-2",
 )
-GEMMA3 = replace(
+GEMMA3 = like(
     GEMMA2,
     model_type="gemma3_text",
     class_name="Gemma3ForCausalLM",
-    block=GEMMA2.block | QK_NORMS,
-    constants=GEMMA2.constants | {"norm_qk": True},
-    defaults=GEMMA.defaults
-    | {"sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
-    | {"query_pre_attn_scalar": 256, "sliding_window": 4096, "num_key_value_heads": 4},
+    block=QK_NORMS,
+    constants={"norm_qk": True},
+    defaults={"attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window_pattern": 6}
+    | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
     more_fields=_gemma3_fields,
     more_entries=_gemma3_entries,
     litgpt_names=_NAMES + "Gemma-3",

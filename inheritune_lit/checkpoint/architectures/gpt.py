@@ -1,71 +1,32 @@
-"""GPT-2, GPT-NeoX and Falcon: LayerNorm and a plain MLP.
+"""GPT-2, GPT-NeoX, Falcon and Phi (1, 1.5, 2): LayerNorm and a plain MLP.
 
 GPT-2 has learned positions, a tied head and matrices stored transposed (Conv1D). Falcon has attention and MLP side by
-side behind one norm (7B, 11B) or one each (40B, 180B), and grouped q, k and v.
+side behind one norm (7B, 11B) or one each (40B, 180B), and grouped q, k and v; Phi has them behind one norm.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import (
-    OTHERS,
+    GROUPED,
     SIZES,
     Architecture,
     Entry,
+    Stored,
     flag,
     gelu,
-    number,
+    like,
     optional,
+    real,
 )
-from inheritune_lit.checkpoint.architectures.sources import Interleaved, Source, Stored
+from inheritune_lit.checkpoint.architectures.llama import LLAMA
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 
-_DENSE: dict[str, Source | str] = {"mlp.fc": "mlp.dense_h_to_4h", "mlp.proj": "mlp.dense_4h_to_h"}
+_DENSE: dict[str, str] = {"mlp.fc": "mlp.dense_h_to_4h", "mlp.proj": "mlp.dense_4h_to_h"}
 _PLAIN = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
 
-GPT2 = Architecture(
-    model_type="gpt2",
-    class_name="GPT2LMHeadModel",
-    base_prefix="transformer.",
-    layer_prefix="transformer.h.{}.",
-    outer={
-        "transformer.wte": "transformer.wte",
-        "transformer.wpe": "transformer.wpe",
-        "transformer.ln_f": "transformer.ln_f",
-        "lm_head": "lm_head",
-    },
-    block={
-        "norm_1": "ln_1",
-        "attn.qkv": Stored("attn.c_attn", transposed=True),
-        "attn.proj": Stored("attn.c_proj", transposed=True),
-        "norm_2": "ln_2",
-        "mlp.fc": Stored("mlp.c_fc", transposed=True),
-        "mlp.proj": Stored("mlp.c_proj", transposed=True),
-    },
-    entries={
-        "n_layer": Entry("n_layer"),
-        "n_embd": Entry("n_embd"),
-        "n_head": Entry("n_head"),
-        "intermediate_size": Entry("n_inner", optional),
-        "block_size": Entry("n_positions", also="n_ctx"),
-        "norm_eps": Entry("layer_norm_epsilon", number),
-        "gelu_approximate": gelu("activation_function"),
-        "scale_attn_by_inverse_layer_idx": Entry("scale_attn_by_inverse_layer_idx", flag),
-    },
-    constants=_PLAIN | {"parallel_residual": False, "bias": True, "rotary_percentage": 0.0},
-    fixed={"scale_attn_weights": True, "add_cross_attention": False},
-    defaults={"layer_norm_epsilon": 1e-5},
-    litgpt_names=OTHERS,
-    litgpt_name="gpt2",
-    config_class=GPT2Config,
-    ignored=(".attn.bias", ".attn.masked_bias"),
-    tied_by_default=True,
-    residual_modules=frozenset({"attn.proj", "mlp.proj"}),
-)
 GPT_NEOX = Architecture(
     model_type="gpt_neox",
     class_name="GPTNeoXForCausalLM",
-    base_prefix="gpt_neox.",
     layer_prefix="gpt_neox.layers.{}.",
     outer={
         "transformer.wte": "gpt_neox.embed_in",
@@ -74,14 +35,14 @@ GPT_NEOX = Architecture(
     },
     block={
         "norm_1": "input_layernorm",
-        "attn.qkv": Interleaved("attention.query_key_value"),
+        "attn.qkv": Stored("attention.query_key_value", interleaved=True),
         "attn.proj": "attention.dense",
         "norm_2": "post_attention_layernorm",
         **_DENSE,
     },
     entries=SIZES
     | {
-        "norm_eps": Entry("layer_norm_eps", number),
+        "norm_eps": Entry("layer_norm_eps", real),
         "gelu_approximate": gelu("hidden_act"),
         "parallel_residual": Entry("use_parallel_residual", flag),
     },
@@ -89,10 +50,39 @@ GPT_NEOX = Architecture(
     defaults={"layer_norm_eps": 1e-5, "use_parallel_residual": True, "rotary_pct": 0.25},
     more_entries=lambda config: {"rotary_pct": config.rotary_percentage, "rotary_emb_base": float(config.rope_base)},
     partial_rope=True,
-    litgpt_names=OTHERS,
     litgpt_name="gpt_neox",
-    bias_switches={"attn.qkv": ("attention_bias", True), "attn.proj": ("attention_bias", True)},
+    bias_switches={"attn": ("attention_bias", True)},
     ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
+)
+GPT2 = Architecture(
+    model_type="gpt2",
+    class_name="GPT2LMHeadModel",
+    layer_prefix="transformer.h.{}.",
+    outer={name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")},
+    block={
+        "norm_1": "ln_1",
+        "attn.qkv": Stored("attn.c_attn", transposed=True),
+        "attn.proj": Stored("attn.c_proj", transposed=True),
+        "norm_2": "ln_2",
+        "mlp.fc": Stored("mlp.c_fc", transposed=True),
+        "mlp.proj": Stored("mlp.c_proj", transposed=True),
+    },
+    entries={name: Entry(name) for name in ("n_layer", "n_embd", "n_head")}
+    | {
+        "intermediate_size": Entry("n_inner", optional),
+        "block_size": Entry("n_positions", also="n_ctx"),
+        "norm_eps": Entry("layer_norm_epsilon", real),
+        "gelu_approximate": gelu("activation_function"),
+        "scale_attn_by_inverse_layer_idx": Entry("scale_attn_by_inverse_layer_idx", flag),
+    },
+    constants=_PLAIN | {"parallel_residual": False, "bias": True, "rotary_percentage": 0.0},
+    fixed={"scale_attn_weights": True, "add_cross_attention": False},
+    defaults={"layer_norm_epsilon": 1e-5},
+    litgpt_name="gpt2",
+    config_class=GPT2Config,
+    ignored=(".attn.bias", ".attn.masked_bias"),
+    tied_by_default=True,
+    residual_modules=frozenset({"attn.proj", "mlp.proj"}),
 )
 
 
@@ -117,7 +107,6 @@ def _falcon_entries(config: Config) -> dict[str, Any]:
 FALCON = Architecture(
     model_type="falcon",
     class_name="FalconForCausalLM",
-    base_prefix="transformer.",
     layer_prefix="transformer.h.{}.",
     outer={
         "transformer.wte": "transformer.word_embeddings",
@@ -126,7 +115,7 @@ FALCON = Architecture(
     },
     block={
         "norm_1": "input_layernorm",
-        "attn.qkv": Interleaved("self_attention.query_key_value"),
+        "attn.qkv": Stored("self_attention.query_key_value", interleaved=True),
         "attn.proj": "self_attention.dense",
         **_DENSE,
     },
@@ -134,7 +123,7 @@ FALCON = Architecture(
     | {
         "n_query_groups": Entry("num_kv_heads", optional),
         "intermediate_size": Entry("ffn_hidden_size", optional),
-        "norm_eps": Entry("layer_norm_epsilon", number),
+        "norm_eps": Entry("layer_norm_epsilon", real),
         "gelu_approximate": gelu("activation"),
         "bias": Entry("bias", flag),
     },
@@ -146,13 +135,34 @@ FALCON = Architecture(
     litgpt_names="(?!.*(Gemma|OLMo))(?=.*falcon).*7b",
     litgpt_name="falcon-7b",
     describes=lambda hf: not _has_two_norms(hf),
-    ignored=("rotary_emb.inv_freq",),
+    ignored=LLAMA.ignored,
     tied_by_default=True,
 )
-FALCON_TWO_NORMS = replace(
+FALCON_TWO_NORMS = like(
     FALCON,
-    block=FALCON.block | {"norm_1": "ln_attn", "norm_2": "ln_mlp"},
+    block={"norm_1": "ln_attn", "norm_2": "ln_mlp"},
     litgpt_names="(?!.*(Gemma|OLMo|7b))(?=.*falcon).*(40b|180B)",
     litgpt_name="falcon-40b",
     describes=_has_two_norms,
+)
+PHI = Architecture(
+    model_type="phi",
+    class_name="PhiForCausalLM",
+    layer_prefix=LLAMA.layer_prefix,
+    outer=LLAMA.outer | {"transformer.ln_f": "model.final_layernorm"},
+    block={
+        "norm_1": "input_layernorm",
+        "attn.qkv": LLAMA.block["attn.qkv"],
+        "attn.proj": "self_attn.dense",
+        "mlp.fc": "mlp.fc1",
+        "mlp.proj": "mlp.fc2",
+    },
+    entries=GROUPED | {"norm_eps": Entry("layer_norm_eps", real), "gelu_approximate": gelu("hidden_act")},
+    constants=_PLAIN | {"parallel_residual": True, "shared_attention_norm": True, "bias": True, "lm_head_bias": True},
+    fixed={"qk_layernorm": False},
+    defaults={"layer_norm_eps": 1e-5, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5},
+    partial_rope=True,
+    litgpt_names="(?!.*(falcon|Gemma|OLMo))(?i:phi)(?!-[34])",
+    litgpt_name="phi",
+    ignored=LLAMA.ignored,
 )

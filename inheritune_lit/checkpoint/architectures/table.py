@@ -3,25 +3,21 @@
 from dataclasses import asdict
 from typing import Any
 
+from inheritune_lit.checkpoint.architectures import gemma, gpt, llama
 from inheritune_lit.checkpoint.architectures.base import Architecture, litgpt_name
-from inheritune_lit.checkpoint.architectures.gemma import GEMMA, GEMMA2, GEMMA3
-from inheritune_lit.checkpoint.architectures.gpt import FALCON, FALCON_TWO_NORMS, GPT2, GPT_NEOX
-from inheritune_lit.checkpoint.architectures.llama import LLAMA, MISTRAL, MIXTRAL, OLMO, OLMO2, QWEN2, QWEN3, QWEN3_MOE
-from inheritune_lit.checkpoint.architectures.phi import PHI, PHI3, STABLELM
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.errors import UserError
 
-_LLAMA_LIKE = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, PHI3, OLMO, OLMO2)
-ARCHITECTURES = (*_LLAMA_LIKE, GEMMA, GEMMA2, GEMMA3, STABLELM, GPT_NEOX, FALCON, FALCON_TWO_NORMS, PHI, GPT2)
+ARCHITECTURES = (
+    *(llama.LLAMA, llama.MISTRAL, llama.MIXTRAL, llama.QWEN2, llama.QWEN3, llama.QWEN3_MOE, llama.PHI3),
+    *(llama.OLMO, llama.OLMO2, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, llama.STABLELM),
+    *(gpt.GPT_NEOX, gpt.FALCON, gpt.FALCON_TWO_NORMS, gpt.PHI, gpt.GPT2),
+)
 _WITHOUT_MEANING = ("name", "hf_config", "vocab_size", "padding_multiple", "padded_vocab_size", "rotary_percentage")
 
 
 def architecture_of_hf(hf: dict[str, Any]) -> Architecture:
-    """The architecture of a ``config.json``.
-
-    Raises:
-        UserError: it is not a supported one.
-    """
+    """The architecture of a ``config.json``; one that is not supported is a ``UserError``."""
     model_type = hf.get("model_type")
     for architecture in ARCHITECTURES:
         if architecture.model_type == model_type and architecture.describes(hf):
@@ -34,14 +30,12 @@ def architecture_of_lit(config: Config) -> Architecture:
     """The architecture of a litgpt model that comes without ``config.json``.
 
     It is the first one whose ``config.json`` can say all of the configuration: a Mistral without a window is a LLaMA.
-
-    Raises:
-        UserError: none of the supported ones can.
+    Where none can, it is a ``UserError``.
     """
     if isinstance(config, GPT2Config):
-        return GPT2
-    for architecture in ARCHITECTURES:
-        if architecture is not GPT2 and _can_say(architecture, config):
+        return gpt.GPT2
+    for architecture in ARCHITECTURES[:-1]:
+        if _can_say(architecture, config):
             return architecture
     raise UserError(f"model_config.yaml describes {config.name!r}, which is not a supported architecture")
 
@@ -51,11 +45,8 @@ def _can_say(architecture: Architecture, config: Config) -> bool:
     if not architecture.describes(hf):
         return False
     try:
-        again = Config(
-            name=litgpt_name(architecture, config.name),
-            padded_vocab_size=config.padded_vocab_size,
-            **architecture.to_lit(hf),
-        )
+        name, padded = litgpt_name(architecture, config.name), config.padded_vocab_size
+        again = Config(name=name, padded_vocab_size=padded, **architecture.to_lit(hf))
     except (UserError, AssertionError, ValueError, TypeError):
         return False
     return _meaning(again) == _meaning(config)
@@ -66,11 +57,10 @@ def _meaning(config: Config) -> dict[str, Any]:
     windowed = config.sliding_window_size is not None and config.sliding_window_size < config.block_size
     uses_gelu = config.mlp_class_name in ("GptNeoxMLP", "GemmaMLP")
     has_experts = config.mlp_class_name == "LLaMAMoE"
-    norm = config.norm_class_name
     return {key: value for key, value in asdict(config).items() if key not in _WITHOUT_MEANING} | {
         # litgpt chooses these two by the model's name.
-        "norm_adds_one": norm == "RMSNorm" and "Gemma" in config.name,
-        "norm_has_weight": not (norm == "LayerNorm" and "OLMo" in config.name),
+        "norm_adds_one": config.norm_class_name == "RMSNorm" and "Gemma" in config.name,
+        "norm_has_weight": not (config.norm_class_name == "LayerNorm" and "OLMo" in config.name),
         "rope_n_elem": config.rope_n_elem,
         "attn_bias": config.bias or config.attn_bias,
         "attention_scores_scalar": config.attention_scores_scalar or config.head_size,
