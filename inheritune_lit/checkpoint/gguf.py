@@ -69,26 +69,33 @@ def as_huggingface(path: Path) -> Iterator[Path]:
             raise UserError(f"{path} is not a GGUF file; get it again")
     with tempfile.TemporaryDirectory(prefix="inheritune-gguf-") as name:
         folder = Path(name)
-        metadata, tensors = _read(path)
-        architecture = str(metadata.get("general.architecture"))
-        scaling = _rope_scaling(metadata, tensors, architecture, path)
-        _refuse_other_kinds(metadata, path)
-        ids = write_tokenizer(metadata, path, folder)
-        config = _read_config(path)
-        _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
-        _write_model(path, config, tensors, folder)
-        hf = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
-        _carry_over(metadata, architecture, hf, path)
-        if scaling:
-            if "rope_parameters" in hf:  # transformers 5; Gemma 3 has one for each kind of layer
-                rope = hf["rope_parameters"]
-                rope.get("full_attention", rope).update(scaling)
-            else:
-                hf["rope_scaling"] = scaling
-        stated = {f"{key}_token_id": ids[name] for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
-        (folder / HF_CONFIG).write_text(json.dumps(hf | stated, indent=2) + "\n", encoding="utf-8")
-        (folder / GENERATION_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        try:
+            _convert(path, folder)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of other types
+            raise UserError(f"{path} cannot be read ({first_line(error)}); get it again, or {_REMEDY}") from error
         yield folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    metadata, tensors = _read(path)
+    architecture = str(metadata.get("general.architecture"))
+    scaling = _rope_scaling(metadata, tensors, architecture, path)
+    _refuse_other_kinds(metadata, path)
+    ids = write_tokenizer(metadata, path, folder)
+    config = _read_config(path)
+    _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
+    _write_model(path, config, tensors, folder)
+    hf = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+    _carry_over(metadata, architecture, hf, path)
+    if scaling:
+        if "rope_parameters" in hf:  # transformers 5; Gemma 3 has one for each kind of layer
+            rope = hf["rope_parameters"]
+            rope.get("full_attention", rope).update(scaling)
+        else:
+            hf["rope_scaling"] = scaling
+    stated = {f"{key}_token_id": ids[name] for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    (folder / HF_CONFIG).write_text(json.dumps(hf | stated, indent=2) + "\n", encoding="utf-8")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
