@@ -36,6 +36,7 @@ from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, 
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
 from inheritune_lit.io.manifest import write_manifest
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.records import write_record
 from inheritune_lit.io.settings_guard import check_settings
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class AnalysisCost:
     """
 
     def __init__(self, reference: ReferenceModel, args: AnalyzeArgs) -> None:
-        self._reference, self._args = reference, args
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
+        self._model = f"{reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}"
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
         every = spans(depth, args.drop_length) if dropping else []
@@ -66,15 +67,13 @@ class AnalysisCost:
         kept = depth * args.num_sequences if args.gradients or dropping else 0
         kept += dropping * sum(start + length < depth for start, length in every)
         self.disk_bytes = kept * args.seq_length * config.n_embd * 4
+        self._sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
+        if dropping:
+            self._sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
 
     def __str__(self) -> str:
-        config, args, name = self._reference.config, self._args, self._reference.name
-        extra = "; gradients" if args.gradients else ""
-        if args.dropping:
-            extra += f"; loss without spans of up to {args.drop_length} layers on {args.dropping} of them"
         return (
-            f"model     {name}: {config.n_layer} layers of {config.n_head} heads, width {config.n_embd}\n"
-            f"sequences {args.num_sequences} of {args.seq_length} tokens{extra}\n"
+            f"model     {self._model}\nsequences {self._sequences}\n"
             f"cost      {self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, "
             f"{self.disk_bytes / 1e9:,.3g} GB on the disk meanwhile"
         )
@@ -82,20 +81,13 @@ class AnalysisCost:
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """What ``analyze_model`` did; ``str()`` of it is what the command prints.
-
-    Attributes:
-        analysis: what was measured, now or by an earlier call; None for a dry run.
-        cost: of measuring it; None where it was there already.
-        advice: Markdown that was added to the page, None where none was asked for.
-        files: page and figures, in ``out_dir``.
-    """
+    """What ``analyze_model`` did; ``str()`` of it is what the command prints."""
 
     out_dir: Path
-    analysis: Analysis | None
-    cost: AnalysisCost | None = None
-    advice: str | None = None
-    files: tuple[str, ...] = ()
+    analysis: Analysis | None  # what was measured, now or by an earlier call; None for a dry run
+    cost: AnalysisCost | None = None  # of measuring it; None where it was there already
+    advice: str | None = None  # Markdown that was added to the page
+    files: tuple[str, ...] = ()  # page and figures, in ``out_dir``
 
     def __str__(self) -> str:
         if self.analysis is None:
@@ -130,9 +122,8 @@ def _load_same(source: str, args: AnalyzeArgs) -> Analysis | None:
     if not (args.out_dir / RESULT).is_file():
         return None
     analysis = load_analysis(args.out_dir)
-    found, wanted = ({"source": analysis.model.source} | analysis.settings), ({"source": source} | args.settings())
-    remedy = "use the old value or give another --out_dir"
-    check_settings(f"{args.out_dir} holds an analysis", found, wanted, remedy)
+    found, wanted = {"source": analysis.model.source, **analysis.settings}, {"source": source, **args.settings()}
+    check_settings(f"{args.out_dir} holds an analysis", found, wanted, "use the old value or give another --out_dir")
     return analysis
 
 
@@ -148,13 +139,13 @@ def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis |
     if args.dry_run:
         return None, cost
     check_vacant(args.out_dir)
-    count, length, vocabulary = args.num_sequences, args.seq_length, config.padded_vocab_size
-    tokens_BT1 = draw_sequences(args.data, reference.folder, vocabulary, count, length, args.seed)
+    sizes = config.padded_vocab_size, args.num_sequences, args.seq_length
+    tokens_BT1 = draw_sequences(args.data, reference.folder, *sizes, args.seed)
     resolved = resolved.open()
     logger.info("%s", cost)
     with explain_full_disk(args.out_dir), new_folder(args.out_dir) as staging:
-        analysis = _measure(resolved, tokens_BT1, args, maps, cost, staging / "activations")
-        analysis.save(staging / RESULT)
+        analysis = _measure(resolved, tokens_BT1, args, maps, cost.runs, staging / "activations")
+        write_record(staging / RESULT, analysis)
         write_manifest(staging, "analysis", {"model": asdict(analysis.model), "settings": analysis.settings})
     return analysis, cost
 
@@ -165,28 +156,26 @@ def _measure(
     tokens_BT1: torch.Tensor,
     args: AnalyzeArgs,
     maps: MapCollector,
-    cost: AnalysisCost,
-    activations: Path,
+    runs: int,
+    scratch: Path,
 ) -> Analysis:
     reference, config, targets_BT = resolved.reference, resolved.reference.config, tokens_BT1[:, 1:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = LayerStream(reference, args.seq_length, device)
-    inputs, scratch = ActivationStore(activations / "inputs"), ActivationStore(activations / "dropped")
-    with Progress(f"analyze {reference.name}", cost.runs, "layer run") as progress:
-        kept = inputs if args.gradients or args.dropping else None
-        of_forward = measure_forward(stream, tokens_BT1, args.tau, maps, kept, progress.update)
-        measures, last_LBC, output_BTC = of_forward
+    store = ActivationStore(scratch)
+    with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
+        stream = LayerStream(reference, args.seq_length, device, progress.update)
+        kept = store if args.gradients or args.dropping else None
+        measures, last_LBC, output_BTC = measure_forward(stream, tokens_BT1, args.tau, maps, kept)
         by_span = {"angular_distance": angular_distances(last_LBC)}
         if args.gradients:
-            measures |= gradient_norms(stream, inputs, output_BTC, targets_BT, progress.update)
+            measures |= gradient_norms(stream, store, output_BTC, targets_BT)
         if args.dropping:
-            some_BT = targets_BT[: args.dropping]
-            dropped = losses_without_layers(stream, inputs, scratch, some_BT, args.drop_length, progress.update)
+            dropped = losses_without_layers(stream, store, targets_BT[: args.dropping], args.drop_length)
             # The increase is over the whole model on the same sequences: these are fewer than all.
             whole_D1 = measures["logit_lens_loss"][: args.dropping, -1:]
             measures |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
             by_span["drop_loss"] = {length: losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
-    shutil.rmtree(activations)
+    shutil.rmtree(scratch)
     protocols = both_protocols(measures["attention_rank"], measures["attention_mass"])
     loss_B = measures["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan

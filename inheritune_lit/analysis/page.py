@@ -58,9 +58,9 @@ def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
     for column, analysis in enumerate(analyses):
         v2, v4 = analysis.protocols.v2, analysis.protocols.v4
         layers = np.arange(analysis.model.n_layer)
-        rank = panels[column], "rank", v2.max_rank, v4.max_rank, v4.avg_rank
-        mass = panels[count + column], "mass", v2.max_mass, v4.max_mass, v4.avg_mass
-        for axes, measure, largest, of_means, mean_of_means in (rank, mass):
+        rank = "rank", v2.max_rank, v4.max_rank, v4.avg_rank
+        mass = "mass", v2.max_mass, v4.max_mass, v4.avg_mass
+        for axes, (measure, largest, of_means, mean_of_means) in zip(panels[column::count], (rank, mass), strict=True):
             _shade(axes, analysis)
             _band(axes, column, largest.mean, largest.std, "max over heads, mean ± std over sequences (v2)")
             axes.plot(layers, of_means, color="black", lw=1, ls="--", label="max of the heads' means (v4)")
@@ -169,10 +169,9 @@ def spans_figure(analysis: Analysis) -> Figure | None:
     return figure
 
 
-def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of panels in rows of at most so many columns; the last row may have fewer."""
-    columns = min(columns, count)
-    figure, panels = new_figure(columns, -(-count // columns), size)
+def _panels(count: int, most: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of panels in rows of at most so many; the last row may have fewer."""
+    figure, panels = new_figure(columns := min(most, count), -(-count // columns), size)
     for axes in panels[count:]:
         axes.set_axis_off()
     return figure, panels[:count]
@@ -296,10 +295,9 @@ def sentence(analysis: Analysis) -> str:
         f"{settings['num_sequences']} sequences, T={settings['seq_length']}, tau={settings['tau']:g}, "
         f"protocol {settings['protocol']}"
     )
-    depth = model.n_layer
     if not lazy:
-        return f"{model.name}: none of {depth} layers is lazy ({measured})."
-    count = f"{len(lazy)} of {depth} layers {'is' if len(lazy) == 1 else 'are'} lazy"
+        return f"{model.name}: none of {model.n_layer} layers is lazy ({measured})."
+    count = f"{len(lazy)} of {model.n_layer} layers {'is' if len(lazy) == 1 else 'are'} lazy"
     text = f"{model.name}: {count}, {layers_text(lazy)} counted from 0; the first is layer {lazy[0]}"
     if settings["protocol"] == "v4" and analysis.lazy.groups:
         groups = (layers_text(range(first, last + 1)) for first, last in analysis.lazy.groups)
@@ -315,11 +313,10 @@ def _measures_by_layer(analysis: Analysis) -> str:
         for layer in range(analysis.model.n_layer)
     ]
     ranked = {"layer": [float(layer) for layer in range(len(rows))], **columns}
-    names, blanks = list(ranked), [""] * len(ranked)
     correlations = []
-    for row, name in enumerate(names):
-        with_others = [f"{spearman(ranked[name], ranked[other]):.2f}".replace("nan", "-") for other in names[:row]]
-        correlations.append([name, *with_others, "1", *blanks[row + 1 :]])
+    for row, (name, values) in enumerate(ranked.items()):
+        with_others = [f"{spearman(values, other):.2f}".replace("nan", "-") for other in list(ranked.values())[:row]]
+        correlations.append([name, *with_others, "1", *[""] * (len(ranked) - row - 1)])
     return f"""## Measures by layer
 
 Means over sequences, and over heads where a head has its own; `analysis.json` has standard deviations and single heads.
@@ -330,15 +327,12 @@ Means over sequences, and over heads where a head has its own; `analysis.json` h
 
 Spearman's, of the columns above and the layer's number: two measures that only follow the depth correlate too.
 
-{markdown_table(["", *names], correlations)}"""
+{markdown_table(["", *ranked], correlations)}"""
 
 
 def _definitions(analysis: Analysis) -> str:
     """Formula, unit and source of every measure, as Markdown."""
-    rows = [
-        [title(name), *(" ".join(text.replace("|", "\\|").split()) for text in (each.formula, each.unit, each.source))]
-        for name, each in analysis.measures.items()
-    ]
+    rows = [[title(name), each.formula, each.unit, each.source] for name, each in analysis.measures.items()]
     return f"## What was measured\n\n{markdown_table(['measure', 'formula', 'unit', 'source'], rows, left=range(4))}"
 
 

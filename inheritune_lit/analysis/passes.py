@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ class ActivationStore:
         """Keeps an activation; it replaces an earlier one of that name."""
         np.save(self._folder / f"{name}.npy", x_BTC.cpu().numpy(), allow_pickle=False)
 
-    def get(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Returns an activation of the sequences from ``start`` to ``stop``, on the CPU."""
+    def get(self, name: str, rows: slice) -> torch.Tensor:
+        """Returns an activation of some sequences, on the CPU."""
         mapped = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return torch.from_numpy(np.array(mapped[start:stop]))
+        return torch.from_numpy(np.array(mapped[rows]))
 
 
 def check_capturable(config: Config) -> None:
@@ -51,11 +52,15 @@ _TOKENS = 1 << 10
 
 
 class LayerStream:
-    """litgpt's model of an opened reference in fp32, of which embeddings, one layer, or the head are in memory."""
+    """litgpt's model of an opened reference in fp32, of which embeddings, one layer, or the head are in memory.
 
-    def __init__(self, reference: ReferenceModel, seq_length: int, device: torch.device) -> None:
-        self.config, self.device = reference.config, device
-        self._reference = reference
+    ``report`` is called after every run of a layer.
+    """
+
+    def __init__(
+        self, reference: ReferenceModel, seq_length: int, device: torch.device, report: Callable[[], Any] = lambda: None
+    ) -> None:
+        self.config, self.device, self.report, self._reference = reference.config, device, report, reference
         with torch.device("meta"):
             self._model = build_model(self.config).requires_grad_(False)
         self._model.max_seq_length = seq_length
@@ -71,10 +76,7 @@ class LayerStream:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
-        """Yields a layer with its weights, and the function (B, T, C) -> (B, T, C) that it computes.
-
-        The weights are in memory for the length of the block.
-        """
+        """Yields a layer with its weights in memory, and the function (B, T, C) -> (B, T, C) that it computes."""
         # Otherwise the pages of the layers before would count as this process's memory.
         self._reference = self._reference.remapped()
         block = self._model.transformer.h[number]
@@ -86,13 +88,13 @@ class LayerStream:
             block.to(device="meta")
 
     def losses(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Returns each sequence's mean cross-entropy in nats per token, (B,), fp64, of a model that ends after a layer.
-
-        Final norm and head follow its output ``x_BTC``. After layer n - 1 this is the loss of an untrained slice of n
-        layers.
-        """
+        """Returns each sequence's mean cross-entropy in nats per token, (B,), fp64, of a model that ends after a layer,
+        whose output is ``x_BTC``. After layer n - 1 this is the loss of an untrained slice of n layers."""
         if self._model.lm_head.weight.is_meta:
-            self._load_head()
+            self._load(self._model.transformer.ln_f, "transformer.ln_f.")
+            names = {"weight": HEAD if HEAD in self._reference.shapes else EMBEDDING}
+            names |= {"bias": "lm_head.bias"} if self.config.lm_head_bias else {}
+            self._assign(self._model.lm_head, names)
         T, vocabulary = targets_BT.shape[1], self.config.padded_vocab_size
         rows = max(1, _LOGITS // (T * vocabulary))
         losses = []
@@ -118,13 +120,6 @@ class LayerStream:
             gradients += torch.autograd.grad(loss, x_1TC)
         return torch.cat(gradients)
 
-    def _load_head(self) -> None:
-        self._load(self._model.transformer.ln_f, "transformer.ln_f.")
-        names = {"weight": HEAD if HEAD in self._reference.shapes else EMBEDDING}
-        if self.config.lm_head_bias:
-            names["bias"] = "lm_head.bias"
-        self._assign(self._model.lm_head, names)
-
     def _load(self, module: torch.nn.Module, prefix: str) -> None:
         shapes = self._reference.shapes
         self._assign(module, {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)})
@@ -136,31 +131,23 @@ class LayerStream:
 
 
 def measure_forward(
-    stream: LayerStream,
-    tokens_BT1: torch.Tensor,
-    tau: float,
-    maps: MapCollector,
-    inputs: ActivationStore | None,
-    report: Callable[[], None],
+    stream: LayerStream, tokens_BT1: torch.Tensor, tau: float, maps: MapCollector, store: ActivationStore | None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Runs a model once on sequences with the token that follows each, and reports after each layer.
+    """Runs a model once on sequences with the token that follows each.
 
-    ``tau`` is the threshold of rank and mass; ``inputs`` keeps the input of layer l under the name "l", where given.
+    ``tau`` is the threshold of rank and mass; ``store`` keeps the input of layer l under the name "l", where given.
 
     Returns:
         Measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); the last token's
         activation before each layer and after the last, fp32, (L + 1, B, C); the output of the last layer, (B, T, C).
-
-    Raises:
-        UserError: the attention holds NaN.
     """
     targets_BT = tokens_BT1[:, 1:]
     x_BTC = stream.embed(tokens_BT1[:, :-1])
     last, losses = [x_BTC[:, -1].clone()], [stream.losses(x_BTC, targets_BT).cpu()]
     measured: dict[str, list[torch.Tensor]] = {}
     for layer in range(stream.config.n_layer):
-        if inputs is not None:
-            inputs.put(str(layer), x_BTC)
+        if store is not None:
+            store.put(str(layer), x_BTC)
         chunks: list[dict[str, torch.Tensor]] = []
         with stream.layer(layer) as (block, run):
             for rows in stream.chunks(len(x_BTC)):
@@ -169,30 +156,28 @@ def measure_forward(
                 [captured] = calls
                 if rows.start == 0:
                     maps.add(layer, captured)
-                influence_b, variance_b = block_influence(x_BTC[rows], y_bTC), output_variance(y_bTC)
-                of_layer = {"block_influence": influence_b, "output_variance": variance_b}
+                of_layer = {
+                    "block_influence": block_influence(x_BTC[rows], y_bTC),
+                    "output_variance": output_variance(y_bTC),
+                }
                 chunks.append(measure_heads(layer, block.attn, captured, tau) | of_layer)
                 x_BTC[rows] = y_bTC
         for name in chunks[0]:
             measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
         last.append(x_BTC[:, -1].clone())
         losses.append(stream.losses(x_BTC, targets_BT).cpu())
-        report()
+        stream.report()
     measured["logit_lens_loss"] = losses
     return {name: torch.stack(values, dim=1) for name, values in measured.items()}, torch.stack(last), x_BTC
 
 
 def gradient_norms(
-    stream: LayerStream,
-    inputs: ActivationStore,
-    output_BTC: torch.Tensor,
-    targets_BT: torch.Tensor,
-    report: Callable[[], None],
+    stream: LayerStream, store: ActivationStore, output_BTC: torch.Tensor, targets_BT: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Returns Frobenius norms of the gradients of each sequence's loss with respect to W_Q and W_K, (B, L) each, fp64.
 
     Vanishing ones mark collapsed attention (Noci et al. 2022, arXiv 2206.03126, as cited in Section 2 of the paper).
-    ``inputs`` and ``output_BTC`` are those of ``measure_forward``; it reports after each layer.
+    ``store`` and ``output_BTC`` are those of ``measure_forward``.
     """
     gradient_BTC, config = stream.loss_gradient(output_BTC, targets_BT), stream.config
     # Of the joint projection; values come after queries and keys.
@@ -202,19 +187,17 @@ def gradient_norms(
         with stream.layer(layer) as (block, run):
             parts = []
             for rows in stream.chunks(len(targets_BT)):
-                x_bTC = inputs.get(str(layer), rows.start, rows.stop).to(stream.device).requires_grad_()
-                seen: list[torch.Tensor] = []
+                x_bTC = store.get(str(layer), rows).to(stream.device).requires_grad_()
+                seen: list[torch.Tensor] = []  # the projection's input and output
                 hook = block.attn.qkv.register_forward_hook(
-                    lambda module, args, output, seen=seen: seen.extend((args[0], output))
+                    lambda _, args, output, seen=seen: seen.extend((*args, output))
                 )
                 with hook, torch.enable_grad():
                     y_bTC = run(x_bTC)
-                input_bTC, qkv_bTO = seen
-                gradients = torch.autograd.grad(y_bTC, (x_bTC, qkv_bTO), gradient_BTC[rows])
-                gradient_BTC[rows] = gradients[0]
-                parts.append(_weight_gradient_norms(input_bTC.detach(), gradients[1], sizes))
+                gradient_BTC[rows], of_qkv = torch.autograd.grad(y_bTC, (x_bTC, seen[1]), gradient_BTC[rows])
+                parts.append(_weight_gradient_norms(seen[0].detach(), of_qkv, sizes))
             norms.append(torch.cat(parts))
-        report()
+        stream.report()
     norms_LB2 = torch.stack(norms[::-1]).cpu()
     return {"grad_norm_q": norms_LB2[..., 0].T, "grad_norm_k": norms_LB2[..., 1].T}
 
@@ -237,25 +220,20 @@ def spans(layers: int, longest: int) -> list[tuple[int, int]]:
 
 
 def losses_without_layers(
-    stream: LayerStream,
-    inputs: ActivationStore,
-    scratch: ActivationStore,
-    targets_BT: torch.Tensor,
-    longest: int,
-    report: Callable[[], None],
+    stream: LayerStream, store: ActivationStore, targets_BT: torch.Tensor, longest: int
 ) -> dict[int, torch.Tensor]:
     """Returns each sequence's loss where the residual stream bypasses a span of layers, by length, (B, first layers).
 
-    Spans have up to ``longest`` layers. ``inputs`` are those of ``measure_forward``, ``scratch`` keeps activations that
-    come after a span, ``targets_BT`` are the next tokens of the first sequences. It reports after each layer run.
+    Spans have up to ``longest`` layers. ``store`` is that of ``measure_forward``, and gets what comes after a span;
+    ``targets_BT`` are the next tokens of the first sequences.
     """
     layers, B = stream.config.n_layer, len(targets_BT)
     every = spans(layers, longest)
 
     def activation(start: int, length: int, layer: int) -> torch.Tensor:
         """Input of a layer after a span that was bypassed."""
-        fresh = start + length == layer
-        return (inputs.get(str(start), 0, B) if fresh else scratch.get(f"{start}-{length}")).to(stream.device)
+        name = str(start) if start + length == layer else f"{start}-{length}"
+        return store.get(name, slice(B)).to(stream.device)
 
     for layer in range(layers):
         with stream.layer(layer) as (_, run):
@@ -264,8 +242,8 @@ def losses_without_layers(
                     x_BTC = activation(start, length, layer)
                     for rows in stream.chunks(B):
                         x_BTC[rows] = run(x_BTC[rows])
-                    scratch.put(f"{start}-{length}", x_BTC)
-                    report()
+                    store.put(f"{start}-{length}", x_BTC)
+                    stream.report()
     losses: dict[int, list[torch.Tensor]] = {}
     for start, length in every:
         losses.setdefault(length, []).append(stream.losses(activation(start, length, layers), targets_BT).cpu())

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.io.records import read_record, write_record
+from inheritune_lit.io.records import read_record
 
 RESULT = "analysis.json"
 
@@ -110,42 +110,25 @@ class Measure:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Measures of a model's layers and heads; layers and heads are counted from 0.
+    """Measures of a model's layers and heads, counted from 0; those that were not asked for are absent.
 
-    Attributes:
-        settings: of ``AnalyzeArgs.settings``; ``lazy`` follows their protocol.
-        heads: by measure: attention_rank, attention_mass, entropy, entropy_without_sink, sink_mass, head_output_norm.
-        layers: by measure: block_influence, output_variance, grad_norm_q, grad_norm_k, drop_loss, drop_increase
-            (drop_loss less the loss of the whole model on the same ``drop_sequences`` sequences, where ``loss`` is of
-            all); logit_lens_loss has one entry more, of the first 0, 1, ... layers. Measures that were not asked for
-            are absent.
-        spans: by measure (angular_distance, drop_loss), then by length as a string: means over sequences, by first
-            layer.
-        loss: of the whole model on these sequences.
-        measures: formula, source and unit of each measure above, by name.
+    The layers' drop_increase is drop_loss less the loss of the whole model on the same ``drop_sequences`` sequences,
+    where ``loss`` is of all; their logit_lens_loss has one entry more, of the first 0, 1, ... layers.
     """
 
     model: AnalyzedModel
-    settings: dict[str, Any]
-    heads: dict[str, ByHead]
-    layers: dict[str, ByLayer]
-    spans: dict[str, dict[str, list[float]]]
+    settings: dict[str, Any]  # of ``AnalyzeArgs.settings``
+    heads: dict[str, ByHead]  # by measure
+    layers: dict[str, ByLayer]  # by measure
+    spans: dict[str, dict[str, list[float]]]  # by measure, then length as a string: means over sequences by first layer
     protocols: Protocols
-    lazy: LazyLayers
+    lazy: LazyLayers  # by the protocol of the settings
     maps: MapCollection
     loss: MeanLoss
-    measures: dict[str, Measure]
-
-    def save(self, path: Path) -> None:
-        """Write the result whole or not at all; what is not a number becomes null."""
-        write_record(path, self)
+    measures: dict[str, Measure]  # what each of those above is, by name
 
 
 def load_analysis(path: Path) -> Analysis:
-    """Read the result of an analysis from its file, or the folder it is in.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read the result of an analysis from its file, or the folder it is in; a ``UserError`` where it is damaged."""
     path = path / RESULT if path.is_dir() else path
     return read_record(path, Analysis, "the result of an analysis", "give the --out_dir of one")

@@ -7,6 +7,7 @@ a forward pass can hand over an ``AttentionPlan`` instead, which calls that meth
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple, Protocol
 
@@ -108,17 +109,11 @@ class AttentionPlan(Protocol):
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """How one layer attends.
-
-    Attributes:
-        number: the layer.
-        window: positions back that it sees, itself included; None for all.
-        capped: whether logits are soft-capped, which litgpt combines with additive masks only.
-    """
+    """How one layer attends."""
 
     number: int
-    window: int | None
-    capped: bool
+    window: int | None  # positions back that it sees, itself included; None for all
+    capped: bool  # whether logits are soft-capped, which litgpt combines with additive masks only
 
     def mask(self, visible: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """The mask that litgpt's method wants, of what is visible (bool)."""
@@ -146,15 +141,15 @@ def install_plans(model: GPT) -> None:
         windowed = getattr(block.attn, "apply_sliding_window_attention", False)
         block.attn.apply_sliding_window_attention = False
         window = model.config.sliding_window_size if windowed else None
-        _take_plans(block.attn, LayerAttention(number, window, model.config.attention_logit_softcapping is not None))
+        layer = LayerAttention(number, window, model.config.attention_logit_softcapping is not None)
+        attend = partial(_attend_as_planned, block.attn.scaled_dot_product_attention, layer)
+        block.attn.scaled_dot_product_attention = attend
 
 
-def _take_plans(attention: CausalSelfAttention, layer: LayerAttention) -> None:
-    def attend(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
-        if mask is None and layer.window is not None:
-            mask = CausalPlan()
-        if mask is None or isinstance(mask, torch.Tensor):
-            return before(q, k, v, mask)
-        return mask.attend(before, layer, q, k, v)
-
-    before = swap_attention(attention, attend)
+def _attend_as_planned(
+    attend: Attend, layer: LayerAttention, q: Any, k: Any, v: Any, mask: torch.Tensor | AttentionPlan | None = None
+) -> torch.Tensor:
+    plan = CausalPlan() if mask is None and layer.window is not None else mask
+    if plan is None or isinstance(plan, torch.Tensor):
+        return attend(q, k, v, plan)
+    return plan.attend(attend, layer, q, k, v)

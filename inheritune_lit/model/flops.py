@@ -1,7 +1,6 @@
 """What a model costs: FLOPs per token, and the bytes that its blocks keep for the backward pass."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,7 +37,7 @@ def kept_bytes(config: Config, samples: int, block_size: int, precision: Precisi
         x_BTC = torch.empty(samples, block_size, config.n_embd, dtype=dtype, requires_grad=True)
         cos, sin = (table[:block_size].unsqueeze(0) for table in model.rope_cache())
         rope = rope_of_layer(model, (cos, sin), 0)
-        swap_attention(block.attn, _flash_like)
+        swap_attention(block.attn, lambda _, q, k, v, mask=None: _FlashLike.apply(q, k, v).transpose(1, 2))
         sizes: dict[int, int] = {parameter.untyped_storage()._cdata: 0 for parameter in block.parameters()}
         keep: list[torch.Tensor] = []  # so that no storage's address is used twice
 
@@ -54,10 +53,6 @@ def kept_bytes(config: Config, samples: int, block_size: int, precision: Precisi
         ):
             block(x_BTC, *rope)
         return sum(sizes.values())
-
-
-def _flash_like(_attention: torch.nn.Module, q: Any, k: Any, v: Any, _mask: Any = None) -> torch.Tensor:
-    return _FlashLike.apply(q, k, v).transpose(1, 2)
 
 
 class _FlashLike(torch.autograd.Function):

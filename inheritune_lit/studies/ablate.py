@@ -42,9 +42,9 @@ class AblationRecord:
 def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     """Slices a reference by every criterion, trains each slice with every seed, and compares what they score.
 
-    Everything is a folder below ``out_dir``: ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end
-    ``ablation.json``, ``.md`` and ``.png``. What is there is kept: the same call continues. Criteria that choose the
-    same layers share their runs.
+    ``out_dir`` gets ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end ``ablation.json``,
+    ``.md`` and ``.png``. What is there is kept: the same call continues. Criteria that choose the same layers share
+    their runs.
 
     Raises:
         UserError: bad input, or ``out_dir`` holds runs with other settings.
@@ -75,7 +75,8 @@ def _ablate(args: AblateArgs, name: str, block_size: int, depth: int, n: int) ->
     if len(results) < len(different):
         return runner.StudyResult()
     runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
-    training = asdict(lit.TrainingArgs(**{each.name: getattr(args, each.name) for each in fields(lit.TrainingArgs)}))
+    settings = asdict(args)
+    training = {each.name: settings[each.name] for each in fields(lit.TrainingArgs)}
     record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
     write_record(args.out_dir / RECORD, record)
     text = ablation_text(record)
@@ -102,11 +103,9 @@ def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | N
 def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analysis | None = None) -> list[int] | None:
     """Chooses n of the reference's ``depth`` layers, counted from 0, in their order; None for "random".
 
-    Args:
-        criterion: "first", "middle" or "last" n layers; "alternate", n layers at equal distances from layer 0 on, every
-            other one where n is half; "block-influence", those with the highest (ShortGPT, arXiv 2403.03853, drops the
-            lowest); "avg-rank", those with the highest AvgRank (protocol v4 of the paper); "random", none.
-        analysis: of the reference, for "block-influence" and "avg-rank".
+    "alternate" are layers at equal distances from layer 0 on, every other one where n is half. With an analysis of the
+    reference, "block-influence" and "avg-rank" (protocol v4 of the paper) are the layers with the highest; ShortGPT
+    (arXiv 2403.03853) drops those with the lowest influence.
 
     Raises:
         UserError: the analysis lacks the measure.
@@ -118,12 +117,11 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analys
     if criterion not in _MEASURED:
         return lit.parse_layers(f"{criterion}:{n}", depth)
     assert analysis is not None
-    if criterion == "avg-rank":
-        values = analysis.protocols.v4.avg_rank
-    elif "block_influence" in analysis.layers:
+    values = analysis.protocols.v4.avg_rank
+    if criterion == "block-influence":
+        if "block_influence" not in analysis.layers:
+            raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
         values = analysis.layers["block_influence"].mean
-    else:
-        raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
     return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])
 
 
@@ -132,7 +130,7 @@ def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, in
     found: dict[tuple[str, int], runner.Experiment] = {}
     for seed in args.seeds:
         for criterion, layers in chosen.items():
-            text = "" if layers is None else lit.layers_text(layers)
+            text = lit.layers_text(layers or [])
             slicing: dict[str, Any] = {"layers": text} if text else {"n": n, "init": "random", "seed": seed}
             stem = f"layers-{text.replace(',', '_')}" if text else "random"
             name = f"{stem}-seed{seed}"
@@ -153,51 +151,45 @@ def compare_criteria(runs: list[runner.ExperimentResult]) -> list[runner.SeedSum
 
 
 def _plan_text(args: AblateArgs, title: str, chosen: Chosen) -> str:
-    width, lines = max(map(len, args.criteria)), [title]
-    for criterion in args.criteria:
-        layers = chosen.get(criterion)
-        words = "fresh weights" if criterion == "random" else "chosen after an analysis of the reference"
-        lines.append(f"  {criterion:<{width}}  {words if layers is None else lit.layers_text(layers)}")
-    different = len({tuple(layers or ()) for layers in chosen.values()}) if chosen else len(args.criteria)
-    seeds = len(args.seeds)
-    lines.append(f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs")
-    return "\n".join(lines)
+    width, seeds = max(map(len, args.criteria)), len(args.seeds)
+    words = dict.fromkeys(args.criteria, "chosen after an analysis of the reference")
+    words |= {one: _layers_text(None) for one in args.criteria if one == "random"}
+    words |= {one: _layers_text(layers) for one, layers in chosen.items()}
+    different = len(set(words.values())) if chosen else len(args.criteria)
+    counted = f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs"
+    return "\n".join([title, *(f"  {one:<{width}}  {text}" for one, text in words.items()), counted])
 
 
 def ablation_text(record: AblationRecord) -> str:
     """The table and what it says, as Markdown."""
     found, seeds = record.criteria, len(record.criteria[0].seeds)
     first, best = found[0], min(found, key=lambda one: one.loss)
-    rows = [
-        [
-            one.title,
-            "fresh weights" if one.layers is None else lit.layers_text(one.layers),
-            _loss(one.untrained),
-            f"{_loss(one.loss)} ± {_loss(one.std)}",
-            f"{_loss(one.low)} to {_loss(one.high)}",
-            "" if one is first else f"{one.difference:+.4f} ± {_loss(one.difference_std)}",
-            "" if one is first else f"{one.lower_in} of {seeds}",
-        ]
-        for one in found
-    ]
+    rows = []
+    for one in found:
+        trained, extremes = f"{_loss(one.loss)} ± {_loss(one.std)}", f"{_loss(one.low)} to {_loss(one.high)}"
+        gap = [f"{one.difference:+.4f} ± {_loss(one.difference_std)}", f"{one.lower_in} of {seeds}"]
+        cells = [one.title, _layers_text(one.layers), _loss(one.untrained), trained, extremes]
+        rows.append([*cells, *(["", ""] if one is first else gap)])
     header = ["criterion", "layers", "untrained", "trained", "range", f"minus {first.title}", "lower in"]
     shared = [f"{one.title} chose the same layers as {one.same_as}" for one in found if one.same_as]
     verdict = f"No criterion has a lower mean than {first.title}."
     if best.loss != first.loss:
-        verdict = (
-            f"The lowest mean has {best.title}: {-best.difference:.4f} below {first.title}, "
-            f"lower in {best.lower_in} of {seeds} seeds."
-        )
-    lines = [
-        f"Held-out loss in nats per token after {record.runs[0].tokens:,} tokens; mean ± standard deviation over "
-        f"{seeds} seeds of the data order, the same for every criterion. Differences are taken seed by seed. The "
-        f"held-out text itself adds a standard error of {fmean(one.stderr for one in found):.4f}, which all criteria "
-        "share.",
-        *([f"{'; '.join(shared)}: one run counts for both."] if shared else []),
-        verdict,
-    ]
-    title = f"# {record.n} of {record.depth} layers of {record.reference}, by criterion"
-    return "\n\n".join([title, markdown_table(header, rows), "\n".join(lines)]) + "\n"
+        below = f"{-best.difference:.4f} below {first.title}, lower in {best.lower_in} of {seeds} seeds"
+        verdict = f"The lowest mean has {best.title}: {below}."
+    text = f"{'; '.join(shared)}: one run counts for both.\n{verdict}" if shared else verdict
+    return f"""# {record.n} of {record.depth} layers of {record.reference}, by criterion
+
+{markdown_table(header, rows)}
+
+Held-out loss in nats per token after {record.runs[0].tokens:,} tokens; mean ± standard deviation over {seeds} seeds \
+of the data order, the same for every criterion. Differences are taken seed by seed. The held-out text itself adds a \
+standard error of {fmean(one.stderr for one in found):.4f}, which all criteria share.
+{text}
+"""
+
+
+def _layers_text(layers: list[int] | None) -> str:
+    return "fresh weights" if layers is None else lit.layers_text(layers)
 
 
 def _loss(value: float) -> str:
@@ -207,15 +199,14 @@ def _loss(value: float) -> str:
 def _draw(record: AblationRecord, path: Path) -> None:
     """Loss of every seed by criterion, its difference to the first criterion, and loss against tokens."""
     figure, (trained, difference, curves) = new_figure(3, size=(5.3, 4.4))
-    groups = runner.by_title(record.runs)
-    first = {run.seed: run.val_loss for run in groups[record.criteria[0].title]}
+    groups, first = runner.by_title(record.runs), record.criteria[0].title
     for number, one in enumerate(record.criteria):
         runs, colour = groups[one.title], COLOURS[number % len(COLOURS)]
-        gaps = [run.val_loss - first[run.seed] for run in runs]
-        trained.scatter([number] * len(runs), [run.val_loss for run in runs], color=colour, s=18, alpha=0.6)
+        gaps = runner.differences_by_seed(runs, groups[first])
+        for axes, values in ((trained, [run.val_loss for run in runs]), (difference, gaps)):
+            axes.scatter([number] * len(runs), values, color=colour, s=18, alpha=0.6)
         noise = None if math.isnan(one.std) else one.std
         trained.errorbar(number, one.loss, yerr=noise, color=colour, marker="_", ms=18)
-        difference.scatter([number] * len(runs), gaps, color=colour, s=18, alpha=0.6)
         runner.draw_mean_curve(curves, number, runs)
     for axes in (trained, difference):
         axes.set_xticks(range(len(groups)), list(groups), rotation=25, ha="right")
@@ -225,7 +216,7 @@ def _draw(record: AblationRecord, path: Path) -> None:
     difference.yaxis.set_major_formatter("{x:g}")
     difference.margins(y=0.1)
     difference.axhline(0, color="0.4", lw=0.8)
-    difference.set(ylabel="nats per token, linear below 0.01", title=f"Minus {record.criteria[0].title}, seed by seed")
+    difference.set(ylabel="nats per token, linear below 0.01", title=f"Minus {first}, seed by seed")
     engineering_ticks(curves.xaxis)
     curves.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While training")
     label_ends(curves)

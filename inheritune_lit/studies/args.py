@@ -62,16 +62,13 @@ class GrowArgs(TrainingArgs):
             raise UserError(f"--grow_by is {self.grow_by}; give the number of layers that a round adds, 1 or more")
         if self.n is not None and self.initial_checkpoint_dir is not None:
             raise UserError(f"--n {self.n} and --initial_checkpoint_dir both say where to start; give one")
-        if self.optimizer_state == "keep" and self.strategy in ("fsdp", "hybrid"):
-            raise UserError(
-                f"--optimizer_state keep with --strategy {self.strategy} is not possible; use ddp, or reset"
-            )
-        if self.old_layers == "trained":
-            return
-        if self.optimizer_state == "keep":
+        keep, inherited, own = self.optimizer_state == "keep", self.old_layers == "inherited", self.new_layers == "own"
+        if keep and self.sharded:
+            raise UserError(f"--optimizer_state keep with --strategy {self.strategy} is impossible; use ddp, or reset")
+        if keep and inherited:
             raise UserError("--optimizer_state keep is for layers that continue; with --old_layers inherited use reset")
-        if self.initial_checkpoint_dir is not None or self.new_layers == "own":
-            other = "--new_layers own" if self.new_layers == "own" else "--initial_checkpoint_dir"
+        if inherited and (own or self.initial_checkpoint_dir is not None):
+            other = "--new_layers own" if own else "--initial_checkpoint_dir"
             raise UserError(
                 f"--old_layers inherited takes every layer from the reference, {other} does not; give one of them"
             )

@@ -25,8 +25,8 @@ _VAL_FRACTION = 0.05
 _TRAINING = lit.TrainArgs(
     global_batch_size=16, micro_batch_size=16, lr_warmup_steps=20, min_lr=1e-4, log_interval=10, save_interval=100
 )
-_SCORED = ("reference/final", "slice-start", "slice/final", "random/final")
-_NAMES = ("reference", "slice, untrained", "slice", "random")
+_SCORED = {"reference": "reference/final", "slice, untrained": "slice-start"}
+_SCORED |= {"slice": "slice/final", "random": "random/final"}
 logger = logging.getLogger(__name__)
 
 
@@ -45,10 +45,8 @@ class ModelScores:
 def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     """Trains, slices, continues and compares; ends with ``out_dir/results.md`` and ``out_dir/results.png``.
 
-    Parts that are already in ``out_dir`` are kept, and a stopped training is continued.
-
-    Raises:
-        UserError: this Python carries too little text, or ``out_dir`` cannot be written.
+    Parts that are already in ``out_dir`` are kept, and a stopped training is continued. A Python that carries too
+    little text is a ``UserError``.
     """
     logger.info("demo: about four minutes on two cores, offline")
     with own_folder(args.out_dir):
@@ -68,7 +66,7 @@ def _run(out_dir: Path) -> StudyResult[dict[str, ModelScores]]:
     experiments = demo_experiments(out_dir)
     if len(run_experiments(experiments)) < len(experiments):
         return StudyResult()
-    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED]
+    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
     scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
     make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring))
     models = _read_scores(scores / "results.json")
@@ -107,13 +105,12 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
 def _read_scores(path: Path) -> dict[str, ModelScores]:
     found, remedy = dict[str, ModelScores](), f"remove {path.parent}, and the models are scored again"
     try:
-        for name, scored in zip(_NAMES, read_json(path, "scores", remedy)["checkpoints"], strict=True):
-            loss, accuracy = (
-                (float(one[what]), float(one["stderr"]))
-                for one, what in ((scored["held_out"], "loss"), (scored["tasks"][TASK]["acc"], "value"))
-            )
+        for name, scored in zip(_SCORED, read_json(path, "scores", remedy)["checkpoints"], strict=True):
+            held_out, task = scored["held_out"], scored["tasks"][TASK]["acc"]
+            loss, accuracy = float(held_out["loss"]), float(task["value"])
+            scores = (loss, float(held_out["stderr"])), (accuracy, float(task["stderr"]))
             sizes = (int(scored["n_layer"]), int(scored["parameters"]), int(scored["manifest"].get("tokens", 0)))
-            found[name] = ModelScores(name, *sizes, loss, accuracy)
+            found[name] = ModelScores(name, *sizes, *scores)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} isn't scores of the demo's models ({error}); {remedy}") from error
     return found
@@ -123,10 +120,9 @@ def score_table(models: list[ModelScores]) -> str:
     """The models as a Markdown table; losses in nats per token, accuracy in percent."""
     rows = []
     for one in models:
-        loss, loss_stderr = one.val_loss
-        accuracy, accuracy_stderr = (100 * value for value in one.accuracy)
-        sizes = [one.name, str(one.n_layer), f"{one.parameters:,}", f"{one.tokens:,}"]
-        rows.append([*sizes, f"{loss:.3f} ± {loss_stderr:.3f}", f"{accuracy:.1f}% ± {accuracy_stderr:.1f}"])
+        accuracy, stderr = (100 * value for value in one.accuracy)
+        scores = ["{:.3f} ± {:.3f}".format(*one.val_loss), f"{accuracy:.1f}% ± {stderr:.1f}"]
+        rows.append([one.name, str(one.n_layer), f"{one.parameters:,}", f"{one.tokens:,}", *scores])
     header = ["model", "layers", "parameters", "tokens trained", "held-out loss"]
     return markdown_table([*header, "next passage, 4 choices (chance 25%)"], rows) + "\n"
 
@@ -148,20 +144,16 @@ def conclusion(models: dict[str, ModelScores]) -> str:
 def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     """Held-out loss against tokens, and accuracy of each model in the colours of its curve."""
     figure, (losses, accuracies) = plotting.new_figure(2)
-    number_of = {name: number for number, name in enumerate(("slice", "random", "reference", "slice, untrained"))}
+    number_of = {"slice": 0, "random": 1, "reference": 2, "slice, untrained": 3}
     plotting.draw_level(losses, models["reference"].val_loss[0], "reference, trained")
     for name in ("slice", "random"):
-        run = lit.read_run(out_dir / name)
-        assert run is not None
-        tokens, values, stderrs = (
-            [row[column] for row in run.validations] for column in ("tokens", "val_loss", "val_stderr")
-        )
+        tokens, values, stderrs = zip(*lit.read_validations(out_dir / name / lit.METRICS), strict=True)
         plotting.draw_curve(losses, number_of[name], tokens, values, name, stderrs)
     losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
     plotting.engineering_ticks(losses.xaxis)
     plotting.label_ends(losses)
-    values, stderrs = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
-    plotting.draw_bars(accuracies, list(models), values, stderrs, [number_of[name] for name in models], "{:.1f}")
+    heights, errors = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
+    plotting.draw_bars(accuracies, list(models), heights, errors, [number_of[name] for name in models], "{:.1f}")
     plotting.draw_level(accuracies, 100 * CHANCE, "chance")
     plotting.label_ends(accuracies)
     accuracies.set(ylabel="accuracy (%)", title="Which passage comes next?")

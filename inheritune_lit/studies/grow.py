@@ -13,7 +13,7 @@ Require: reference model M_ref with k layers, data sets D_train and D_val, steps
 import logging
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,82 +43,78 @@ def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
     with lit.resolve_reference(args.ref) as resolved:
         # Nothing is downloaded before everything else is known to be right.
         resolved = resolved if resolved.repository else resolved.open()
-        plan = rounds.plan_growth(args, resolved)
-        check_folder(args.out_dir, _KIND, plan.settings, ("reference", *_FREE))
-        _log(plan, str(plan))
+        growing = _Growing(args, resolved.reference)
+        check_folder(args.out_dir, _KIND, growing.settings, ("reference", *_FREE))
+        growing.log(str(growing))
         if args.dry_run:
             return StudyResult()
         opened = resolved if resolved.reference.weights else resolved.open()
-        first = plan.evaluator.fabric.global_rank == 0
-        with own_folder(args.out_dir) if first else nullcontext():
-            return _grow(_Growing(plan, opened))
+        with own_folder(args.out_dir) if growing.first else nullcontext():
+            growth, before = growing.begin(opened), None
+            for one in growing.rounds:
+                if len(growth.rounds) < one.round:
+                    start = growing.inherit(one, before)  # lines 1 and 4
+                    result = growing.train(one, start, before)  # lines 2 and 5
+                    if result.final is None:
+                        return StudyResult(growth, str(result))
+                    growing.compare(one)  # line 3
+                growing.drop_optimizers(one.round)
+                if growth.rounds[one.round - 1].met:
+                    return growing.finish("met")
+                before = args.out_dir / one.folder
+            return growing.finish(growing.limit)
 
 
-def _grow(growing: "_Growing") -> StudyResult[rounds.Growth]:
-    """Algorithm 1, in a folder that no other process writes."""
-    growth, before = growing.growth, None
-    for one in growing.plan.rounds:
-        if len(growth.rounds) < one.number:
-            start = growing.inherit(one, before)  # lines 1 and 4
-            result = growing.train(one, start, before)  # lines 2 and 5
-            if result.final is None:
-                return StudyResult(growth, str(result))
-            growing.compare(one)  # line 3
-        growing.drop_optimizers(one.number)
-        if growth.rounds[one.number - 1].met:
-            return growing.finish("met")
-        before = growing.out_dir / one.name
-    return growing.finish(growing.plan.limit)
-
-
-class _Growing:
+class _Growing(rounds.GrowthPlan):
     """The steps of Algorithm 1. Each is done once: what is there already is kept."""
 
-    def __init__(self, plan: rounds.GrowthPlan, resolved: lit.ResolvedReference) -> None:
-        self.plan, self.args, self.reference, self.evaluator = plan, plan.args, resolved.reference, plan.evaluator
-        self.fabric, self.out_dir, self.started = plan.evaluator.fabric, plan.args.out_dir, time.monotonic()
-        self.first = self.fabric.global_rank == 0
-        identity = lit.reference_identity(resolved)
-        self._open_folder({"reference": identity, **plan.settings})
-        ref, load = self.reference, partial(lit.build_reference, self.reference)
-        losses = self.evaluator.measure(self.out_dir / "reference.json", identity, f"measure {ref.name}", load)
-        loss, stderr, _, _ = lit.mean_loss(losses.losses, losses.targets)
-        _log(plan, f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
-        tokens = (read_manifest(ref.folder) or {}).get("tokens")
-        parameters = lit.count_parameters(lit.tensor_shapes(ref.config, ref.tied))
-        described = rounds.GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
-        self.reference_losses, self.growth = losses, rounds.Growth(described, rounds.read_rounds(self.out_dir))
-
-    def _open_folder(self, settings: dict[str, object]) -> None:
-        """Begins in ``out_dir``, or checks what was begun there."""
+    def begin(self, resolved: lit.ResolvedReference) -> rounds.Growth:
+        """Begins in ``out_dir``, or checks what was begun there, and measures the opened reference."""
+        self.out_dir, self.started = self.args.out_dir, time.monotonic()
+        self.reference, identity = resolved.reference, lit.reference_identity(resolved)
+        settings = {"reference": identity, **self.settings}
         found = check_folder(self.out_dir, _KIND, settings, _FREE)
         self.fabric.barrier()
         if self.first and found is None:
             write_manifest(self.out_dir, _KIND, {"settings": settings})
         self.fabric.barrier()
+        ref, load = self.reference, partial(lit.build_reference, self.reference)
+        losses = self.evaluator.measure(self.out_dir / "reference.json", identity, f"measure {ref.name}", load)
+        loss, stderr, _, _ = lit.mean_loss(losses.losses, losses.targets)
+        self.log(f"reference: held-out loss {loss:.4f} ± {stderr:.4f}")
+        tokens = (read_manifest(ref.folder) or {}).get("tokens")
+        parameters = lit.count_parameters(lit.tensor_shapes(ref.config, ref.tied))
+        described = rounds.GrownReference(ref.name, ref.config.n_layer, parameters, loss, stderr, tokens)
+        self.reference_losses, self.growth = losses, rounds.Growth(described, rounds.read_rounds(self.out_dir))
+        return self.growth
 
-    def inherit(self, one: rounds.RoundPlan, before: Path | None) -> Path:
+    def log(self, text: str) -> None:
+        """Says something once, however many devices there are."""
+        if self.first:
+            logger.info(text)
+
+    def inherit(self, one: rounds.Round, before: Path | None) -> Path:
         """Makes the checkpoint that a round starts from: layers of the reference, behind those that were trained."""
         if before is None and self.args.initial_checkpoint_dir:
             return self.args.initial_checkpoint_dir
-        start = self.out_dir / f"start-{one.number:02}-{len(one.layers)}l"
+        start = self.out_dir / f"start-{one.round:02}-{one.n_layer}l"
         if self.first and not start.exists():
             if before is None or self.args.old_layers == "inherited":
                 lit.slice_model(lit.SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
-                own, scale = self.args.new_layers == "own", self.plan.attn_scale
-                lit.write_grown(start, self.reference, before / lit.FINAL, one.layers, one.added, own, scale)
+                own, layers = self.args.new_layers == "own", tuple(one.layers)
+                lit.write_grown(start, self.reference, before / lit.FINAL, layers, one.added, own, self.attn_scale)
         self.fabric.barrier()
         return start
 
-    def train(self, one: rounds.RoundPlan, start: Path, before: Path | None) -> lit.RunResult:
+    def train(self, one: rounds.Round, start: Path, before: Path | None) -> lit.RunResult:
         """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
         seconds = self._seconds_left()
         if seconds is not None and seconds <= 0:
-            _log(self.plan, f"--train.max_time is over before round {one.number}; the same command continues")
-            return lit.RunResult(one.run)
-        changes = {"seed": self.args.seed + one.number - 1, "train": replace(self.args.train, max_time=seconds)}
-        training = training_of(self.args, start, self.out_dir / one.name, **changes)
+            self.log(f"--train.max_time is over before round {one.round}; the same command continues")
+            return lit.RunResult(None)
+        changes = {"seed": self.args.seed + one.round - 1, "train": replace(self.args.train, max_time=seconds)}
+        training = training_of(self.args, start, self.out_dir / one.folder, **changes)
         keep = self.args.optimizer_state == "keep"
         return lit.pretrain(
             training, initial_optimizer=before / lit.OPTIMIZER if keep and before else None, keep_optimizer=keep
@@ -129,34 +125,30 @@ class _Growing:
         limit = self.args.train.max_time
         return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.started))
 
-    def compare(self, one: rounds.RoundPlan) -> None:
+    def compare(self, one: rounds.Round) -> None:
         """Measures a trained model on D_val, compares it with the reference, and records the round."""
-        folder, label = self.out_dir / one.name, f"measure {one.name}"
+        folder = self.out_dir / one.folder
         final = folder / lit.FINAL
         identity, load = {"sha256": sha256_file(final / lit.WEIGHTS)}, partial(lit.load_model, final)
-        losses = self.evaluator.measure(folder / "val_losses.json", identity, label, load)
+        losses = self.evaluator.measure(folder / "val_losses.json", identity, f"measure {one.folder}", load)
         comparison = lit.compare_losses(losses, self.reference_losses, self.args.margin)
-        self.growth.add(one, comparison, lit.mean_loss(losses.losses, losses.targets)[1])
+        stderr = lit.mean_loss(losses.losses, losses.targets)[1]
+        self.growth.rounds.append(rounds.GrownRound(**asdict(one), **asdict(comparison), loss_stderr=stderr))
         if self.first:
             self.growth.save(self.out_dir)
-        _log(self.plan, f"round {one.number}, {len(one.layers)} layers: {comparison.words()}")
+        self.log(f"round {one.round}, {one.n_layer} layers: {comparison.words()}")
 
     def drop_optimizers(self, number: int) -> None:
         """Removes optimizer states from before a round that is done: each is twice the size of a model."""
         if self.first:
-            for one in self.plan.rounds[: number - 1]:
-                (self.out_dir / one.name / lit.OPTIMIZER).unlink(missing_ok=True)
+            for one in self.rounds[: number - 1]:
+                (self.out_dir / one.folder / lit.OPTIMIZER).unlink(missing_ok=True)
 
     def finish(self, outcome: str) -> StudyResult[rounds.Growth]:
         """Records why growing ended, and returns the optimized model (line 7)."""
-        self.growth.end(outcome)
+        growth = self.growth
+        growth.outcome, growth.final = outcome, f"{growth.rounds[-1].folder}/{lit.FINAL}"
         if self.first:
-            self.growth.save(self.out_dir)
+            growth.save(self.out_dir)
         files = f"{self.out_dir}/{rounds.RECORD}, {rounds.TABLE} and {rounds.FIGURE}"
-        text = f"{self.growth.text()}wrote {self.out_dir / str(self.growth.final)} and {files}"
-        return StudyResult(self.growth, text)
-
-
-def _log(plan: rounds.GrowthPlan, text: str) -> None:
-    if plan.evaluator.fabric.global_rank == 0:
-        logger.info(text)
+        return StudyResult(growth, f"{growth.text()}wrote {self.out_dir / growth.final} and {files}")

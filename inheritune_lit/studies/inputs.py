@@ -25,16 +25,15 @@ def write_corpus(folder: Path) -> int:
     Raises:
         UserError: this Python carries too little text (a build without the standard library's sources).
     """
+    topics: dict[str, str] = {}
+    with suppress(ImportError):  # of the reference that ``help()`` shows; some Pythons lack them
+        from pydoc_data.topics import topics
     total = 0
-    for domain, documents in (("documentation", _language_documentation()), ("sources", _library_sources())):
-        rows = [
-            json.dumps({"text": text, "meta": {"file": name}})
-            for name, text in documents
-            if len(text) >= _MIN_CHARACTERS
-        ]
-        if rows:
-            (folder / f"{domain}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        total += sum(map(len, rows))
+    for domain, documents in (("documentation", sorted(topics.items())), ("sources", _library_sources())):
+        rows = [{"text": text, "meta": {"file": name}} for name, text in documents if len(text) >= _MIN_CHARACTERS]
+        if lines := [json.dumps(row) + "\n" for row in rows]:
+            (folder / f"{domain}.jsonl").write_text("".join(lines), encoding="utf-8")
+        total += sum(map(len, lines))
     if total < _MIN_CORPUS_CHARACTERS:
         raise UserError(
             f"this Python's standard library holds only {total:,} characters of text, the demo needs "
@@ -52,15 +51,6 @@ def _library_sources() -> Iterator[tuple[str, str]]:
         if not _SKIPPED_FOLDERS.intersection(name.parts[:-1]) and name.parts[0] != "encodings":
             with suppress(UnicodeDecodeError, OSError):
                 yield name.as_posix(), path.read_text(encoding="utf-8")
-
-
-def _language_documentation() -> list[tuple[str, str]]:
-    """Name and text of each topic of the reference that ``help()`` shows, none where Python lacks them."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return []
-    return sorted(topics.items())
 
 
 SHAPE: dict[str, Any] = {
@@ -98,15 +88,10 @@ _CHOICES = 4
 
 
 def write_task(folder: Path, documents: Iterable[str], seed: int = 1337, per_document: int = 12) -> None:
-    """Write the rows of the task into a folder, and its lm-eval description as ``demo_next_passage.yaml``.
+    """Write rows from at least four held-out texts, and the task's lm-eval description, ``demo_next_passage.yaml``.
 
-    Each row shows a stretch of one document and four stretches of the same length: the one that follows, and three from
-    other places of the held-out documents. Chance is 25%.
-
-    Args:
-        documents: held-out texts, at least four.
-        seed: of the places and of the order of the choices.
-        per_document: most rows per document.
+    Each row, of at most ``per_document`` from one text, shows a stretch of it and four stretches of the same length:
+    the one that follows, and three from other places of the texts. Chance is 25%.
     """
     draw = random.Random(seed)
     span = _CONTEXT_CHARACTERS + _CHOICE_CHARACTERS

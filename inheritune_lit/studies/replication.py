@@ -1,8 +1,8 @@
 """``inheritune reproduce``: the paper's comparisons at a size that runs here, as experiments and as a page."""
 
-import json
 import logging
 import math
+import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,7 @@ import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import is_leftover, own_folder, replace_text
 from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
-from inheritune_lit.io.reading import read_json
-from inheritune_lit.io.records import write_record
+from inheritune_lit.io.records import read_record, write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import ReproduceArgs
@@ -43,25 +42,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of a replication.
+    """Sizes of a replication."""
 
-    Attributes:
-        n_layer, n_embd, n_head: of the reference, a GPT-2 as the paper's: no biases, tied head, scaled attention.
-        block_size, vocab_size: of all models.
-        variant: layers of the small model, two thirds of the reference's as for the paper's GPT-2 medium.
-        steps: optimizer steps T of every training, of ``batch`` samples each.
-        short: steps of the comparison of layers to start from, a tenth of T as in the paper.
-        lr: highest learning rate.
-    """
-
-    n_layer: int
+    n_layer: int  # of the reference, a GPT-2 as the paper's: no biases, tied head, scaled attention
     n_embd: int
     n_head: int
     block_size: int
     vocab_size: int
-    variant: int
-    steps: int
-    short: int
+    variant: int  # layers of the small model, two thirds of the reference's as for the paper's GPT-2 medium
+    steps: int  # T of every training, of ``batch`` samples each
+    short: int  # steps of the comparison of layers to start from, a tenth of T as in the paper
     batch: int
     lr: float
 
@@ -86,9 +76,6 @@ def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
 
     The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
     one seed all models see the same samples.
-
-    Raises:
-        UserError: bad input.
     """
     scale, out_dir = SCALES[args.scale], args.out_dir
     chosen = _choose(experiments(scale, out_dir), args.only)
@@ -103,10 +90,8 @@ def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
             raise UserError(f"no text at {path}; give folders or files that `inheritune prepare` reads")
         next(lit.iter_documents(path), None)  # or it would end after its folder was made
     tokens = sum(one.training.train.max_steps or 0 for one in todo) * scale.batch * scale.block_size
-    logger.info(
-        f"reproduce: {len(todo)} trainings of up to {scale.n_layer} layers x {scale.n_embd}, {tokens:,} tokens in all, "
-        f"in {out_dir}"
-    )
+    size = f"up to {scale.n_layer} layers x {scale.n_embd}"
+    logger.info(f"reproduce: {len(todo)} trainings of {size}, {tokens:,} tokens in all, in {out_dir}")
     if args.dry_run:
         return runner.StudyResult()
     with own_folder(out_dir):
@@ -139,19 +124,11 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
         return out_dir / "runs" / f"{name}-s{seed}"
 
     def model(
-        name: str,
-        title: str,
-        *groups: str,
-        of: str | None = "reference",
-        steps: int = T,
-        distill: str | None = None,
-        **slicing: Any,
+        name: str, title: str, *groups: str, of: str = "reference", steps: int = T, distill: Any = None, **slicing: Any
     ) -> runner.Experiment:
-        """A model that starts from a slice of another one, or with random weights where ``of`` is None."""
-        initial = folder(f"{name}-start")
-        ref = out_dir / "shape" if of is None else folder(of) / "final"
-        options = {"init": "random", **slicing} if of is None else slicing
-        teacher = str(folder("reference") / "final")
+        """A model that starts from a slice of another one, or with random weights where ``of`` is empty."""
+        initial, teacher = folder(f"{name}-start"), str(folder("reference") / "final")
+        ref, options = (folder(of) / "final", slicing) if of else (out_dir / "shape", {"init": "random", **slicing})
         train = lit.TrainArgs(
             global_batch_size=scale.batch,
             micro_batch_size=scale.batch,
@@ -169,32 +146,31 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
             train=train,
             eval=lit.EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
             optimizer=lit.OptimizerArgs(lr=scale.lr),
-            distill=lit.DistillArgs(teacher=teacher, kind=distill) if distill else lit.DistillArgs(),  # type: ignore[arg-type]
+            distill=lit.DistillArgs(teacher=teacher, kind=distill) if distill else lit.DistillArgs(),
             precision="32-true",
             seed=seed,
         )
-        needed = {of or "", "reference" if distill else ""} - {""}
-        after = tuple(folder(one).name for one in sorted(needed))
+        after = tuple(folder(one).name for one in sorted({of, "reference" if distill else ""} - {""}))
         start = lit.SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
         return runner.Experiment(folder(name).name, title, start, training, after, groups)
 
     return [
-        model("reference", "reference", TABLE_1, of=None, n=scale.n_layer),
+        model("reference", "reference", TABLE_1, of="", n=scale.n_layer),
         model("inheritune", "Inheritune", TABLE_1, TABLE_2, TABLE_3, FIGURE_3, n=n),
-        model("scratch", "from scratch", TABLE_1, FIGURE_3, of=None, n=n),
-        model("scratch-2T", "from scratch, twice the steps", TABLE_1, of=None, n=n, steps=2 * T),
+        model("scratch", "from scratch", TABLE_1, FIGURE_3, of="", n=n),
+        model("scratch-2T", "from scratch, twice the steps", TABLE_1, of="", n=n, steps=2 * T),
         model("first-short", f"first {half}", FIGURE_1, n=half, steps=scale.short),
         model("middle-short", f"middle {half}", FIGURE_1, layers=f"middle:{half}", steps=scale.short),
         model("last-short", f"last {half}", FIGURE_1, layers=f"last:{half}", steps=scale.short),
-        model("random-short", "random", FIGURE_1, of=None, n=half, steps=scale.short),
+        model("random-short", "random", FIGURE_1, of="", n=half, steps=scale.short),
         model("hybrid", "hybrid stacking", TABLE_2, n=n, layers=f"first:{few}", init="hybrid-stack"),
         model("half-width", "half width", TABLE_2, init="half-width"),
-        model("shallow", "the shallow model that is stacked", of=None, n=few),
+        model("shallow", "the shallow model that is stacked", of="", n=few),
         model("stacking", "stacking", TABLE_2, of="shallow", n=n, init="stack"),
         model("attn", "attention and norms", TABLE_3, n=n, parts="attn,norm"),
         model("mlp", "MLP and norms", TABLE_3, n=n, parts="mlp,norm"),
         model("attn-mlp", "attention and MLP", TABLE_3, n=n, parts="attn,mlp"),
-        model("kd", "logit distillation", FIGURE_3, of=None, n=n, distill="logits"),
+        model("kd", "logit distillation", FIGURE_3, of="", n=n, distill="logits"),
         model("distilbert", "DistilBERT-style", FIGURE_3, layers=teacher_layers, distill="distilbert"),
         model("inheritune-kd", "Inheritune and logit distillation", FIGURE_3, n=n, distill="logits"),
     ]
@@ -244,26 +220,29 @@ def _write_shape(folder: Path, text: str, scale: Scale) -> None:
 
 def _check_same(out_dir: Path, scale: Scale) -> None:
     """Refuses a folder that was started at another size."""
-    path, sizes = out_dir / "scale.json", asdict(scale)
+    path, what = out_dir / "scale.json", "the sizes of a replication"
     if not path.is_file():
         if any(not is_leftover(each) for each in out_dir.iterdir()):
             raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
-        replace_text(path, json.dumps(sizes, indent=2) + "\n")
-    elif read_json(path, "the sizes of a replication", "give another --out_dir") != sizes:
+        write_record(path, scale)
+    elif read_record(path, Scale, what, "give another --out_dir") != scale:
         raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
 
 
 def _gather(source: list[Path], folder: Path) -> str:
-    """One folder that links to all of the text, one domain each; the text itself where it is one folder or file."""
+    """One folder with copies of all of the text, one domain each; the text itself where it is one folder or file."""
     if len(source) == 1:
         return str(source[0])
-    folder.mkdir(exist_ok=True)
+    named: dict[str, Path] = {}
     for path in source:
-        link = folder / path.resolve().name
-        if not link.is_symlink():
-            link.symlink_to(path.resolve())
-        elif link.resolve() != path.resolve():
-            raise UserError(f"{path} and {link.resolve()} are of one name; rename one, or give the folder above both")
+        if (other := named.setdefault(path.resolve().name, path)).resolve() != path.resolve():
+            raise UserError(f"{other} and {path} are of one name; rename one, or give the folder above both")
+
+    def copy(staging: Path) -> None:
+        for name, path in named.items():
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, staging / name)
+
+    runner.fill_once(folder, "reproduce: the text of all sources", copy)
     return str(folder)
 
 
@@ -311,16 +290,15 @@ def _table(models: dict[str, list[runner.ExperimentResult]]) -> str:
 
 def _draw(path: Path, models: dict[str, list[runner.ExperimentResult]]) -> None:
     figure, (whole, end) = new_figure(2)
-    for number, runs in enumerate(models.values()):
-        for axes in (whole, end):
+    for axes, title in ((whole, "From the start"), (end, "Towards the end")):
+        for number, runs in enumerate(models.values()):
             runner.draw_mean_curve(axes, number, runs)
-    longest = max(runs[0].tokens for runs in models.values())
-    # The last part decides, and is flat beside the first.
-    zoom_in(end, min(0.5 * longest, 0.75 * min(runs[0].tokens for runs in models.values())), longest)
-    whole.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="From the start")
-    end.set(xlabel="tokens trained", title="Towards the end")
-    for axes in (whole, end):
+        axes.set(xlabel="tokens trained", title=title)
         engineering_ticks(axes.xaxis)
+    whole.set_ylabel("held-out loss (nats per token)")
+    lengths = [runs[0].tokens for runs in models.values()]
+    # The last part decides, and is flat beside the first.
+    zoom_in(end, min(0.5 * max(lengths), 0.75 * min(lengths)), max(lengths))
     label_ends(end)
     save_png(figure, path)
 
@@ -330,19 +308,16 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     models = {name: out_dir / "runs" / f"{name}-s1" / "final" for name in ("inheritune", "reference")}
     if not all(path.is_dir() for path in models.values()):
         return []
-    tokens = min(_TOKENS, block_size)
-    held_out = lit.PackedDataset(out_dir / "data", "val", tokens)
+    data, tokens = out_dir / "data", min(_TOKENS, block_size)
+    held_out = lit.PackedDataset(data, "val", tokens)
     whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
+    sizes = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
     (out_dir / "analysis").mkdir(exist_ok=True)
     sentences, other = [], None
     for name, checkpoint in models.items():
         folder = out_dir / "analysis" / name
-        sizes = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
-        measured = runner.analyze_layers(checkpoint, out_dir / "data", folder, compare=other, **sizes)
+        measured = runner.analyze_layers(checkpoint, data, folder, compare=other, **sizes)
         other = folder
         sentences.append(f"- {name}: {str(measured).splitlines()[0]}")
-    return [
-        "## Figure 9: attention rank by layer",
-        "\n".join(sentences),
-        "![attention rank and mass by layer](analysis/reference/rank_and_mass.png)",
-    ]
+    figure = "![attention rank and mass by layer](analysis/reference/rank_and_mass.png)"
+    return ["## Figure 9: attention rank by layer", "\n".join(sentences), figure]

@@ -1,9 +1,7 @@
 """The rounds of a growth: planned with what they cost at most, and done with what came out."""
 
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
@@ -19,20 +17,23 @@ RECORD, TABLE, FIGURE = "grow.json", "grow.md", "grow.png"
 
 @dataclass(frozen=True)
 class Round:
-    """One round, numbered from 1: the reference's layer behind each layer of the model, the last ``added`` new."""
+    """One round, counted from 1; what is ``in_all`` counts the rounds before too."""
 
-    number: int
-    layers: tuple[int, ...]
-    added: int
-
-    @property
-    def name(self) -> str:
-        """Name of its run folder."""
-        return f"round-{self.number:02}-{len(self.layers)}l"
+    round: int
+    folder: str  # of its run, in the folder of the growth
+    n_layer: int
+    layers: list[int]  # the reference's layer behind each of the model's
+    added: int  # how many of them, the last ones, are new
+    parameters: int = 0
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    tokens_in_all: int = 0
+    flops_in_all: float = 0.0
 
 
 def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None) -> list[Round]:
-    """Plans all rounds that there can be, Algorithm 1 of the paper.
+    """Plans all rounds that there can be, Algorithm 1 of the paper; what they cost is not known yet.
 
     Args:
         depth: the reference's number of layers.
@@ -46,63 +47,54 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
         if not 1 <= n <= depth:
             raise UserError(f"--n is {n}; the reference has {depth} layers, give 1 to {depth}")
         start = tuple(range(n))
-    limit = depth if args.max_layers is None else args.max_layers
-    if not len(start) <= limit <= depth:
+    first, count, limit = len(start), args.grow_by, depth if args.max_layers is None else args.max_layers
+    if not first <= limit <= depth:
         raise UserError(
-            f"--max_layers is {limit}; the start has {len(start)} layers and the reference {depth}, beyond which there "
-            f"is nothing to grow: give {len(start)} to {depth}"
+            f"--max_layers is {limit}; the start has {first} layers and the reference {depth}, beyond which there is "
+            f"nothing to grow: give {first} to {depth}"
         )
-    count, listed = args.grow_by, _listed_layers(args.new_layers, depth)
-    rounds, layers = [Round(1, start, 0)], start
+    listed, layers = _listed_layers(args.new_layers, depth), list(start)
+    every = [layers]
     while len(layers) + count <= limit:
-        if listed is not None:
-            new = listed[len(layers) - len(start) :][:count]
-        else:
-            new = layers[-count:] if args.new_layers == "own" else tuple(range(len(layers), len(layers) + count))
+        new = layers[-count:] if args.new_layers == "own" else listed[len(layers) - first :][:count]
+        if args.new_layers == "next":
+            new = list(range(len(layers), len(layers) + count))
         if len(new) < count:
             break
-        layers += new
-        rounds.append(Round(len(rounds) + 1, layers, count))
-    if len(rounds) == 1 and args.max_layers != len(start):
+        layers = layers + new
+        every.append(layers)
+    if len(every) == 1 and args.max_layers != first:
         end = f"--max_layers {limit}" if limit < depth else f"the reference's {depth} layers"
-        if listed is not None and len(listed) < count:
+        if args.new_layers not in ("next", "own") and len(listed) < count:
             end = f"--new_layers {args.new_layers}, which are {len(listed)}"
         elif args.new_layers == "own" and limit == depth:
             end = f"its own layers or the reference's {depth}"
         raise UserError(
-            f"--grow_by {count} on {len(start)} layers grows past {end}; give a smaller --grow_by, a smaller start, or "
-            f"--max_layers {len(start)} to train without growing"
+            f"--grow_by {count} on {first} layers grows past {end}; give a smaller --grow_by, a smaller start, or "
+            f"--max_layers {first} to train without growing"
         )
-    return rounds
+    return [
+        Round(number, f"round-{number:02}-{len(layers)}l", len(layers), layers, count if number > 1 else 0)
+        for number, layers in enumerate(every, start=1)
+    ]
 
 
-def _listed_layers(new_layers: str, depth: int) -> tuple[int, ...] | None:
-    """The reference's layers that are listed, to be taken in turn; None where they are not."""
+def _listed_layers(new_layers: str, depth: int) -> list[int]:
+    """The reference's layers that are listed, to be taken in turn."""
     if new_layers in ("next", "own"):
-        return None
+        return []
     try:
-        return tuple(lit.parse_layers(new_layers, depth))
+        return lit.parse_layers(new_layers, depth)
     except UserError as error:
         # The syntax is that of `inheritune slice`, whose flag has another name.
         message = str(error).replace("--layers", "--new_layers", 1)
         raise UserError(f"{message}; or next, or own") from error
 
 
-@dataclass(frozen=True)
-class RoundPlan(Round):
-    """A round with the run that trains it."""
-
-    run: lit.RunPlan
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of its training."""
-        return self.run.total_steps * self.run.tokens_per_step * self.run.flops_per_token
-
-
-@dataclass(frozen=True)
 class GrowthPlan:
-    """What is known before anything is spent; as text, the plan that people read.
+    """What is known before anything is spent; ``str()`` of it is the plan that people read.
+
+    Making one checks everything that can be checked without computing.
 
     Attributes:
         rounds: those that there can be.
@@ -111,22 +103,64 @@ class GrowthPlan:
         evaluator: measures the held-out losses that decide.
     """
 
-    args: GrowArgs
-    reference: lit.ReferenceModel
-    rounds: list[RoundPlan]
-    limit: str
-    attn_scale: Literal["position", "keep"]
-    settings: dict[str, Any]
-    evaluator: lit.HeldOutEvaluator
+    def __init__(self, args: GrowArgs, reference: lit.ReferenceModel) -> None:
+        initial, train = args.initial_checkpoint_dir, args.train
+        self.attn_scale, start = lit.attn_scale_of(initial), lit.layers_of(initial) if initial else None
+        if initial and start:
+            lit.check_start(initial, start, reference, self.attn_scale)
+        every = plan_layers(args, reference.config.n_layer, start)
+        lit.check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
+        length = lit.sample_length(train, reference.config)
+        train_data, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
+        mixture = lit.make_mixture(train_data.domains, args.mixture.weights)
+        if not 0 <= args.seed <= 2**64 - len(every):
+            raise UserError(f"--seed is {args.seed}; give a number from 0 to {2**64 - len(every)}")
+        precision = args.precision or lit.default_precision()
+        self.args, self.reference = replace(args, precision=precision), reference
+        self.fabric = fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
+        self.first, self.rounds, self.limit, samples = fabric.global_rank == 0, list[Round](), "max_layers", 0
+        tokens, flops = 0, 0.0
+        for one in every:
+            config = lit.student_config(reference, lit.slice_options(tuple(one.layers), self.attn_scale))[0]
+            parameters = lit.count_parameters(lit.tensor_shapes(config, reference.tied))
+            run = lit.plan_run(config, train, args.eval, mixture, len(val), parameters, fabric.world_size)
+            of_round = run.total_steps * run.tokens_per_step * run.flops_per_token
+            samples, tokens, flops = run.val_blocks, tokens + run.tokens, flops + of_round
+            if samples < 2:
+                raise UserError(
+                    f"{args.data} and --eval.max_iters give {samples} validation sample; the comparison with the "
+                    "reference needs at least 2 for a standard error, and many for a small one"
+                )
+            if args.max_flops is not None and flops > args.max_flops:
+                self.limit = "max_flops"
+                break
+            of_run = replace(one, parameters=parameters, steps=run.total_steps, tokens=run.tokens, flops=of_round)
+            self.rounds.append(replace(of_run, tokens_in_all=tokens, flops_in_all=flops))
+        if not self.rounds:
+            raise UserError(
+                f"--max_flops is {args.max_flops:g}; the first round alone takes {flops:.2e}: give more, or a smaller "
+                "training budget"
+            )
+        names = ("grow_by", "new_layers", "old_layers", "seed", "margin", "optimizer_state")
+        self.settings = {
+            **{name: getattr(args, name) for name in names},
+            "start_layers": every[0].layers,
+            "start_sha256": sha256_file(initial / lit.WEIGHTS) if initial else None,
+            "device": fabric.device.type,
+            **lit.training_settings(train, args.eval, args.optimizer, args.speed),
+            "precision": precision,
+            **lit.data_settings(args.data, args.documents, mixture),
+        }
+        size = train.micro_batch_size
+        self.evaluator = lit.HeldOutEvaluator(fabric, val, args.documents, samples, size, precision)
 
     def __str__(self) -> str:
-        reference, args, fabric = self.reference, self.args, self.evaluator.fabric
-        peak = self.rounds[0].run.peak_flops
+        reference, args, peak = self.reference, self.args, lit.peak_flops_of(self.fabric.device)
 
         def cost(flops: float) -> str:
             if peak is None:
                 return f"{flops:.2e} FLOPs"
-            hours = flops / (lit.ASSUMED_MFU * peak * fabric.world_size) / 3600
+            hours = flops / (lit.ASSUMED_MFU * peak * self.fabric.world_size) / 3600
             return f"{flops:.2e} FLOPs, {hours:,.1f} h at {lit.ASSUMED_MFU:.0%} of the peak"
 
         kinds = {"next": "the reference's next", "own": "copies of the model's own last"}
@@ -137,67 +171,11 @@ class GrowthPlan:
             f"reference's with 95% confidence (difference + {lit.Z} paired standard errors)",
         ]
         for one in self.rounds:
-            new = f", new: {lit.layers_text(list(one.layers[-one.added :]))}" if one.added else ""
-            lines.append(
-                f"round {one.number}: {len(one.layers)} layers{new}, {one.run.parameters:,} parameters, "
-                f"{one.run.tokens:,} tokens, {cost(one.flops)}"
-            )
-        spent = cost(sum(one.flops for one in self.rounds))
-        return "\n     ".join([*lines, f"at most {spent} on {lit.machine_name(fabric)}"])
-
-
-def plan_growth(args: GrowArgs, resolved: lit.ResolvedReference) -> GrowthPlan:
-    """Checks everything that can be checked without computing, and plans the run of every round.
-
-    Raises:
-        UserError: the arguments do not fit each other, the reference, the data or the machine.
-    """
-    reference, initial = resolved.reference, args.initial_checkpoint_dir
-    attn_scale, start = lit.attn_scale_of(initial), lit.layers_of(initial) if initial else None
-    if initial and start:
-        lit.check_start(initial, start, reference, attn_scale)
-    rounds = plan_layers(args, reference.config.n_layer, start)
-    lit.check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
-    length = lit.sample_length(args.train, reference.config)
-    train, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
-    mixture = lit.make_mixture(train.domains, args.mixture.weights)
-    if not 0 <= args.seed <= 2**64 - len(rounds):
-        raise UserError(f"--seed is {args.seed}; give a number from 0 to {2**64 - len(rounds)}")
-    precision = args.precision or lit.default_precision()
-    args = replace(args, precision=precision)
-    fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
-    every = []
-    for one in rounds:
-        config = lit.student_config(reference, lit.slice_options(one.layers, attn_scale))[0]
-        parameters = lit.count_parameters(lit.tensor_shapes(config, reference.tied))
-        devices, peak = fabric.world_size, lit.peak_flops_of(fabric.device)
-        run = lit.plan_run(config, args.train, args.eval, mixture, len(val), parameters, devices, peak)
-        every.append(RoundPlan(**vars(one), run=run))
-    if (samples := every[0].run.val_blocks) < 2:
-        raise UserError(
-            f"{args.data} and --eval.max_iters give {samples} validation sample; the comparison with the reference "
-            "needs at least 2 for a standard error, and many for a small one"
-        )
-    spent = zip(every, accumulate(one.flops for one in every), strict=True)
-    plans = [one for one, flops in spent if args.max_flops is None or flops <= args.max_flops]
-    if not plans:
-        raise UserError(
-            f"--max_flops is {args.max_flops:g}; the first round alone takes {every[0].flops:.2e}: give more, or a "
-            "smaller training budget"
-        )
-    settings = {
-        **{name: getattr(args, name) for name in ("grow_by", "new_layers", "old_layers", "seed", "margin")},
-        "optimizer_state": args.optimizer_state,
-        "start_layers": list(rounds[0].layers),
-        "start_sha256": sha256_file(initial / lit.WEIGHTS) if initial else None,
-        "device": fabric.device.type,
-        **lit.training_settings(args.train, args.eval, args.optimizer, args.speed),
-        "precision": precision,
-        **lit.data_settings(args.data, args.documents, mixture),
-    }
-    limit = "max_layers" if len(plans) == len(every) else "max_flops"
-    evaluator = lit.HeldOutEvaluator(fabric, val, args.documents, samples, args.train.micro_batch_size, precision)
-    return GrowthPlan(args, reference, plans, limit, attn_scale, settings, evaluator)
+            new = f", new: {lit.layers_text(one.layers[-one.added :])}" if one.added else ""
+            sizes = f"{one.n_layer} layers{new}, {one.parameters:,} parameters, {one.tokens:,} tokens"
+            lines.append(f"round {one.round}: {sizes}, {cost(one.flops)}")
+        spent = cost(self.rounds[-1].flops_in_all)
+        return "\n     ".join([*lines, f"at most {spent} on {lit.machine_name(self.fabric)}"])
 
 
 @dataclass(frozen=True)
@@ -213,59 +191,24 @@ class GrownReference:
 
 
 @dataclass(frozen=True)
-class GrownRound(lit.Comparison):
-    """A round that is done, compared with the reference; what is ``in_all`` counts the rounds before too."""
+class GrownRound(Round, lit.Comparison):
+    """A round that is done, compared with the reference; ``loss_stderr`` is that of its loss by itself."""
 
-    round: int
-    folder: str
-    n_layer: int
-    layers: list[int]
-    added: int
-    parameters: int
-    steps: int
-    tokens: int
-    flops: float
-    tokens_in_all: int
-    flops_in_all: float
-    loss_stderr: float
+    loss_stderr: float = field(kw_only=True)
 
 
 @dataclass
 class Growth:
     """``grow.json``.
 
-    Attributes:
-        outcome: "met", or what ended growing before that: "max_layers" or "max_flops"; None while it is going on.
-        final: the last round's checkpoint in the folder of the growth; None while it is going on.
+    ``outcome`` is "met", or what ended growing before that: "max_layers" or "max_flops"; ``final`` is the last round's
+    checkpoint in the folder of the growth. Both are None while it is going on.
     """
 
     reference: GrownReference
     rounds: list[GrownRound]
     outcome: str | None = None
     final: str | None = None
-
-    def add(self, plan: RoundPlan, comparison: lit.Comparison, loss_stderr: float) -> None:
-        """Takes up the next round; ``loss_stderr`` is the standard error of its loss by itself."""
-        done = GrownRound(
-            **asdict(comparison),
-            round=plan.number,
-            folder=plan.name,
-            n_layer=len(plan.layers),
-            layers=list(plan.layers),
-            added=plan.added,
-            parameters=plan.run.parameters,
-            steps=plan.run.total_steps,
-            tokens=plan.run.tokens,
-            flops=plan.flops,
-            tokens_in_all=sum(row.tokens for row in self.rounds) + plan.run.tokens,
-            flops_in_all=sum(row.flops for row in self.rounds) + plan.flops,
-            loss_stderr=loss_stderr,
-        )
-        self.rounds.append(done)
-
-    def end(self, outcome: str) -> None:
-        """Records why growing ended."""
-        self.outcome, self.final = outcome, f"{self.rounds[-1].folder}/{lit.FINAL}"
 
     def save(self, folder: Path) -> None:
         """Writes the record, the table and the figure, each whole or not at all."""
@@ -285,17 +228,14 @@ class Growth:
             rows.append([str(row.round), *sizes, loss, gap, row.verdict])
         sizes = ["layers", "parameters", "tokens in all", "FLOPs in all"]
         header = ["round", *sizes, "held-out loss", "above the reference (paired)", "verdict"]
-        return f"{markdown_table(header, rows, left=(0, 7))}\n\n{self._conclusion()}\n"
-
-    def _conclusion(self) -> str:
-        row, ref = self.rounds[-1], self.reference
-        gap = f"{row.difference:+.4f} ± {row.stderr:.4f} nats (paired) against the reference's {ref.loss:.4f}"
+        gap = f"{gap} nats (paired) against the reference's {ref.loss:.4f}"
         size = f"{row.n_layer} of {ref.n_layer} layers, {row.tokens_in_all:,} tokens and {gap}"
+        conclusion = f"Continues after round {row.round}: {size}."
         if self.outcome == "met":
-            return f"Met in round {row.round}: {size}, within the margin of {row.margin:g}."
-        if self.outcome:
-            return f"Not met: round {row.round} was the last that --{self.outcome} allows, with {size}."
-        return f"Continues after round {row.round}: {size}."
+            conclusion = f"Met in round {row.round}: {size}, within the margin of {row.margin:g}."
+        elif self.outcome:
+            conclusion = f"Not met: round {row.round} was the last that --{self.outcome} allows, with {size}."
+        return f"{markdown_table(header, rows, left=(0, 7))}\n\n{conclusion}\n"
 
     def _draw(self, folder: Path) -> None:
         """Held-out loss against tokens and against FLOPs, round after round, with the reference's line."""
@@ -320,10 +260,6 @@ class Growth:
 
 
 def read_rounds(folder: Path) -> list[GrownRound]:
-    """Reads the rounds that are done; none where there is no record.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Reads the rounds that are done, none where there is no record; a damaged one is a ``UserError``."""
     path, remedy = folder / RECORD, "remove it, and finished rounds are measured again"
     return read_record(path, Growth, "the history of a growth", remedy).rounds if path.is_file() else []

@@ -30,85 +30,56 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training of a study.
+    """One training of a study."""
 
-    Attributes:
-        name: unique in its study.
-        title: as tables name it; experiments of one title differ in their seeds only.
-        start: the slice that ``training`` starts from; experiments may share one.
-        after: names of the experiments whose checkpoints it needs.
-        groups: tables and figures that it is part of.
-    """
-
-    name: str
-    title: str
-    start: lit.SliceArgs
+    name: str  # unique in its study
+    title: str  # as tables name it; experiments of one title differ in their seeds only
+    start: lit.SliceArgs  # the slice that ``training`` starts from; experiments may share one
     training: lit.PretrainArgs
-    after: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # names of the experiments whose checkpoints it needs
+    groups: tuple[str, ...] = ()  # tables and figures that it is part of
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What an experiment came to.
-
-    Attributes:
-        seed: of the data order, and of weights that are not inherited.
-        layers: of the reference, None for fresh weights.
-        tokens: trained on, those of what it started from left out.
-        flops: of its training, a teacher's left out.
-        untrained: held-out loss before training, None where it was not measured.
-        val_loss, val_stderr: held-out loss after training in nats per token, and its standard error over samples.
-        curve: tokens and held-out loss of each validation.
-    """
+    """What an experiment came to; losses are held-out, in nats per token."""
 
     name: str
     title: str
     groups: tuple[str, ...]
-    seed: int
-    layers: list[int] | None
+    seed: int  # of the data order, and of weights that are not inherited
+    layers: list[int] | None  # of the reference, None for fresh weights
     n_layer: int
     n_embd: int
     parameters: int
     steps: int
-    tokens: int
-    flops: float
+    tokens: int  # trained on, those of what it started from left out
+    flops: float  # of its training, a teacher's left out
     seconds: float
-    untrained: float | None
+    untrained: float | None  # loss before training, None where it was not measured
     val_loss: float
-    val_stderr: float
-    curve: list[tuple[int, float]]
+    val_stderr: float  # over samples
+    curve: list[tuple[int, float]]  # tokens and loss of each validation
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """Experiments of one title over all seeds: losses in nats per token.
-
-    Attributes:
-        layers: of the reference, None for fresh weights.
-        untrained: mean held-out loss before training, NaN where it was not measured.
-        loss, std, low, high: of the held-out loss after training; the sample standard deviation is NaN for one seed.
-        stderr: mean standard error of the single losses over the held-out samples.
-        difference, difference_std: loss minus the baseline's, seed by seed: mean and standard deviation.
-        paired: seeds that the baseline has too.
-        lower_in: seeds in which the loss is lower than the baseline's.
-        same_as: an earlier title with the same layers, and so with the same experiments.
-    """
+    """Experiments of one title over all seeds: held-out losses in nats per token; a deviation of one seed is NaN."""
 
     title: str
     seeds: list[int]
-    layers: list[int] | None
-    untrained: float
+    layers: list[int] | None  # of the reference, None for fresh weights
+    untrained: float  # mean before training, NaN where it was not measured
     loss: float
     std: float
     low: float
     high: float
-    stderr: float
-    difference: float
+    stderr: float  # mean standard error of the single losses over the held-out samples
+    difference: float  # loss minus the baseline's, mean and sample deviation seed by seed
     difference_std: float
-    paired: int
-    lower_in: int
-    same_as: str | None = None
+    paired: int  # seeds that the baseline has too
+    lower_in: int  # seeds in which the loss is lower than the baseline's
+    same_as: str | None = None  # an earlier title with the same layers, and so with the same experiments
 
 
 @dataclass(frozen=True)
@@ -133,28 +104,28 @@ def by_title(results: Sequence[ExperimentResult], group: str | None = None) -> d
 
 def summarize(runs: Sequence[ExperimentResult], baseline: Sequence[ExperimentResult]) -> SeedSummary:
     """Puts the seeds of one title together, and compares them with another title's."""
-    losses = [run.val_loss for run in runs]
-    theirs = {run.seed: run.val_loss for run in baseline}
-    differences = [run.val_loss - theirs[run.seed] for run in runs if run.seed in theirs]
+    losses, differences = [run.val_loss for run in runs], differences_by_seed(runs, baseline)
     return SeedSummary(
         title=runs[0].title,
         seeds=[run.seed for run in runs],
         layers=runs[0].layers,
         untrained=fmean(math.nan if run.untrained is None else run.untrained for run in runs),
         loss=fmean(losses),
-        std=_std(losses),
+        std=stdev(losses) if len(losses) > 1 else math.nan,
         low=min(losses),
         high=max(losses),
         stderr=fmean(run.val_stderr for run in runs),
         difference=fmean(differences) if differences else math.nan,
-        difference_std=_std(differences),
+        difference_std=stdev(differences) if len(differences) > 1 else math.nan,
         paired=len(differences),
         lower_in=sum(difference < 0 for difference in differences),
     )
 
 
-def _std(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else math.nan
+def differences_by_seed(runs: Sequence[ExperimentResult], baseline: Sequence[ExperimentResult]) -> list[float]:
+    """Losses of one title minus another's, where that has the same seed."""
+    theirs = {run.seed: run.val_loss for run in baseline}
+    return [run.val_loss - theirs[run.seed] for run in runs if run.seed in theirs]
 
 
 def draw_mean_curve(axes: Axes, number: int, runs: Sequence[ExperimentResult]) -> None:
@@ -206,23 +177,18 @@ def _read_result(experiment: Experiment) -> ExperimentResult:
 
 
 def _result_of(experiment: Experiment, run: Any) -> ExperimentResult:
+    final, curve = run.final, run.curve
     return ExperimentResult(
-        name=experiment.name,
-        title=experiment.title,
-        groups=experiment.groups,
+        **{name: getattr(experiment, name) for name in ("name", "title", "groups")},
+        **{name: getattr(run.config, name) for name in ("n_layer", "n_embd")},
+        **{name: final[name] for name in ("steps", "tokens", "val_loss", "val_stderr")},
         seed=experiment.training.seed,
         layers=run.slice["layers"],
-        n_layer=run.config.n_layer,
-        n_embd=run.config.n_embd,
         parameters=run.slice["parameters"]["total"],
-        steps=run.final["steps"],
-        tokens=run.final["tokens"],
-        flops=run.final["tokens"] * run.flops_per_token,
+        flops=final["tokens"] * run.flops_per_token,
         seconds=run.rows[-1]["seconds"],
-        untrained=run.curve[0][1] if run.curve and run.curve[0][0] == 0 else None,
-        val_loss=run.final["val_loss"],
-        val_stderr=run.final["val_stderr"],
-        curve=run.curve,
+        untrained=curve[0][1] if curve and curve[0][0] == 0 else None,
+        curve=curve,
     )
 
 
@@ -232,27 +198,24 @@ def run_experiments(
     cluster: str | None = None,
     record: Callable[[list[ExperimentResult]], Any] | None = None,
 ) -> list[ExperimentResult]:
-    """Runs experiments, each after those that it needs; what is done already is only read.
+    """Runs experiments, which come in an order that works; what is done already is only read.
 
     Args:
-        experiments: in an order that works.
         num_workers: how many run side by side, in processes of this machine.
         cluster: address of a Dask scheduler whose workers run them instead; they see the same folders.
         record: gets the results so far, in the order of the experiments, after each one.
 
     Returns:
-        The results in the order of the experiments; fewer where SIGTERM or a time limit stopped one. The same call
-        continues.
+        The results in that order; fewer where SIGTERM or a time limit stopped one. The same call continues.
 
     Raises:
         UserError: an experiment failed; those that ran beside it are stopped.
         KeyboardInterrupt: after saving, when stopped with Ctrl-C.
     """
-    results, found = dict[str, ExperimentResult](), list[ExperimentResult]()
+    names, found = [one.name for one in experiments], list[ExperimentResult]()
     with open_executor(num_workers, cluster, partial(_start_worker, num_workers)) as executor:
         for experiment in _one_by_one(experiments) if executor is None else _side_by_side(experiments, executor):
-            results[experiment.name] = _read_result(experiment)
-            found = [results[one.name] for one in experiments if one.name in results]
+            found = sorted([*found, _read_result(experiment)], key=lambda result: names.index(result.name))
             if record is not None:
                 record(found)
     return found

@@ -13,6 +13,7 @@ from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.cli import main
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.records import write_record
 from inheritune_lit.tokenizer import Tokenizer
 
 QUICK = ["--num_sequences", "4", "--seq_length", "16", "--drop_sequences", "2"]
@@ -197,7 +198,7 @@ def test_results_are_strict_json_and_damaged_ones_are_refused(checkpoint, text, 
 
     json.loads((out / "analysis.json").read_text(), parse_constant=refuse)
     analysis = load_analysis(out / "analysis.json")
-    analysis.save(out / "again.json")
+    write_record(out / "again.json", analysis)
     assert (out / "again.json").read_text() == (out / "analysis.json").read_text()
     (out / "broken.json").write_text('{"model": {}}')
     with pytest.raises(UserError, match="isn't the result of an analysis"):

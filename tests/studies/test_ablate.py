@@ -17,6 +17,7 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import layers_text, parse_layers
 from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.records import write_record
 from inheritune_lit.studies.ablate import ablate, compare_criteria, select_layers
 from inheritune_lit.studies.args import AblateArgs
 from inheritune_lit.studies.runner import ExperimentResult
@@ -92,7 +93,7 @@ def inputs(tmp_path_factory, tokenizer_dir):
     folder = tmp_path_factory.mktemp("criteria")
     make_checkpoint(folder / "ref", tokenizer_dir, n_layer=4)
     (folder / "analysis").mkdir()
-    of_depth_4().save(folder / "analysis" / "analysis.json")
+    write_record(folder / "analysis" / "analysis.json", of_depth_4())
     return folder / "ref", make_packed(folder / "data", tokenizer_dir), folder / "analysis"
 
 

@@ -20,7 +20,7 @@ def test_the_papers_gpt2_medium():
     rounds = plan_layers(growing(), 24)
     assert [list(one.layers) for one in rounds] == [list(range(n)) for n in range(12, 25, 2)]
     assert [one.added for one in rounds] == [0, 2, 2, 2, 2, 2, 2]
-    assert [one.name for one in rounds[:2]] == ["round-01-12l", "round-02-14l"]
+    assert [one.folder for one in rounds[:2]] == ["round-01-12l", "round-02-14l"]
 
 
 def test_new_layers_by_selection_come_in_turn():

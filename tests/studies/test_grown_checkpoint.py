@@ -36,7 +36,7 @@ def grow_by_two(folder: Path, reference: torch.nn.Module, trained: torch.nn.Modu
         reference = resolved.open().reference
         second = plan_layers(GrowArgs("", "", "", n=start, new_layers=new), depth)[1]
         own = new == "own"
-        write_grown(folder / "grown", reference, folder / "slice", second.layers, second.added, own, "position")
+        write_grown(folder / "grown", reference, folder / "slice", tuple(second.layers), second.added, own, "position")
     return folder / "grown"
 
 
