@@ -58,31 +58,26 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     if not 1 <= n <= depth:
         raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
     with nullcontext() if args.dry_run else own_folder(args.out_dir):
-        return _ablate(args, name, config.block_size, depth, n)
-
-
-def _ablate(args: AblateArgs, name: str, block_size: int, depth: int, n: int) -> runner.StudyResult[AblationRecord]:
-    """The study in a folder that no other process writes; a dry run writes nothing."""
-    analysis = _analysis(args, depth, min(_TOKENS, block_size))
-    measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
-    chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
-    logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
-    if args.dry_run:
-        return runner.StudyResult()
-    experiments = _experiments(args, n, chosen)
-    different = list({one.name: one for one in experiments.values()}.values())
-    results = {one.name: one for one in runner.run_experiments(different, args.num_workers, args.cluster)}
-    if len(results) < len(different):
-        return runner.StudyResult()
-    runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
-    settings = asdict(args)
-    training = {each.name: settings[each.name] for each in fields(lit.TrainingArgs)}
-    record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
-    write_record(args.out_dir / RECORD, record)
-    text = ablation_text(record)
-    replace_text(args.out_dir / PAGE, text)
-    _draw(record, args.out_dir / FIGURE)
-    return runner.StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
+        analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
+        measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
+        chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
+        logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
+        if args.dry_run:
+            return runner.StudyResult()
+        experiments = _experiments(args, n, chosen)
+        different = list({one.name: one for one in experiments.values()}.values())
+        results = {one.name: one for one in runner.run_experiments(different, args.num_workers, args.cluster)}
+        if len(results) < len(different):
+            return runner.StudyResult()
+        runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
+        settings = asdict(args)
+        training = {each.name: settings[each.name] for each in fields(lit.TrainingArgs)}
+        record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
+        write_record(args.out_dir / RECORD, record)
+        text = ablation_text(record)
+        replace_text(args.out_dir / PAGE, text)
+        _draw(record, args.out_dir / FIGURE)
+        return runner.StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
 
 
 def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | None:

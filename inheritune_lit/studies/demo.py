@@ -48,33 +48,30 @@ def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
     Parts that are already in ``out_dir`` are kept, and a stopped training is continued. A Python that carries too
     little text is a ``UserError``.
     """
+    started, out_dir = time.monotonic(), args.out_dir
     logger.info("demo: about four minutes on two cores, offline")
-    with own_folder(args.out_dir):
-        return _run(args.out_dir)
-
-
-def _run(out_dir: Path) -> StudyResult[dict[str, ModelScores]]:
-    """The demo in a folder that no other process writes."""
-    started = time.monotonic()
-    corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
-    fill_once(corpus, "demo: the standard library's text", write_corpus)
-    fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
-    packing = lit.PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
-    make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
-    held_out = (text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION))
-    fill_once(task, "demo: the task", lambda folder: write_task(folder, held_out))
-    experiments = demo_experiments(out_dir)
-    if len(run_experiments(experiments)) < len(experiments):
-        return StudyResult()
-    scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
-    scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
-    make_once(scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring))
-    models = _read_scores(scores / "results.json")
-    text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
-    replace_text(out_dir / "results.md", text)
-    _draw(out_dir, models)
-    wrote = f"wrote {out_dir}/results.md and {out_dir}/results.png in {time.monotonic() - started:.0f} s"
-    return StudyResult(models, f"{text}\n{wrote}")
+    with own_folder(out_dir):
+        corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
+        fill_once(corpus, "demo: the standard library's text", write_corpus)
+        fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
+        packing = lit.PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
+        make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
+        held_out = (text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION))
+        fill_once(task, "demo: the task", lambda folder: write_task(folder, held_out))
+        experiments = demo_experiments(out_dir)
+        if len(run_experiments(experiments)) < len(experiments):
+            return StudyResult()
+        scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
+        scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
+        make_once(
+            scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring)
+        )
+        models = _read_scores(scores / "results.json")
+        text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
+        replace_text(out_dir / "results.md", text)
+        _draw(out_dir, models)
+        wrote = f"wrote {out_dir}/results.md and {out_dir}/results.png in {time.monotonic() - started:.0f} s"
+        return StudyResult(models, f"{text}\n{wrote}")
 
 
 def demo_experiments(out_dir: Path) -> list[Experiment]:
@@ -91,8 +88,7 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
             optimizer=lit.OptimizerArgs(lr=2e-3),
             precision="32-true",
         )
-        after = () if name == "reference" else ("reference",)
-        return Experiment(name, name, lit.SliceArgs(str(ref), n=n, out_dir=start, **slicing), training, after)
+        return Experiment(name, name, lit.SliceArgs(str(ref), n=n, out_dir=start, **slicing), training)
 
     reference = out_dir / "reference" / "final"
     return [

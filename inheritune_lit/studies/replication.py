@@ -150,9 +150,8 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
             precision="32-true",
             seed=seed,
         )
-        after = tuple(folder(one).name for one in sorted({of, "reference" if distill else ""} - {""}))
         start = lit.SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
-        return runner.Experiment(folder(name).name, title, start, training, after, groups)
+        return runner.Experiment(folder(name).name, title, start, training, groups)
 
     return [
         model("reference", "reference", TABLE_1, of="", n=scale.n_layer),
@@ -190,7 +189,7 @@ def _choose(grid: list[runner.Experiment], only: list[str] | None) -> set[str]:
     chosen = set(names if only is None else only)
     for one in reversed(grid):
         if _model(one.name) in chosen:
-            chosen.update(map(_model, one.after))
+            chosen.update(_model(other.name) for other in grid if one.needs(other))
     return chosen
 
 

@@ -36,8 +36,11 @@ class Experiment:
     title: str  # as tables name it; experiments of one title differ in their seeds only
     start: lit.SliceArgs  # the slice that ``training`` starts from; experiments may share one
     training: lit.PretrainArgs
-    after: tuple[str, ...] = ()  # names of the experiments whose checkpoints it needs
     groups: tuple[str, ...] = ()  # tables and figures that it is part of
+
+    def needs(self, other: "Experiment") -> bool:
+        """Whether it starts from, or learns from, the checkpoint that another one makes."""
+        return str(other.training.out_dir / lit.FINAL) in (self.start.ref, self.training.distill.teacher)
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,12 @@ def _one_by_one(experiments: list[Experiment]) -> Iterator[Experiment]:
 
 
 def _side_by_side(experiments: list[Experiment], executor: Executor) -> Iterator[Experiment]:
-    waiting, running, done = list(experiments), dict[Future[bool], Experiment](), set[str]()
+    waiting, running = list(experiments), dict[Future[bool], Experiment]()
     others = set(multiprocessing.active_children())
     with lit.stop_requests() as stop:
         while (waiting and not stop) or running:
-            for experiment in [one for one in waiting if done.issuperset(one.after) and not stop]:
+            ahead = [*waiting, *running.values()]
+            for experiment in [one for one in waiting if not (stop or any(map(one.needs, ahead)))]:
                 waiting.remove(experiment)
                 logger.info("%s: started, %d are waiting", experiment.name, len(waiting))
                 _make_start(experiment)  # here, because experiments may share one
@@ -257,7 +261,6 @@ def _side_by_side(experiments: list[Experiment], executor: Executor) -> Iterator
                         raise
                     complete = False  # told to stop before it was ready to be told
                 if complete:
-                    done.add(experiment.name)
                     yield experiment
                     logger.info("%s: done, %d are running", experiment.name, len(running))
                 else:

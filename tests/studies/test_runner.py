@@ -29,7 +29,7 @@ if __name__ == "__main__":
 def experiments(inputs: Path, out_dir: Path, steps: int = 4, lr_warmup_steps: int = 1) -> list[Experiment]:
     """Two slices with a start in common, and one that starts from the first of them."""
 
-    def one(name: str, ref: Path, n: int, seed: int, start: str, after: tuple[str, ...] = ()) -> Experiment:
+    def one(name: str, ref: Path, n: int, seed: int, start: str) -> Experiment:
         initial = out_dir / start
         train = TrainArgs(
             global_batch_size=4,
@@ -49,12 +49,12 @@ def experiments(inputs: Path, out_dir: Path, steps: int = 4, lr_warmup_steps: in
             seed=seed,
         )
         slicing = SliceArgs(str(ref), n=n, out_dir=initial)
-        return Experiment(name, name, slicing, training, after)
+        return Experiment(name, name, slicing, training)
 
     return [
         one("first", inputs / "ref", 2, 1, "start"),
         one("second", inputs / "ref", 2, 2, "start"),
-        one("third", out_dir / "first" / "final", 1, 1, "third-start", ("first",)),
+        one("third", out_dir / "first" / "final", 1, 1, "third-start"),
     ]
 
 
