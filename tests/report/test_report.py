@@ -279,7 +279,7 @@ def test_damaged_manifests_are_named(file, place, value, runs, tmp_path, capsys)
     assert not list((tmp_path / "page").glob("report.*"))
 
 
-@pytest.mark.parametrize("text", ["\0\0\0", '"'])
+@pytest.mark.parametrize("text", ["step,loss\n1,2\n", "step,tokens\n1," + "9" * 200_000 + "\n", "\0\0\0", '"'])
 def test_odd_metrics_are_one_line_or_a_report(text, runs, tmp_path, capsys):
     (copy_of(runs, tmp_path / "run") / "metrics.csv").write_text(text)
     assert main(["report", str(tmp_path / "run"), "--out_dir", str(tmp_path / "page")]) in (0, 2)
