@@ -13,7 +13,7 @@ from inheritune_lit.data.parquet import group_rows, open_parquet
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import open_regular, parse_json
+from inheritune_lit.io.reading import open_regular, parse_json, read_text
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
@@ -170,8 +170,8 @@ def parse_logiqa(path: Path) -> Rows:
 
     It has blocks of label, context, question and four options, a blank line between; others are a ``UserError``.
     """
-    rows = []
-    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())]
+    rows, text = [], read_text(path, "LogiQA's rows", "copy it again")
+    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", text.strip())]
     for number, lines in enumerate(blocks, start=1):
         if len(lines) != 7 or lines[0].strip() not in "abcd":
             raise UserError(f"{path}: block {number} is not label, context, question and four options; copy it again")

@@ -1,12 +1,12 @@
 """Suites: which tasks make a table, and what the paper's table says, read from YAML."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from inheritune_lit.errors import UserError, suggest
+from inheritune_lit.io.reading import read_yaml
+from inheritune_lit.io.records import to_record
 from inheritune_lit.resources import suites_dir
 
 FloorKind = Literal["auto", "constant", "chance", "none"]
@@ -70,11 +70,9 @@ def load_suite(name: str) -> Suite:
         hint = suggest(name, known, f"give one of {', '.join(known)}, or a YAML file")
         raise UserError(f"unknown suite {name!r}; {hint}")
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a suite: {' '.join(str(error).split())}") from error
-    if not isinstance(text, dict):
-        raise UserError(f"{path} is not a suite: it holds no fields; see {suites_dir() / 'quick.yaml'}")
+        text = read_yaml(path, "a suite", f"see {suites_dir() / 'quick.yaml'}")
+    except UserError as error:
+        raise UserError(f"{path} is not a suite: {error}") from error
     for key, kind, what in (("columns", Column, "column"), ("paper", PaperRow, "paper row")):
         rows = text.get(key) or []
         if not isinstance(rows, list):
@@ -111,24 +109,24 @@ def _checked(kind: type, values: Any, path: Path, what: str) -> Any:
 def _check(suite: Suite, path: Path) -> None:
     if not suite.columns:
         raise UserError(f"{path} is not a suite: it has no columns; see {suites_dir() / 'quick.yaml'}")
+    for column in suite.columns:
+        if column.floor not in get_args(FloorKind):
+            floors = ", ".join(get_args(FloorKind))
+            raise UserError(f"{path}: column {column.title!r} has floor {column.floor!r}; give one of {floors}")
+    to_record(asdict(suite), Suite, path, "a suite", f"see {suites_dir() / 'quick.yaml'}")
     titles = [column.title for column in suite.columns]
     shots: dict[str, int | None] = {}
     for column in suite.columns:
         where, shot = f"{path}: column {column.title!r}", column.num_fewshot
         if titles.count(column.title) > 1:
             raise UserError(f"{where} is there twice; give each a title of its own")
-        if not isinstance(column.task, str) or not isinstance(column.metric, str):
-            raise UserError(f"{where} has task {column.task!r} and metric {column.metric!r}; give names")
-        if column.floor not in get_args(FloorKind):
-            raise UserError(f"{where} has floor {column.floor!r}; give one of {', '.join(get_args(FloorKind))}")
-        if shot is not None and (not isinstance(shot, int) or shot < 0):
+        if shot is not None and shot < 0:
             raise UserError(f"{where} has num_fewshot {shot!r}; give 0 or more")
-        if column.random_init is not None and set(column.random_init) != {"value", "source"}:
+        initial = column.random_init
+        if initial is not None and not (set(initial) == {"value", "source"} and type(initial["value"]) in (int, float)):
             raise UserError(f"{where} has random_init {column.random_init!r}; give value and source")
         if shots.setdefault(column.task, shot) != shot:
             raise UserError(f"{path}: task {column.task!r} is there with different num_fewshot; give it one")
     for row in suite.paper:
-        if row.role not in get_args(Role):
-            raise UserError(f"{path}: {row.model} has role {row.role!r}; give one of {', '.join(get_args(Role))}")
         if unknown := [title for title in row.scores if title not in titles]:
             raise UserError(f"{path}: {row.model} has a score for {unknown[0]!r}, which is not a column")
