@@ -218,7 +218,7 @@ class LitLM(TemplateLM):
 
     def _request(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         if not continuation:
-            raise UserError("an answer of no tokens has no score; give it a text")
+            raise UserError("a continuation of 0 tokens has no score; give each answer a text")
         if len(continuation) > self.max_length:
             problem = f"a continuation of {len(continuation)} tokens cannot be scored by a model whose context is"
             raise UserError(f"{problem} {self.max_length}; leave its task out")

@@ -54,7 +54,7 @@ def test_a_continuation_that_merges_into_its_context_is_scored_alone(hf_checkpoi
 
 
 def test_an_answer_of_nothing_names_its_row(hf_checkpoint):
-    with pytest.raises(UserError, match=r"row 4: an answer of no tokens"):
+    with pytest.raises(UserError, match=r"row 4: a continuation of 0 tokens"):
         open_lm(hf_checkpoint).loglikelihood([request("a", "b", doc_id=0), request("a", "", doc_id=3)])
 
 
