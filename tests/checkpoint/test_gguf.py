@@ -227,7 +227,7 @@ REFUSED = {
     "tokenizer.ggml.model": {"tokenizer": {"model": "rwkv", "tokens": ["a", "b"]}},
     "tokenizer.ggml.eos_token_id": {"tokenizer": {"model": "gpt2", "tokens": ["a", "b"], "eos_token_id": 2}},
     "tokenizer.ggml.merges": {"tokenizer": {"model": "gpt2", "tokens": ["a", "b"], "merges": ["a c"]}},
-    "invalid enumerator": {"tokenizer": {"model": "llama", "tokens": ["a", "b"], "token_type": [1, 99]}},
+    "invalid enumerator": {"tokenizer": {"model": "llama", "tokens": ["a", "b", "c"], "token_type": [1, 1, 99]}},
     "tokenizer.ggml": {"tokenizer": {"model": "gpt2", "tokens": ["a", "a"]}},
     "blk.0.attn_q.bias": {"tensors": {f"blk.{layer}.attn_q.bias": [0.5] * 32 for layer in range(3)}},
     "model.layers.1.mlp.up_proj.weight": {"left_out": ["blk.1.ffn_up"]},
