@@ -142,9 +142,14 @@ def own_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
     """
     output, is_new = output or folder, not folder.is_dir()
     try:
-        lock = _take(folder, output)
+        with explain_full_disk(output):
+            lock = _take(folder, output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}; give another --out_dir") from error
+    except OutOfSpace:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         remove_leftovers(folder)
         yield
@@ -255,9 +260,10 @@ def _take(folder: Path, output: Path) -> TextIO:
         except OSError:
             pass  # a file system without locks: files and folders still appear whole
         if _is_file_at(file, folder / LOCK):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with suppress(OSError):  # a full disk; what is at work here finds out
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
             return file
         file.close()  # the holder has removed it since
 

@@ -113,7 +113,7 @@ class TrainingJob:
     @property
     def validation_flops(self) -> float | None:
         """FLOPs of all validations; None where neither recipe nor data tell how many samples each has."""
-        asked = self.eval.max_iters and self.eval.max_iters * self.train.micro_batch_size
+        asked = self.eval.count(self.train.micro_batch_size)
         there = None if self.val_tokens is None else self.val_tokens // self.block_size
         if asked is None and there is None:
             return None
