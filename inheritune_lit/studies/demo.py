@@ -143,7 +143,11 @@ def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     number_of = {"slice": 0, "random": 1, "reference": 2, "slice, untrained": 3}
     plotting.draw_level(losses, models["reference"].val_loss[0], "reference, trained")
     for name in ("slice", "random"):
-        tokens, values, stderrs = zip(*lit.read_validations(out_dir / name / lit.METRICS), strict=True)
+        run = lit.read_run(out_dir / name)
+        assert run is not None  # it was trained just now
+        tokens, values, stderrs = (
+            [row[key] for row in run.validations] for key in ("tokens", "val_loss", "val_stderr")
+        )
         plotting.draw_curve(losses, number_of[name], tokens, values, name, stderrs)
     losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
     plotting.engineering_ticks(losses.xaxis)
