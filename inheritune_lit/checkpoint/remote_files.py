@@ -153,7 +153,6 @@ class _Record:
     start: int
     end: int
     nbytes: int
-    stored: bool
 
 
 @dataclass(frozen=True)
@@ -197,11 +196,8 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
                 return None
             storages = [record for record in records if "/data/" in record.name]
             others = [record for record in records if "/data/" not in record.name]
-            if (
-                len(storages) > 1 << 8 * _NUMBER.size
-                or not all(record.stored for record in records)
-                or sum(record.end - record.start for record in others) > formats.MAX_HEADER_BYTES
-            ):
+            header_bytes = sum(record.end - record.start for record in others)
+            if len(storages) > 1 << 8 * _NUMBER.size or header_bytes > formats.MAX_HEADER_BYTES:
                 return None
             for record in others:
                 sparse.fetch(record.start, min(record.end, sparse.fetched_from))
@@ -217,7 +213,7 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
 
 
 def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
-    """Records in the order of their bytes; None where the file is not an archive."""
+    """Records in the order of their bytes; None where the file is not an archive, or a compressed one."""
     try:
         with zipfile.ZipFile(remote) as archive:
             infos, end = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
@@ -227,14 +223,12 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
             return None
         raise UserError(f"{file} is damaged ({error}); give another --ref") from error
     ends = [*(info.header_offset for info in infos[1:]), end]
-    records = [
-        _Record(info.filename, info.header_offset, stop, info.compress_size, info.compress_type == zipfile.ZIP_STORED)
-        for info, stop in zip(infos, ends, strict=True)
-    ]
+    placed = zip(infos, ends, strict=True)
+    records = [_Record(info.filename, info.header_offset, stop, info.compress_size) for info, stop in placed]
     fit = all(record.start + formats.ZIP_HEADER.size + record.nbytes <= record.end for record in records)
     if not records or records[0].start < 0 or end > remote.size or not fit:
         raise UserError(f"{file} is damaged: its directory names records that overlap; give another --ref")
-    return records
+    return records if all(info.compress_type == zipfile.ZIP_STORED for info in infos) else None
 
 
 def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> _RecordEntry | None:

@@ -36,13 +36,9 @@ def style(number: int) -> dict[str, Any]:
 
     The three go round with different periods: curves of the same colour differ in line style and marker.
     """
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": _LINES[number % len(_LINES)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 3.5,
-        "linewidth": 1.3,
-    }
+    choices = {"color": COLOURS, "linestyle": _LINES, "marker": _MARKERS}
+    look: dict[str, Any] = {name: values[number % len(values)] for name, values in choices.items()}
+    return look | {"markersize": 3.5, "linewidth": 1.3}
 
 
 def new_figure(
@@ -154,19 +150,11 @@ def label_ends(axes: Axes) -> None:
             continue
         x = np.asarray(line.get_xdata(), dtype=float)
         end = (float(x[shown[-1]]), float(y[shown[-1]]))
+        place = "data" if _is_data(line, axes) else axes.get_yaxis_transform()
+        look: dict[str, Any] = {"va": "center", "fontsize": _LABEL_SIZE, "annotation_clip": False, "gid": _END_LABEL}
         leader = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8, "linestyle": (0, (1, 2))}
-        axes.annotate(
-            label,
-            end,
-            (1.0, 0.5),
-            xycoords="data" if _is_data(line, axes) else axes.get_yaxis_transform(),
-            textcoords=beside,
-            va="center",
-            fontsize=_LABEL_SIZE,
-            annotation_clip=False,
-            arrowprops=leader | {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
-            gid=_END_LABEL,
-        )
+        leader |= {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
+        axes.annotate(label, end, (1.0, 0.5), xycoords=place, textcoords=beside, arrowprops=leader, **look)
 
 
 def save_png(figure: Figure, path: Path | None = None) -> bytes:

@@ -49,8 +49,9 @@ def init_recipe(args: InitArgs) -> InitResult:
     missing = [f"--{name}" for name in ("ref", "tokens", "gpu") if getattr(args, name) is None]
     if missing and not asks:
         raise UserError(f"{missing[0]} is missing; give it, or run this on a terminal to be asked")
-    ref = _ask(args.ref, "reference, see `inheritune references`", "openllama-3b", _known_reference)
-    depth = ModelSpec.of_reference(ref, None).config.n_layer
+    which = "reference, see `inheritune references`"
+    ref, whole = _ask(args.ref, which, "openllama-3b", lambda name: (name, ModelSpec.of_reference(name, None)))
+    depth = whole.config.n_layer
     half = str(max(1, depth // 2))
     n = str(args.n) if args.n is not None else None if asks else half
     question = f"layers to take, of {depth} (the paper takes half)"
@@ -76,11 +77,6 @@ def init_recipe(args: InitArgs) -> InitResult:
     make_folder(out_file.parent, out_file)
     replace_text(out_file, _recipe(plan, commands, checkpoint, packed, run))
     return InitResult(out_file, plan, commands)
-
-
-def _known_reference(ref: str) -> str:
-    ModelSpec.of_reference(ref, None)
-    return ref
 
 
 def _whole_number(text: str) -> int:

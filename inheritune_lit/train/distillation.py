@@ -45,12 +45,7 @@ class Teacher:
     gpt: Transformer
     name: str
     identity: dict[str, Any]
-    block_size: int
-
-    @property
-    def flops_per_token(self) -> float:
-        """FLOPs of its forward pass: a third of forward and backward."""
-        return flops_per_token(self.gpt.config, self.block_size) / 3
+    flops_per_token: float  # of its forward pass: a third of forward and backward
 
 
 def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> Teacher:
@@ -79,7 +74,7 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> T
         else:
             identity = {"source": resolved.source, "sha256": resolved.file_hashes()}
     gpt.max_seq_length = block_size
-    return Teacher(gpt, reference.name, identity, block_size)
+    return Teacher(gpt, reference.name, identity, flops_per_token(gpt.config, block_size) / 3)
 
 
 class TeacherLogits:

@@ -95,7 +95,7 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     return norm
 
 
-Groups = list[dict[str, Any]]
+Groups, Parameters = list[dict[str, Any]], list[torch.nn.Parameter]
 BUCKET_ELEMENTS = 1 << 27  # parameters whose fp32 gradients are in memory at a time: half a GB
 
 
@@ -110,17 +110,16 @@ class MasterWeights(torch.optim.Optimizer):
 
     def __init__(self, groups: Groups, build: Callable[[Groups], torch.optim.Optimizer]) -> None:
         super().__init__(groups, {})
-        self.buckets: list[tuple[dict[str, Any], list[torch.nn.Parameter], torch.optim.Optimizer]] = []
+        self.buckets: list[tuple[dict[str, Any], Parameters, Parameters, torch.optim.Optimizer]] = []
         for group in self.param_groups:
             for bucket in _split(group["params"]):
-                copies = [torch.nn.Parameter(parameter.detach().float().clone()) for parameter in bucket]
-                self.buckets.append((group, bucket, build([{**group, "params": copies}])))
+                masters = [torch.nn.Parameter(parameter.detach().float().clone()) for parameter in bucket]
+                self.buckets.append((group, bucket, masters, build([{**group, "params": masters}])))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # what it takes no closure for
         """One step of the inner optimizers on the copies, which are then rounded into the parameters."""
-        for group, bucket, inner in self.buckets:
-            masters = _masters(inner)
+        for group, bucket, masters, inner in self.buckets:
             inner.param_groups[0].update({**group, "params": masters})
             for parameter, master in zip(bucket, masters, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -131,30 +130,25 @@ class MasterWeights(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State and copies of every bucket."""
-        return {
-            "buckets": [
-                {"optimizer": inner.state_dict(), "masters": [master.detach() for master in _masters(inner)]}
-                for _, _, inner in self.buckets
-            ]
-        }
+        buckets = [
+            {"optimizer": inner.state_dict(), "masters": [master.detach() for master in masters]}
+            for _, _, masters, inner in self.buckets
+        ]
+        return {"buckets": buckets}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state over; the parameters become the rounded copies."""
-        for (_, bucket, inner), state in zip(self.buckets, state_dict["buckets"], strict=True):
+        for (_, bucket, masters, inner), state in zip(self.buckets, state_dict["buckets"], strict=True):
             inner.load_state_dict(state["optimizer"])
-            for parameter, master, saved in zip(bucket, _masters(inner), state["masters"], strict=True):
+            for parameter, master, saved in zip(bucket, masters, state["masters"], strict=True):
                 master.copy_(saved)
                 parameter.copy_(master)
 
 
-def _masters(inner: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return inner.param_groups[0]["params"]
-
-
-def _split(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+def _split(parameters: Parameters) -> Iterator[Parameters]:
     """Buckets of at most ``BUCKET_ELEMENTS``, or of one larger parameter."""
-    bucket: list[torch.nn.Parameter] = []
+    bucket: Parameters = []
     for parameter in parameters:
         if bucket and sum(each.numel() for each in (*bucket, parameter)) > BUCKET_ELEMENTS:
             yield bucket
@@ -251,8 +245,7 @@ def _parts(
     """Plain optimizers with their parameters' names in order, and the fp32 copies where they work on such."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     if isinstance(optimizer, MasterWeights):
-        for _, parameters, inner in optimizer.buckets:
-            yield [names[parameter] for parameter in parameters], inner, _masters(inner)
-        return
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    yield [names[parameter] for parameter in parameters], optimizer, []
+        for _, bucket, masters, inner in optimizer.buckets:
+            yield [names[each] for each in bucket], inner, masters
+    else:
+        yield [names[each] for group in optimizer.param_groups for each in group["params"]], optimizer, []
