@@ -134,8 +134,7 @@ class ExportResult:
 def export(args: ExportArgs) -> ExportResult:
     """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 
-    Raises:
-        UserError: the folder is not a checkpoint, its weights and configuration disagree, or ``out_dir`` is occupied.
+    No checkpoint, weights that disagree with their configuration, or an occupied ``out_dir`` are a ``UserError``.
     """
     checkpoint_dir, out_dir = args.checkpoint_dir, args.out_dir
     config = load_config(checkpoint_dir)

@@ -54,8 +54,7 @@ class Advice:
 def analyze(args: lit.AnalyzeArgs) -> lit.AnalysisResult:
     """Measure a model unless ``out_dir`` holds the same analysis; write page and figures, with advice if asked for.
 
-    Raises:
-        UserError: bad input; nothing is left behind.
+    Bad input is a ``UserError``, and nothing is left behind.
     """
     if not args.advise:
         return lit.analyze_model(args)

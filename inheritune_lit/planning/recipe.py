@@ -42,8 +42,7 @@ class InitResult:
 def init_recipe(args: InitArgs) -> InitResult:
     """Write a recipe; what is not given is asked for on a terminal, again after an answer that does not work.
 
-    Raises:
-        UserError: bad input, a model that fits the GPU in no way, or a file that is there already.
+    Bad input, a model that fits the GPU in no way, or a file that is there already is a ``UserError``.
     """
     asks = sys.stdin.isatty()
     missing = [f"--{name}" for name in ("ref", "tokens", "gpu") if getattr(args, name) is None]
@@ -51,10 +50,9 @@ def init_recipe(args: InitArgs) -> InitResult:
         raise UserError(f"{missing[0]} is missing; give it, or run this on a terminal to be asked")
     which = "reference, see `inheritune references`"
     ref, whole = _ask(args.ref, which, "openllama-3b", lambda name: (name, ModelSpec.of_reference(name, None)))
-    depth = whole.config.n_layer
-    half = str(max(1, depth // 2))
+    half = str(max(1, whole.config.n_layer // 2))
     n = str(args.n) if args.n is not None else None if asks else half
-    question = f"layers to take, of {depth} (the paper takes half)"
+    question = f"layers to take, of {whole.config.n_layer} (the paper takes half)"
     model = _ask(n, question, half, lambda text: ModelSpec.of_reference(ref, _whole_number(text)))
     tokens = _ask(args.tokens, "tokens to train on", "8B", parse_count)
     gpu = _ask(args.gpu, "GPU, such as a6000, a100-80gb or h100", "a6000", lambda name: lit.find_gpus(name)[0])
