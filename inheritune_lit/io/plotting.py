@@ -152,7 +152,12 @@ def label_ends(axes: Axes) -> None:
         end = (float(x[shown[-1]]), float(y[shown[-1]]))
         place = "data" if _is_data(line, axes) else axes.get_yaxis_transform()
         look: dict[str, Any] = {"va": "center", "fontsize": _LABEL_SIZE, "annotation_clip": False, "gid": _END_LABEL}
-        leader = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.8, "linestyle": (0, (1, 2))}
+        leader: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": line.get_color(),
+            "linewidth": 0.8,
+            "linestyle": (0, (1, 2)),
+        }
         leader |= {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
         axes.annotate(label, end, (1.0, 0.5), xycoords=place, textcoords=beside, arrowprops=leader, **look)
 

@@ -95,7 +95,8 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     return norm
 
 
-Groups, Parameters = list[dict[str, Any]], list[torch.nn.Parameter]
+Groups = list[dict[str, Any]]
+Parameters = list[torch.nn.Parameter]
 BUCKET_ELEMENTS = 1 << 27  # parameters whose fp32 gradients are in memory at a time: half a GB
 
 

@@ -231,8 +231,10 @@ class ResourceEstimate:
 
     def _memory(self, speed: SpeedArgs) -> StepMemory:
         size = (self.plan.parameters, self.args.train.micro_batch_size, self.plan.block_size)
-        how = (self.precision, speed, self.args.optimizer, self.kernels.loss, self.kernels.compiled)
-        return step_memory(self.config, *size, *how, self.shards, self.teacher)
+        loss, compiled, optimizer = self.kernels.loss, self.kernels.compiled, self.args.optimizer
+        return step_memory(
+            self.config, *size, self.precision, speed, optimizer, loss, compiled, self.shards, self.teacher
+        )
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
