@@ -268,12 +268,17 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([own, extra]).encode()).hexdigest() if extra else own
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer's files."""
+    return any(os.path.lexists(folder / name) for name in _FILES)
+
+
 def check_tokenizer(folder: Path, rows: int) -> None:
     """Refuses a folder whose tokenizer is damaged, contradicts itself, or does not fit a model of so many embeddings.
 
     A folder without a tokenizer is fine.
     """
-    if not any(os.path.lexists(folder / name) for name in _FILES):
+    if not has_tokenizer(folder):
         return
     tokenizer = Tokenizer(folder)
     for name, number in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):

@@ -113,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _refuse_other_kinds(metadata: Mapping[str, Any], path: Path) -> None:
     """Refuses files that are not a whole model."""
     if (count := metadata.get("split.count", 1)) not in (0, 1):
-        raise UserError(f"{path} is one of {count} files (split.count); merge them with llama-gguf-split --merge")
+        raise UserError(f"{path} is one of {count} files (split.count); merge them with llama-gguf-split")
     if (kind := metadata.get("general.type", "model")) != "model":
         raise UserError(f"{path} holds a {kind} (general.type), not a model; give the file of the model")
 

@@ -47,7 +47,7 @@ from inheritune_lit.references import (
     find_shape,
     unknown_reference,
 )
-from inheritune_lit.tokenizer import Tokenizer
+from inheritune_lit.tokenizer import Tokenizer, has_tokenizer
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -372,7 +372,11 @@ VOCABULARY = 50304
 
 
 def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
-    """A reference that only has a shape: no biases, tied head, attention divided by the layer's number."""
+    """A reference that only has a shape: no biases, tied head, attention divided by the layer's number.
+
+    BOS and EOS are those of the tokenizer that it is given, GPT-2's where there is none.
+    """
+    tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer(tokenizer_dir) else None
     hf: dict[str, Any] = {
         "model_type": "gpt2",
         "n_layer": shape.layers,
@@ -383,7 +387,8 @@ def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
         "initializer_range": 0.02,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         "scale_attn_by_inverse_layer_idx": True,
-        **dict.fromkeys(("bos_token_id", "eos_token_id"), 50256),
+        "bos_token_id": tokenizer.bos_id if tokenizer else 50256,
+        "eos_token_id": tokenizer.eos_id if tokenizer else 50256,
         "vocab_size": VOCABULARY,
         "tie_word_embeddings": True,
     }

@@ -35,7 +35,7 @@ class PlanArgs(CommandArgs):
     """GPU: rtx3090, rtx4090, l4, a10g, a100-40gb, a6000, l40s, a100-80gb, h100, h200 or b200, or this machine's cpu;
     the usual ones when not given."""
     teacher: str | None = None
-    """A teacher that runs along, as in ``inheritune pretrain --distill.teacher``; the recipe's when not given."""
+    """A teacher that runs along, as pretrain takes with --distill.teacher; the recipe's when not given."""
     devices: int = 1
     """GPUs that share the work."""
     micro_batch_size: int | None = None

@@ -30,7 +30,7 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
     commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     assert [command[0] for command in commands] == [
         *("plan", "plan", "init", "slice", "prepare", "pretrain", "teach", "eval", "export"),
-        *("analyze", "grow", "reproduce", "report", "references", "recipes"),
+        *("analyze", "grow", "ablate", "reproduce", "report", "references", "recipes"),
     ]
     for command in commands:
         assert main(command) == 0, (command, capsys.readouterr().err)

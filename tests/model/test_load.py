@@ -94,7 +94,7 @@ def _unknown_field(folder):
         (_wrong_depth, "3 layers.*missing, such as transformer.h.2"),
         (_too_shallow, "1 layers.*not of this model, such as transformer.h.1"),
         (_wrong_width, "has shape"),
-        (_unknown_field, "not a litgpt model configuration.*n_layers"),
+        (_unknown_field, "isn't a litgpt model configuration.*n_layers"),
     ],
 )
 def test_damaged_checkpoint_is_one_line(made, spoil, told):

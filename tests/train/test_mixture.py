@@ -182,7 +182,7 @@ def test_epochs_are_a_budget_of_tokens(checkpoint, mixed, tmp_path, capsys):
         ("{code: 1, wiki: -0.5}", "mixture.weights.wiki is -0.5; give 0 or more"),
         ("{code: .nan}", "mixture.weights.code is nan"),
         ("{code: 0, wiki: 0}", "mixture.weights are all 0"),
-        ("{}", "mixture.weights are all 0"),
+        ("{}", "mixture.weights is '{}'; give a mapping"),
         ("{code: 1, wiki: 0.00001}", "mixture.weights give wiki 1e-05 of the samples, less than one in 10,000"),
         ("{code: many}", "mixture.weights"),
         ("even", "mixture.weights"),
