@@ -269,7 +269,7 @@ def teach(args: TeachArgs) -> TeachResult:
         done = _begin(folder, settings, size)
         _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
         write_manifest(folder, _KIND, {"settings": settings})
-        (folder / _DONE).unlink()
+        (folder / _DONE).unlink(missing_ok=True)  # gone where the last call was killed after this
         (folder / LOCK).unlink()
         os.replace(folder, target)
     logger.info(f"wrote {args.out_dir}")
