@@ -95,6 +95,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_page(folder):
     finish(start(command("inheritune pretrain", 1, 1, "one")))
 
