@@ -9,12 +9,11 @@ import hashlib
 import logging
 import signal
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -55,6 +54,7 @@ from inheritune_lit.io.folders import OutOfSpace, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
+from inheritune_lit.io.signals import handle_signals
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
     if args.dry_run:
         return PrepareResult(args.out_dir)
     start = time.monotonic()
-    with _stop_at_once(), workdir.locked():
+    # SIGTERM raises ``SystemExit``, so that what is half-done is cleaned up.
+    with handle_signals(lambda number, frame: sys.exit(128 + number), signal.SIGTERM), workdir.locked():
         if find_packed_manifest(args.out_dir) != plan.packed_before:
             raise UserError(f"another process has written {args.out_dir} meanwhile; run the same command again")
         if plan.packed_before and not plan.sources:
@@ -194,18 +195,6 @@ def _write_on(executor: Executor, shards: Sequence[Shard], context: ShardContext
     finally:
         for future in futures:
             future.cancel()
-
-
-@contextmanager
-def _stop_at_once() -> Iterator[None]:
-    """While the block runs, SIGTERM raises ``SystemExit`` (143), so that what is half-done is cleaned up."""
-    main = threading.current_thread() is threading.main_thread()  # Python lets only this one handle signals
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number)) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:

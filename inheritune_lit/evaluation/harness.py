@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from inheritune_lit.evaluation.tables import results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.manifest import read_manifest
+from inheritune_lit.io.signals import handle_signals
 from inheritune_lit.model.devices import device_count, launch
 
 logger = logging.getLogger(__name__)
@@ -184,9 +184,6 @@ def _load(
 @contextmanager
 def _stop_at_once(args: EvaluateArgs, ranks: Ranks) -> Iterator[None]:
     """While the block runs, SIGTERM and Ctrl-C end it, after a line that says what is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread handle signals
-        return
     kept, own, stderr = args.out_dir or args.cache_dir, os.getpid(), sys.stderr
 
     def stop(number: int, frame: object) -> None:
@@ -199,9 +196,5 @@ def _stop_at_once(args: EvaluateArgs, ranks: Ranks) -> Iterator[None]:
                 logger.info(f"stopping; what is scored is in {kept}, the same command continues" if kept else "stopped")
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handle_signals(stop, signal.SIGTERM, signal.SIGINT):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

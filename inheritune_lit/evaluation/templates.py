@@ -2,7 +2,6 @@
 
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -11,6 +10,8 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, nodes
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from inheritune_lit.io.signals import handle_signals
 
 _LONGEST = 1 << 24
 """Characters or entries of what a template makes."""
@@ -97,20 +98,18 @@ def use_sandbox() -> None:
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
     """Raise ``TimeoutError`` in a block that takes longer; only the main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"it takes longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with handle_signals(stop, signal.SIGALRM) as handled:
+        if handled:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            if handled:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _bounded(function: Callable[..., Any], own: int = 1, name: str = "", subject: Any = None) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.signals import handle_signals
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.devices import device_count, has_compiler, launch
 from inheritune_lit.model.gpt import checkpoint_activations
@@ -44,9 +44,6 @@ def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signa
     the same kind stops the block where it is.
     """
     received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python lets only the main thread handle signals
-        return
 
     def note(number: int, frame: object) -> None:
         again = number in received
@@ -59,12 +56,8 @@ def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signa
             except RuntimeError:  # the signal came in the middle of another line
                 os.write(2, f"{doing()}; again to stop now\n".encode())
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handle_signals(note, signal.SIGTERM, signal.SIGINT):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strategy, precision: Precision) -> Fabric:
