@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from inheritune_lit.inherit.reference import resolve as resolve_reference
     from inheritune_lit.inherit.slice import slice_model
     from inheritune_lit.model.devices import USABLE as USABLE_GPU_MEMORY
+    from inheritune_lit.model.devices import on_first_rank
     from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
     from inheritune_lit.model.load import load_model
     from inheritune_lit.parsing import read_recipe
@@ -123,7 +124,7 @@ __all__ += ["compare_losses", "evaluate", "mean_loss", "reference_identity"]
 __all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of", "build_reference", "check_start"]
 __all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
 __all__ += ["slice_options", "student_config", "write_grown"]
-__all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model"]
+__all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model", "on_first_rank"]
 __all__ += ["InitArgs", "PlanArgs", "analyze", "init_recipe", "plan"]
 __all__ += ["ReportArgs", "make_report"]
 __all__ += ["AblateArgs", "DemoArgs", "GrowArgs", "ReproduceArgs", "ablate", "grow", "reproduce", "run_demo"]

@@ -27,7 +27,7 @@ from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.io.signals import handle_signals
-from inheritune_lit.model.devices import device_count, launch
+from inheritune_lit.model.devices import device_count, launch, on_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     if args.fetch_data is not None:
         return EvaluationResult({}, [], "", fetch_rows(args.fetch_data, suite))
     checkpoints = _checkpoints(args.checkpoint_dir or [], args.val_data)
-    ranks = Ranks.of(launch(device_count(args.devices, args.num_nodes), args.num_nodes))
+    fabric = launch(device_count(args.devices, args.num_nodes), args.num_nodes)
+    ranks = Ranks.of(fabric)
     settings = {
         "suite": suite.name if suite.columns else None,
         **{name: getattr(args, name) for name in ("limit", "num_fewshot", "dtype", "quantize", "bos")},
@@ -77,8 +78,8 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     folder = ResultFolder(args.out_dir, settings) if args.out_dir is not None else None
     with ExitStack() as stack:
         stack.enter_context(_stop_at_once(args, ranks))
-        if folder is not None and ranks.is_first:
-            stack.enter_context(folder.own())
+        if folder is not None:
+            stack.enter_context(on_first_rank(fabric, folder.own()))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="inheritune-eval-"))
         return _evaluate(suite, args, checkpoints, settings, folder, Path(scratch), ranks)
 

@@ -12,7 +12,6 @@ Require: reference model M_ref with k layers, data sets D_train and D_val, steps
 
 import logging
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,7 @@ def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
         if args.dry_run:
             return StudyResult()
         opened = resolved if resolved.reference.weights else resolved.open()
-        with own_folder(args.out_dir) if growing.first else nullcontext():
+        with lit.on_first_rank(growing.fabric, own_folder(args.out_dir)):
             growth, before = growing.begin(opened), None
             for one in growing.rounds:
                 if len(growth.rounds) < one.round:

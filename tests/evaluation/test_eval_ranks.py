@@ -10,6 +10,7 @@ import pytest
 
 from inheritune_lit.cli import main
 from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.io.folders import own_folder
 
 
 def _command(models: list[Path], rows_dir: Path, out_dir: Path, *more: str) -> list[str]:
@@ -44,6 +45,14 @@ def test_two_processes_write_the_results_of_one(two_models, rows_dir, tmp_path):
     assert one and one[0]
     for expected, found in zip(one, two, strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_processes_end_where_another_evaluation_has_the_folder(two_models, rows_dir, tmp_path):
+    command = _command(two_models, rows_dir, tmp_path / "out", "--devices", "2")
+    with own_folder(tmp_path / "out"):
+        words = [sys.executable, "-m", "inheritune_lit", *command]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("is at work on") == 1, done.stderr
 
 
 def test_cached_scores_are_not_computed_again(two_models, rows_dir, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """A study's folder has one writer: a second process is told who that is, and changes nothing."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +33,14 @@ def test_the_second_is_told_who_is_at_work(study, reference, packed, tmp_path, c
     errors = [line for line in capsys.readouterr().err.splitlines() if "inheritune: error" in line]
     assert len(errors) == 1 and f"process {os.getpid()} on " in errors[0], errors
     assert f"is at work on {out_dir}; wait for it" in errors[0]
+
+
+def test_all_processes_end_where_another_growth_has_the_folder(reference, packed, tmp_path):
+    words = f"grow --ref {reference} --data {packed} --out_dir {tmp_path}/out --n 2 --devices 2 {SMALL} --train.micro_batch_size 1"
+    with own_folder(tmp_path / "out"):
+        command = [sys.executable, "-m", "inheritune_lit", *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("is at work on") == 1, done.stderr
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"checkpoints": [{}]}', '{"checkpoints": 5}', "[" * 9999, ""])
