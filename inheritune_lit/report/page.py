@@ -20,7 +20,7 @@ from inheritune_lit.errors import UserError, printable
 from inheritune_lit.io.reading import open_regular, read_text
 from inheritune_lit.io.tables import markdown_table, plain
 from inheritune_lit.report.figures import Curve, draw_beside_paper, draw_layer_map, draw_loss_curves
-from inheritune_lit.report.recorded import Inherited, Recorded, read_inherited, read_recorded, short_names
+from inheritune_lit.report.recorded import Inherited, read_inherited, short_names
 
 KINDS = ("Growing", "Evaluation", "Analysis")
 """Kinds of pages, in the order of the report."""
@@ -41,7 +41,6 @@ def report_markdown(
 ) -> str:
     """Draws the figures into ``out_dir``, and returns the whole report as Markdown that belongs there; runs have the
     names that it gives them."""
-    recorded = {name: read_recorded(run.folder, run.manifest) for name, run in runs.items()}
     slices = {name: read_inherited(run) for name, run in runs.items()}
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     parts = ["# Report", f"Made on {made}. Losses are in nats per token, ± is one standard error."]
@@ -65,7 +64,7 @@ def report_markdown(
     for page in sorted(pages, key=lambda page: KINDS.index(page.kind)):
         parts += [f"## {page.kind}: {plain(titles[page.folder])}", *_page(page, out_dir)]
     if runs:
-        parts += ["## To do it again", *(_provenance(name, runs[name], recorded[name], slices[name]) for name in runs)]
+        parts += ["## To do it again", *(_provenance(name, runs[name], slices[name]) for name in runs)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,8 +133,8 @@ def _page(page: Page, base: Path) -> list[str]:
     return [re.sub(r"!\[([^\]]*)\]\(([^)]*)\)", image, shown).strip(), *loose]
 
 
-def _provenance(name: str, run: RunRecord, recorded: Recorded, slice: Inherited | None) -> str:
-    settings = recorded.settings
+def _provenance(name: str, run: RunRecord, slice: Inherited | None) -> str:
+    recorded, settings = run.recorded, run.recorded.settings
     facts = [f"started {recorded.created}"]
     facts.append(", ".join(f"{package} {version}" for package, version in recorded.versions.items()))
     facts.append(f"start weights SHA-256 {settings.initial_weights_sha256}")
@@ -145,13 +144,13 @@ def _provenance(name: str, run: RunRecord, recorded: Recorded, slice: Inherited 
     files = slice.reference.files or [] if slice else []
     facts += [f"source {file.path} SHA-256 {file.sha256}" for file in files if file.sha256]
     listed = "\n".join(f"- {plain(fact)}" for fact in facts)
-    commands = "\n".join(printable(command) for command in _commands(run, recorded, slice))
+    commands = "\n".join(printable(command) for command in _commands(run, slice))
     return f"### {plain(name)}\n\n{listed}\n\n```bash\n{commands}\n```"
 
 
-def _commands(run: RunRecord, recorded: Recorded, slice: Inherited | None) -> list[str]:
+def _commands(run: RunRecord, slice: Inherited | None) -> list[str]:
     """``inheritune slice`` and ``pretrain`` as they have to be called, without settings at their defaults."""
-    settings = recorded.settings
+    settings = run.recorded.settings
     initial = settings.initial_checkpoint_dir
     given: dict[str, Any] = {"initial_checkpoint_dir": initial, "data": settings.data, "out_dir": run.folder}
     given |= _changed("train", settings.train, TrainArgs)

@@ -1,9 +1,8 @@
-"""What a report takes from the manifests of runs and slices, which others may have written or damaged."""
+"""What a report takes from the manifests of slices, which others may have written or damaged, and names of runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from inheritune_lit import RunRecord
 from inheritune_lit.errors import UserError, printable
@@ -47,49 +46,15 @@ class Inherited:
     head: bool = False
 
 
-@dataclass(frozen=True)
-class _Settings:
-    initial_checkpoint_dir: str
-    data: str
-    train: dict[str, Any]
-    optimizer: dict[str, Any]
-    eval: dict[str, int | None]
-    mixture: dict[str, float] | str = "proportional"
-    precision: str | None = None
-    seed: int | None = None
-    documents: str | None = None
-    fp8: bool = False
-    distill: dict[str, Any] | None = None
-    initial_weights_sha256: str = "unknown"
-    data_sha256: str = "unknown"
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The manifest of a run."""
-
-    settings: _Settings
-    created: str = "unknown"
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-def read_recorded(folder: Path, manifest: dict[str, Any]) -> Recorded:
-    """Returns what a run was started with; a UserError where its manifest says nothing of the kind."""
-    return to_record(manifest, Recorded, folder, "a run", _REMEDY, others=True)
-
-
 def read_inherited(run: RunRecord) -> Inherited | None:
     """Returns the slice that a run goes back to over any number of runs, None where that is gone.
 
     Raises:
         UserError: its manifest is damaged.
     """
-    manifest: Any = run.parent
-    while isinstance(manifest, dict) and manifest.get("kind") != "slice":
-        manifest = manifest.get("parent")
-    if manifest is None:
+    if run.slice is None:
         return None
-    slice = to_record(manifest, Inherited, run.folder, "a run that goes back to a slice", _REMEDY, others=True)
+    slice = to_record(run.slice, Inherited, run.folder, "a run that goes back to a slice", _REMEDY, others=True)
     layers, depth = slice.layers, slice.reference.n_layer
     if layers is not None and (len(layers) != slice.n_layer or not all(0 <= layer < depth for layer in layers)):
         raise UserError(f"{run.folder} goes back to a slice of {depth} layers with layers {layers}; {_REMEDY}")

@@ -1,6 +1,5 @@
 """``inheritune report``: one page of runs, evaluations and analyses."""
 
-import csv
 import logging
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.report.args import ReportArgs
 from inheritune_lit.report.figures import Curve, paper_curves
 from inheritune_lit.report.page import Page, html_page, report_markdown
-from inheritune_lit.report.recorded import read_recorded, short_names
+from inheritune_lit.report.recorded import short_names
 
 PAGE, TEXT, KIND = "report.html", "report.md", "report"
 EVALUATION, ANALYSIS, GROWTH = "results.md", "analysis.md", "grow.md"
@@ -88,12 +87,10 @@ def collect(folders: list[Path]) -> list[RunRecord | Page]:
 
 def _read(folder: Path) -> Iterator[RunRecord | Page]:
     manifest = read_manifest(folder) or {}
-    if manifest.get("kind") == "run":
-        read_recorded(folder, manifest)
     if (folder / GROWTH).is_file():
         yield Page("Growing", folder, GROWTH)
         yield from _read_inner(folder)
-    elif run := _read_run(folder):
+    elif run := read_run(folder):
         yield run
         if (folder / "scores" / EVALUATION).is_file():
             yield Page("Evaluation", folder / "scores", EVALUATION)
@@ -101,18 +98,6 @@ def _read(folder: Path) -> Iterator[RunRecord | Page]:
         yield Page("Evaluation", folder, EVALUATION)
     elif (folder / ANALYSIS).is_file():
         yield Page("Analysis", folder, ANALYSIS)
-
-
-def _read_run(folder: Path) -> RunRecord | None:
-    try:
-        run = read_run(folder)
-        if run and not all("tokens" in row for row in run.rows):
-            raise UserError(f"{folder}: its metrics have rows without tokens; restore them, or leave the folder out")
-    except csv.Error as error:
-        raise UserError(
-            f"{folder}: its metrics are damaged ({error}); restore them, or leave the folder out"
-        ) from error
-    return run
 
 
 def _read_inner(folder: Path) -> Iterator[RunRecord | Page]:

@@ -20,7 +20,7 @@ from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.run_manifest import read_final, read_run_manifest
+from inheritune_lit.train.run_manifest import RunManifest, read_final, read_run_manifest
 from inheritune_lit.train.saving import saved_step, stopped_text
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
@@ -47,8 +47,8 @@ def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
 
     ``max_iters`` counts micro-batches, whose size may be another when a run is continued.
     """
-    manifest = read_run_manifest(run_dir)
-    recorded = manifest["settings"]["eval"] if manifest else {}
+    found = read_run_manifest(run_dir)
+    recorded: dict[str, Any] = found[1].settings.eval if found else {}
     if eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters"):
         return replace(eval, samples=recorded["samples"])
     return eval
@@ -129,20 +129,19 @@ def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] 
         UserError: the folder holds something else, or a run with other settings.
     """
     manifest = read_manifest(run_dir) if run_dir.is_dir() else None
-    started = manifest.get("settings") if manifest else None
     free = [*DATA_SETTINGS, "device", "total_steps", "eval.interval", "eval.max_iters"]
-    if manifest and manifest.get("kind") == "run" and isinstance(started, dict):
-        if not started.keys() >= set(DATA_SETTINGS):
+    if manifest and manifest.get("kind") == "run":
+        started = manifest.get("settings")
+        if isinstance(started, dict) and not started.keys() >= set(DATA_SETTINGS):
             raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
         read_run_manifest(run_dir)
+        assert isinstance(started, dict)  # or it was refused
         if started["initial_weights_sha256"] == settings["initial_weights_sha256"]:
             free.append("initial_checkpoint_dir")  # it may lie elsewhere now
         if "initial_config" not in started:
             free.append("initial_config")
         if started.get("total_steps") == settings["total_steps"]:
             free += _BUDGETS
-    elif manifest and manifest.get("kind") == "run":
-        read_run_manifest(run_dir)
     final = run_dir / FINAL
     more = f", or train {final} further as the --initial_checkpoint_dir of a new run" if final.is_dir() else ""
     return check_folder(run_dir, "run", settings, tuple(free), f"use the old value or give another --out_dir{more}")
@@ -233,6 +232,7 @@ class RunRecord:
     """A run of ``inheritune pretrain``, as its folder tells it.
 
     Attributes:
+        recorded: what it was started with, when, and by which versions.
         rows: of ``metrics.csv``; columns that were not measured at a step are left out.
         final: manifest of the trained checkpoint, None while there is none.
         parent: manifest of the checkpoint that the run started from, None where that is gone.
@@ -240,7 +240,7 @@ class RunRecord:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    recorded: RunManifest
     rows: list[dict[str, float]]
     final: dict[str, Any] | None
     parent: dict[str, Any] | None
@@ -250,11 +250,6 @@ class RunRecord:
     def name(self) -> str:
         """Name of the run folder."""
         return self.folder.resolve().name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run was started with."""
-        return self.manifest["settings"]
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -267,10 +262,10 @@ class RunRecord:
         return [(int(row["tokens"]), row["val_loss"]) for row in self.validations]
 
     @property
-    def slice(self) -> dict[str, Any] | None:
-        """Manifest of the slice that the run goes back to, over any number of runs."""
-        manifest = self.parent
-        while manifest is not None and manifest.get("kind") != "slice":
+    def slice(self) -> Any:
+        """Manifest of the slice that the run goes back to, over any number of runs, as it was recorded."""
+        manifest: Any = self.parent
+        while isinstance(manifest, dict) and manifest.get("kind") != "slice":
             manifest = manifest.get("parent")
         return manifest
 
@@ -279,7 +274,9 @@ class RunRecord:
         """FLOPs per token of training, a teacher's left out; None where the shape is not known."""
         if self.config is None:
             return None
-        return flops_per_token(self.config, self.settings["train"].get("max_seq_length") or self.config.block_size)
+        return flops_per_token(
+            self.config, self.recorded.settings.train.get("max_seq_length") or self.config.block_size
+        )
 
     def typical(self, column: str) -> float | None:
         """Median of a column, None where it was never measured."""
@@ -293,8 +290,8 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord | None:
     """Reads the folder of a run; None where it holds something else, a UserError where it is damaged."""
-    manifest = read_run_manifest(folder)
-    if manifest is None:
+    found = read_run_manifest(folder)
+    if found is None:
         return None
     rows = read_metrics(folder / METRICS)
     try:
@@ -303,7 +300,7 @@ def read_run(folder: Path) -> RunRecord | None:
             raise ValueError("a row has no number of tokens")
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
-    final, initial = read_final(folder), Path(manifest["settings"]["initial_checkpoint_dir"])
+    final, initial = read_final(folder), Path(found[1].settings.initial_checkpoint_dir)
     parent = final.get("parent") if final else read_manifest(initial)
     shape = next((path for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
-    return RunRecord(folder, manifest, numbers, final, parent, load_lit_config(shape) if shape is not None else None)
+    return RunRecord(folder, found[1], numbers, final, parent, load_lit_config(shape) if shape is not None else None)

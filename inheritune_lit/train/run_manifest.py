@@ -49,26 +49,44 @@ class _Eval:
     max_iters: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    initial_checkpoint_dir: str
-    initial_weights_sha256: str
+@dataclass(frozen=True)
+class _Numbers:
+    """Settings that are computed with."""
+
     train: _Train
     eval: _Eval
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run was started with, as far as it is read again; early versions recorded less of the data."""
+
+    initial_checkpoint_dir: str
+    initial_weights_sha256: str
+    data: str
+    data_sha256: str = "unknown"
+    documents: str | None = None
+    mixture: dict[str, float] | str = "proportional"
+    train: dict[str, Any]
+    eval: dict[str, int | None]
     optimizer: dict[str, Any]
     precision: str
     seed: int
+    fp8: bool = False
+    distill: dict[str, Any] | None = None
     total_steps: int = 0
     device: str = ""
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class RunManifest:
     """What is read of a run's ``inheritune.json``."""
 
-    settings: _Settings
+    settings: RunSettings
     data_changes: list[_Change] = field(default_factory=list)
     id: str | None = None
+    created: str = "unknown"
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,16 +100,17 @@ class _Final:
     parent: dict[str, Any] | None = None
 
 
-def read_run_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run, checked; None where the folder holds none, or something else's."""
+def read_run_manifest(folder: Path) -> tuple[dict[str, Any], RunManifest] | None:
+    """The manifest of a run as it is, and checked; None where the folder holds none, or something else's."""
     manifest = read_manifest(folder) if folder.is_dir() else None
-    if manifest is not None and manifest.get("kind") == "run":
-        path, what = folder / MANIFEST, "the manifest of a run"
-        to_record(manifest, _Manifest, path, what, _REMEDY, others=True)
-        if "domains" in manifest["settings"]:  # early versions recorded less of the data
-            to_record(manifest["settings"], _Data, path, what, _REMEDY, others=True)
-        return manifest
-    return None
+    if manifest is None or manifest.get("kind") != "run":
+        return None
+    about = (folder / MANIFEST, "the manifest of a run", _REMEDY, True)
+    checked = to_record(manifest, RunManifest, *about)
+    to_record(manifest["settings"], _Numbers, *about)
+    if "domains" in manifest["settings"]:
+        to_record(manifest["settings"], _Data, *about)
+    return manifest, checked
 
 
 def read_final(folder: Path) -> dict[str, Any] | None:

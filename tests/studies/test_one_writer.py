@@ -36,7 +36,8 @@ def test_the_second_is_told_who_is_at_work(study, reference, packed, tmp_path, c
 
 
 def test_all_processes_end_where_another_growth_has_the_folder(reference, packed, tmp_path):
-    words = f"grow --ref {reference} --data {packed} --out_dir {tmp_path}/out --n 2 --devices 2 {SMALL} --train.micro_batch_size 1"
+    more = f"{SMALL} --train.micro_batch_size 1 --devices 2"
+    words = f"grow --ref {reference} --data {packed} --out_dir {tmp_path}/out --n 2 {more}"
     with own_folder(tmp_path / "out"):
         command = [sys.executable, "-m", "inheritune_lit", *words.split()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
