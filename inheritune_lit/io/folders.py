@@ -64,7 +64,7 @@ def make_folder(folder: Path, output: Path) -> None:
 
 
 @contextmanager
-def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(out_dir: Path, replace: bool = False, keep: bool = False) -> Iterator[Path]:
     """Yield a staging folder beside ``out_dir`` that takes its name when the block ends without an error.
 
     The staging folder is on the same file system, so the rename is atomic. On any error, also Ctrl-C, it is removed and
@@ -74,31 +74,35 @@ def new_folder(out_dir: Path, replace: bool = False) -> Iterator[Path]:
         out_dir: the folder to be.
         replace: an older folder of this name stays until the new one is whole, and is removed then. A kill leaves the
             one or the other, if need be under a name that ``restore`` sets right.
+        keep: work that goes on for long is continued: what is in the staging folder stays there when the block ends
+            with an error, and for the next call.
 
     Raises:
         UserError: another process is making ``out_dir``, it holds something, before or after the work, or it cannot be
             written.
     """
-    (check_replaceable if replace else check_vacant)(out_dir)
+    check = check_replaceable if replace else check_vacant
+    check(out_dir)
     target = out_dir.resolve()  # the folder that a link leads to is replaced, not the link
     staging = target.with_name(_PARTIAL.format(target.name))
     with own_folder(staging, out_dir):
         try:
+            check(out_dir)  # another process may have finished it since
             for left in staging.iterdir():
-                if left.name != LOCK:
+                if left.name != LOCK and not keep:
                     remove(left)
             restore(target)
             yield staging
-            if not replace:
-                check_vacant(out_dir)
+            check(out_dir)
             if target.is_dir() and not replace:
                 with own_folder(target):  # removes what a killed writer left in it
                     pass
             (staging / LOCK).unlink()
             _rename(staging, target)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            restore(target)
+            if not keep:
+                shutil.rmtree(staging, ignore_errors=True)
+                restore(target)
             raise
 
 

@@ -20,7 +20,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.io.folders import LOCK, check_vacant, explain_full_disk, own_folder
+from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import read_record, to_record, write_record
@@ -262,16 +262,11 @@ def teach(args: TeachArgs) -> TeachResult:
     )
     if args.dry_run:
         return TeachResult(None, positions, size, flops)
-    target = args.out_dir.resolve()  # the folder that a link leads to is replaced, not the link
-    folder = target.with_name(f".{target.name}.partial")
-    with own_folder(folder, args.out_dir), explain_full_disk(args.out_dir):
-        check_vacant(args.out_dir)  # another process may have finished it
+    with explain_full_disk(args.out_dir), new_folder(args.out_dir, keep=True) as folder:
         done = _begin(folder, settings, size)
         _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
         write_manifest(folder, _KIND, {"settings": settings})
         (folder / _DONE).unlink(missing_ok=True)  # gone where the last call was killed after this
-        (folder / LOCK).unlink()
-        os.replace(folder, target)
     logger.info(f"wrote {args.out_dir}")
     return TeachResult(args.out_dir, positions, size, flops)
 

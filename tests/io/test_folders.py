@@ -132,6 +132,20 @@ def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch, kind):
         subprocess.run(["umount", "an out"], check=True)
 
 
+def test_long_work_is_continued_in_its_staging_folder(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), new_folder(out, keep=True) as staging:
+        (staging / "half").touch()
+        raise RuntimeError
+    assert listing(tmp_path) == [".out.partial", ".out.partial/half"]
+    with new_folder(out, keep=True) as staging:
+        (staging / "half").rename(staging / "whole")
+    assert listing(tmp_path) == ["out", "out/whole"]
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "other", keep=True):
+        raise RuntimeError
+    assert listing(tmp_path) == ["out", "out/whole"]
+
+
 def test_an_owner_takes_back_a_folder_into_which_nothing_came(tmp_path):
     with pytest.raises(RuntimeError), own_folder(tmp_path / "a" / "b"):
         raise RuntimeError
