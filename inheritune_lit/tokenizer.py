@@ -99,10 +99,7 @@ class Tokenizer:
             content = fields["content"]
             # transformers gives a new token the next id, and leaves one of the vocabulary where it is.
             if (real := known.get(content, self.vocab_size)) != number and not is_nameless(pieces, number):
-                raise UserError(
-                    f"{settings.folder}: {content!r} is id {number} in its JSON files, but {real} by {self.path.name}; "
-                    "correct the file that is wrong"
-                )
+                raise self._contradiction(content, number, real)
             known[content], self.vocab_size = number, max(self.vocab_size, number + 1)
             fields["special"] = fields.get("special", False) or content in settings.special
         # SentencePiece finds its user-defined symbols itself.
@@ -134,10 +131,7 @@ class Tokenizer:
         processor.add_tokens([AddedToken(**fields) for _, fields in sorted(settings.added.items())])
         for number, fields in {**stated, **settings.added}.items():
             if (real := processor.token_to_id(fields["content"])) != number:
-                raise UserError(
-                    f"{settings.folder}: {fields['content']!r} is id {number} in one of its JSON files, but {real} by "
-                    f"{self.path.name}; correct the file that is wrong"
-                )
+                raise self._contradiction(fields["content"], number, real)
         if (after := repr(processor.get_added_tokens_decoder())) != before:
             self._extra = [after]
         if self.path.name == "vocab.json":
@@ -161,6 +155,12 @@ class Tokenizer:
 
         self._encode = encode
         self._decode = lambda ids, skip: processor.decode(ids, skip_special_tokens=skip)
+
+    def _contradiction(self, content: str, stated: int, real: int | None) -> UserError:
+        return UserError(
+            f"{self._settings.folder}: {content!r} is id {stated} in one of its JSON files, but {real} by "
+            f"{self.path.name}; correct the file that is wrong"
+        )
 
     def _special_id(self, name: str, ids: Mapping[str, int], own: int) -> int | None:
         """Id of BOS or EOS: what the JSON files name, else the tokenizer's ``own``, else what the configurations say.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from inheritune_lit.checkpoint.config import load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.checkpoint.gguf_tokenizer import write_tokenizer
 from inheritune_lit.errors import UserError, first_line
@@ -85,7 +86,7 @@ def _convert(path: Path, folder: Path) -> None:
     config = _read_config(path)
     _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
     _write_model(path, config, tensors, folder)
-    hf = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+    hf = load_hf_config(folder) or {}
     _carry_over(metadata, architecture, hf, path)
     if scaling:
         if "rope_parameters" in hf:  # transformers 5; Gemma 3 has one for each kind of layer
@@ -94,7 +95,7 @@ def _convert(path: Path, folder: Path) -> None:
         else:
             hf["rope_scaling"] = scaling
     stated = {f"{key}_token_id": ids[name] for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
-    (folder / HF_CONFIG).write_text(json.dumps(hf | stated, indent=2) + "\n", encoding="utf-8")
+    save_hf_config(hf | stated, folder)
     (folder / GENERATION_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,13 @@ from torch.nn import functional as F
 
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.packed import PADDING, PackedDataset
+from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.inherit.reference import ResolvedReference
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.reading import read_json
+from inheritune_lit.io.records import to_record
 
 
 @dataclass(frozen=True)
@@ -201,11 +205,11 @@ def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
 
 def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:
     """The losses in a file, None where it is not there, damaged or of something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return BlockLosses(**content) if content.pop("of") == of else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    with suppress(UserError):
+        content = read_json(path)
+        if content.pop("of", None) == of:
+            return to_record(content, BlockLosses, path, "losses of samples")
+    return None
 
 
 Z = 1.645

@@ -60,7 +60,7 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
         problem, remedy = f"cannot get the rows of task {name!r} from the hub", "give --data_dir a folder that has them"
         if rows is not None:
             problem, remedy = f"the rows in {rows.folder} do not fit task {name!r}", "give the rows of its own data set"
-        reason = "row 1 has an empty choice" if str(error) == "string index out of range" else _told(error)
+        reason = "row 1 has an empty choice" if str(error) == "string index out of range" else told(error)
         raise UserError(f"{problem} ({reason}); {remedy}") from error
     if len(docs) == 0:
         raise UserError(f"task {name!r} has no rows in split {split}")
@@ -93,7 +93,7 @@ def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None
             text, target = task.doc_to_text(doc), task.doc_to_target(doc)
             choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
         except Exception as error:  # prompts are templates and code of lm-eval's
-            problem = f"is of the wrong shape for task {name!r} ({_told(error)})"
+            problem = f"is of the wrong shape for task {name!r} ({told(error)})"
             raise UserError(f"{row} {problem}; its columns are {', '.join(map(str, doc))}") from error
         # lm-eval looks at the first row to see whether there are several right answers.
         if callable(task.config.process_results):
@@ -206,7 +206,7 @@ def _rows(task: str, config: dict[str, Any], split: str) -> Any:
                 return datasets.load_dataset(path, name, split=split, revision="refs/convert/parquet")
     except Exception as error:  # the data library raises whatever its parts do
         raise UserError(
-            f"cannot fetch the {split} rows of task {task!r} ({path}): {_told(error)}; try again, or copy them by hand"
+            f"cannot fetch the {split} rows of task {task!r} ({path}): {told(error)}; try again, or copy them by hand"
         ) from error
 
 
@@ -215,6 +215,7 @@ def hidden_bars() -> redirect_stderr[TextIO]:
     return redirect_stderr(sys.stderr if sys.stderr.isatty() else io.StringIO())
 
 
-def _told(error: Exception) -> str:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"there is no {told}" if isinstance(error, KeyError) else told
+def told(error: Exception) -> str:
+    """What an error of lm-eval, the data library or a task's own code says, in a line of bounded length."""
+    message = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"there is no {message}" if isinstance(error, KeyError) else message

@@ -24,7 +24,7 @@ from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import bootstrap_stderr, word_perplexity
 from inheritune_lit.evaluation.held_out import BlockLosses, batch_losses, spread, summarize
 from inheritune_lit.evaluation.lit_lm import LitLM
-from inheritune_lit.evaluation.loading import LoadedTask, hidden_bars
+from inheritune_lit.evaluation.loading import LoadedTask, hidden_bars, told
 from inheritune_lit.evaluation.open_lm import open_lm
 from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.evaluation.result_folder import HELD_OUT, Record, ResultFolder
@@ -207,8 +207,9 @@ def explain_task(name: str) -> Iterator[None]:
             called = {each.f_code.co_name for each in frames[number + 1 : number + 3]}  # a decorator may stand between
             if "doc_id" in frame.f_locals and called & _OF_ONE_ROW:
                 row = f", row {frame.f_locals['doc_id'] + 1}"
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"task {name!r}{row}: lm-eval cannot score it ({told}); leave it out or fix it") from error
+        raise UserError(
+            f"task {name!r}{row}: lm-eval cannot score it ({told(error)}); leave it out or fix it"
+        ) from error
 
 
 def _scores(raw: Record, documents: dict[str, list[Any]], first: str, directions: Record) -> dict[str, Record]:

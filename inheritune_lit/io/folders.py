@@ -15,6 +15,8 @@ from inheritune_lit.errors import UserError
 LOCK = ".lock"
 """Name of the file that a folder's writer holds; it says who that is."""
 _PARTIAL, _OLD = ".{}.partial", ".{}.old"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that more space would have avoided."""
 
 
 class OutOfSpace(UserError):
@@ -199,7 +201,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         from_numpy = type(error) is OSError and error.errno is None  # array.tofile gives no number
-        if not from_numpy and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not from_numpy and error.errno not in FULL_DISK:
             raise
         reason = error.strerror or error
         raise OutOfSpace(f"cannot write {out_dir}: {reason}; free space or give another --out_dir") from error

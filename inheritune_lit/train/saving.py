@@ -1,6 +1,5 @@
 """What a run leaves on disk: the state to continue from, and its weights as litgpt checkpoints."""
 
-import errno
 import math
 import os
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from inheritune_lit.checkpoint.folder import CONFIG_FILES, FINAL, TOKENIZER_FILE
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import new_folder, remove, replace_file
+from inheritune_lit.io.folders import FULL_DISK, new_folder, remove, replace_file
 from inheritune_lit.io.machine import explain_machine
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.records import to_record
@@ -89,7 +88,7 @@ def writing(what: str, path: Path) -> Iterator[None]:
         reason = next((each for each in chain if isinstance(each, OSError) and each.errno is not None), None)
         if reason is None:
             raise
-        remedy = "make room" if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the disk"
+        remedy = "make room" if reason.errno in FULL_DISK else "check the disk"
         raise UserError(
             f"cannot save {what} to {path}: {reason.strerror}; {remedy}, then the same command continues from the last "
             "save"
