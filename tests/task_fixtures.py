@@ -8,6 +8,17 @@ import torch
 from tiny import make_checkpoint, write_jsonl
 
 SUBJECTS = ("virology", "anatomy")
+CHOICE = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{q}}"
+doc_to_choice: c
+doc_to_target: a
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+"""A task file with rows ``{"q", "c", "a"}`` beside it."""
 WORDS = ["heat", "the", "cell", "virus", "opens", "water", "a", "door", "with"]
 
 

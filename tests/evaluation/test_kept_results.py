@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_fixtures import opinionated
+from task_fixtures import CHOICE, opinionated
 from tiny import make_packed
 from transformers import AutoModelForCausalLM
 
@@ -25,16 +25,6 @@ from inheritune_lit.evaluation.result_folder import ResultFolder
 from inheritune_lit.evaluation.score_cache import SharedWork
 from inheritune_lit.io.folders import own_folder
 
-CHOICE = """task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{q}}"
-doc_to_choice: c
-doc_to_target: a
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
 SUMS = """task: sums
 dataset_path: json
 dataset_kwargs: {data_files: {test: rows.jsonl}}

@@ -5,22 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from task_fixtures import CHOICE
 
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.harness import evaluate
 
-TASK = """task: mine
-dataset_path: json
-dataset_kwargs: {data_files: {test: rows.jsonl}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{q}}"
-doc_to_choice: c
-doc_to_target: a
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
 FILES = "{data_files: {test: rows.jsonl}}"
 SHOTS = "num_fewshot: 2\nfewshot_config: {sampler: first_n, doc_to_text: '{{q}}?', samples: [SAMPLES]}\n"
 SAMPLES = "{q: x, c: [a, b], a: 0}, {q: y, c: [a, b], a: 1}"
@@ -33,10 +24,10 @@ def here(tmp_path) -> Path:
     rows = [{"q": f"the door {i}", "c": ["opens", "water"], "a": i % 2} for i in range(4)]
     for name in ("rows", "more", "part-1", "part-2"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "normal.yaml").write_text(TASK)
+    (folder / "normal.yaml").write_text(CHOICE)
     (folder / "helpers.py").write_text("open('ran', 'w')\ndef pick(doc):\n    return doc['c']\n")
     (tmp_path / "secret.jsonl").write_text((folder / "rows.jsonl").read_text())
-    (tmp_path / "secret.yaml").write_text(TASK)
+    (tmp_path / "secret.yaml").write_text(CHOICE)
     (folder / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
     return folder
 
@@ -57,11 +48,11 @@ def of_train(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "tasks", "rows"),
     [
-        (of_train(TASK.replace(FILES, "{data_files: rows.jsonl}")), ["mine"], 4),
-        (of_train(TASK.replace(FILES, "{data_files: [rows.jsonl, more.jsonl]}")), ["mine"], 8),
-        (TASK.replace("rows.jsonl", "[rows.jsonl, more.jsonl]"), ["mine"], 8),
-        (TASK.replace("rows.jsonl", "'part-*.jsonl'"), ["mine"], 8),
-        (TASK.replace("doc_to_choice: c", "doc_to_choice: {no: opens, yes: water}"), ["mine"], 4),
+        (of_train(CHOICE.replace(FILES, "{data_files: rows.jsonl}")), ["mine"], 4),
+        (of_train(CHOICE.replace(FILES, "{data_files: [rows.jsonl, more.jsonl]}")), ["mine"], 8),
+        (CHOICE.replace("rows.jsonl", "[rows.jsonl, more.jsonl]"), ["mine"], 8),
+        (CHOICE.replace("rows.jsonl", "'part-*.jsonl'"), ["mine"], 8),
+        (CHOICE.replace("doc_to_choice: c", "doc_to_choice: {no: opens, yes: water}"), ["mine"], 4),
         ("include: normal.yaml\ntask: other\n", ["other"], 4),
         ("include: [normal.yaml]\ntask: other\ndoc_to_text: 'Q: {{q}}'\n", ["other"], 4),
         ("group: both\ntask: [normal.yaml]\n", ["mine"], 4),
@@ -69,11 +60,11 @@ def of_train(text: str) -> str:
         ("group: both\ntask:\n  - task: mine\n    num_fewshot: 1\n", ["mine"], 4),
         ("group: both\ntask:\n  - group: inner\n    task: [mine]\n", ["mine"], 4),
         ("group: both\ntask:\n  - INLINE\n  - normal.yaml\n", ["both::inline", "mine"], 4),
-        (TASK + SHOTS.replace("SAMPLES", SAMPLES), ["mine"], 4),
+        (CHOICE + SHOTS.replace("SAMPLES", SAMPLES), ["mine"], 4),
     ],
 )
 def test_the_forms_of_lm_evals_guide_are_scored(two_models, here, text, tasks, rows):
-    inline = TASK.rstrip().replace("task: mine", "task: inline").replace("\n", "\n    ")
+    inline = CHOICE.rstrip().replace("task: mine", "task: inline").replace("\n", "\n    ")
     found = scored(two_models[0], written(here, text.replace("INLINE", inline)))
     assert list(found.tasks) == tasks
     assert found.tasks[tasks[0]]["acc"]["n"] == rows
@@ -82,35 +73,38 @@ def test_the_forms_of_lm_evals_guide_are_scored(two_models, here, text, tasks, r
 
 UNSAFE = '"{{ q.__class__ }}"'
 HOSTILE = {
-    "function": (TASK.replace("choice: c", "choice: !function helpers.pick"), "only lm-eval's own tasks"),
-    "object": (TASK.replace("choice: c", "choice: !!python/object/apply:os.system [touch ran]"), "can't be read"),
-    "class": (TASK + "class: helpers.Task\n", "no field 'class'"),
-    "text": (TASK.replace("{{q}}", "{{ cycler.__init__.__globals__.os.popen('touch ran') }}"), "unsafe"),
-    "choice": (TASK.replace("choice: c", "choice: \"{{ [lipsum.__globals__['os'].system('touch ran')] }}\""), "unsafe"),
-    "target": (TASK.replace("target: a", f"target: {UNSAFE}"), "unsafe"),
-    "description": (TASK + f"description: {UNSAFE}\n", "unsafe"),
-    "prefix": (TASK + f"gen_prefix: {UNSAFE}\n", "unsafe"),
-    "shots": (TASK + SHOTS.replace("SAMPLES", SAMPLES).replace("'{{q}}?'", UNSAFE), "unsafe"),
+    "function": (CHOICE.replace("choice: c", "choice: !function helpers.pick"), "only lm-eval's own tasks"),
+    "object": (CHOICE.replace("choice: c", "choice: !!python/object/apply:os.system [touch ran]"), "can't be read"),
+    "class": (CHOICE + "class: helpers.Task\n", "no field 'class'"),
+    "text": (CHOICE.replace("{{q}}", "{{ cycler.__init__.__globals__.os.popen('touch ran') }}"), "unsafe"),
+    "choice": (
+        CHOICE.replace("choice: c", "choice: \"{{ [lipsum.__globals__['os'].system('touch ran')] }}\""),
+        "unsafe",
+    ),
+    "target": (CHOICE.replace("target: a", f"target: {UNSAFE}"), "unsafe"),
+    "description": (CHOICE + f"description: {UNSAFE}\n", "unsafe"),
+    "prefix": (CHOICE + f"gen_prefix: {UNSAFE}\n", "unsafe"),
+    "shots": (CHOICE + SHOTS.replace("SAMPLES", SAMPLES).replace("'{{q}}?'", UNSAFE), "unsafe"),
     "group": (f"group: g\ndoc_to_text: {UNSAFE}\ntask: [normal.yaml]\n", "unsafe"),
     "inner group": (
         f"group: g\ntask:\n  - group: h\n    task:\n      - task: mine\n        doc_to_text: {UNSAFE}\n",
         "unsafe",
     ),
-    "memory": (TASK.replace("{{q}}", "{{ q * 10 ** 10 }}"), "more than"),
-    "name above": (TASK.replace("task: mine", "task: ../../evil"), "task name '../../evil'"),
-    "absolute name": (TASK.replace("task: mine", "task: /tmp/evil"), "task name"),
-    "name that is none": (TASK.replace("task: mine", "task: [mine]"), "no field `task`"),
+    "memory": (CHOICE.replace("{{q}}", "{{ q * 10 ** 10 }}"), "more than"),
+    "name above": (CHOICE.replace("task: mine", "task: ../../evil"), "task name '../../evil'"),
+    "absolute name": (CHOICE.replace("task: mine", "task: /tmp/evil"), "task name"),
+    "name that is none": (CHOICE.replace("task: mine", "task: [mine]"), "no field `task`"),
     "name in a group": ("group: g\ntask:\n  - task: ../evil\n    doc_to_text: x\n", "task name"),
-    "data above": (TASK.replace("rows.jsonl", "../secret.jsonl"), "leads out of its folder"),
-    "absolute data": (TASK.replace("rows.jsonl", "/etc/passwd"), "leads out of its folder"),
-    "data in a list": (TASK.replace("rows.jsonl", "[rows.jsonl, /etc/passwd]"), "leads out of its folder"),
-    "linked data": (TASK.replace("rows.jsonl", "link.jsonl"), "leads out of its folder"),
-    "linked pattern": (TASK.replace("rows.jsonl", "'l*.jsonl'"), "leads out of its folder"),
-    "remote data": (TASK.replace("rows.jsonl", "'https://127.0.0.1/rows.jsonl'"), "not beside it"),
-    "missing data": (TASK.replace("rows.jsonl", "none.jsonl"), "not beside it"),
-    "no data": (TASK.replace(FILES, ""), "without data_files"),
-    "data of numbers": (TASK.replace("rows.jsonl", "[1, 2]"), "give the name of a file"),
-    "arguments of text": (TASK.replace(FILES, "rows.jsonl"), "dataset_kwargs is"),
+    "data above": (CHOICE.replace("rows.jsonl", "../secret.jsonl"), "leads out of its folder"),
+    "absolute data": (CHOICE.replace("rows.jsonl", "/etc/passwd"), "leads out of its folder"),
+    "data in a list": (CHOICE.replace("rows.jsonl", "[rows.jsonl, /etc/passwd]"), "leads out of its folder"),
+    "linked data": (CHOICE.replace("rows.jsonl", "link.jsonl"), "leads out of its folder"),
+    "linked pattern": (CHOICE.replace("rows.jsonl", "'l*.jsonl'"), "leads out of its folder"),
+    "remote data": (CHOICE.replace("rows.jsonl", "'https://127.0.0.1/rows.jsonl'"), "not beside it"),
+    "missing data": (CHOICE.replace("rows.jsonl", "none.jsonl"), "not beside it"),
+    "no data": (CHOICE.replace(FILES, ""), "without data_files"),
+    "data of numbers": (CHOICE.replace("rows.jsonl", "[1, 2]"), "give the name of a file"),
+    "arguments of text": (CHOICE.replace(FILES, "rows.jsonl"), "dataset_kwargs is"),
     "include above": ("include: ../secret.yaml\ntask: other\n", "leads out of its folder"),
     "include of a system file": ("include: /etc/hostname\ntask: other\n", "leads out of its folder"),
     "include of itself": ("include: file.yaml\ntask: other\n", "includes itself"),
@@ -118,21 +112,21 @@ HOSTILE = {
     "group file above": ("group: g\ntask: [../secret.yaml]\n", "leads out of its folder"),
     "unknown member": ("group: g\ntask: [piqua]\n", "unknown task 'piqua'; did you mean piqa"),
     "member that is none": ("group: g\ntask: [[1]]\n", "has the member"),
-    "pickled rows": (TASK.replace("dataset_path: json", "dataset_path: pandas"), "could run code"),
-    "rows of a folder": (TASK.replace("dataset_path: json", "dataset_path: ../tasks"), "dataset_path '../tasks'"),
-    "a file as metric": (TASK.replace("metric: acc,", "metric: ./helpers.py,"), "not a metric of lm-eval's"),
-    "a hub metric": (TASK.replace("metric: acc,", "metric: acc, hf_evaluate: true,"), "not a metric of lm-eval's"),
-    "an unknown aggregation": (TASK.replace("aggregation: mean", "aggregation: meam"), "aggregation 'meam'"),
-    "a prompt file": (TASK + "use_prompt: '/etc/hostname.yaml:x'\n", "use_prompt"),
-    "a place to write": (TASK.replace("{data_files", "{storage_options: {}, data_files"), "storage_options"),
-    "many repeats": (TASK + "repeats: 1000000000\n", "repeats is"),
-    "many shots": (TASK + "num_fewshot: 1000000\n", "takes 1000000 examples"),
-    "fewer than none": (TASK + "num_fewshot: -1\n", "num_fewshot is -1"),
-    "an unknown field": (TASK + "doc_to_txt: x\n", "no field 'doc_to_txt'; did you mean doc_to_text"),
+    "pickled rows": (CHOICE.replace("dataset_path: json", "dataset_path: pandas"), "could run code"),
+    "rows of a folder": (CHOICE.replace("dataset_path: json", "dataset_path: ../tasks"), "dataset_path '../tasks'"),
+    "a file as metric": (CHOICE.replace("metric: acc,", "metric: ./helpers.py,"), "not a metric of lm-eval's"),
+    "a hub metric": (CHOICE.replace("metric: acc,", "metric: acc, hf_evaluate: true,"), "not a metric of lm-eval's"),
+    "an unknown aggregation": (CHOICE.replace("aggregation: mean", "aggregation: meam"), "aggregation 'meam'"),
+    "a prompt file": (CHOICE + "use_prompt: '/etc/hostname.yaml:x'\n", "use_prompt"),
+    "a place to write": (CHOICE.replace("{data_files", "{storage_options: {}, data_files"), "storage_options"),
+    "many repeats": (CHOICE + "repeats: 1000000000\n", "repeats is"),
+    "many shots": (CHOICE + "num_fewshot: 1000000\n", "takes 1000000 examples"),
+    "fewer than none": (CHOICE + "num_fewshot: -1\n", "num_fewshot is -1"),
+    "an unknown field": (CHOICE + "doc_to_txt: x\n", "no field 'doc_to_txt'; did you mean doc_to_text"),
     "aliases": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-        + TASK,
+        + CHOICE,
         "too many values",
     ),
     "no mapping": ("- task: mine\n", "can't be read as a task file"),
@@ -156,7 +150,7 @@ def test_a_pipe_is_no_task_file(two_models, here):
 
 
 def test_more_examples_than_rows_or_fewer_than_none(two_models, here, capsys):
-    file = written(here, TASK + "fewshot_split: test\n")
+    file = written(here, CHOICE + "fewshot_split: test\n")
     command = ["eval", str(two_models[0]), "--tasks", str(file), "--num_fewshot"]
     for shots in ("5", "4", "-1"):  # the row that is scored is no example
         assert main([*command, shots]) == 2
@@ -165,11 +159,11 @@ def test_more_examples_than_rows_or_fewer_than_none(two_models, here, capsys):
 
 
 def test_two_tasks_of_one_name_are_refused_and_two_files_of_one_name_are_not(two_models, here):
-    other = written(here / "below", TASK.replace("{{q}}", "Q: {{q}}"), "normal.yaml")
+    other = written(here / "below", CHOICE.replace("{{q}}", "Q: {{q}}"), "normal.yaml")
     (here / "below/rows.jsonl").write_text((here / "rows.jsonl").read_text())
     with pytest.raises(UserError, match="another has that name"):
         scored(two_models[0], here / "normal.yaml", other)
-    other.write_text(TASK.replace("task: mine", "task: other"))
+    other.write_text(CHOICE.replace("task: mine", "task: other"))
     assert len({cell.title for cell in scored(two_models[0], here / "normal.yaml", other).cells}) == 2
     with pytest.raises(UserError, match="called 'held_out'"):
-        scored(two_models[0], written(here, TASK.replace("task: mine", "task: held_out")))
+        scored(two_models[0], written(here, CHOICE.replace("task: mine", "task: held_out")))
