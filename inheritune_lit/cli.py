@@ -76,12 +76,10 @@ def main(args: list[str] | None = None) -> int:
         module, _, name = COMMANDS[command][1].partition(":")
         function = getattr(import_module(f"inheritune_lit.{module}"), name)
         text = str(function(arguments) if fields(arguments) else function())
-        if text and _rank() == 0:
+        torch = sys.modules.get("torch")  # of several processes that share a run, the first prints
+        if text and not (torch and torch.distributed.is_initialized() and torch.distributed.get_rank()):
             print(printable(text, keep="\n\t"))
         sys.stdout.flush()
-    except UserError as error:
-        print(f"inheritune: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("inheritune: interrupted", file=sys.stderr)
         return 130
@@ -89,18 +87,12 @@ def main(args: list[str] | None = None) -> int:
         # Python flushes stdout once more as it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, MemoryError, RuntimeError) as error:
-        if (message := explain_machine(error)) is None:
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if (message := str(error) if isinstance(error, UserError) else explain_machine(error)) is None:
             raise
         print(f"inheritune: error: {UserError(message)}", file=sys.stderr)
         return 2
     return 0
-
-
-def _rank() -> int:
-    """Number of this process among those of a run on several devices."""
-    torch = sys.modules.get("torch")
-    return torch.distributed.get_rank() if torch and torch.distributed.is_initialized() else 0
 
 
 class _StderrHandler(logging.Handler):

@@ -3,8 +3,9 @@
 import inspect
 import re
 from argparse import Action
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -114,13 +115,9 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
         else:
             spelled = f"--{name}{plus}={left.pop(0)}"
         (recipes if name == "config" else words).append(spelled)
-    return [*recipes, *words, *_other_budgets(words, flags)]
-
-
-def _other_budgets(words: list[str], flags: Mapping[str, Any]) -> list[str]:
-    """Where one budget is given as a flag, the others of a recipe or of the defaults count no more."""
-    given = [name for name in _BUDGETS if any(word.startswith(f"--{name}=") for word in words)]
-    return [f"--{name}=null" for name in _BUDGETS if name in flags and name not in given] if given else []
+    if given := {name for name in _BUDGETS if any(word.startswith(f"--{name}=") for word in words)}:
+        words += [f"--{name}=null" for name in _BUDGETS if name in flags and name not in given]
+    return [*recipes, *words]
 
 
 def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str, Any]:
@@ -128,7 +125,7 @@ def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str
 
     jsonargparse 4.41 takes anything for a group of flags, such as ``train``, and null for any flag: both are checked.
     """
-    parser = _Parser.of(command, kind)
+    parser = _parser_of(command, kind)
     groups = [name for name, of in get_type_hints(kind).items() if is_dataclass(of)]
     for path in (Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")):
         content = read_yaml(path, "a recipe") if path.is_file() else {}
@@ -138,7 +135,7 @@ def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str
     given = parser.parse_args(words)
     for name, of in flags_of(kind).items():
         if given.get(name, "") is None and type(None) not in kinds_of(of):
-            raise UserError(f"--{name} is null; give {_wanted_of(of)}; see `inheritune {command} --help`")
+            raise UserError(f"--{name} is null; give {_wanted(of)}; see `inheritune {command} --help`")
     parsed = parser.instantiate_classes(given)
     return {field.name: getattr(parsed, field.name) for field in fields(kind)}
 
@@ -163,24 +160,6 @@ class _Parser(ArgumentParser):
     command = "inheritune"
     kind: type[CommandArgs] | None = None
 
-    @classmethod
-    def of(cls, command: str, kind: type[CommandArgs]) -> "_Parser":
-        """The parser of one command."""
-        set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        set_loader("yaml", _load_value, (UserError,))
-        first = first_argument(kind)
-        usage = " ".join(filter(None, [f"inheritune {command}", first and first.upper(), "[--FLAG VALUE ...]"]))
-        program, description = f"inheritune {command}", inspect.getdoc(kind)
-        parser = cls(prog=program, usage=usage, description=description, formatter_class=_Formatter)
-        parser.command, parser.kind = command, kind
-        parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file of flags.")
-        parser.add_class_arguments(kind, as_group=False)
-        inherited = [param for of in kind.__mro__[:-1] for param in docstring_parser.parse_from_object(of).params]
-        help_of = {param.arg_name: param.description for param in inherited}
-        for action in parser._actions:  # jsonargparse reads the attribute docstrings of the class itself only
-            action.help = help_of.get(action.dest, action.help)
-        return parser
-
     def format_help(self) -> str:
         return super().format_help() + examples_of(self.command)
 
@@ -190,6 +169,27 @@ class _Parser(ArgumentParser):
         raise UserError(f"{format_error(message, flags)}; see `inheritune {command}--help`")
 
 
+def _new_parser(command: str, kind: type[CommandArgs]) -> _Parser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", _load_value, (UserError,))
+    first = first_argument(kind)
+    usage = " ".join(filter(None, [f"inheritune {command}", first and first.upper(), "[--FLAG VALUE ...]"]))
+    program, description = f"inheritune {command}", inspect.getdoc(kind)
+    parser = _Parser(prog=program, usage=usage, description=description, formatter_class=_Formatter)
+    parser.command, parser.kind = command, kind
+    parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file of flags.")
+    parser.add_class_arguments(kind, as_group=False)
+    inherited = [param for of in kind.__mro__[:-1] for param in docstring_parser.parse_from_object(of).params]
+    help_of = {param.arg_name: param.description for param in inherited}
+    for action in parser._actions:  # jsonargparse reads the attribute docstrings of the class itself only
+        action.help = help_of.get(action.dest, action.help)
+    return parser
+
+
+_parser_of: Callable[..., _Parser] = cache(_new_parser)
+"""The parser of a command, which takes longer to make than to use; one within ``_program`` is changed by that."""
+
+
 def _program(commands: Commands) -> _Parser:
     """The parser of the whole program, for its help and for shells that complete its words."""
     description = "Small base language models out of large ones."
@@ -197,7 +197,7 @@ def _program(commands: Commands) -> _Parser:
     subcommands = parser.add_subcommands(metavar="COMMAND")
     for name, kind in commands.items():
         summary = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
-        subcommands.add_subcommand(name, _Parser.of(name, kind), help=summary)
+        subcommands.add_subcommand(name, _new_parser(name, kind), help=summary)
     return parser
 
 
@@ -264,37 +264,33 @@ def check_choices(words: list[str], flags: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} is {value!r}; {_one_of(value, choices)}")
 
 
+_UNKNOWN_KEY = (
+    r"(?:Group '([^']+)' )?does not accept nested key '([^']+)'|Key '([^']+)' is not expected"
+    r"|^Unrecognized arguments: -*([^\s=]+)"
+)
+
+
 def format_error(message: str, flags: Mapping[str, Any]) -> str:
     """jsonargparse's message as one line that says what is wrong, the value seen, and what to give."""
-    if key := re.match(r'Parser key "([^"]+)":', message):
-        return _wrong_value(key[1], message, flags)
+    if (key := re.match(r'Parser key "([^"]+)":', message)) and key[1] in flags:
+        value = re.search(r"(?:Given|Got) value: (.*?)(?:\n|$)", message)
+        seen = f"is {value[1].strip()!r}" if value else "has a wrong value"
+        return f"--{key[1]} {seen}; give {_wanted(flags[key[1]])}"
     if key := re.search(r'Key "(?:[a-z]+\.)?([^"]+)" is required', message):
         return f"--{key[1]} is missing"
-    if key := re.search(r"Group '([^']+)' does not accept nested key '([^']+)'", message):
-        return _unknown_flag(f"{key[1]}.{key[2]}", flags)
-    if key := re.search(r"Key '([^']+)' is not expected|does not accept nested key '([^']+)'", message):
-        return _unknown_flag(key[1] or key[2], flags)
-    if key := re.match(r"Unrecognized arguments: -*([^\s=]+)", message):
-        return _unknown_flag(key[1], flags)
+    if key := re.search(_UNKNOWN_KEY, message):
+        return _unknown_flag(".".join(filter(None, key.groups())), flags)
     if key := re.match(r"argument (--[^:/]+)\S*: expected one argument", message):
         return f"{key[1]} needs a value"
     return " ".join(message.split())
 
 
-def _wrong_value(key: str, message: str, flags: Mapping[str, Any]) -> str:
-    value = re.search(r"(?:Given|Got) value: (.*?)(?:\n|$)", message)
-    seen = f" is {value[1].strip()!r}" if value else " has a wrong value"
-    return f"--{key}{seen}; give {_wanted_of(flags[key])}" if key in flags else " ".join(message.split())
-
-
-def _wanted_of(kind: Any) -> str:
-    return " or ".join(_wanted(part) for part in kinds_of(kind) if part is not type(None))
-
-
 def _wanted(kind: Any) -> str:
-    if words := choices_of(kind):
-        return f"one of {', '.join(words)}"
-    return _WORDS.get(get_origin(kind) or kind, "what its help says")
+    words = {part: choices_of(part) for part in kinds_of(kind) if part is not type(None)}
+    return " or ".join(
+        f"one of {', '.join(choices)}" if choices else _WORDS.get(get_origin(part) or part, "what its help says")
+        for part, choices in words.items()
+    )
 
 
 def _unknown_flag(name: str, flags: Mapping[str, Any]) -> str:

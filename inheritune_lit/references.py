@@ -82,12 +82,11 @@ def reference_table() -> str:
     """The named references and shapes as aligned text, one per line; no network is used."""
     rows = [("name", "layers", "width", "parameters", "size", "licence", "repository")]
     for each in (*REFERENCES, *SHAPES):
-        size, licence, repository = "", "", "none: --init random"
+        rest = ("", "", "none: --init random")
         if isinstance(each, Reference):
             size = f"{each.parameters * each.stored / 1e9:.2f} GB"
-            licence, repository = each.licence + ", gated" * each.gated, each.repository
-        parameters = f"{each.parameters:,}"
-        rows.append((each.name, str(each.layers), str(each.width), parameters, size, licence, repository))
+            rest = (size, each.licence + ", gated" * each.gated, each.repository)
+        rows.append((each.name, str(each.layers), str(each.width), f"{each.parameters:,}", *rest))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<>>>><<", widths, strict=True))
     return "\n".join(line.format(*row).rstrip() for row in rows)

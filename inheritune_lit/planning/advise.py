@@ -76,19 +76,14 @@ def advise(analysis: lit.Analysis, reference: lit.ReferenceModel, training: lit.
             f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has {depth}; analyze it again"
         )
     lens, lazy = analysis.layers["logit_lens_loss"], sorted(analysis.lazy.layers)
-    train = lit.TrainArgs(micro_batch_size=training.micro_batch_size)
-    depths = []
+    marks = {"paper's choice, k/2": [depth // 2], "all layers before the first lazy one": lazy[:1]}
+    marks["the reference"] = [depth]
+    train, depths = lit.TrainArgs(micro_batch_size=training.micro_batch_size), []
     for n in range(1, depth + 1):
         model = ModelSpec.of_slice(reference, reference.name, n)
         job = TrainingJob(model, training.max_tokens, block_size, train, mfu=training.mfu)
-        stderr = lens.std[n] / math.sqrt(settings["num_sequences"])
-        marks = {
-            "paper's choice, k/2": n == depth // 2,
-            "all layers before the first lazy one": n in lazy[:1],
-            "the reference": n == depth,
-        }
-        why = tuple(mark for mark, holds in marks.items() if holds)
-        lazy_below = sum(layer < n for layer in lazy)
+        why = tuple(mark for mark, places in marks.items() if n in places)
+        stderr, lazy_below = lens.std[n] / math.sqrt(settings["num_sequences"]), sum(layer < n for layer in lazy)
         depths.append(Depth(n, lens.mean[n], stderr, lazy_below, job, job.seconds(gpu) / 3600, why))
     return Advice(depths, settings["num_sequences"], settings["seq_length"], training)
 

@@ -29,22 +29,22 @@ class ModelSpec:
     tied: bool
 
     @classmethod
-    def of_slice(cls, reference: lit.ReferenceModel, ref: str, n: int) -> "ModelSpec":
-        """The first n layers of a reference; a ``UserError`` where it has fewer."""
+    def of_slice(cls, reference: lit.ReferenceModel, ref: str, n: int | None) -> "ModelSpec":
+        """The first n layers of a reference, all when None; a ``UserError`` where it has fewer."""
+        depth, config = reference.config.n_layer, reference.config
+        if n is None:
+            return cls(f"{ref}, all {depth} layers", config, reference.tied)
         config, _ = lit.student_config(reference, lit.SliceArgs(ref, n=n))
-        return cls(f"{ref}, first {n} of {reference.config.n_layer} layers", config, reference.tied)
+        return cls(f"{ref}, first {n} of {depth} layers", config, reference.tied)
 
     @classmethod
     def of_reference(cls, ref: str, n: int | None) -> "ModelSpec":
-        """A reference, or its first n layers; a ``UserError`` where there is no such reference, or it has fewer."""
+        """``of_slice`` of a reference by its name; where there is none of that name, a ``UserError``."""
         known = find_reference(ref)
-        reference = lit.reference_from_table(known) if known else None
-        if reference is None:
-            with lit.resolve_reference(ref) as located:
-                reference = located.reference
-        if n is None:
-            return cls(f"{ref}, all {reference.config.n_layer} layers", reference.config, reference.tied)
-        return cls.of_slice(reference, ref, n)
+        if known and (reference := lit.reference_from_table(known)):
+            return cls.of_slice(reference, ref, n)
+        with lit.resolve_reference(ref) as located:
+            return cls.of_slice(located.reference, ref, n)
 
     @classmethod
     def of_checkpoint(cls, checkpoint_dir: Path, recipe: str = "") -> "ModelSpec":
@@ -113,13 +113,11 @@ class TrainingJob:
     @property
     def validation_flops(self) -> float | None:
         """FLOPs of all validations; None where neither recipe nor data tell how many samples each has."""
-        asked = self.eval.count(self.train.micro_batch_size)
         there = None if self.val_tokens is None else self.val_tokens // self.block_size
-        if asked is None and there is None:
-            return None
-        samples = min(count for count in (asked, there) if count is not None)
+        counts = [count for count in (self.eval.count(self.train.micro_batch_size), there) if count is not None]
         steps = self.tokens // (self.train.global_batch_size * self.block_size)
-        return lit.flops_of_validation(self.model.config, self.eval, steps, self.block_size, samples)
+        samples = (self.model.config, self.eval, steps, self.block_size, min(counts, default=0))
+        return lit.flops_of_validation(*samples) if counts else None
 
     @property
     def teacher_flops(self) -> float:
@@ -138,36 +136,25 @@ class TrainingJob:
 
     def memory(self, micro_batch_size: int | None = None) -> lit.StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
-        config, parameters = self.model.config, self.model.parameters
-        batch = micro_batch_size or self.train.micro_batch_size
-        settings = (self.precision, self.speed, self.optimizer)
-        loss, held, tokens = "plain", 0, batch * self.block_size
+        batch, precision = micro_batch_size or self.train.micro_batch_size, self.precision
+        loss, held, model = "plain", 0, self.model
         if self.teacher:
-            held = lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, self.precision)
-            loss = "distilled"
-        return lit.step_memory(
-            config, parameters, batch, self.block_size, *settings, loss_kernel=loss, compiled=True, teacher=held
-        )
+            tokens = batch * self.block_size
+            loss, held = "distilled", lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, precision)
+        size, settings = (model.parameters, batch, self.block_size), (precision, self.speed, self.optimizer)
+        return lit.step_memory(model.config, *size, *settings, loss_kernel=loss, compiled=True, teacher=held)
 
     def seconds(self, gpu: lit.Gpu) -> float:
         """The run's duration on a kind of GPU."""
         rate = gpu.peak_flops * (self.mfu or lit.ASSUMED_MFU) * self.devices
         return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
 
-    def disk(self) -> "DiskSpace":
-        """Disk space of the run."""
+    def disk(self) -> tuple[int | None, int, int]:
+        """Bytes on the disk: of packed data, None where its tokens are not known; of the state to continue from, twice
+        while one replaces the other; of the final checkpoint and those that are kept."""
         width = 2 if self.model.config.padded_vocab_size <= 2**16 else 4
         data = None if self.unique_tokens is None else self.unique_tokens * width
-        return DiskSpace(data, *self.memory().kept_on_disk(self.train))
-
-
-@dataclass(frozen=True)
-class DiskSpace:
-    """Bytes on the disk."""
-
-    data: int | None  # packed tokens, where their number is known
-    state: int  # to continue from, twice while one replaces the other
-    checkpoints: int  # the final one and those that are kept
+        return data, *self.memory().kept_on_disk(self.train)
 
 
 @dataclass(frozen=True)
@@ -211,19 +198,11 @@ def this_cpu(precision: Precision) -> lit.Gpu:
     return lit.Gpu(CPU, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), max(rates))
 
 
-@dataclass(frozen=True)
-class TimeBudget:
-    """What fits into a time limit."""
-
-    mfu: float  # share of the peak that the whole job would need
-    tokens: int  # how many of the tokens fit
-    n_layer: int  # most layers with which all the tokens fit; 0 where not even one does
-
-
-def fit_time(job: TrainingJob, gpu: lit.Gpu, hours: float) -> TimeBudget:
-    """What fits into a time limit on a kind of GPU."""
+def fit_time(job: TrainingJob, gpu: lit.Gpu, hours: float) -> tuple[float, int, int]:
+    """What fits into a time limit on a kind of GPU: the share of the peak that the whole job would need, how many of
+    the tokens fit, and the most layers with which all of them do; 0 where not even one does."""
     limit, seconds = hours * 3600, job.seconds(gpu)
     depths = range(job.model.config.n_layer, 0, -1)
     fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
     share = seconds / limit
-    return TimeBudget(share * (job.mfu or lit.ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0))
+    return share * (job.mfu or lit.ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0)

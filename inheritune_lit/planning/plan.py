@@ -95,18 +95,17 @@ def plan(args: PlanArgs) -> Plan:
     tokens, unique, val_tokens = _tokens(args.tokens, train, settings.get("data"), block)
     if tokens < train.global_batch_size * block:
         raise UserError(f"--tokens {args.tokens or tokens} makes no step of {train.global_batch_size * block:,} tokens")
-    micro_batch = args.micro_batch_size or train.micro_batch_size
-    if train.global_batch_size % (micro_batch * args.devices):
+    train = replace(train, micro_batch_size=args.micro_batch_size or train.micro_batch_size)
+    if train.global_batch_size % (train.micro_batch_size * args.devices):
         raise UserError(
-            f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of {micro_batch} times "
-            f"{args.devices} devices; change --micro_batch_size or --devices"
+            f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of "
+            f"{train.micro_batch_size} times {args.devices} devices; change --micro_batch_size or --devices"
         )
-    train = replace(train, micro_batch_size=micro_batch)
     optimizer = replace(optimizer, name=args.optimizer or optimizer.name)
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
     precision = args.precision or settings.get("precision") or "bf16-mixed"
-    job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
-    job = replace(job, eval=settings.get("eval", lit.EvalArgs()), val_tokens=val_tokens, teacher=teacher)
+    how, eval = (train, optimizer, speed), settings.get("eval", lit.EvalArgs())
+    job = TrainingJob(model, tokens, block, *how, precision, args.mfu, args.devices, unique, eval, val_tokens, teacher)
     measured = None
     if args.measure:
         training = lit.TrainingArgs(train=train, optimizer=optimizer, speed=speed)
@@ -150,10 +149,8 @@ def _tokens(
     if asked is not None:
         budget = parse_count(asked)
         return budget, there or (budget // train.epochs if train.epochs else None), val
-    if train.max_tokens is not None:
-        return train.max_tokens, there, val
-    if train.max_steps is not None:
-        return train.max_steps * train.global_batch_size * block, there, val
+    if budget := train.max_tokens or (train.max_steps or 0) * train.global_batch_size * block:
+        return budget, there, val
     if train.epochs is None:
         raise UserError("no budget; give --tokens, such as 8B")
     if there is None:
@@ -162,18 +159,15 @@ def _tokens(
 
 
 def _flops_lines(job: TrainingJob) -> list[str]:
-    line, parts = f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all", list[str]()
-    if job.teacher:
-        parts.append(f"{job.teacher_flops / job.flops:.1%} for the teacher, {job.teacher.title}")
-    if job.validation_flops is None:
-        parts.append(f"validation besides, every {job.eval.interval:,} steps on the data's whole validation part")
-    else:
-        parts.append(f"{job.validation_flops / job.flops:.1%} for validation")
-    return [line, f"  {', '.join(parts)}"]
+    validation = f"validation besides, every {job.eval.interval:,} steps on the data's whole validation part"
+    if job.validation_flops is not None:
+        validation = f"{job.validation_flops / job.flops:.1%} for validation"
+    teacher = f"{job.teacher_flops / job.flops:.1%} for the teacher, {job.teacher.title}, " if job.teacher else ""
+    return [f"{job.flops_per_token / 1e9:.2f} GFLOP per token, {job.flops:.1e} in all", f"  {teacher}{validation}"]
 
 
 def _memory_and_disk(job: TrainingJob) -> list[str]:
-    memory, disk = job.memory(), job.disk()
+    memory, (data, state, checkpoints) = job.memory(), job.disk()
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -184,12 +178,12 @@ def _memory_and_disk(job: TrainingJob) -> list[str]:
         "teacher": memory.teacher,
     }
     how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
-    data = f"{_size(disk.data)} of packed data" if disk.data is not None else "packed data besides"
+    packed = f"{_size(data)} of packed data" if data is not None else "packed data besides"
     return [
         f"memory at a micro-batch of {job.train.micro_batch_size} ({how}): {_size(memory.total)}",
         "  " + ", ".join(f"{name} {_size(count)}" for name, count in parts.items() if count),
-        f"disk: {_size((disk.data or 0) + disk.state + disk.checkpoints)} ({data}, {_size(disk.state)} to continue "
-        f"from, {_size(disk.checkpoints)} of checkpoints; the raw text besides)",
+        f"disk: {_size((data or 0) + state + checkpoints)} ({packed}, {_size(state)} to continue from, "
+        f"{_size(checkpoints)} of checkpoints; the raw text besides)",
     ]
 
 
@@ -199,11 +193,10 @@ def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float
     for each in gpus:
         here = each.gpu.name == CPU
         cost = "-" if here else f"{each.hours * (price_per_hour or 0) * job.devices:,.0f}"
-        name, memory = "this CPU" if here else each.gpu.name, _size(each.gpu.memory)
-        row = [name, memory, _fits(job, each), str(each.dividing_micro_batch or "-")]
-        rows.append(row + ([_hours(each.hours), cost] if each.job else ["-", "-"]))
-    if price_per_hour is None:
-        rows = [row[:-1] for row in rows]
+        time = [_hours(each.hours), cost] if each.job else ["-", "-"]
+        name, fitting = "this CPU" if here else each.gpu.name, str(each.dividing_micro_batch or "-")
+        rows.append([name, _size(each.gpu.memory), _fits(job, each), fitting, *time])
+    rows = [row[:-1] if price_per_hour is None else row for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -211,22 +204,19 @@ def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float
 def _fits(job: TrainingJob, each: GpuFit) -> str:
     if each.job is None:
         return "does not fit"
-    extra = [" recomputing"] if each.job.recomputes and not job.recomputes else []
-    extra += [f" {each.job.optimizer.name}"] if each.job.optimizer.name != job.optimizer.name else []
-    return f"{each.micro_batch_size}{','.join(extra)}"
+    recomputing = " recomputing" * (each.job.recomputes and not job.recomputes)
+    optimizer = f" {each.job.optimizer.name}" * (each.job.optimizer.name != job.optimizer.name)
+    return f"{each.micro_batch_size}{','.join(filter(None, [recomputing, optimizer]))}"
 
 
 def _time_text(each: GpuFit, hours: float) -> str:
     name = each.gpu.name
-    if each.job is None:
-        return f"{name}: does not fit"
-    if each.hours <= hours:
-        return f"{name}: yes, {_hours(each.hours)} hours"
-    budget = fit_time(each.job, each.gpu, hours)
-    out_of_reach, within = f"out of reach, {budget.mfu:.1f} times", f"only at {budget.mfu:.0%} of"
-    layers = f", or all of them with {budget.n_layer} layer{'s' * (budget.n_layer > 1)}" if budget.n_layer else ""
-    reach = f"{out_of_reach if budget.mfu > 1 else within} the GPU's peak"
-    return f"{name}: {reach}; what fits: {budget.tokens / 1e9:.3g}B tokens{layers}"
+    if each.job is None or each.hours <= hours:
+        return f"{name}: yes, {_hours(each.hours)} hours" if each.job else f"{name}: does not fit"
+    mfu, tokens, n_layer = fit_time(each.job, each.gpu, hours)
+    reach = f"out of reach, {mfu:.1f} times" if mfu > 1 else f"only at {mfu:.0%} of"
+    layers = f", or all of them with {n_layer} layer{'s' * (n_layer > 1)}" if n_layer else ""
+    return f"{name}: {reach} the GPU's peak; what fits: {tokens / 1e9:.3g}B tokens{layers}"
 
 
 def _measured_text(job: TrainingJob, measured: lit.MeasuredSteps) -> str:
@@ -240,9 +230,7 @@ def _measured_text(job: TrainingJob, measured: lit.MeasuredSteps) -> str:
 
 
 def _hours(hours: float) -> str:
-    if hours < 0.1:
-        return "< 0.1"
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+    return "< 0.1" if hours < 0.1 else f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def _size(count: int) -> str:

@@ -69,11 +69,10 @@ def init_recipe(args: InitArgs) -> InitResult:
         ["pretrain", "--config", out_file],
         ["eval", "--checkpoint_dir", run / "final", "--suite", "paper-table5", "--out_dir", run / "scores"],
     ]
-    commands = tuple(
-        shlex.join(["inheritune", *map(str, each)]) for each in words if args.data is None or each[0] != "prepare"
-    )
+    words = [each for each in words if args.data is None or each[0] != "prepare"]
+    commands = tuple(shlex.join(["inheritune", *map(str, each)]) for each in words)
     make_folder(out_file.parent, out_file)
-    replace_text(out_file, _recipe(plan, commands, checkpoint, packed, run))
+    replace_text(out_file, _recipe(plan, commands, *(_quoted(path) for path in (checkpoint, packed, run))))
     return InitResult(out_file, plan, commands)
 
 
@@ -118,7 +117,7 @@ def _quoted(path: Path) -> str:
     return str(path) if re.fullmatch(r"[\w.-]*[A-Za-z][\w.-]*/[\w./-]+", str(path)) else json.dumps(str(path))
 
 
-def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, run: Path) -> str:
+def _recipe(plan: Plan, commands: Sequence[str], checkpoint: str, data: str, run: str) -> str:
     job, (fit,) = plan.job, plan.gpus
     calls = "\n".join(f"#   {command}" for command in commands)
     speed = "speed:\n  activation_checkpointing: true # or it does not fit: a third more computation\n"
@@ -127,9 +126,9 @@ def _recipe(plan: Plan, commands: Sequence[str], checkpoint: Path, data: Path, r
 {calls}
 # {plan.parameters:,} parameters, {job.flops:.1e} FLOPs: about {fit.hours:,.0f} hours at half of the
 # GPU's peak, {job.memory().total / 1e9:.0f} GB of {fit.gpu.memory / 1e9:.0f}.
-initial_checkpoint_dir: {_quoted(checkpoint)} # the slice
-data: {_quoted(data)} # packed with its tokenizer
-out_dir: {_quoted(run)} # the same command continues a stopped run
+initial_checkpoint_dir: {checkpoint} # the slice
+data: {data} # packed with its tokenizer
+out_dir: {run} # the same command continues a stopped run
 precision: {job.precision}
 seed: 1337
 train:
