@@ -44,12 +44,11 @@ def draw_loss_curves(runs: Mapping[str, RunRecord], path: Path) -> None:
     figure, panels = new_figure(3, size=(4.6, 4), sharey=True)
     for number, (name, run) in enumerate(runs.items()):
         rows, per_token = run.validations, run.flops_per_token
-        tokens, hours = [row["tokens"] for row in rows], [row.get("seconds", 0.0) / 3600 for row in rows]
-        losses, stderrs = [row["val_loss"] for row in rows], [row.get("val_stderr", 0.0) for row in rows]
-        draw_curve(panels[0], number, tokens, losses, name, stderrs)
-        if per_token is not None:
-            draw_curve(panels[1], number, [count * per_token for count in tokens], losses, name, stderrs)
-        draw_curve(panels[2], number, hours, losses, name, stderrs)
+        tokens, seconds, stderrs = ([row.get(key, 0.0) for row in rows] for key in ("tokens", "seconds", "val_stderr"))
+        losses, scales = [row["val_loss"] for row in rows], (1, per_token, 1 / 3600)
+        for axes, counts, scale in zip(panels, (tokens, tokens, seconds), scales, strict=True):
+            if scale is not None:
+                draw_curve(axes, number, [count * scale for count in counts], losses, name, stderrs)
     for axes, unit in zip(panels, ("tokens trained", "FLOPs", "hours of training"), strict=True):
         axes.set_xlabel(unit)
         axes.locator_params(axis="x", nbins=5)
@@ -83,10 +82,9 @@ def draw_layer_map(slice: Inherited, path: Path) -> None:
     """
     depth, layers, count = slice.reference.n_layer, slice.layers or [], slice.n_layer
     figure, (axes,) = new_figure(size=(min(13, 2 + 0.3 * max(depth, count)), 2.6))
-    embeddings, norm, head = slice.embeddings, slice.final_norm, slice.head
     for height, taken in ((1.0, [layer in layers for layer in range(depth)]), (0.0, [True] * count)):
-        boxes = [(-1.4, "emb", embeddings), *((place, str(place), each) for place, each in enumerate(taken))]
-        boxes += [(len(taken) + 0.1, "norm", norm), (len(taken) + 1.1, "head", head)]
+        boxes = [(-1.4, "emb", slice.embeddings), *((place, str(place), each) for place, each in enumerate(taken))]
+        boxes += [(len(taken) + 0.1, "norm", slice.final_norm), (len(taken) + 1.1, "head", slice.head)]
         for centre, name, inherited in boxes:
             half, colour = 0.5 if name == "emb" else 0.42, COLOURS[0] if inherited else "lightgray"
             axes.add_patch(Rectangle((centre - half, height - 0.22), 2 * half, 0.44, color=colour, alpha=0.75))

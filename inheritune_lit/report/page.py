@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import math
 import os
 import re
@@ -15,15 +16,15 @@ from urllib.parse import quote, unquote_to_bytes
 
 from markdown import Markdown
 
-from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, TrainArgs
+from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, SliceArgs, SpeedArgs, TrainArgs
 from inheritune_lit.errors import UserError, printable
 from inheritune_lit.io.reading import open_regular, read_text
 from inheritune_lit.io.tables import markdown_table, plain
 from inheritune_lit.report.figures import Curve, draw_beside_paper, draw_layer_map, draw_loss_curves
 from inheritune_lit.report.recorded import Inherited, read_inherited, short_names
 
-KINDS = ("Growing", "Evaluation", "Analysis")
-"""Kinds of pages, in the order of the report."""
+PAGES = {"Growing": "grow.md", "Evaluation": "results.md", "Analysis": "analysis.md"}
+"""Pages that other commands leave in their folders, by their kinds in the order of the report."""
 _MOST_DRAWN, _MOST_BYTES = 256, 64 << 20  # layers of a map, bytes of a figure
 
 
@@ -33,7 +34,6 @@ class Page:
 
     kind: str
     folder: Path
-    file: str
 
 
 def report_markdown(
@@ -61,7 +61,7 @@ def report_markdown(
             draw_layer_map(slice, out_dir / f"layers-{number}.png")
             parts.append(f"![Layers of {plain(name)}](layers-{number}.png)")
     titles = dict(zip((page.folder for page in pages), short_names([page.folder for page in pages]), strict=True))
-    for page in sorted(pages, key=lambda page: KINDS.index(page.kind)):
+    for page in sorted(pages, key=lambda page: list(PAGES).index(page.kind)):
         parts += [f"## {page.kind}: {plain(titles[page.folder])}", *_page(page, out_dir)]
     if runs:
         parts += ["## To do it again", *(_provenance(name, runs[name], slices[name]) for name in runs)]
@@ -119,7 +119,7 @@ def _sentence(slice: Inherited) -> str:
 
 def _page(page: Page, base: Path) -> list[str]:
     """The page with its headings below this report's, and the figures that lie beside it."""
-    text = read_text(page.folder / page.file, "a page", "make it again, or leave the folder out")
+    text = read_text(page.folder / PAGES[page.kind], "a page", "make it again, or leave the folder out")
     folder, targets = page.folder.resolve(), dict[str, str]()
     for figure in sorted(page.folder.glob("*.png")):
         if figure.resolve().parent == folder:  # a link may lead anywhere
@@ -151,26 +151,20 @@ def _provenance(name: str, run: RunRecord, slice: Inherited | None) -> str:
 def _commands(run: RunRecord, slice: Inherited | None) -> list[str]:
     """``inheritune slice`` and ``pretrain`` as they have to be called, without settings at their defaults."""
     settings = run.recorded.settings
-    initial = settings.initial_checkpoint_dir
-    given: dict[str, Any] = {"initial_checkpoint_dir": initial, "data": settings.data, "out_dir": run.folder}
-    given |= _changed("train", settings.train, TrainArgs)
-    given |= _changed("optimizer", settings.optimizer, OptimizerArgs)
-    if distill := settings.distill:
-        # What the teacher is was recorded, not where it was.
-        source = "teacher" if "teacher" in distill else "teacher_logits"
-        changed = _changed("distill", distill, DistillArgs).items()
-        given |= {name: value for name, value in changed if not name.startswith("distill.teacher")}
-        given[f"distill.{source}"] = source.upper()
-    given |= _changed("eval", {"interval": settings.eval.get("interval", EvalArgs.interval)}, EvalArgs)
+    initial, distill = settings.initial_checkpoint_dir, settings.distill or {}
     # A run's micro-batch is not recorded: any that divides its batch gives the same.
     size = math.gcd(settings.train.get("global_batch_size", 1), TrainArgs.micro_batch_size)
-    given |= _changed("train", {"micro_batch_size": size}, TrainArgs)
-    if (samples := settings.eval.get("samples")) is not None:
-        given["eval.samples"] = samples
+    given: dict[str, Any] = {"initial_checkpoint_dir": initial, "data": settings.data, "out_dir": run.folder}
+    given |= _changed("train.", settings.train | {"micro_batch_size": size}, TrainArgs)
+    given |= _changed("optimizer.", settings.optimizer, OptimizerArgs)
+    if distill:  # what the teacher is was recorded, not where it was
+        source = "teacher" if "teacher" in distill else "teacher_logits"
+        own = {name: value for name, value in distill.items() if not name.startswith("teacher")}
+        given |= _changed("distill.", own, DistillArgs) | {f"distill.{source}": source.upper()}
+    own = {name: settings.eval[name] for name in ("interval", "samples") if name in settings.eval}
+    given |= _changed("eval.", own, EvalArgs) | _changed("speed.", {"fp8": settings.fp8}, SpeedArgs)
     shared = {name: getattr(settings, name) for name in ("precision", "seed", "documents")}
     given |= {name: value for name, value in shared.items() if value is not None}
-    if settings.fp8:
-        given["speed.fp8"] = True
     if isinstance(settings.mixture, dict):
         given["mixture.weights"] = settings.mixture
     direct = run.parent is not None and run.parent.get("kind") == "slice"
@@ -179,32 +173,23 @@ def _commands(run: RunRecord, slice: Inherited | None) -> list[str]:
 
 def _slice_command(slice: Inherited, out_dir: str) -> str:
     layers, n = slice.layers, slice.n_layer
-    given: dict[str, Any] = {"ref": slice.reference.source}
-    if layers is None or layers == list(range(n)) or slice.init in ("stack", "hybrid-stack"):
-        given["n"] = n
-    else:
-        given["layers"] = ",".join(map(str, layers))
-    if slice.init != "inherit":
-        given["init"] = slice.init
-    if slice.parts not in (None, ["attn", "mlp", "norm"]):
-        given["parts"] = ",".join(slice.parts or [])
-    given |= {name: False for name in ("embeddings", "final_norm", "head") if not getattr(slice, name)}
-    return _command("slice", {**given, "seed": slice.seed, "out_dir": out_dir})
+    by_number = layers is None or layers == list(range(n)) or slice.init in ("stack", "hybrid-stack")
+    given = {"ref": slice.reference.source} | ({"n": n} if by_number else {"layers": ",".join(map(str, layers or []))})
+    recorded = {name: getattr(slice, name) for name in ("init", "embeddings", "final_norm", "head")}
+    if slice.parts is not None:
+        recorded["parts"] = ",".join(slice.parts)
+    return _command("slice", {**given, **_changed("", recorded, SliceArgs), "seed": slice.seed, "out_dir": out_dir})
 
 
 def _changed(group: str, settings: dict[str, Any], kind: type) -> dict[str, Any]:
     """Flags of a group for the settings that are not its defaults."""
     defaults = {field.name: field.default for field in fields(kind)}
-    return {f"{group}.{key}": value for key, value in settings.items() if value != defaults.get(key, value)}
+    return {f"{group}{key}": value for key, value in settings.items() if value != defaults.get(key, value)}
 
 
 def _command(name: str, given: dict[str, Any]) -> str:
-    words = {True: "true", False: "false", None: "null"}
-    flags = (
-        f"--{flag} {shlex.quote(words[value] if value is None or isinstance(value, bool) else str(value))}"
-        for flag, value in given.items()
-    )
-    return f"inheritune {name} {' '.join(flags)}"
+    words = {flag: json.dumps(value) if isinstance(value, bool | None) else str(value) for flag, value in given.items()}
+    return f"inheritune {name} {' '.join(f'--{flag} {shlex.quote(word)}' for flag, word in words.items())}"
 
 
 _STYLE = """

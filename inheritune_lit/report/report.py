@@ -12,12 +12,10 @@ from inheritune_lit.io.folders import check_vacant, is_leftover, own_folder, rep
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.report.args import ReportArgs
 from inheritune_lit.report.figures import Curve, paper_curves
-from inheritune_lit.report.page import Page, html_page, report_markdown
+from inheritune_lit.report.page import PAGES, Page, html_page, report_markdown
 from inheritune_lit.report.recorded import short_names
 
 PAGE, TEXT, KIND = "report.html", "report.md", "report"
-EVALUATION, ANALYSIS, GROWTH = "results.md", "analysis.md", "grow.md"
-"""Pages that other commands leave in their folders."""
 logger = logging.getLogger(__name__)
 
 
@@ -37,21 +35,16 @@ def make_report(args: ReportArgs) -> ReportResult:
     Raises:
         UserError: nothing to report, or ``out_dir`` holds something else.
     """
-    official, out_dir = paper_curves(args.paper_curves or []), args.out_dir
-    found = collect(args.runs)
+    official, out_dir, found = paper_curves(args.paper_curves or []), args.out_dir, collect(args.runs)
     _check_own(out_dir)
     with own_folder(out_dir):
         if read_manifest(out_dir) is None:
             write_manifest(out_dir, KIND, {})
-        while args.watch is not None:
-            running = {name: run for name, run in _runs(found).items() if run.final is None}
-            if not running:
-                break
+        while args.watch and (running := {name: run for name, run in _runs(found).items() if run.final is None}):
             _write(found, official, out_dir, args.watch)
-            steps = (
-                f"{name} at step {int(run.rows[-1]['step']) if run.rows else 0:,}" for name, run in running.items()
-            )
-            logger.info("%s: %s", out_dir / PAGE, ", ".join(steps))
+            steps = {name: int(run.rows[-1]["step"]) if run.rows else 0 for name, run in running.items()}
+            words = ", ".join(f"{name} at step {step:,}" for name, step in steps.items())
+            logger.info("%s: %s", out_dir / PAGE, words)
             time.sleep(args.watch)
             found = collect(args.runs)
         _write(found, official, out_dir, None)
@@ -62,9 +55,11 @@ def _check_own(out_dir: Path) -> None:
     """Refuses a folder that holds something else; a report that was stopped before its end has its manifest."""
     if not out_dir.is_dir():
         check_vacant(out_dir)
-        return
-    own = (out_dir / TEXT).is_file() or (read_manifest(out_dir) or {}).get("kind") == KIND
-    if not own and any(not is_leftover(path) for path in out_dir.iterdir()):
+    elif not (
+        (out_dir / TEXT).is_file()
+        or (read_manifest(out_dir) or {}).get("kind") == KIND
+        or all(map(is_leftover, out_dir.iterdir()))
+    ):
         raise UserError(f"{out_dir} holds something other than a report; give another --out_dir")
 
 
@@ -86,18 +81,18 @@ def collect(folders: list[Path]) -> list[RunRecord | Page]:
 
 
 def _read(folder: Path) -> Iterator[RunRecord | Page]:
-    manifest = read_manifest(folder) or {}
-    if (folder / GROWTH).is_file():
-        yield Page("Growing", folder, GROWTH)
+    pages = {kind: Page(kind, folder) for kind, file in PAGES.items() if (folder / file).is_file()}
+    if "Growing" in pages:
+        yield pages["Growing"]
         yield from _read_inner(folder)
     elif run := read_run(folder):
         yield run
-        if (folder / "scores" / EVALUATION).is_file():
-            yield Page("Evaluation", folder / "scores", EVALUATION)
-    elif manifest.get("kind") == "evaluation" and (folder / EVALUATION).is_file():
-        yield Page("Evaluation", folder, EVALUATION)
-    elif (folder / ANALYSIS).is_file():
-        yield Page("Analysis", folder, ANALYSIS)
+        if (folder / "scores" / PAGES["Evaluation"]).is_file():
+            yield Page("Evaluation", folder / "scores")
+    elif "Evaluation" in pages and (read_manifest(folder) or {}).get("kind") == "evaluation":
+        yield pages["Evaluation"]
+    elif "Analysis" in pages:
+        yield pages["Analysis"]
 
 
 def _read_inner(folder: Path) -> Iterator[RunRecord | Page]:
