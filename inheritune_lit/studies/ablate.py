@@ -12,7 +12,7 @@ import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import own_folder, replace_text
 from inheritune_lit.io.manifest import installed_versions, read_manifest
-from inheritune_lit.io.plotting import COLOURS, engineering_ticks, label_ends, new_figure, save_png
+from inheritune_lit.io.plotting import COLOURS, label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies import runner
@@ -82,17 +82,16 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
 
 def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | None:
     """The analysis that criteria need: the given one, or one that is made here unless this is a dry run."""
-    if args.analysis is not None:
-        analysis = lit.load_analysis(args.analysis)
-        if analysis.model.n_layer != depth:
-            found = f"{analysis.model.name} with {analysis.model.n_layer} layers"
-            raise UserError(f"--analysis {args.analysis} is of {found}; the reference has {depth}: give its own")
-        return analysis
-    if args.dry_run or not set(args.criteria).intersection(_MEASURED):
-        return None
-    folder = args.out_dir / "analysis"
-    runner.analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
-    return lit.load_analysis(folder)
+    folder = args.analysis or args.out_dir / "analysis"
+    if args.analysis is None:
+        if args.dry_run or not set(args.criteria).intersection(_MEASURED):
+            return None
+        runner.analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
+    analysis = lit.load_analysis(folder)
+    if analysis.model.n_layer != depth:
+        found = f"{analysis.model.name} with {analysis.model.n_layer} layers"
+        raise UserError(f"--analysis {folder} is of {found}; the reference has {depth}: give its own")
+    return analysis
 
 
 def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analysis | None = None) -> list[int] | None:
@@ -212,7 +211,6 @@ def _draw(record: AblationRecord, path: Path) -> None:
     difference.margins(y=0.1)
     difference.axhline(0, color="0.4", lw=0.8)
     difference.set(ylabel="nats per token, linear below 0.01", title=f"Minus {first}, seed by seed")
-    engineering_ticks(curves.xaxis)
-    curves.set(xlabel="tokens trained", ylabel="held-out loss, mean over seeds", title="While training")
+    curves.set(ylabel="held-out loss, mean over seeds", title="While training")
     label_ends(curves)
     save_png(figure, path)

@@ -108,28 +108,22 @@ class _Growing(rounds.GrowthPlan):
 
     def train(self, one: rounds.Round, start: Path, before: Path | None) -> lit.RunResult:
         """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
-        seconds = self._seconds_left()
-        if seconds is not None and seconds <= 0:
-            self.log(f"--train.max_time is over before round {one.round}; the same command continues")
-            return lit.RunResult(None)
-        changes = {"seed": self.args.seed + one.round - 1, "train": replace(self.args.train, max_time=seconds)}
-        training = training_of(self.args, start, self.out_dir / one.folder, **changes)
-        keep = self.args.optimizer_state == "keep"
-        return lit.pretrain(
-            training, initial_optimizer=before / lit.OPTIMIZER if keep and before else None, keep_optimizer=keep
-        )
-
-    def _seconds_left(self) -> float | None:
-        """What is left of ``train.max_time``, which is for the whole call; the same on every rank, so that all stop."""
-        limit = self.args.train.max_time
-        return None if limit is None else self.fabric.broadcast(limit - (time.monotonic() - self.started))
+        args, seconds = self.args, self.args.train.max_time  # for the whole call
+        if seconds is not None:  # what is left of it, the same on every rank, so that all stop
+            seconds = self.fabric.broadcast(seconds - (time.monotonic() - self.started))
+            if seconds <= 0:
+                self.log(f"--train.max_time is over before round {one.round}; the same command continues")
+                return lit.RunResult(None)
+        changes = {"seed": args.seed + one.round - 1, "train": replace(args.train, max_time=seconds)}
+        training, keep = training_of(args, start, self.out_dir / one.folder, **changes), args.optimizer_state == "keep"
+        moments = before / lit.OPTIMIZER if keep and before else None
+        return lit.pretrain(training, initial_optimizer=moments, keep_optimizer=keep)
 
     def compare(self, one: rounds.Round) -> None:
         """Measures a trained model on D_val, compares it with the reference, and records the round."""
-        folder = self.out_dir / one.folder
-        final = folder / lit.FINAL
+        path, final = self.out_dir / one.folder / "val_losses.json", self.out_dir / one.folder / lit.FINAL
         identity, load = {"sha256": sha256_file(final / lit.WEIGHTS)}, partial(lit.load_model, final)
-        losses = self.evaluator.measure(folder / "val_losses.json", identity, f"measure {one.folder}", load)
+        losses = self.evaluator.measure(path, identity, f"measure {one.folder}", load)
         comparison = lit.compare_losses(losses, self.reference_losses, self.args.margin)
         stderr = lit.mean_loss(losses.losses, losses.targets)[1]
         self.growth.rounds.append(rounds.GrownRound(**asdict(one), **asdict(comparison), loss_stderr=stderr))

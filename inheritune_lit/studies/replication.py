@@ -11,7 +11,7 @@ from typing import Any
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import is_leftover, own_folder, replace_text
-from inheritune_lit.io.plotting import engineering_ticks, label_ends, new_figure, save_png, zoom_in
+from inheritune_lit.io.plotting import label_ends, new_figure, save_png, zoom_in
 from inheritune_lit.io.records import read_record, write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies import runner
@@ -120,15 +120,14 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
     late = range(scale.n_layer - 2 - (n - len(alternate)), scale.n_layer - 2)
     teacher_layers = ",".join(map(str, [*alternate, *late][:n]))
 
-    def folder(name: str) -> Path:
-        return out_dir / "runs" / f"{name}-s{seed}"
-
     def model(
         name: str, title: str, *groups: str, of: str = "reference", steps: int = T, distill: Any = None, **slicing: Any
     ) -> runner.Experiment:
         """A model that starts from a slice of another one, or with random weights where ``of`` is empty."""
-        initial, teacher = folder(f"{name}-start"), str(folder("reference") / "final")
-        ref, options = (folder(of) / "final", slicing) if of else (out_dir / "shape", {"init": "random", **slicing})
+        folder, initial, source, teacher = (
+            out_dir / "runs" / f"{each}-s{seed}" for each in (name, f"{name}-start", of, "reference")
+        )
+        ref, options = (source / "final", slicing) if of else (out_dir / "shape", {"init": "random", **slicing})
         train = lit.TrainArgs(
             global_batch_size=scale.batch,
             micro_batch_size=scale.batch,
@@ -142,16 +141,16 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
         training = lit.PretrainArgs(
             initial,
             out_dir / "data",
-            folder(name),
+            folder,
             train=train,
             eval=lit.EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
             optimizer=lit.OptimizerArgs(lr=scale.lr),
-            distill=lit.DistillArgs(teacher=teacher, kind=distill) if distill else lit.DistillArgs(),
+            distill=lit.DistillArgs(str(teacher / "final"), kind=distill) if distill else lit.DistillArgs(),
             precision="32-true",
             seed=seed,
         )
         start = lit.SliceArgs(str(ref), out_dir=initial, seed=seed, **options)
-        return runner.Experiment(folder(name).name, title, start, training, groups)
+        return runner.Experiment(folder.name, title, start, training, groups)
 
     return [
         model("reference", "reference", TABLE_1, of="", n=scale.n_layer),
@@ -187,9 +186,8 @@ def _choose(grid: list[runner.Experiment], only: list[str] | None) -> set[str]:
         if name not in names:
             raise UserError(f"--only {name} is not a model of the grid; give some of {', '.join(names)}")
     chosen = set(names if only is None else only)
-    for one in reversed(grid):
-        if _model(one.name) in chosen:
-            chosen.update(_model(other.name) for other in grid if one.needs(other))
+    for name, one in reversed(list(zip(names, grid, strict=True))):
+        chosen |= {_model(other.name) for other in grid if name in chosen and one.needs(other)}
     return chosen
 
 
@@ -220,12 +218,13 @@ def _write_shape(folder: Path, text: str, scale: Scale) -> None:
 def _check_same(out_dir: Path, scale: Scale) -> None:
     """Refuses a folder that was started at another size."""
     path, what = out_dir / "scale.json", "the sizes of a replication"
-    if not path.is_file():
-        if any(not is_leftover(each) for each in out_dir.iterdir()):
-            raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
+    if path.is_file():
+        if read_record(path, Scale, what, "give another --out_dir") != scale:
+            raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
+    elif all(map(is_leftover, out_dir.iterdir())):
         write_record(path, scale)
-    elif read_record(path, Scale, what, "give another --out_dir") != scale:
-        raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
+    else:
+        raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
 
 
 def _gather(source: list[Path], folder: Path) -> str:
@@ -278,10 +277,9 @@ def _table(models: dict[str, list[runner.ExperimentResult]]) -> str:
     for title, runs in models.items():
         run, summary = runs[0], runner.summarize(runs, ours)
         sizes = [f"{value:,}" for value in (run.n_layer, run.n_embd, run.parameters, run.steps, run.tokens, len(runs))]
-        noise, gap = summary.stderr if math.isnan(summary.std) else summary.std, ""
-        if runs is not ours and summary.paired:
-            spread = "" if math.isnan(summary.difference_std) else f" ± {summary.difference_std:.3f}"
-            gap = f"{summary.difference:+.3f}{spread}"
+        noise = summary.stderr if math.isnan(summary.std) else summary.std
+        spread = "" if math.isnan(summary.difference_std) else f" ± {summary.difference_std:.3f}"
+        gap = f"{summary.difference:+.3f}{spread}" if runs is not ours and summary.paired else ""
         rows.append([title, *sizes, f"{summary.loss:.3f} ± {noise:.3f}", gap])
     header = ["model", "layers", "width", "parameters", "steps", "tokens", "seeds", "held-out loss"]
     return markdown_table([*header, f"minus {ours[0].title}'s"], rows)
@@ -292,8 +290,7 @@ def _draw(path: Path, models: dict[str, list[runner.ExperimentResult]]) -> None:
     for axes, title in ((whole, "From the start"), (end, "Towards the end")):
         for number, runs in enumerate(models.values()):
             runner.draw_mean_curve(axes, number, runs)
-        axes.set(xlabel="tokens trained", title=title)
-        engineering_ticks(axes.xaxis)
+        axes.set_title(title)
     whole.set_ylabel("held-out loss (nats per token)")
     lengths = [runs[0].tokens for runs in models.values()]
     # The last part decides, and is flat beside the first.

@@ -53,12 +53,17 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
             f"--max_layers is {limit}; the start has {first} layers and the reference {depth}, beyond which there is "
             f"nothing to grow: give {first} to {depth}"
         )
-    listed, layers = _listed_layers(args.new_layers, depth), list(start)
+    own, layers, listed = args.new_layers == "own", list(start), list(range(first, depth))  # "next"
+    if args.new_layers not in ("next", "own"):
+        try:
+            listed = lit.parse_layers(args.new_layers, depth)
+        except UserError as error:
+            # The syntax is that of `inheritune slice`, whose flag has another name.
+            message = str(error).replace("--layers", "--new_layers", 1)
+            raise UserError(f"{message}; or next, or own") from error
     every = [layers]
     while len(layers) + count <= limit:
-        new = layers[-count:] if args.new_layers == "own" else listed[len(layers) - first :][:count]
-        if args.new_layers == "next":
-            new = list(range(len(layers), len(layers) + count))
+        new = layers[-count:] if own else listed[len(layers) - first :][:count]
         if len(new) < count:
             break
         layers = layers + new
@@ -67,7 +72,7 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
         end = f"--max_layers {limit}" if limit < depth else f"the reference's {depth} layers"
         if args.new_layers not in ("next", "own") and len(listed) < count:
             end = f"--new_layers {args.new_layers}, which are {len(listed)}"
-        elif args.new_layers == "own" and limit == depth:
+        elif own and limit == depth:
             end = f"its own layers or the reference's {depth}"
         raise UserError(
             f"--grow_by {count} on {first} layers grows past {end}; give a smaller --grow_by, a smaller start, or "
@@ -77,18 +82,6 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
         Round(number, f"round-{number:02}-{len(layers)}l", len(layers), layers, count if number > 1 else 0)
         for number, layers in enumerate(every, start=1)
     ]
-
-
-def _listed_layers(new_layers: str, depth: int) -> list[int]:
-    """The reference's layers that are listed, to be taken in turn."""
-    if new_layers in ("next", "own"):
-        return []
-    try:
-        return lit.parse_layers(new_layers, depth)
-    except UserError as error:
-        # The syntax is that of `inheritune slice`, whose flag has another name.
-        message = str(error).replace("--layers", "--new_layers", 1)
-        raise UserError(f"{message}; or next, or own") from error
 
 
 class GrowthPlan:

@@ -21,7 +21,7 @@ import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import open_executor
 from inheritune_lit.io.folders import new_folder
-from inheritune_lit.io.plotting import draw_curve
+from inheritune_lit.io.plotting import draw_curve, engineering_ticks
 from inheritune_lit.studies.args import AblateArgs, GrowArgs
 
 logger = logging.getLogger(__name__)
@@ -133,9 +133,11 @@ def differences_by_seed(runs: Sequence[ExperimentResult], baseline: Sequence[Exp
 
 def draw_mean_curve(axes: Axes, number: int, runs: Sequence[ExperimentResult]) -> None:
     """Draws held-out loss against tokens, the mean over the seeds, in the style of the number."""
-    points = list(zip(*(run.curve for run in runs), strict=True))
-    tokens, losses = [point[0][0] for point in points], [fmean(loss for _, loss in point) for point in points]
+    tokens = [count for count, _ in runs[0].curve]
+    losses = [fmean(each) for each in zip(*([loss for _, loss in run.curve] for run in runs), strict=True)]
     draw_curve(axes, number, tokens, losses, runs[0].title)
+    axes.set_xlabel("tokens trained")
+    engineering_ticks(axes.xaxis)
 
 
 def make_once(path: Path, what: str, make: Callable[[], Any]) -> None:
@@ -170,29 +172,26 @@ def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -
 
 def _read_result(experiment: Experiment) -> ExperimentResult:
     folder = experiment.training.out_dir
+    run: Any = lit.read_run(folder)
     try:
-        return _result_of(experiment, lit.read_run(folder))
+        final, curve = run.final, run.curve
+        return ExperimentResult(
+            **{name: getattr(experiment, name) for name in ("name", "title", "groups")},
+            **{name: getattr(run.config, name) for name in ("n_layer", "n_embd")},
+            **{name: final[name] for name in ("steps", "tokens", "val_loss", "val_stderr")},
+            seed=experiment.training.seed,
+            layers=run.slice["layers"],
+            parameters=run.slice["parameters"]["total"],
+            flops=final["tokens"] * run.flops_per_token,
+            seconds=run.rows[-1]["seconds"],
+            untrained=curve[0][1] if curve and curve[0][0] == 0 else None,
+            curve=curve,
+        )
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} does not hold a finished run that starts from a slice ({error}); remove it and its -start "
             "folder or slice, and the same command makes them again"
         ) from error
-
-
-def _result_of(experiment: Experiment, run: Any) -> ExperimentResult:
-    final, curve = run.final, run.curve
-    return ExperimentResult(
-        **{name: getattr(experiment, name) for name in ("name", "title", "groups")},
-        **{name: getattr(run.config, name) for name in ("n_layer", "n_embd")},
-        **{name: final[name] for name in ("steps", "tokens", "val_loss", "val_stderr")},
-        seed=experiment.training.seed,
-        layers=run.slice["layers"],
-        parameters=run.slice["parameters"]["total"],
-        flops=final["tokens"] * run.flops_per_token,
-        seconds=run.rows[-1]["seconds"],
-        untrained=curve[0][1] if curve and curve[0][0] == 0 else None,
-        curve=curve,
-    )
 
 
 def run_experiments(
