@@ -53,6 +53,21 @@ def check_replaceable(out_dir: Path) -> None:
         raise UserError(f"output folder {out_dir} is the current folder; give a folder in it as --out_dir")
 
 
+def check_space(out_dir: Path, needed: int, what: str, smaller: str) -> None:
+    """Refuse an output of so many bytes that does not fit on the disk; what the folder holds will be replaced.
+
+    ``what`` takes the space, ``smaller`` would take less of it.
+    """
+    there = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.is_dir())
+    held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
+    free = shutil.disk_usage(there).free + held
+    if needed > free:
+        raise UserError(
+            f"{out_dir} needs {needed / 1e9:.1f} GB for {what}, {free / 1e9:.1f} GB are free on its disk; make room, "
+            f"give another --out_dir or {smaller}"
+        )
+
+
 def make_folder(folder: Path, output: Path) -> None:
     """Make a folder with those above it, where it is not there, for ``output``, which the user asked for.
 

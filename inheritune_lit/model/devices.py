@@ -24,10 +24,9 @@ def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
     if num_nodes < 1 or (devices != "auto" and devices < 1):
         raise UserError(f"--devices {devices} --num_nodes {num_nodes}; give 1 or more of both, or auto devices")
     available = torch.cuda.device_count() or (1 if devices == "auto" else devices)
-    count = available if devices == "auto" else devices
-    if count > available:
+    if devices != "auto" and devices > available:
         raise UserError(f"--devices is {devices}; this node has {available}, give 1 to {available}")
-    return count
+    return available if devices == "auto" else devices
 
 
 def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precision: Any = "32-true") -> Fabric:
@@ -50,24 +49,22 @@ _LEADER = "INHERITUNE_LEADER"
 
 def _end_with_leader() -> None:
     """Ends this process soon after the one that started it as a rank has ended, however that was."""
-    leader = os.environ.setdefault(_LEADER, str(os.getpid()))
-    if leader == str(os.getpid()):
-        return
+    leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
 
     def watch() -> None:
-        while os.getppid() == int(leader):
+        while os.getppid() == leader:
             time.sleep(0.5)
         os._exit(2)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if leader != os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
 def one_fate(fabric: Fabric) -> Iterator[None]:
     """Where one rank of several fails in the block, the others end too, and leave it to that one to say why.
 
-    Raises:
-        UserError: on the first rank, where it was another that failed.
+    The first rank says in a ``UserError`` that it was another.
     """
     try:
         yield
@@ -75,18 +72,13 @@ def one_fate(fabric: Fabric) -> Iterator[None]:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
         if fabric.world_size == 1 or not lost:
             raise
-        if fabric.global_rank:
-            raise SystemExit(2) from error
-        raise UserError("another process of this run has ended; it said why, or was killed") from error
+        told = UserError("another process of this run has ended; it said why, or was killed")
+        raise (SystemExit(2) if fabric.global_rank else told) from error
 
 
 @contextmanager
 def on_first_rank(fabric: Fabric, context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enters a context on the first rank alone; where it refuses, that rank says so and all of them end.
-
-    Raises:
-        UserError: on the first rank, as the context did.
-    """
+    """Enters a context on the first rank alone; where that raises a ``UserError``, so does this, and all ranks end."""
     refused = None
     with ExitStack() as stack:
         if fabric.global_rank == 0:

@@ -15,8 +15,7 @@ from inheritune_lit.model.gpt import Transformer, build_model
 def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
     """Map the weights of ``lit_model.pth`` into memory (nothing is read until it is used).
 
-    Raises:
-        UserError: the file is damaged or holds more than tensors.
+    A file that is damaged or holds more than tensors is a ``UserError``.
     """
     require_checkpoint(checkpoint_dir)
     return load_torch_file(checkpoint_dir / WEIGHTS)
@@ -32,18 +31,14 @@ def load_model(
 ) -> Transformer:
     """Build a litgpt checkpoint's model with its weights; a tied head stays tied.
 
-    The parameters have a dtype, as stored when None; RoPE tables stay fp32.
-
-    Raises:
-        UserError: the folder is not a checkpoint, or its weights and ``model_config.yaml`` disagree.
+    The parameters have a dtype, as stored when None; RoPE tables stay fp32. A folder that is not a checkpoint, or whose
+    weights and ``model_config.yaml`` disagree, is a ``UserError``.
     """
     config, state = load_config(checkpoint_dir), load_state(checkpoint_dir)
     with torch.device("meta"):
         model = build_model(config)
-    expected, found = (
-        {name: tuple(tensor.shape) for name, tensor in each.items()} for each in (model.state_dict(), state)
-    )
-    if complaint := mismatch(expected, found):
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (model.state_dict(), state)]
+    if complaint := mismatch(*shapes):
         raise UserError(
             f"{checkpoint_dir / WEIGHTS} does not fit {MODEL_CONFIG} ({config.n_layer} layers): {complaint}; "
             "make the checkpoint again"

@@ -14,10 +14,7 @@ def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device)
     """Replace the weights of every linear layer but the head's, and move the model to a device; it keeps its dtype.
 
     4-bit NormalFloat or float, "-dq" with quantised scales (Dettmers et al., "QLoRA", 2023), or 8-bit (Dettmers et al.,
-    "LLM.int8()", 2022).
-
-    Raises:
-        UserError: an unknown mode, bitsandbytes is missing, or it has no such layer for this device.
+    "LLM.int8()", 2022). An unknown mode, or one that bitsandbytes does not have here, is a ``UserError``.
     """
     if mode not in (known := get_args(Quantization)):
         raise UserError(f"--quantize is {mode!r}; choose one of {', '.join(known)}")
@@ -26,10 +23,9 @@ def quantize_linears(model: GPT, mode: Quantization, device: str | torch.device)
     except ImportError as error:
         raise UserError(f"--quantize {mode} needs bitsandbytes; install it, or leave the option out") from error
     try:
-        for parent in list(model.transformer.h.modules()):
-            for name, child in parent.named_children():
-                if type(child) is torch.nn.Linear:
-                    setattr(parent, name, _quantized(child, mode))
+        for name, child in list(model.transformer.h.named_modules()):
+            if type(child) is torch.nn.Linear:
+                model.transformer.h.set_submodule(name, _quantized(child, mode))
         model.to(device)
         _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
     except (RuntimeError, NotImplementedError, AttributeError) as error:

@@ -4,7 +4,6 @@ them once for any number of students."""
 import logging
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +19,11 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
+from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
-from inheritune_lit.io.records import read_record, to_record, write_record
+from inheritune_lit.io.reading import read_json
+from inheritune_lit.io.records import to_record
 from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import Transformer, head_logits
@@ -33,25 +33,17 @@ from inheritune_lit.train.loss import CHUNK_TOKENS
 
 logger = logging.getLogger(__name__)
 
-_IDS, _LOGPROBS, _DONE = "ids.bin", "logprobs.bin", "done.json"
+_IDS, _LOGPROBS = "ids.bin", "logprobs.bin"
 _KIND = "teacher_logits"
+_AGAIN = "make it again with `inheritune teach`"
 _SAVE_BLOCKS = 1024
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen model in evaluation mode, on the CPU; ``identity`` says where it is from and what it holds."""
-
-    gpt: Transformer
-    name: str
-    identity: dict[str, Any]
-    flops_per_token: float  # of its forward pass: a third of forward and backward
-
-
-def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> Teacher:
+def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> tuple[Transformer, str, dict[str, Any]]:
     """Load a teacher that reads packed data, with weights of a dtype (RoPE tables stay fp32).
 
-    No such model (``ref`` is as ``--ref`` of ``inheritune slice``), or one that cannot read it, is a ``UserError``.
+    Returns the frozen model in evaluation mode, on the CPU; its name; and where it is from or what it holds. No such
+    model (``ref`` is as ``--ref`` of ``inheritune slice``), or one that cannot read the data, is a ``UserError``.
     """
     tokenizer_sha256 = load_packed_manifest(data).tokenizer.sha256
     with resolve(ref) as resolved:
@@ -69,12 +61,13 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> T
             )
         resolved = resolved.open()
         gpt = build_reference(resolved.reference, dtype, "cpu").eval().requires_grad_(False)
+        identity: dict[str, Any] = {"source": resolved.source}
         if resolved.repository:
-            identity: dict[str, Any] = {"source": resolved.source, "revision": resolved.repository.revision}
+            identity["revision"] = resolved.repository.revision
         else:
-            identity = {"source": resolved.source, "sha256": resolved.file_hashes()}
+            identity["sha256"] = resolved.file_hashes()
     gpt.max_seq_length = block_size
-    return Teacher(gpt, reference.name, identity, flops_per_token(gpt.config, block_size) / 3)
+    return gpt, reference.name, identity
 
 
 class TeacherLogits:
@@ -88,21 +81,24 @@ class TeacherLogits:
         manifest = read_manifest(folder) if folder.is_dir() else None
         if manifest is None or manifest.get("kind") != _KIND:
             raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
-        again = "make it again with `inheritune teach`"
-        to_record(manifest, _Manifest, folder / MANIFEST, "the manifest of a teacher's predictions", again, others=True)
-        self.settings: dict[str, Any] = manifest["settings"]
-        remedy = f"{again}, or change the run"
-        check_settings(f"{folder} was made", {name: self.settings[name] for name in expected}, expected, remedy)
-        self._folder, (self._ids, self._logprobs) = folder, _open_arrays(folder, self.settings, "r", again)
+        self.folder, self.settings = folder, _settings_of(folder, _AGAIN)
+        recorded = {name: self.settings[name] for name in expected}
+        check_settings(f"{folder} was made", recorded, expected, f"{_AGAIN}, or change the run")
+        shape = tuple(self.settings[name] for name in ("blocks", "block_size", "top_k"))
+        arrays = []
+        for name, dtype in _dtypes(self.settings).items():
+            path, size = folder / name, math.prod(shape) * dtype.itemsize
+            if not path.is_file() or path.stat().st_size != size or min(shape) < 1:
+                raise UserError(f"{path} is damaged: it is not a file of {size:,} bytes; {_AGAIN}")
+            arrays.append(np.memmap(path, dtype, "r", shape=shape))
+        self._ids, self._logprobs = arrays
 
     def batch(self, blocks: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some blocks: ids int64 and log-probabilities fp32, both (blocks, block_size, top_k)."""
         ids_BTK, logprobs_BTK = self._ids[blocks], self._logprobs[blocks]
-        if (largest := ids_BTK.max(initial=0)) >= self.settings["vocabulary"]:
-            raise UserError(
-                f"{self._folder} holds token id {largest} of a vocabulary of {self.settings['vocabulary']}; make it "
-                "again with `inheritune teach`"
-            )
+        vocabulary = self.settings["vocabulary"]
+        if (largest := ids_BTK.max(initial=0)) >= vocabulary:
+            raise UserError(f"{self.folder} holds token id {largest} of a vocabulary of {vocabulary}; {_AGAIN}")
         return torch.from_numpy(ids_BTK.astype(np.int64)), torch.from_numpy(logprobs_BTK.astype(np.float32))
 
 
@@ -125,23 +121,18 @@ class _Manifest:
     settings: _Settings
 
 
-@dataclass(frozen=True)
-class _Done:
-    """How many blocks a working folder holds, and of what."""
+def _settings_of(folder: Path, remedy: str) -> dict[str, Any]:
+    """What the predictions in a folder were made with; a damaged manifest is a ``UserError``."""
+    about = (folder / MANIFEST, "the manifest of a teacher's predictions", remedy)
+    manifest = read_json(*about)
+    to_record(manifest, _Manifest, *about, others=True)
+    return manifest["settings"]
 
-    settings: dict[str, Any]
-    blocks: int
 
-
-def _open_arrays(folder: Path, settings: dict[str, Any], mode: Literal["r", "r+", "w+"], remedy: str) -> list[Any]:
-    """Ids and log-probabilities, both (blocks, block_size, top_k)."""
-    shape = (settings["blocks"], settings["block_size"], settings["top_k"])
-    dtypes = {_IDS: _id_dtype(settings["vocabulary"]), _LOGPROBS: np.dtype(settings["dtype"])}
-    for name, dtype in dtypes.items() if mode != "w+" else ():
-        path, size = folder / name, math.prod(shape) * dtype.itemsize
-        if not path.is_file() or path.stat().st_size != size or min(shape) < 1:
-            raise UserError(f"{path} is damaged: it is not a file of {size:,} bytes; {remedy}")
-    return [np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape) for name, dtype in dtypes.items()]
+def _dtypes(settings: dict[str, Any]) -> dict[str, np.dtype]:
+    """Of the two files, which hold (blocks, block_size, top_k) numbers each."""
+    ids = np.uint16 if settings["vocabulary"] <= 1 << 16 else np.uint32
+    return {_IDS: np.dtype(ids), _LOGPROBS: np.dtype(settings["dtype"])}
 
 
 def _basis(args: PretrainArgs | TeachArgs, data: PackedDataset, vocabulary: int, temperature: float) -> dict[str, Any]:
@@ -156,10 +147,6 @@ def _basis(args: PretrainArgs | TeachArgs, data: PackedDataset, vocabulary: int,
     }
 
 
-def _id_dtype(vocabulary: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
-
-
 @dataclass(frozen=True)
 class Distillation:
     """What a student learns from, and the weights of the loss."""
@@ -169,7 +156,7 @@ class Distillation:
     logits: TeacherLogits | None
     name: str  # of the teacher, in words
     settings: dict[str, Any]  # what changes the outcome, as JSON: the teacher by what it holds, not by where it lies
-    flops_per_token: float  # that the teacher adds to training
+    flops_per_token: float  # of the teacher's forward pass: a third of forward and backward
     memory: int  # bytes that it takes on each device
 
 
@@ -193,8 +180,8 @@ def prepare_distillation(
         return Distillation(distill, None, logits, name, settings, 0.0, 12 * tokens * top_k)
     assert distill.teacher, "active without stored logits"
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    teacher = open_teacher(distill.teacher, args.data, block_size, dtype)
-    theirs = teacher.gpt.config
+    teacher, name, identity = open_teacher(distill.teacher, args.data, block_size, dtype)
+    theirs = teacher.config
     if theirs.padded_vocab_size != config.padded_vocab_size:
         raise UserError(
             f"--distill.teacher has another vocabulary than the student: {theirs.padded_vocab_size} and "
@@ -205,11 +192,11 @@ def prepare_distillation(
             f"--distill.kind distilbert compares hidden states, but the teacher's width is {theirs.n_embd} and the "
             f"student's {config.n_embd}; use --distill.kind logits"
         )
-    parameters = sum(parameter.numel() for parameter in teacher.gpt.parameters())
+    parameters = sum(parameter.numel() for parameter in teacher.parameters())
     memory = teacher_bytes(theirs, parameters, tokens, precision)
-    settings = {**numbers, "teacher": teacher.identity.get("sha256") or teacher.identity}
-    name = f"{teacher.name}, {parameters:,} parameters"
-    return Distillation(distill, teacher.gpt, None, name, settings, teacher.flops_per_token, memory)
+    settings = {**numbers, "teacher": identity.get("sha256") or identity}
+    name = f"{name}, {parameters:,} parameters"
+    return Distillation(distill, teacher, None, name, settings, flops_per_token(theirs, block_size) / 3, memory)
 
 
 def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Precision) -> int:
@@ -242,95 +229,63 @@ def teach(args: TeachArgs) -> TeachResult:
     dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = open_teacher(args.teacher, args.data, args.max_seq_length, weights_dtype)
-    vocabulary = model.gpt.config.padded_vocab_size
+    gpt, name, identity = open_teacher(args.teacher, args.data, args.max_seq_length, weights_dtype)
+    vocabulary = gpt.config.padded_vocab_size
     if args.top_k > vocabulary:
         raise UserError(f"--top_k is {args.top_k}, the teacher has {vocabulary} tokens; give at most as many")
     settings = {
-        "teacher": model.identity,
+        "teacher": identity,
         **_basis(args, dataset, vocabulary, args.temperature),
         "top_k": args.top_k,
         "dtype": args.dtype,
         "computed_in": str(weights_dtype).removeprefix("torch."),
     }
     positions = len(dataset) * args.max_seq_length
-    size = positions * args.top_k * (_id_dtype(vocabulary).itemsize + np.dtype(args.dtype).itemsize)
-    flops = positions * model.flops_per_token
+    size = positions * args.top_k * sum(dtype.itemsize for dtype in _dtypes(settings).values())
+    flops = positions * flops_per_token(gpt.config, args.max_seq_length) / 3
     logger.info(
-        f"teach {model.name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
+        f"teach {name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
         f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}"
     )
     if args.dry_run:
         return TeachResult(None, positions, size, flops)
     with explain_full_disk(args.out_dir), new_folder(args.out_dir, keep=True) as folder:
-        done = _begin(folder, settings, size)
-        _write(folder, settings, model.gpt.to(device), dataset, done, args.batch_size)
-        write_manifest(folder, _KIND, {"settings": settings})
-        (folder / _DONE).unlink(missing_ok=True)  # gone where the last call was killed after this
+        again = f"remove {folder} to begin again"
+        if os.path.lexists(folder / MANIFEST):
+            remedy = f"use the old value, remove {folder} or give another --out_dir"
+            check_settings(f"{folder} was started", _settings_of(folder, again), settings, remedy)
+        else:
+            check_space(args.out_dir, size, "the teacher's predictions", "a smaller --top_k")
+            write_manifest(folder, _KIND, {"settings": settings})
+        _write(folder, settings, gpt.to(device), dataset, args.batch_size)
     logger.info(f"wrote {args.out_dir}")
     return TeachResult(args.out_dir, positions, size, flops)
 
 
-def _begin(folder: Path, settings: dict[str, Any], size: int) -> int:
-    """Prepare the working folder, or find how many blocks of the same work it holds."""
-    again = f"remove {folder} to begin again"
-    if os.path.lexists(folder / _DONE):
-        found = read_record(folder / _DONE, _Done, "the progress of `inheritune teach`", again)
-        remedy = f"use the old value, remove {folder} or give another --out_dir"
-        check_settings(f"{folder} was started", found.settings, settings, remedy)
-        if not 0 <= found.blocks <= settings["blocks"]:
-            raise UserError(f"{folder / _DONE} says {found.blocks} of {settings['blocks']} blocks are done; {again}")
-        return found.blocks
-    if (manifest := read_manifest(folder)) is not None:  # killed just before its end
-        check_settings(f"{folder} was started", manifest.get("settings") or {}, settings, again)
-        return settings["blocks"]
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{folder.parent} needs {size / 1e9:.1f} GB for the teacher's predictions, {free / 1e9:.1f} GB are free; "
-            "make room, or give a smaller --top_k"
-        )
-    try:
-        arrays = _open_arrays(folder, settings, "w+", again)
-        # A disk that is full later would kill the process that writes into the map.
-        for name in (_IDS, _LOGPROBS) if hasattr(os, "posix_fallocate") else ():
-            with (folder / name).open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, (folder / name).stat().st_size)
-        _note_done(folder, settings, 0, arrays)
-    except OSError:
-        for name in (_IDS, _LOGPROBS):
-            (folder / name).unlink(missing_ok=True)
-        raise
-    return 0
-
-
-def _write(
-    folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, done: int, batch_size: int
-) -> None:
-    arrays = ids, logprobs = _open_arrays(folder, settings, "r+", f"remove {folder} to begin again")
-    device = next(gpt.parameters()).device
-    with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
-        for start in range(done, len(dataset), batch_size):
-            stop = min(start + batch_size, len(dataset))
-            tokens_BT1 = torch.from_numpy(dataset.batch(range(start, stop))).to(device)
-            hidden_NC = gpt.hidden_states(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
-            tops = [
-                F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(settings["top_k"])
-                for chunk_NC in hidden_NC.split(CHUNK_TOKENS)
-            ]
-            shape = (stop - start, dataset.block_size, settings["top_k"])
-            ids[start:stop] = torch.cat([top.indices for top in tops]).cpu().numpy().reshape(shape)
-            logprobs[start:stop] = torch.cat([top.values for top in tops]).cpu().numpy().reshape(shape)
-            progress.update(stop - start)
-            if stop == len(dataset) or stop // _SAVE_BLOCKS > start // _SAVE_BLOCKS:
-                _note_done(folder, settings, stop, arrays)
-
-
-def _note_done(folder: Path, settings: dict[str, Any], blocks: int, arrays: Sequence[np.memmap]) -> None:
-    """Bring what is written to the disk, then say so."""
-    for array in arrays:
-        array.flush()
-    for name in (_IDS, _LOGPROBS):
-        with (folder / name).open("rb+") as file:
-            os.fsync(file.fileno())
-    write_record(folder / _DONE, _Done(settings, blocks))
+def _write(folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, batch_size: int) -> None:
+    """Append to the two files what they lack."""
+    device, top_k, dtypes = next(gpt.parameters()).device, settings["top_k"], _dtypes(settings).values()
+    with (folder / _IDS).open("ab") as ids, (folder / _LOGPROBS).open("ab") as logprobs:
+        block_bytes = [dtype.itemsize * dataset.block_size * top_k for dtype in dtypes]
+        files = dict(zip((ids, logprobs), block_bytes, strict=True))
+        done = min(len(dataset), *(file.tell() // each for file, each in files.items()))
+        done -= done % _SAVE_BLOCKS  # what has come since may not have reached the disk
+        for file, each in files.items():
+            file.truncate(done * each)
+        with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
+            for start in range(done, len(dataset), batch_size):
+                stop = min(start + batch_size, len(dataset))
+                tokens_BT1 = torch.from_numpy(dataset.batch(range(start, stop))).to(device)
+                hidden_NC = gpt.hidden_states(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
+                tops = [
+                    F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(top_k)
+                    for chunk_NC in hidden_NC.split(CHUNK_TOKENS)
+                ]
+                found = (torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops]))
+                for file, dtype, each_NK in zip(files, dtypes, found, strict=True):
+                    file.write(each_NK.cpu().numpy().astype(dtype).tobytes())
+                if stop == len(dataset) or stop // _SAVE_BLOCKS > start // _SAVE_BLOCKS:
+                    for file in files:
+                        file.flush()
+                        os.fsync(file.fileno())
+                progress.update(stop - start)

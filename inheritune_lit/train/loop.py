@@ -5,6 +5,8 @@ import math
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -37,11 +39,8 @@ class _StepLeft(Exception):
 class Trainer:
     """Trains one model for a planned number of steps; on several devices each rank has one of these.
 
-    ``step`` counts optimizer steps done, ``tokens`` the targets trained on.
-
-    Args:
-        log: takes the metrics; None on all ranks but the first.
-        teacher_logits: goes into the loss with the samples.
+    ``step`` counts optimizer steps done, ``tokens`` the targets trained on; ``doing`` says what comes before a first
+    request to stop is met. The ``log`` is None on all ranks but the first.
     """
 
     def __init__(
@@ -65,22 +64,15 @@ class Trainer:
         self.step, self.tokens, self._seconds, self._best = 0, 0, 0.0, math.inf
         self._due: Row | None = None  # metrics of a step whose validation is to come
         self._stop: Sequence[signal.Signals] = ()
-        self._doing = "leaving before the first step"
-
-    def doing(self) -> str:
-        """What is done now, after a first request to stop."""
-        return self._doing
+        self.doing = "leaving before the first step"
 
     def fit(self, stop: Sequence[signal.Signals]) -> ValidationResult | None:
         """Train from the saved state, where there is one, and return the last validation.
 
         None when the run was stopped before its end: once ``stop`` holds a signal, the step that runs is finished and
         saved; a validation is left, and done when the run is continued. Before the last validation the state is saved,
-        so that nothing that comes then costs the weights.
-
-        Raises:
-            UserError: a bad step, or the state cannot be saved or read.
-            KeyboardInterrupt: after saving, when stopped with Ctrl-C.
+        so that nothing that comes then costs the weights. A bad step, or a state that cannot be saved or read, is a
+        ``UserError``; Ctrl-C is a ``KeyboardInterrupt`` after saving.
         """
         self._stop = stop
         self._restore()
@@ -90,12 +82,11 @@ class Trainer:
         hidden = self.fabric.global_rank > 0
         with Progress("train", self.plan.total_steps, "step", self.step, hidden=hidden) as progress:
             while self.step < self.plan.total_steps or self._due:
-                late = self.train.max_time is not None and time.monotonic() - began >= self.train.max_time
-                late = late and self.step > first  # so that every call comes further
+                # Not before a step is done, so that every call comes further.
+                late = self.step > first and time.monotonic() - began >= (self.train.max_time or math.inf)
                 # If one rank wants to stop, all do, or it would be waited for forever.
                 if self._ranks.add_up(torch.tensor(float(bool(stop) or late))).item():
-                    if self.step > self._saved_step:
-                        self._save()
+                    self._save()
                     self._close()
                     if signal.SIGINT in stop:
                         self._log(stopped_text(self.step))
@@ -125,15 +116,12 @@ class Trainer:
             self._log(f"loss before training: {first.loss:.4f} ± {first.stderr:.4f}")
 
     def _advance(self, progress: Progress) -> ValidationResult | None:
-        """Do one optimizer step, unless its validation is due, and whatever comes after it.
-
-        Returns the validation, if there was one that was not left.
-        """
+        """Do one optimizer step, unless its validation is due, and what follows; the validation, if one was done."""
         done, row = (0, self._due) if self._due else (1, self._take_step())
-        last, validation = self.step == self.plan.total_steps, None
+        note, validation, last = None, None, self.step == self.plan.total_steps
         if last or self.step % self.eval.interval == 0:
             self._due = row
-            if last and self.step > self._saved_step:
+            if last:
                 self._save(keep=False)
             if (validation := self._validate()) is None:
                 return None
@@ -141,7 +129,6 @@ class Trainer:
                 self._best = validation.loss
                 self.saver.save_weights(BEST, {"steps": self.step, "val_loss": validation.loss})
             row, self._due = {**row, **_columns(validation)}, None
-        note = None
         if validation or self.step % self.train.log_interval == 0:
             note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s"
             if validation:
@@ -153,8 +140,8 @@ class Trainer:
         return validation
 
     def _take_step(self) -> Row:
-        """Do one optimizer step; returns its metrics."""
-        self._doing = f"finishing step {self.step + 1:,}, then saving"
+        """Do one optimizer step; its metrics."""
+        self.doing = f"finishing step {self.step + 1:,}, then saving"
         start = time.perf_counter()
         loss, grad_norm, lr = self.train_step()
         self.step += 1
@@ -162,14 +149,18 @@ class Trainer:
         row: Row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         if self.step % self.train.log_interval and self.step % self.eval.interval and self.step < self.plan.total_steps:
             return row
-        row |= {**self._speed(), "seconds": self._seconds, "skipped": self.guard.skipped}
+        # Of training since the last logged step, validation and saving left out.
+        speed = (self.tokens - self._logged_tokens) / (self._seconds - self._logged_seconds)
+        self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
+        row |= {"tokens_per_s": speed, "seconds": self._seconds, "skipped": self.guard.skipped}
+        if peak := self.plan.peak_flops:
+            row["mfu"] = speed * self.plan.flops_per_token / (peak * self.fabric.world_size)
         return {**row, "memory_gb": peak_memory(self.fabric.device) / 1e9}
 
     def train_step(self) -> tuple[float, float, float]:
         """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate.
 
-        Raises:
-            UserError: the step is bad, and bad steps are not skipped.
+        A bad step is a ``UserError`` where bad steps are not skipped.
         """
         lr = learning_rate(self.step, self.plan.total_steps, self.train, self.lr)
         for group in self.state.optimizer.param_groups:
@@ -203,36 +194,27 @@ class Trainer:
     def _bad_step(self, fault: str, micro_losses_M: torch.Tensor) -> None:
         """Leave the step out, or save the good weights before it and say which samples it had."""
         bad = [micro for micro, loss in enumerate(micro_losses_M.tolist()) if not math.isfinite(loss)]
-        micros = bad or [0, self.plan.accumulation - 1]
+        bad = bad or [0, self.plan.accumulation - 1]
         each = self.train.micro_batch_size * self.fabric.world_size
         first = self.step * self.train.global_batch_size
-        samples = f"samples {first + micros[0] * each} to {first + (micros[-1] + 1) * each - 1} of seed"
+        samples = f"samples {first + bad[0] * each} to {first + (bad[-1] + 1) * each - 1} of seed"
         what = f"{fault} at step {self.step + 1}, {samples} {self.sampler.seed}"
         if self.train.bad_step == "skip" and self.guard.in_row + 1 < MAX_SKIPPED:
             self.guard.skip()
             self._log(f"inheritune: warning: {what}; the step is left out", logging.WARNING)
             return
-        self.state.optimizer.zero_grad()
-        if self.step > self._saved_step:
-            self._save()
+        self._save()
         self.saver.wait()
+        remedy = "; the state before it is saved: continue with --train.bad_step skip to leave it out"
         if self.train.bad_step == "skip":
-            raise UserError(
-                f"{what}, and {MAX_SKIPPED - 1} steps before it were left out too; the state is saved: continue with "
-                "--train.max_loss_jump null if the loss is finite and may stay there, or start again with a lower "
-                "--optimizer.lr"
+            remedy = (
+                f", and {MAX_SKIPPED - 1} steps before it were left out too; the state is saved: continue with "
+                "--train.max_loss_jump null if the loss is finite and may stay there"
             )
-        raise UserError(
-            f"{what}; the state before it is saved: continue with --train.bad_step skip to leave it out, or start "
-            "again with a lower --optimizer.lr"
-        )
+        raise UserError(f"{what}{remedy}, or start again with a lower --optimizer.lr")
 
     def _loss(self, samples: range) -> torch.Tensor:
-        """Loss of some samples, summed over their targets, in fp32.
-
-        Samples are read when it is their turn: from the page cache four of 2,049 tokens take 0.03 ms, so there is
-        nothing for a background thread to hide.
-        """
+        """Loss of some samples, summed over their targets, in fp32."""
         blocks = self.sampler.blocks(samples)
         tokens_BT1 = self._on_device(torch.from_numpy(self.data.batch(blocks)))
         teacher = self.teacher_logits.batch(blocks) if self.teacher_logits else ()
@@ -247,27 +229,17 @@ class Trainer:
     def _validate(self) -> ValidationResult | None:
         """The held-out loss, None where the run is to stop first."""
         batch, blocks = self.train.micro_batch_size, self.plan.val_blocks
-        try:
-            with self.fabric.autocast():
-                return validate(
-                    self.state.gpt, self.val_data, batch, blocks, ranks=self._ranks, stop=lambda: bool(self._stop)
-                )
-        except Stopped:
-            return None
-
-    def _speed(self) -> dict[str, float]:
-        """Speed of training since the last logged step, validation and saving left out."""
-        tokens, seconds = self.tokens - self._logged_tokens, self._seconds - self._logged_seconds
-        self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
-        speed = {"tokens_per_s": tokens / seconds}
-        if peak := self.plan.peak_flops:
-            speed["mfu"] = tokens / seconds * self.plan.flops_per_token / (peak * self.fabric.world_size)
-        return speed
+        options: dict[str, Any] = {"ranks": self._ranks, "stop": lambda: bool(self._stop)}
+        with suppress(Stopped), self.fabric.autocast():
+            return validate(self.state.gpt, self.val_data, batch, blocks, **options)
+        return None
 
     def _save(self, keep: bool = True) -> None:
-        numbers = (self.step, self.tokens, self._seconds, self._best)
-        self.saver.save(Counters(*numbers, self.guard.state(), self._due), keep)
-        self._saved_step = self.step
+        """Save what has come since the last time."""
+        if self.step > self._saved_step:
+            numbers = (self.step, self.tokens, self._seconds, self._best)
+            self.saver.save(Counters(*numbers, self.guard.state(), self._due), keep)
+            self._saved_step = self.step
 
     def _write_row(self, row: Row) -> None:
         if self.log:
@@ -275,7 +247,7 @@ class Trainer:
                 self.log.write(row)
 
     def _close(self) -> None:
-        self._doing = "finishing the last checkpoint"
+        self.doing = "finishing the last checkpoint"
         self.saver.wait()
         if self.log:
             self.log.close()

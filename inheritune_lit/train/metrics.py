@@ -29,28 +29,19 @@ class MetricsLog:
     def __init__(self, folder: Path, logger_name: LoggerName = "csv", domains: Sequence[str] = ()) -> None:
         self.path, self.logger_name = folder / METRICS, logger_name
         self._columns = (*_MEASURED.split(), *(f"val_loss/{domain}" for domain in domains if len(domains) > 1))
-        self._send: Callable[[int, Row], None] | None = None
-        self._finish: Callable[[], None] | None = None
 
     def open(self, resumed_step: int) -> None:
         """Begin, or continue after ``resumed_step``: rows after it are dropped so that none appears twice."""
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
         # A kill here must not cost the rows that are there.
         replace_file(self.path, lambda aside: self._write_rows(aside, kept))
-        if self.logger_name != "csv":
-            self._send, self._finish = _open_logger(self.logger_name, self.path.parent, resumed_step)
+        self._send, self.close = _open_logger(self.logger_name, self.path.parent, resumed_step)
 
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
-        if self._send:
-            self._send(int(row["step"]), {column: value for column, value in row.items() if column != "step"})
-
-    def close(self) -> None:
-        """Flush what the logger holds."""
-        if self._finish:
-            self._finish()
+        self._send(int(row["step"]), {column: value for column, value in row.items() if column != "step"})
 
     def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -62,7 +53,9 @@ class MetricsLog:
 def _open_logger(
     kind: LoggerName, folder: Path, resumed_step: int
 ) -> tuple[Callable[[int, Row], None], Callable[[], None]]:
-    """What takes a step and its values, and what ends the logger."""
+    """What takes a step and its values, and what flushes and ends the logger."""
+    if kind == "csv":
+        return (lambda step, values: None), (lambda: None)
     if kind == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 

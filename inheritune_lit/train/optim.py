@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -35,8 +35,6 @@ def learning_rate(step: int, total_steps: int, train: TrainArgs, lr: float) -> f
 
 _MEMORY = 0.98  # weight of the past in the running mean: about the last 50 steps
 _SETTLED = 20  # steps before a jump is judged
-
-
 MAX_SKIPPED = 10
 """Steps left out in a row after which a run stops: what they have in common is not chance."""
 
@@ -71,7 +69,7 @@ class LossGuard:
 
     def state(self) -> dict[str, Any]:
         """What a restart needs, by field."""
-        return {"mean": self.mean, "steps": self.steps, "skipped": self.skipped, "in_row": self.in_row}
+        return {name: value for name, value in vars(self).items() if name != "max_jump"}
 
 
 @torch.no_grad()
@@ -149,14 +147,13 @@ class MasterWeights(torch.optim.Optimizer):
 
 def _split(parameters: Parameters) -> Iterator[Parameters]:
     """Buckets of at most ``BUCKET_ELEMENTS``, or of one larger parameter."""
-    bucket: Parameters = []
-    for parameter in parameters:
-        if bucket and sum(each.numel() for each in (*bucket, parameter)) > BUCKET_ELEMENTS:
+    bucket = parameters[:1]
+    for parameter in parameters[1:]:
+        if sum(each.numel() for each in (*bucket, parameter)) > BUCKET_ELEMENTS:
             yield bucket
             bucket = []
         bucket.append(parameter)
-    if bucket:
-        yield bucket
+    yield bucket
 
 
 def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.Optimizer:
@@ -165,9 +162,9 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.
     An optimizer that does not exist, or does not take the arguments, is a ``UserError``.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    plain = [] if args.decay == "all" else [parameter for parameter in parameters if parameter.dim() < 2]
-    decaying = parameters if args.decay == "all" else [parameter for parameter in parameters if parameter.dim() >= 2]
-    groups: Groups = [{"params": decaying, "weight_decay": args.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: Groups = [{"params": [], "weight_decay": decay} for decay in (args.weight_decay, 0.0)]
+    for parameter in parameters:
+        groups[args.decay == "matrices" and parameter.dim() < 2]["params"].append(parameter)
     groups = [group for group in groups if group["params"]]
     if args.master_weights and any(parameter.dtype != torch.float32 for parameter in parameters):
         return MasterWeights(groups, lambda copies: _build(copies, args))
@@ -187,11 +184,7 @@ def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
         except ImportError as error:
             raise UserError("--optimizer.name adamw8bit needs bitsandbytes; install it, or use adamw") from error
         return AdamW8bit(groups, **adam)
-    module, _, name = args.name.rpartition(".")
-    try:
-        found = getattr(import_module(module), name) if module else None
-    except (ImportError, AttributeError):
-        found = None
+    found = locate(args.name)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise UserError(
             f"--optimizer.name is {args.name!r}; give adamw, adamw8bit or the path of an optimizer class, such as "

@@ -1,12 +1,10 @@
 """What a run will do and cost, worked out or measured in a few steps before anything is spent."""
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -213,7 +211,7 @@ def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: in
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What a run needs of one device and of the disk; ``shards`` and ``teacher`` as of ``step_memory``."""
+    """What a run needs of one device; ``shards`` and ``teacher`` as of ``step_memory``."""
 
     config: Config
     plan: RunPlan
@@ -254,18 +252,6 @@ class ResourceEstimate:
             f"out of memory: a step was predicted to need {self.memory.total / 1e9:.1f} GB of {total / 1e9:.1f}; "
             f"{self._advice(fits)}: give it and run the same command again"
         )
-
-    def check_disk(self, out_dir: Path) -> None:
-        """Refuse a run whose state and checkpoints do not fit on the disk."""
-        needed = sum(self.memory.kept_on_disk(self.args.train))
-        there = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.is_dir())
-        held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
-        free = shutil.disk_usage(there).free + held
-        if needed > free:
-            raise UserError(
-                f"{out_dir} needs {needed / 1e9:.1f} GB for the state and the checkpoints, {free / 1e9:.1f} GB are "
-                "free on its disk; make room, give another --out_dir or a smaller --train.keep_last"
-            )
 
     def _advice(self, available: int) -> str:
         asked = self.args.train.micro_batch_size

@@ -13,7 +13,7 @@ from inheritune_lit.checkpoint.config import load_config
 from inheritune_lit.checkpoint.folder import FINAL, MODEL_CONFIG, WEIGHTS
 from inheritune_lit.data.packed import PackedDataset, check_fits_model
 from inheritune_lit.data.sampler import make_mixture
-from inheritune_lit.io.folders import explain_full_disk, own_folder
+from inheritune_lit.io.folders import check_space, explain_full_disk, own_folder
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.io.reading import read_yaml
 from inheritune_lit.model.devices import device_count, on_first_rank, one_fate
@@ -64,41 +64,35 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
     """
     run = _Run(args, initial_optimizer)
-    if args.dry_run:
+    if args.dry_run or is_whole(args.out_dir):  # perhaps where nothing can be written
         run.find()
-        if run.is_first:
-            logger.info(run.plan_text())
-        return RunResult(run.plan)
-    check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
-    if is_whole(args.out_dir):  # perhaps where nothing can be written
-        run.find()
-        if run.is_first:
-            logger.info(run.plan_text())
+        if args.dry_run:
+            return RunResult(run.plan)
         if run.finished:
             return run.finished
+    check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
     with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric):
         return _pretrain(run, initial_optimizer, keep_optimizer)
 
 
 def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool) -> RunResult:
     """Train a run whose folder no other process writes."""
-    is_first, plan, out_dir = run.is_first, run.plan, run.args.out_dir
+    is_first, plan, out_dir, fabric = run.is_first, run.plan, run.args.out_dir, run.fabric
     run.find()  # what is there now
-    if is_first:
-        logger.info(run.plan_text())
     if run.finished:
         if is_first:
             drop_state(out_dir)  # still there when the run was killed right after its end
         return run.finished
-    run.estimate.check_disk(out_dir)
-    run.fabric.barrier()
+    needed = sum(run.estimate.memory.kept_on_disk(run.args.train))
+    check_space(out_dir, needed, "the state and the checkpoints", "a smaller --train.keep_last")
+    fabric.barrier()
     if is_first:
         run.estimate.warn()
         with explain_full_disk(out_dir):
             begin_run(out_dir, run.settings, run.changes)
-    run.fabric.barrier()
+    fabric.barrier()
     trainer = run.trainer(initial_optimizer)
-    with stop_requests(trainer.doing if is_first else None) as stop:
+    with stop_requests((lambda: trainer.doing) if is_first else None) as stop:
         try:
             validation = trainer.fit(stop)
         except torch.OutOfMemoryError as error:
@@ -106,10 +100,10 @@ def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool)
         skipped = trainer.guard.skipped
         if validation is None:
             return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
-        held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
         if keep_optimizer and is_first:
             with writing("the optimizer's state", out_dir / OPTIMIZER):
                 save_optimizer(out_dir / OPTIMIZER, run.gpt, trainer.state.optimizer)
+        held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
         record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
         trainer.saver.save_weights(FINAL, record)
         if is_first:
@@ -170,12 +164,12 @@ class _Run:
         self.changes: list[dict[str, Any]] = []
 
     def find(self) -> None:
-        """Look for what the folder holds of the run."""
-        found = find_run(self.args.out_dir, self.settings, self.plan.total_steps, self.args.allow_data_change)
-        self.finished, self.changes = found
+        """Look for what the folder holds of the run, and say what the run does and costs."""
+        self.finished, self.changes = find_run(self.args.out_dir, self.settings, self.args.allow_data_change)
+        if self.is_first:
+            logger.info(self._plan_text())
 
-    def plan_text(self) -> str:
-        """What the run will do and cost, in lines."""
+    def _plan_text(self) -> str:
         plan, train, mixture = self.plan, self.args.train, self.mixture
         samples, positions = plan.total_steps * train.global_batch_size, plan.total_steps * plan.tokens_per_step
         lines = [f"train {self.gpt.config.name}: {plan.parameters:,} parameters, {self.estimate.memory}"]

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,15 +20,14 @@ from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.run_manifest import RunManifest, read_final, read_run_manifest
+from inheritune_lit.train.run_manifest import DataSettings, RunManifest, read_final, read_run_manifest
 from inheritune_lit.train.saving import saved_step, stopped_text
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
 # is continued.
 _FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "keep_best", "async_save"}
 _FREE_SETTINGS |= {"bad_step", "max_loss_jump", "micro_batch_size"}
-DATA_SETTINGS = ("data", "data_sha256", "documents", "mixture", "domains")
-_BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
+_DATA_SETTINGS = [each.name for each in fields(DataSettings)]
 
 
 def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs, speed: SpeedArgs) -> dict[str, Any]:
@@ -48,10 +47,9 @@ def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
     ``max_iters`` counts micro-batches, whose size may be another when a run is continued.
     """
     found = read_run_manifest(run_dir)
-    recorded: dict[str, Any] = found[1].settings.eval if found else {}
-    if eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters"):
-        return replace(eval, samples=recorded["samples"])
-    return eval
+    recorded = found[1].settings.eval if found else {}
+    same = eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters")
+    return replace(eval, samples=recorded["samples"]) if same else eval
 
 
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
@@ -84,32 +82,21 @@ def run_sampler(settings: dict[str, Any], changes: list[dict[str, Any]]) -> Mixt
 
 @dataclass(frozen=True)
 class RunResult:
-    """Outcome of ``pretrain``; its text is what the command prints.
+    """Outcome of ``pretrain``; its text is what the command prints."""
 
-    Attributes:
-        plan: what the run does in all; None where it was finished before.
-        final: the trained checkpoint; None after a dry run, and when the run was stopped before its end.
-        steps, tokens: done so far, over all restarts.
-        domains: held-out loss by domain, where this call finished the run.
-        stopped: a signal or ``train.max_time`` ended the call before the run's end.
-        skipped: bad steps that were left out.
-    """
-
-    plan: RunPlan | None = field(compare=False, repr=False)
-    final: Path | None = None
-    steps: int = 0
+    plan: RunPlan | None = field(compare=False, repr=False)  # of the run in all; None where it was finished before
+    final: Path | None = None  # the trained checkpoint; None after a dry run, and when stopped before the run's end
+    steps: int = 0  # done so far, over all restarts, as are the tokens
     tokens: int = 0
     val_loss: float | None = None
     val_stderr: float | None = None
-    domains: dict[str, DomainLoss] = field(default_factory=dict, compare=False)
-    stopped: bool = False
-    skipped: int = field(default=0, compare=False)
+    domains: dict[str, DomainLoss] = field(default_factory=dict, compare=False)  # where this call finished the run
+    stopped: bool = False  # by a signal or ``train.max_time`` before the run's end
+    skipped: int = field(default=0, compare=False)  # bad steps that were left out
 
     def __str__(self) -> str:
-        if self.stopped:
-            return stopped_text(self.steps)
         if self.final is None:
-            return ""
+            return stopped_text(self.steps) if self.stopped else ""
         if self.plan is None:
             return f"{self.final.parent} is finished: {self.steps} steps, held-out loss {self.val_loss:.4f}"
         lines = [f"held-out loss {self.val_loss:.4f} ± {self.val_stderr:.4f}; wrote {self.final}"]
@@ -125,45 +112,31 @@ class RunResult:
 def check_run_folder(run_dir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of the run with these settings, its data aside; None where a folder is free for one.
 
-    Raises:
-        UserError: the folder holds something else, or a run with other settings.
+    A folder that holds something else, or a run with other settings, is a ``UserError``.
     """
-    manifest = read_manifest(run_dir) if run_dir.is_dir() else None
-    free = [*DATA_SETTINGS, "device", "total_steps", "eval.interval", "eval.max_iters"]
-    if manifest and manifest.get("kind") == "run":
-        started = manifest.get("settings")
-        if isinstance(started, dict) and not started.keys() >= set(DATA_SETTINGS):
-            raise UserError(f"{run_dir} was started by an older version of inheritune-lit; give another --out_dir")
-        read_run_manifest(run_dir)
-        assert isinstance(started, dict)  # or it was refused
-        if started["initial_weights_sha256"] == settings["initial_weights_sha256"]:
+    free = [*_DATA_SETTINGS, "device", "total_steps", "eval.interval", "eval.max_iters"]
+    if found := read_run_manifest(run_dir):
+        started = found[1].settings
+        if started.initial_weights_sha256 == settings["initial_weights_sha256"]:
             free.append("initial_checkpoint_dir")  # it may lie elsewhere now
-        if "initial_config" not in started:
-            free.append("initial_config")
-        if started.get("total_steps") == settings["total_steps"]:
-            free += _BUDGETS
+        if started.total_steps == settings["total_steps"]:
+            free += ["train.max_tokens", "train.max_steps", "train.epochs"]
     final = run_dir / FINAL
     more = f", or train {final} further as the --initial_checkpoint_dir of a new run" if final.is_dir() else ""
     return check_folder(run_dir, "run", settings, tuple(free), f"use the old value or give another --out_dir{more}")
 
 
 def find_run(
-    run_dir: Path, settings: dict[str, Any], total_steps: int, allow_data_change: bool
+    run_dir: Path, settings: dict[str, Any], allow_data_change: bool
 ) -> tuple[RunResult | None, list[dict[str, Any]]]:
-    """Check that a folder is free for a run or holds the one with these settings; nothing is written.
+    """The result of the run in a folder, where it is finished, and the changes of its data, that of this call included.
 
-    Returns:
-        The result, where the run is finished, and the changes of its data, the one that this call brings included.
-
-    Raises:
-        UserError: the folder holds something else, or a run with other settings, or the data changed and that is not
-            allowed or cannot be any more.
+    A ``UserError`` as of ``check_run_folder``, or where the data changed and that is not allowed or cannot be any more.
     """
     manifest = check_run_folder(run_dir, settings)
     if manifest is None:
         return None, []
-    final = read_final(run_dir)
-    started, changes = manifest["settings"], manifest.get("data_changes", [])
+    final, started, changes = read_final(run_dir), manifest["settings"], manifest["data_changes"]
     different = _differences(started, settings)
     if different and (final or not allow_data_change):
         way = "" if final else ", or continue with the new data by --allow_data_change true"
@@ -174,9 +147,7 @@ def find_run(
     if final:
         numbers = (final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
         return RunResult(None, run_dir / FINAL, *numbers), changes
-    if not (different or changes):
-        return None, []
-    steps = saved_step(run_dir)
+    steps = saved_step(run_dir) if different or changes else 0
     sample = steps * started["train"]["global_batch_size"]
     if changes and sample < changes[-1]["sample"]:
         raise UserError(
@@ -185,7 +156,7 @@ def find_run(
         )
     if not different:
         return None, changes
-    if steps >= total_steps:
+    if steps >= (total_steps := settings["total_steps"]):
         raise UserError(
             f"{run_dir} has done {steps:,} steps, the budget makes {total_steps:,} of the new data; give another "
             "--out_dir"
@@ -193,7 +164,7 @@ def find_run(
     sampler = run_sampler(started, changes)
     drawn = Counter(changes[-1]["drawn"] if changes else {})
     drawn.update(sampler.domain_counts(sampler.first_sample, sample))
-    was = {name: started[name] for name in DATA_SETTINGS}
+    was = {name: started[name] for name in _DATA_SETTINGS}
     # The sample that the new data begins at, and how often each domain had been drawn before.
     return None, [*changes, {"sample": sample, "drawn": dict(drawn), "different": different, "was": was}]
 
@@ -219,37 +190,23 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
     """Begin a run in its folder, unless ``find_run`` found it there; record what has changed since."""
-    manifest = read_manifest(run_dir)
+    manifest, record = read_manifest(run_dir), {"settings": settings, "data_changes": changes}
     if manifest is None:
-        record = {"id": secrets.token_hex(8), "settings": settings, "data_changes": changes}
-        write_manifest(run_dir, "run", record)
-    elif manifest["data_changes"] != changes or manifest["settings"] != settings:
-        replace_manifest(run_dir, {**manifest, "settings": settings, "data_changes": changes})
+        write_manifest(run_dir, "run", {"id": secrets.token_hex(8), **record})
+    elif manifest != manifest | record:
+        replace_manifest(run_dir, manifest | record)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run of ``inheritune pretrain``, as its folder tells it.
-
-    Attributes:
-        recorded: what it was started with, when, and by which versions.
-        rows: of ``metrics.csv``; columns that were not measured at a step are left out.
-        final: manifest of the trained checkpoint, None while there is none.
-        parent: manifest of the checkpoint that the run started from, None where that is gone.
-        config: shape of the model, None where no checkpoint tells it.
-    """
+    """A run of ``inheritune pretrain``, as its folder tells it."""
 
     folder: Path
-    recorded: RunManifest
-    rows: list[dict[str, float]]
-    final: dict[str, Any] | None
-    parent: dict[str, Any] | None
-    config: Config | None
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder."""
-        return self.folder.resolve().name
+    recorded: RunManifest  # what it was started with, when, and by which versions
+    rows: list[dict[str, float]]  # of ``metrics.csv``; columns that were not measured at a step are left out
+    final: dict[str, Any] | None  # manifest of the trained checkpoint, None while there is none
+    parent: dict[str, Any] | None  # manifest of the checkpoint that the run started from, None where that is gone
+    config: Config | None  # shape of the model, None where no checkpoint tells it
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -272,11 +229,8 @@ class RunRecord:
     @property
     def flops_per_token(self) -> float | None:
         """FLOPs per token of training, a teacher's left out; None where the shape is not known."""
-        if self.config is None:
-            return None
-        return flops_per_token(
-            self.config, self.recorded.settings.train.get("max_seq_length") or self.config.block_size
-        )
+        given = self.recorded.settings.train.get("max_seq_length")
+        return flops_per_token(self.config, given or self.config.block_size) if self.config else None
 
     def typical(self, column: str) -> float | None:
         """Median of a column, None where it was never measured."""
@@ -290,8 +244,7 @@ class RunRecord:
 
 def read_run(folder: Path) -> RunRecord | None:
     """Reads the folder of a run; None where it holds something else, a UserError where it is damaged."""
-    found = read_run_manifest(folder)
-    if found is None:
+    if (found := read_run_manifest(folder)) is None:
         return None
     rows = read_metrics(folder / METRICS)
     try:
@@ -302,5 +255,5 @@ def read_run(folder: Path) -> RunRecord | None:
         raise UserError(f"{folder / METRICS} is damaged ({error}); restore it, or leave the folder out") from error
     final, initial = read_final(folder), Path(found[1].settings.initial_checkpoint_dir)
     parent = final.get("parent") if final else read_manifest(initial)
-    shape = next((path for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
-    return RunRecord(folder, found[1], numbers, final, parent, load_lit_config(shape) if shape is not None else None)
+    config = next((load_lit_config(path) for path in (folder / FINAL, initial) if is_litgpt_folder(path)), None)
+    return RunRecord(folder, found[1], numbers, final, parent, config)

@@ -20,7 +20,9 @@ class _Domain:
 
 
 @dataclass(frozen=True)
-class _Data:
+class DataSettings:
+    """What a run's data is."""
+
     data: str
     data_sha256: str
     documents: str
@@ -33,7 +35,7 @@ class _Change:
     sample: int
     drawn: dict[str, int]
     different: list[str]
-    was: _Data
+    was: DataSettings
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,11 @@ class _Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What a run was started with, as far as it is read again; early versions recorded less of the data."""
+class RunSettings(DataSettings):
+    """What a run was started with, as far as it is read again."""
 
     initial_checkpoint_dir: str
     initial_weights_sha256: str
-    data: str
-    data_sha256: str = "unknown"
-    documents: str | None = None
-    mixture: dict[str, float] | str = "proportional"
     train: dict[str, Any]
     eval: dict[str, int | None]
     optimizer: dict[str, Any]
@@ -108,15 +106,12 @@ def read_run_manifest(folder: Path) -> tuple[dict[str, Any], RunManifest] | None
     about = (folder / MANIFEST, "the manifest of a run", _REMEDY, True)
     checked = to_record(manifest, RunManifest, *about)
     to_record(manifest["settings"], _Numbers, *about)
-    if "domains" in manifest["settings"]:
-        to_record(manifest["settings"], _Data, *about)
     return manifest, checked
 
 
 def read_final(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run's trained checkpoint, checked; None where there is none."""
-    if (final := read_manifest(folder / FINAL)) is not None:
-        to_record(
-            final, _Final, folder / FINAL / MANIFEST, "the manifest of a trained checkpoint", _REMEDY, others=True
-        )
+    path, what = folder / FINAL, "the manifest of a trained checkpoint"
+    if (final := read_manifest(path)) is not None:
+        to_record(final, _Final, path / MANIFEST, what, _REMEDY, others=True)
     return final

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.utils._pytree import tree_map_only
 
 from inheritune_lit.checkpoint.folder import CONFIG_FILES, FINAL, TOKENIZER_FILES, WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
@@ -38,20 +38,14 @@ _COUNTERS = "counters.pth"
 
 @dataclass(frozen=True)
 class Counters:
-    """What a restart needs besides weights and optimizer.
-
-    Attributes:
-        best: lowest held-out loss so far.
-        guard: fields of the ``LossGuard``.
-        due: metrics of the last step, whose validation was still to come; None where nothing is due.
-    """
+    """What a restart needs besides weights and optimizer."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    best: float = math.inf
-    guard: dict[str, Any] = field(default_factory=dict)
-    due: dict[str, int | float] | None = None
+    best: float = math.inf  # lowest held-out loss so far
+    guard: dict[str, Any] = field(default_factory=dict)  # fields of the ``LossGuard``
+    due: dict[str, int | float] | None = None  # metrics of the last step, whose validation was still to come
 
 
 def save_state(
@@ -60,21 +54,18 @@ def save_state(
     """Write everything a restart needs beside the old state, then take its place.
 
     Nothing random happens during training and the data order is a function of the step, so the state dicts of model and
-    optimizer and some counters are everything. Tensors are written one by one: no copy of them is made in memory.
-
-    Raises:
-        UserError: the disk is full or cannot be written; the old state is untouched.
+    optimizer and some counters are everything. Tensors are written one by one: no copy of them is made in memory. A
+    disk that is full or cannot be written is a ``UserError``; the old state is untouched.
     """
-    content = {"model": model, "optimizer": optimizer, "counters": counters}
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            torch.save({"model": model, "optimizer": optimizer, "counters": counters}, file)
+            file.flush()
+            os.fsync(file.fileno())
+
     with writing("the state", run_dir / STATE):
-        replace_file(run_dir / STATE, partial(_write, content))
-
-
-def _write(content: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+        replace_file(run_dir / STATE, write)
 
 
 @contextmanager
@@ -83,16 +74,14 @@ def writing(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, CheckpointException) as error:  # torch wraps a failed write
-        causes = error.failures.values() if isinstance(error, CheckpointException) else ()
-        chain = (error, error.__context__, *(cause[0] for cause in causes))
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        chain = (error, error.__context__, *(failure[0] for failure in failures))
         reason = next((each for each in chain if isinstance(each, OSError) and each.errno is not None), None)
         if reason is None:
             raise
         remedy = "make room" if reason.errno in FULL_DISK else "check the disk"
-        raise UserError(
-            f"cannot save {what} to {path}: {reason.strerror}; {remedy}, then the same command continues from the last "
-            "save"
-        ) from error
+        remedy += ", then the same command continues from the last save"
+        raise UserError(f"cannot save {what} to {path}: {reason.strerror}; {remedy}") from error
 
 
 def restore_state(
@@ -100,10 +89,14 @@ def restore_state(
 ) -> dict[str, Any]:
     """Put a saved state into model and optimizer, and return its counters; empty where nothing was saved.
 
-    A sharded state may be of another number of ranks. A damaged file is a UserError.
+    A sharded state may be of another number of ranks. A damaged file, or a state that was saved by a strategy of the
+    other kind, is a UserError.
     """
-    path = _state_path(run_dir, sharded)
-    if path is None:
+    path, other = (run_dir / name for name in ((SHARDED_STATE, STATE) if sharded else (STATE, SHARDED_STATE)))
+    if not os.path.lexists(path):
+        if os.path.lexists(other):
+            used = "auto or ddp" if sharded else "fsdp or hybrid"
+            raise UserError(f"{other} was saved with --strategy {used}; continue the run with that")
         return {}
     with _reading(path):
         if not sharded:
@@ -120,30 +113,12 @@ def restore_state(
 
 def saved_step(run_dir: Path) -> int:
     """Optimizer steps done in a saved state, 0 where nothing was saved; a UserError where it is damaged."""
-    folder = (run_dir / SHARDED_STATE).is_dir()
-    path = run_dir / SHARDED_STATE / _COUNTERS if folder else run_dir / STATE
-    if not os.path.lexists(path):
-        return 0
-    with _reading(path):
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return int((content if folder else content["counters"])["step"])
-
-
-def _state_path(run_dir: Path, sharded: bool) -> Path | None:
-    """Where the state of a run is, None where nothing was saved.
-
-    Raises:
-        UserError: it was saved by a strategy of the other kind.
-    """
-    path, other = run_dir / STATE, run_dir / SHARDED_STATE
-    if sharded:
-        path, other = other, path
-    if os.path.lexists(path):
-        return path
-    if os.path.lexists(other):
-        used = "auto or ddp" if sharded else "fsdp or hybrid"
-        raise UserError(f"{other} was saved with --strategy {used}; continue the run with that")
-    return None
+    for path in (run_dir / SHARDED_STATE / _COUNTERS, run_dir / STATE):
+        if os.path.lexists(path):
+            with _reading(path):
+                content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                return int(content.get("counters", content)["step"])
+    return 0
 
 
 @contextmanager
@@ -158,27 +133,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read; remove it to start the run again") from error
 
 
-def save_sharded_state(
-    run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict[str, Any]
-) -> None:
-    """As ``save_state``, every rank writing its own shards (torch.distributed.checkpoint)."""
-    path = run_dir / SHARDED_STATE
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    first = torch.distributed.get_rank() == 0
-    with writing("the state", path), new_folder(path, replace=True) if first else nullcontext() as staging:
-        shared = [staging]
-        torch.distributed.broadcast_object_list(shared)
-        distributed_checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=shared[0])
-        if staging is not None:
-            torch.save(counters, staging / _COUNTERS)
-    torch.distributed.barrier()
-
-
 def drop_state(run_dir: Path) -> None:
     """Remove the state of a finished run: it is three times the size of the model."""
     for name in (STATE, SHARDED_STATE):
-        if os.path.lexists(run_dir / name):
-            remove(run_dir / name)
+        remove(run_dir / name)
 
 
 def is_whole(run_dir: Path) -> bool:
@@ -194,15 +152,6 @@ BEST = "best"
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     flat = tensor.detach().contiguous().view(-1)
     return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
-
-
-def _copied(content: Any) -> Any:
-    """A copy in host memory that training does not change."""
-    if isinstance(content, torch.Tensor):
-        return content.detach().to("cpu", copy=True)
-    if isinstance(content, dict):
-        return {key: _copied(value) for key, value in content.items()}
-    return type(content)(map(_copied, content)) if isinstance(content, list | tuple) else content
 
 
 class Saver:
@@ -225,22 +174,34 @@ class Saver:
     def save(self, counters: Counters, keep: bool = True) -> None:
         """Save the weights as a checkpoint where checkpoints are kept and this one is to be, then the state.
 
-        In this order a kill costs no kept checkpoint: a restart begins at the state before it, and writes it again.
-
-        A UserError says that it cannot be written, now or in the background since the last call.
+        In this order a kill costs no kept checkpoint: a restart begins at the state before it, and writes it again. A
+        UserError says that it cannot be written, now or in the background since the last call.
         """
         self.wait()
         if self.keep_last and keep:
             self.save_weights(f"step-{counters.step:08}", {"steps": counters.step})  # as litgpt names them
         if self.sharded:
-            save_sharded_state(self.run_dir, self.gpt, self.optimizer, asdict(counters))
+            self._save_shards(counters)
         elif self.is_first:
             content = (self.gpt.state_dict(), self.optimizer.state_dict(), asdict(counters))
             if self._pool is None:
                 save_state(self.run_dir, *content)
             else:
-                self._running = self._pool.submit(save_state, self.run_dir, *_copied(content))
+                copied = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
+                self._running = self._pool.submit(save_state, self.run_dir, *copied)
         self._prune()
+
+    def _save_shards(self, counters: Counters) -> None:
+        """As ``save_state``, every rank writing its own shards (torch.distributed.checkpoint)."""
+        path = self.run_dir / SHARDED_STATE
+        model, optimizer = get_state_dict(self.gpt, self.optimizer)
+        with writing("the state", path), new_folder(path, replace=True) if self.is_first else nullcontext() as staging:
+            shared = [staging]
+            torch.distributed.broadcast_object_list(shared)
+            distributed_checkpoint.save({"model": model, "optimizer": optimizer}, checkpoint_id=shared[0])
+            if staging is not None:
+                torch.save(asdict(counters), staging / _COUNTERS)
+        self._barrier()
 
     def _prune(self) -> None:
         """Remove kept checkpoints that newer ones replace."""
@@ -271,13 +232,12 @@ class Saver:
 
     def wait(self) -> None:
         """Wait for what is being written in the background, and raise its error."""
-        if self._running is not None:
-            running, self._running = self._running, None
+        running, self._running = self._running, None
+        if running:
             running.result()
 
 
 def stopped_text(step: int) -> str:
     """What is said of a run that was stopped after so many steps."""
-    if step:
-        return f"stopped after step {step:,}, saved; the same command continues"
-    return "stopped before the first step; the same command starts again"
+    saved = f"stopped after step {step:,}, saved; the same command continues"
+    return saved if step else "stopped before the first step; the same command starts again"

@@ -63,13 +63,9 @@ def stop_requests(doing: Callable[[], str] | None = None) -> Iterator[list[signa
 def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strategy, precision: Precision) -> Fabric:
     """Fabric, launched: with several devices every one of them runs this program from here on.
 
-    Args:
-        devices: per node; "auto" takes every GPU, or one CPU process.
-        strategy: "ddp" keeps a replica per device; "fsdp" shards parameters and optimizer state over all devices;
-            "hybrid" shards within a node and replicates over nodes; "auto" is one device or "ddp".
-
-    Raises:
-        UserError: there are not as many devices.
+    "auto" devices per node are every GPU, or one CPU process; fewer than asked for are a UserError. The strategy "ddp"
+    keeps a replica per device; "fsdp" shards parameters and optimizer state over all devices; "hybrid" shards within a
+    node and replicates over nodes; "auto" is one device or "ddp".
     """
     count = device_count(devices, num_nodes)
     chosen: str | FabricStrategy = "ddp" if count * num_nodes > 1 else "auto"
@@ -124,14 +120,11 @@ class Kernels:
 def choose_kernels(
     config: Config, speed: SpeedArgs, device: torch.device, z_loss: float, flops: float, distilled: bool = False
 ) -> Kernels:
-    """What the settings mean on a device.
+    """What the settings mean on a device; the FLOPs are those of the whole run.
 
     The loss that "auto" means is the fused one on CUDA where Liger-Kernel is installed, and chunks on CPU: as fast as
     whole logits, they bound their memory, but the compiler cannot see through them. A teacher has a loss of its own,
-    which is not compiled. The FLOPs are those of the whole run.
-
-    Raises:
-        UserError: the settings contradict each other, or need a compiler that is not there.
+    which is not compiled. Settings that contradict each other, or need a compiler that is not there, are a UserError.
     """
     compiled = speed.compile
     if compiled is None:
@@ -144,18 +137,16 @@ def choose_kernels(
         raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
     if speed.loss_kernel != "auto":
         return Kernels(speed.loss_kernel, compiled)
-    if z_loss or config.final_logit_softcapping is not None or config.lm_head_bias:
-        return Kernels("plain", compiled)
+    plain = z_loss or config.final_logit_softcapping is not None or config.lm_head_bias
     if device.type == "cuda":
-        return Kernels("liger" if liger_loss() else "plain", compiled)
-    return Kernels("plain" if compiled else "chunked", compiled)
+        return Kernels("liger" if liger_loss() and not plain else "plain", compiled)
+    return Kernels("plain" if compiled or plain else "chunked", compiled)
 
 
 def check_machine(args: TrainingArgs, device: torch.device) -> None:
-    """Refuse settings that the machine with this device cannot serve.
+    """Refuse settings that the machine with this device cannot serve with a ``UserError``.
 
-    Raises:
-        UserError: no such optimizer or it does not take its arguments, no fp8 here, or a package is missing.
+    That is an optimizer that does not exist or take its arguments, fp8 elsewhere, or a package that is missing.
     """
     build_optimizer(torch.nn.Linear(1, 1, device=device), args.optimizer)
     if args.speed.fp8:
@@ -201,7 +192,14 @@ def set_up(
     if args.speed.activation_checkpointing:
         checkpoint_activations(gpt)
     if args.speed.fp8:
-        _use_fp8(gpt)
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        # With a scale per tensor. The head stays in bf16: its gradients span too many magnitudes.
+        convert_to_float8_training(
+            gpt,
+            config=Float8LinearConfig.from_recipe_name("tensorwise"),
+            module_filter_fn=lambda module, name: name != "lm_head" and not any(n % 16 for n in module.weight.shape),
+        )
     chosen = _apply_kernels(gpt, kernels, args.speed, precision, fabric.device)
     if fabric.global_rank == 0:
         logger.info(f"      {chosen}")
@@ -225,15 +223,3 @@ def _apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Prec
     words += ["compiled"] * kernels.compiled + ["fp8"] * speed.fp8
     words += ["activations recomputed"] * speed.activation_checkpointing
     return ", ".join(words)
-
-
-def _use_fp8(gpt: GPT) -> None:
-    """Swap the blocks' linear layers for torchao's, which multiply in fp8 with a scale per tensor."""
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
-    # The head stays in bf16: its gradients span too many magnitudes.
-    convert_to_float8_training(
-        gpt,
-        config=Float8LinearConfig.from_recipe_name("tensorwise"),
-        module_filter_fn=lambda module, name: name != "lm_head" and all(size % 16 == 0 for size in module.weight.shape),
-    )

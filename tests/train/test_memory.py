@@ -146,7 +146,7 @@ def test_advice(available, advice, caplog, monkeypatch):
 
 def test_a_full_disk_is_said_before_the_start(checkpoint, packed, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: usage(0, 0, 100_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(0, 0, 100_000))
     assert main(pretrain_command(checkpoint, packed, tmp_path / "run")) == 2
     assert "GB are free on its disk; make room" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -146,7 +146,7 @@ def test_teach_has_one_writer_and_continues_where_it_was_killed(teach, tmp_path,
 def test_a_damaged_working_folder_of_teach_is_one_line(teach, tmp_path, capsys, damage):
     working = tmp_path / ".taught.partial"
     working.mkdir()
-    (working / "done.json").write_text(damage)
+    (working / "inheritune.json").write_text(damage)
     assert main(teach) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"remove {working}" in line or "was started with" in line
