@@ -37,7 +37,10 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
     if count * num_nodes > 1:
-        _end_with_leader()
+        # A rank ends soon after the process that started it has ended, however that was.
+        leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
+        if leader != os.getpid():
+            threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
         fabric.launch()
         os.environ.pop(_LEADER, None)
         atexit.register(_leave_group)
@@ -47,17 +50,10 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
 _LEADER = "INHERITUNE_LEADER"
 
 
-def _end_with_leader() -> None:
-    """Ends this process soon after the one that started it as a rank has ended, however that was."""
-    leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
-
-    def watch() -> None:
-        while os.getppid() == leader:
-            time.sleep(0.5)
-        os._exit(2)
-
-    if leader != os.getpid():
-        threading.Thread(target=watch, daemon=True).start()
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(2)
 
 
 @contextmanager

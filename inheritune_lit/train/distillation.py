@@ -114,19 +114,12 @@ class _Settings:
     documents: str
 
 
-@dataclass(frozen=True)
-class _Manifest:
-    """What is read of ``inheritune.json``."""
-
-    settings: _Settings
-
-
 def _settings_of(folder: Path, remedy: str) -> dict[str, Any]:
     """What the predictions in a folder were made with; a damaged manifest is a ``UserError``."""
     about = (folder / MANIFEST, "the manifest of a teacher's predictions", remedy)
-    manifest = read_json(*about)
-    to_record(manifest, _Manifest, *about, others=True)
-    return manifest["settings"]
+    settings: Any = read_json(*about).get("settings")
+    to_record(settings, _Settings, *about, others=True)
+    return dict(settings)
 
 
 def _dtypes(settings: dict[str, Any]) -> dict[str, np.dtype]:

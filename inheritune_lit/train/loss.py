@@ -22,12 +22,13 @@ class TrainingModel(torch.nn.Module):
 
     The kernel "plain" is ``F.cross_entropy`` on whole logits, "chunked" never holds more than the logits of 1024
     tokens, "liger" is Liger-Kernel's fused in-place kernel, for CUDA. ``z_loss`` is the weight of the squared
-    log-normaliser (PaLM, Section 5), 0 for none, which only "plain" computes. A kernel that is not installed is a
-    ``UserError``.
+    log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot compute is a ``UserError``.
     """
 
     def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
         super().__init__()
+        if kernel != "plain" and z_loss:
+            raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
         self.gpt, self.kernel, self.z_loss = gpt, kernel, z_loss
         self._fused = liger_loss() if kernel == "liger" else None
         if kernel == "liger" and self._fused is None:

@@ -33,8 +33,14 @@ class MetricsLog:
     def open(self, resumed_step: int) -> None:
         """Begin, or continue after ``resumed_step``: rows after it are dropped so that none appears twice."""
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= resumed_step and resumed_step > 0]
-        # A kill here must not cost the rows that are there.
-        replace_file(self.path, lambda aside: self._write_rows(aside, kept))
+
+        def write_rows(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(kept)
+
+        replace_file(self.path, write_rows)  # a kill here must not cost the rows that are there
         self._send, self.close = _open_logger(self.logger_name, self.path.parent, resumed_step)
 
     def write(self, row: Row) -> None:
@@ -42,12 +48,6 @@ class MetricsLog:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         self._send(int(row["step"]), {column: value for column, value in row.items() if column != "step"})
-
-    def _write_rows(self, path: Path, rows: list[dict[str, str]]) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def _open_logger(
@@ -79,10 +79,7 @@ def _open_logger(
     mlflow.set_experiment("inheritune")
     tag = "inheritune.run"
     found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{identity}'", max_results=1, output_format="list")
-    if found:
-        mlflow.start_run(run_id=found[0].info.run_id)
-    else:
-        mlflow.start_run(run_name=name, tags={tag: identity})
+    mlflow.start_run(**({"run_id": found[0].info.run_id} if found else {"run_name": name, "tags": {tag: identity}}))
     return (lambda step, values: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 

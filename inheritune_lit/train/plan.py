@@ -162,10 +162,10 @@ def step_memory(
     shards: int = 1,
     teacher: int = 0,
 ) -> StepMemory:
-    """Predict the memory of one training step on one device.
+    """Predict the memory of one training step on one device, with a chosen loss kernel, not "auto".
 
     The parameters, a tied head counted once, are shared by ``shards`` devices, each of which holds a ``teacher`` of so
-    many bytes. The ``loss_kernel`` is a chosen one, not "auto".
+    many bytes.
     """
     low = precision == "bf16-true"
     each, half = 2 if low else 4, 4 if precision == "32-true" else 2
@@ -180,27 +180,21 @@ def step_memory(
         # Casts of weights, whatever the batch, and bytes per sample.
         one, two = (kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
         fixed, kept = 2 * one - two, two - one
-    layers = held = config.n_layer
-    activations = layers * kept
+    activations, held = config.n_layer * kept, config.n_layer
     if speed.activation_checkpointing:
-        activations, held = kept + (layers - 1) * block_size * config.n_embd * each, 1
+        activations, held = kept + (config.n_layer - 1) * block_size * config.n_embd * each, 1
     weights, optimizer_bytes = each * parameters // shards, state * parameters // shards
-    loss = _loss_bytes(config, micro_batch_size * block_size, loss_kernel, half)
-    return StepMemory(weights, weights, optimizer_bytes, held * fixed, micro_batch_size * activations, loss, teacher)
-
-
-def _loss_bytes(config: Config, tokens: int, kernel: str, half: int) -> int:
-    """Bytes of the loss; ``half`` is the size of a number in the forward pass."""
-    vocabulary, chunk = config.padded_vocab_size, min(tokens, CHUNK_TOKENS)
-    head, hidden = 4 * vocabulary * config.n_embd, half * tokens * config.n_embd
-    if kernel == "chunked":
+    vocabulary, tokens = config.padded_vocab_size, micro_batch_size * block_size
+    chunk, ends = min(tokens, CHUNK_TOKENS), (4 * vocabulary + half * tokens) * config.n_embd
+    loss = {
         # A chunk's logits in both types and their gradient, and the finished gradients of head and hidden states.
-        return chunk * vocabulary * (8 + half) + head + hidden
-    if kernel == "distilled":
+        "chunked": chunk * vocabulary * (8 + half) + ends,
         # Student and teacher: logits, softened logits, log-probabilities, and what autograd adds.
-        return chunk * vocabulary * (32 + 2 * half) + 2 * (head + hidden)
-    # Of the fused loss the gradient takes the logits' place.
-    return tokens * vocabulary * (half if kernel == "liger" else 8 + half)
+        "distilled": chunk * vocabulary * (32 + 2 * half) + 2 * ends,
+        "liger": tokens * vocabulary * half,  # the gradient takes the logits' place
+        "plain": tokens * vocabulary * (8 + half),
+    }[loss_kernel]
+    return StepMemory(weights, weights, optimizer_bytes, held * fixed, micro_batch_size * activations, loss, teacher)
 
 
 def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: int) -> int:
@@ -307,7 +301,7 @@ def measure_steps(
     kernels = setup.choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
     state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
     gpt.train()
-    batches, updates = [], []
+    times = []
     for _ in range(_WARM_UP + _TIMED):
         start = _now(device)
         summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
@@ -316,11 +310,10 @@ def measure_steps(
         clip_gradients(gpt.parameters(), train.max_norm)
         state.optimizer.step()
         state.optimizer.zero_grad()
-        batches.append(halfway - start)
-        updates.append(_now(device) - halfway)
+        times.append((halfway - start, _now(device) - halfway))
     accumulation = train.accumulation(devices)
-    step_seconds = accumulation * median(batches[_WARM_UP:]) + median(updates[_WARM_UP:])
-    rate = accumulation * train.micro_batch_size * block_size / step_seconds
+    batch_seconds, update_seconds = (median(each) for each in zip(*times[_WARM_UP:], strict=True))
+    rate = accumulation * train.micro_batch_size * block_size / (accumulation * batch_seconds + update_seconds)
     peak = setup.peak_flops_of(device)
     mfu = rate * flops_per_token(config, block_size) / peak if peak else None
     size = (count_parameters(tensor_shapes(config, tied)), train.micro_batch_size, block_size)

@@ -18,33 +18,15 @@ from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.io.reading import read_yaml
 from inheritune_lit.model.devices import device_count, on_first_rank, one_fate
 from inheritune_lit.model.load import load_model
+from inheritune_lit.train import run_folder, setup
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import MetricsLog
 from inheritune_lit.train.optim import OPTIMIZER, load_optimizer, save_optimizer
 from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run
-from inheritune_lit.train.run_folder import (
-    RunResult,
-    begin_run,
-    check_run_folder,
-    data_settings,
-    find_run,
-    run_sampler,
-    same_samples,
-    training_settings,
-)
+from inheritune_lit.train.run_folder import RunResult
 from inheritune_lit.train.saving import Saver, drop_state, is_whole, writing
-from inheritune_lit.train.setup import (
-    build_fabric,
-    check_machine,
-    choose_kernels,
-    default_precision,
-    machine_name,
-    peak_flops_of,
-    set_up,
-    stop_requests,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -70,59 +52,16 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
             return RunResult(run.plan)
         if run.finished:
             return run.finished
-    check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
+    run_folder.check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
     with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric):
-        return _pretrain(run, initial_optimizer, keep_optimizer)
-
-
-def _pretrain(run: "_Run", initial_optimizer: Path | None, keep_optimizer: bool) -> RunResult:
-    """Train a run whose folder no other process writes."""
-    is_first, plan, out_dir, fabric = run.is_first, run.plan, run.args.out_dir, run.fabric
-    run.find()  # what is there now
-    if run.finished:
-        if is_first:
-            drop_state(out_dir)  # still there when the run was killed right after its end
-        return run.finished
-    needed = sum(run.estimate.memory.kept_on_disk(run.args.train))
-    check_space(out_dir, needed, "the state and the checkpoints", "a smaller --train.keep_last")
-    fabric.barrier()
-    if is_first:
-        run.estimate.warn()
-        with explain_full_disk(out_dir):
-            begin_run(out_dir, run.settings, run.changes)
-    fabric.barrier()
-    trainer = run.trainer(initial_optimizer)
-    with stop_requests((lambda: trainer.doing) if is_first else None) as stop:
-        try:
-            validation = trainer.fit(stop)
-        except torch.OutOfMemoryError as error:
-            raise run.estimate.out_of_memory() from error
-        skipped = trainer.guard.skipped
-        if validation is None:
-            return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
-        if keep_optimizer and is_first:
-            with writing("the optimizer's state", out_dir / OPTIMIZER):
-                save_optimizer(out_dir / OPTIMIZER, run.gpt, trainer.state.optimizer)
-        held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
-        record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
-        trainer.saver.save_weights(FINAL, record)
-        if is_first:
-            drop_state(out_dir)
-    numbers = (trainer.step, trainer.tokens, validation.loss, validation.stderr)
-    return RunResult(plan, out_dir / FINAL, *numbers, validation.domains, skipped=skipped)
-
-
-def _shape_sha256(folder: Path) -> str:
-    """Hash of a checkpoint's model configuration, however it is written down."""
-    shape = read_yaml(folder / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
-    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
+        return run.train(initial_optimizer, keep_optimizer)
 
 
 class _Run:
-    """A run before it starts. Making one checks all that can be checked before anything is spent."""
+    """A run. Making one checks all that can be checked before anything is spent."""
 
     def __init__(self, args: PretrainArgs, initial_optimizer: Path | None) -> None:
-        args = replace(args, eval=same_samples(args.eval, args.out_dir))
+        args = replace(args, eval=run_folder.same_samples(args.eval, args.out_dir))
         self.args, train, start = args, args.train, args.initial_checkpoint_dir
         read_manifest(start)  # a damaged one is told before the training, not after it
         config = load_config(start)
@@ -134,38 +73,41 @@ class _Run:
         self.mixture = make_mixture(self.train_data.domains, args.mixture.weights)
         # Before processes are started, or each of them would say what is wrong.
         train.accumulation(device_count(args.devices, args.num_nodes) * args.num_nodes)
-        self.precision = precision = args.precision or default_precision()
+        self.precision = precision = args.precision or setup.default_precision()
         self.distillation = teacher = prepare_distillation(args, self.train_data, config, precision)
-        self.fabric = build_fabric(args.devices, args.num_nodes, args.strategy, precision)
+        self.fabric = setup.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
         self.is_first, world, device = self.fabric.global_rank == 0, self.fabric.world_size, self.fabric.device
-        check_machine(args, device)
+        setup.check_machine(args, device)
         self.gpt = load_model(start, dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
         parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
-        val_blocks, peak, extra = len(self.val_data), peak_flops_of(device), teacher.flops_per_token if teacher else 0.0
-        self.plan = plan = plan_run(config, train, args.eval, self.mixture, val_blocks, parameters, world, peak, extra)
+        numbers = (len(self.val_data), parameters, world, setup.peak_flops_of(device))
+        teacher_flops = teacher.flops_per_token if teacher else 0.0
+        self.plan = plan = plan_run(config, train, args.eval, self.mixture, *numbers, teacher_flops)
         flops = plan.tokens * plan.flops_per_token
-        self.kernels = choose_kernels(config, args.speed, device, train.z_loss, flops, teacher is not None)
+        self.kernels = setup.choose_kernels(config, args.speed, device, train.z_loss, flops, teacher is not None)
+        # However it is written down.
+        shape = read_yaml(start / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
         shards, held = world if args.sharded else 1, teacher.memory if teacher else 0
         self.estimate = ResourceEstimate(config, plan, args, precision, self.kernels, device, shards, held)
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),
-            "initial_config": _shape_sha256(start),
+            "initial_config": hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest(),
             "total_steps": plan.total_steps,
-            **training_settings(train, args.eval, args.optimizer, args.speed),
+            **run_folder.training_settings(train, args.eval, args.optimizer, args.speed),
             "precision": precision,
             "device": device.type,
             "seed": args.seed,
             **({"distill": teacher.settings} if teacher else {}),
             **({"initial_optimizer_sha256": sha256_file(initial_optimizer)} if initial_optimizer else {}),
-            **data_settings(args.data, args.documents, self.mixture),
+            **run_folder.data_settings(args.data, args.documents, self.mixture),
         }
         self.finished: RunResult | None = None
         self.changes: list[dict[str, Any]] = []
 
     def find(self) -> None:
         """Look for what the folder holds of the run, and say what the run does and costs."""
-        self.finished, self.changes = find_run(self.args.out_dir, self.settings, self.args.allow_data_change)
+        self.finished, self.changes = run_folder.find_run(self.args.out_dir, self.settings, self.args.allow_data_change)
         if self.is_first:
             logger.info(self._plan_text())
 
@@ -181,20 +123,20 @@ class _Run:
         if plan.budget != plan.tokens:
             steps += f" ({plan.budget:,} asked for: whole steps only)"
         if mixture.draws is None:
-            lines.append(f"{steps}, {samples / mixture.samples:.2f} epochs of {mixture.samples:,} samples")
-        else:
-            width = max(map(len, mixture.domains))
-            lines.append(steps)
-            lines += [
+            steps += f", {samples / mixture.samples:.2f} epochs of {mixture.samples:,} samples"
+        width = max(map(len, mixture.domains))
+        lines += [
+            steps,
+            *(
                 f"  {domain:<{width}} {float(mixture.share(domain)):7.2%} of the samples, "
                 f"{mixture.epochs(domain, samples):.2f} epochs of {size.samples:,}"
                 for domain, size in mixture.domains.items()
-            ]
-        lines += [
+                if mixture.draws
+            ),
             f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} per step, "
             f"{plan.val_blocks:,} samples per validation",
             f"{plan.flops:.2e} FLOPs, {plan.validation_flops / plan.flops:.1%} of them validation, on "
-            f"{machine_name(self.fabric)}, {self.precision}",
+            f"{setup.machine_name(self.fabric)}, {self.precision}",
         ]
         if self.train_data.left_over:
             lines.append(self.train_data.left_over)
@@ -203,14 +145,46 @@ class _Run:
             lines.append(f"data changed at sample {sample:,}, before: {different}")
         return "\n      ".join(lines)
 
-    def trainer(self, initial_optimizer: Path | None) -> Trainer:
-        """Moves the model to its device, and brings together what trains it."""
-        args, fabric, plan, learns_from = self.args, self.fabric, self.plan, self.distillation
-        state = set_up(fabric, self.gpt, args, plan.block_size, self.precision, self.kernels, learns_from)
+    def train(self, initial_optimizer: Path | None, keep_optimizer: bool) -> RunResult:
+        """Train the run, whose folder no other process writes."""
+        args, plan, fabric, is_first, out_dir = self.args, self.plan, self.fabric, self.is_first, self.args.out_dir
+        self.find()  # what is there now
+        if self.finished:
+            if is_first:
+                drop_state(out_dir)  # still there when the run was killed right after its end
+            return self.finished
+        needed = sum(self.estimate.memory.kept_on_disk(args.train))
+        check_space(out_dir, needed, "the state and the checkpoints", "a smaller --train.keep_last")
+        fabric.barrier()
+        if is_first:
+            self.estimate.warn()
+            with explain_full_disk(out_dir):
+                run_folder.begin_run(out_dir, self.settings, self.changes)
+        fabric.barrier()
+        teacher = self.distillation
+        state = setup.set_up(fabric, self.gpt, args, plan.block_size, self.precision, self.kernels, teacher)
         if initial_optimizer:
             load_optimizer(initial_optimizer, self.gpt, state.optimizer)
         domains = [name for name, size in self.val_data.domains.items() if size.samples]
-        log = MetricsLog(args.out_dir, args.logger_name, domains) if self.is_first else None
-        sampler, saver = run_sampler(self.settings, self.changes), Saver(fabric, state, args)
-        logits = learns_from.logits if learns_from else None
-        return Trainer(fabric, state, plan, args, self.train_data, sampler, self.val_data, saver, log, logits)
+        log = MetricsLog(out_dir, args.logger_name, domains) if is_first else None
+        sampler, saver = run_folder.run_sampler(self.settings, self.changes), Saver(fabric, state, args)
+        data = (self.train_data, sampler, self.val_data)
+        trainer = Trainer(fabric, state, plan, args, *data, saver, log, teacher.logits if teacher else None)
+        with setup.stop_requests((lambda: trainer.doing) if is_first else None) as stop:
+            try:
+                validation = trainer.fit(stop)
+            except torch.OutOfMemoryError as error:
+                raise self.estimate.out_of_memory() from error
+            skipped = trainer.guard.skipped
+            if validation is None:
+                return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
+            if keep_optimizer and is_first:
+                with writing("the optimizer's state", out_dir / OPTIMIZER):
+                    save_optimizer(out_dir / OPTIMIZER, self.gpt, state.optimizer)
+            held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
+            record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
+            saver.save_weights(FINAL, record)
+            if is_first:
+                drop_state(out_dir)
+        numbers = (trainer.step, trainer.tokens, validation.loss, validation.stderr)
+        return RunResult(plan, out_dir / FINAL, *numbers, validation.domains, skipped=skipped)

@@ -32,7 +32,7 @@ from inheritune_lit.io.records import to_record
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.setup import TrainState
 
-STATE, SHARDED_STATE = "state.pth", "state"
+STATE, SHARDED_STATE, BEST = "state.pth", "state", "best"
 _COUNTERS = "counters.pth"
 
 
@@ -146,14 +146,6 @@ def is_whole(run_dir: Path) -> bool:
     return FINAL in names and not left
 
 
-BEST = "best"
-
-
-def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    flat = tensor.detach().contiguous().view(-1)
-    return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
-
-
 class Saver:
     """Saves model and optimizer of a run; only the first rank writes, except where the model is sharded."""
 
@@ -224,8 +216,13 @@ class Saver:
             aliases = {key: original for key, original in originals.items() if key != original}
             specs = {key: TensorSpec(tuple(state[key].shape), state[key].dtype) for key in first.values()}
             folder = self.run_dir / name
+
+            def chunks(key: str) -> Iterator[torch.Tensor]:
+                flat = state[key].detach().contiguous().view(-1)
+                return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
+
             with writing("the checkpoint", folder), new_folder(folder, replace=True) as staging:
-                write_torch_checkpoint(staging / WEIGHTS, specs, aliases, lambda key: _chunks(state[key]))
+                write_torch_checkpoint(staging / WEIGHTS, specs, aliases, chunks)
                 copy_files(self.initial_dir, staging, (*CONFIG_FILES, *TOKENIZER_FILES))
                 write_manifest(staging, "checkpoint", {**record, "parent": read_manifest(self.initial_dir)})
         self._barrier()
