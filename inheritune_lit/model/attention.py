@@ -18,8 +18,7 @@ from torch.nn import functional as F
 Attend = Callable[..., torch.Tensor]
 """litgpt's method: q (B, H, T, D), k and v (B, H, S, D), a mask or None; result (B, T, H, D)."""
 
-_MULTIPLE = 8
-"""Flash and cuDNN attention take head sizes that are a multiple of this."""
+_MULTIPLE = 8  # of which flash and cuDNN attention take head sizes
 
 
 def swap_attention(attention: CausalSelfAttention, attend: Callable[..., torch.Tensor]) -> Attend:

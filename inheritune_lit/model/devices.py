@@ -58,10 +58,7 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def one_fate(fabric: Fabric) -> Iterator[None]:
-    """Where one rank of several fails in the block, the others end too, and leave it to that one to say why.
-
-    The first rank says in a ``UserError`` that it was another.
-    """
+    """Where one rank of several fails in the block, the others end too, the first with a ``UserError`` that says so."""
     try:
         yield
     except RuntimeError as error:
@@ -93,8 +90,7 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-USABLE = 0.94
-"""Part of a device's memory that tensors can have: the rest is context, fragments and workspace."""
+USABLE = 0.94  # part of a device's memory that tensors can have: the rest is context, fragments and workspace
 
 
 def free_memory(device: torch.device) -> int | None:

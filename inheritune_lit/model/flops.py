@@ -10,8 +10,7 @@ from inheritune_lit.io.arguments import Precision
 from inheritune_lit.model.attention import swap_attention
 from inheritune_lit.model.gpt import build_model, rope_of_layer
 
-LONGEST_BLOCK = 2048
-"""Most tokens per sample where no number is given: the paper's."""
+LONGEST_BLOCK = 2048  # most tokens per sample where no number is given: the paper's
 
 
 def flops_per_token(config: Config, block_size: int) -> float:

@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.model.attention import AttentionPlan
 
-RopeTables = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of the positions, a batch dimension first."""
+RopeTables = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the positions, a batch dimension first
 
 
 def embed(
@@ -28,11 +27,11 @@ def embed(
     x_BTC = model.transformer.wte(tokens_BT) if rows_BTC is None else rows_BTC
     if model.config.scale_embeddings:
         x_BTC = x_BTC * torch.tensor(model.config.n_embd**0.5, dtype=x_BTC.dtype)
-    if "wpe" in model.transformer:
-        if positions is None:
-            positions = torch.arange(tokens_BT.shape[1], device=x_BTC.device)
-        x_BTC = x_BTC + model.transformer.wpe(positions)
-    return x_BTC
+    if "wpe" not in model.transformer:
+        return x_BTC
+    if positions is None:
+        positions = torch.arange(tokens_BT.shape[1], device=x_BTC.device)
+    return x_BTC + model.transformer.wpe(positions)
 
 
 def rope_of_layer(model: GPT, rope: RopeTables, layer: int) -> RopeTables:
@@ -61,27 +60,19 @@ def hidden_states(
 
 def head_logits(model: GPT, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (..., V), fp32, of what ``hidden_states`` gave (..., C)."""
-    logits = model.lm_head(hidden)
-    if model.config.final_logit_softcapping is not None:
-        logits = do_softcapping(logits, model.config.final_logit_softcapping)
-    return logits.float()
+    logits, cap = model.lm_head(hidden), model.config.final_logit_softcapping
+    return (logits if cap is None else do_softcapping(logits, cap)).float()
 
 
 def checkpoint_activations(model: GPT) -> None:
-    """Keep only each block's input for the backward pass, which recomputes the rest.
-
-    That is a third more computing and a small part of the memory. Names of tensors stay.
-    """
+    """Keep only each block's input for the backward pass, which recomputes the rest; names of tensors stay."""
     for block in model.transformer.h:
         # RNG is not used: there is no dropout.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class Transformer(GPT):
-    """litgpt's GPT with a second entrance, which stops before the head.
-
-    It is a method because sharding (FSDP) gathers parameters where a registered method of a module is called.
-    """
+    """litgpt's GPT with a second entrance, which stops before the head; at methods FSDP can gather parameters."""
 
     def hidden_states(self, idx: torch.Tensor) -> torch.Tensor:
         """What goes into the head, (B, T, n_embd), for token ids (B, T)."""
@@ -89,10 +80,7 @@ class Transformer(GPT):
 
 
 class GPT2(Transformer):
-    """litgpt's GPT with learned positions and GPT-2's inverse-layer attention scale.
-
-    Rotary positions are off (``rotary_percentage=0``). The head is tied where the checkpoint's head is.
-    """
+    """litgpt's GPT with learned positions, no rotary ones, and GPT-2's inverse-layer attention scale."""
 
     config: GPT2Config
 

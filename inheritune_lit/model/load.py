@@ -13,10 +13,7 @@ from inheritune_lit.model.gpt import Transformer, build_model
 
 
 def load_state(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
-    """Map the weights of ``lit_model.pth`` into memory (nothing is read until it is used).
-
-    A file that is damaged or holds more than tensors is a ``UserError``.
-    """
+    """Map ``lit_model.pth`` into memory, read when used; damage, or more than tensors in it, is a ``UserError``."""
     require_checkpoint(checkpoint_dir)
     return load_torch_file(checkpoint_dir / WEIGHTS)
 

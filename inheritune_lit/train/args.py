@@ -11,8 +11,6 @@ from inheritune_lit.io.arguments import CommandArgs, Precision
 Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
 Documents = Literal["packed", "separate"]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
-Schedule = Literal["cosine", "constant", "wsd"]
-LossKernel = Literal["auto", "plain", "chunked", "liger"]
 
 
 def _check(group: str, values: Any, *names: str, zero: bool = False) -> None:
@@ -41,7 +39,7 @@ class TrainArgs:
     """Budget in tokens as passes over the training data; with weights, domains see more or fewer passes each"""
     max_time: float | None = None
     """Seconds after which a call saves and leaves; the same command continues"""
-    schedule: Schedule = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """Learning rate after the warm-up: cosine to min_lr, constant, or constant with a linear decay at the end"""
     lr_warmup_steps: int = 1000
     """Steps of linear warm-up"""
@@ -83,8 +81,8 @@ class TrainArgs:
 
     def budget(self) -> tuple[str, int]:
         """Returns the name of the budget that is given, and its value; none or several are a ``UserError``."""
-        values = {"max_tokens": self.max_tokens, "max_steps": self.max_steps, "epochs": self.epochs}
-        given = [(name, value) for name, value in values.items() if value is not None]
+        values = [(name, getattr(self, name)) for name in ("max_tokens", "max_steps", "epochs")]
+        given = [(name, value) for name, value in values if value is not None]
         if len(given) != 1:
             seen = ", ".join(f"{name} {value}" for name, value in given) or "none"
             raise UserError(
@@ -173,7 +171,7 @@ class SpeedArgs:
 
     compile: bool | None = None
     """torch.compile of model and loss; on CUDA, and for runs of 1e14 FLOPs and more on CPU, when not given"""
-    loss_kernel: LossKernel = "auto"
+    loss_kernel: Literal["auto", "plain", "chunked", "liger"] = "auto"
     """How the loss is computed: whole logits, 1024 tokens of logits at a time, or Liger-Kernel's fused loss"""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more computing, far less memory"""
@@ -209,14 +207,13 @@ class DistillArgs:
         return given and not (self.alpha == 1 and self.kind == "logits")
 
     def __post_init__(self) -> None:
-        if self.teacher is not None and self.teacher_logits is not None:
-            raise UserError(
-                f"--distill.teacher {self.teacher} and --distill.teacher_logits {self.teacher_logits}: give one"
-            )
+        teacher, logits = self.teacher, self.teacher_logits
+        if teacher is not None and logits is not None:
+            raise UserError(f"--distill.teacher {teacher} and --distill.teacher_logits {logits}: give one")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
         _check("distill.", self, "temperature", "cosine")
-        if self.kind == "distilbert" and self.teacher_logits is not None:
+        if self.kind == "distilbert" and logits is not None:
             raise UserError(
                 "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
                 "--distill.teacher"
@@ -267,10 +264,8 @@ class TrainingArgs(CommandArgs):
             raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
         self.train.accumulation(1 if self.devices == "auto" else max(1, self.devices * self.num_nodes))
         if self.sharded and self.precision == "bf16-true":
-            raise UserError(
-                f"--precision bf16-true keeps whole copies of the weights; with --strategy {self.strategy} use "
-                "bf16-mixed"
-            )
+            use = f"with --strategy {self.strategy} use bf16-mixed"
+            raise UserError(f"--precision bf16-true keeps whole copies of the weights; {use}")
 
     @property
     def sharded(self) -> bool:

@@ -34,10 +34,9 @@ _DATA_SHEETS: tuple[tuple[str, float, dict[str, int]], ...] = (
 """Words of the name that CUDA gives, peak of matrix products in bf16 with fp32 accumulation and without sparsity in
 FLOP/s (from the makers' data sheets), and GB of memory by the names that users type."""
 DENSE_BF16_FLOPS = {known: flops for known, flops, _ in _DATA_SHEETS}
-_SOLD = [Gpu(name, gigabytes * 10**9, flops) for _, flops, sizes in _DATA_SHEETS for name, gigabytes in sizes.items()]
+_SOLD = (Gpu(name, gigabytes * 10**9, flops) for _, flops, sizes in _DATA_SHEETS for name, gigabytes in sizes.items())
 GPUS = sorted(_SOLD, key=lambda gpu: gpu.memory)
-USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")
-"""Shown where no GPU is named: one or two of each size."""
+USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")  # shown where none is named
 
 
 def find_gpus(name: str | None, flag: str = "--gpu") -> list[Gpu]:

@@ -28,8 +28,7 @@ from inheritune_lit.train.setup import TrainState
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 5.0
-"""Seconds that a step may still take when the run is to stop."""
+_PATIENCE = 5.0  # seconds that a step may still take when the run is to stop
 
 
 class _StepLeft(Exception):
@@ -78,10 +77,9 @@ class Trainer:
         self._restore()
         began, first = time.monotonic(), self.step
         self._logged_tokens, self._logged_seconds = self.tokens, self._seconds
-        validation = None
-        hidden = self.fabric.global_rank > 0
-        with Progress("train", self.plan.total_steps, "step", self.step, hidden=hidden) as progress:
-            while self.step < self.plan.total_steps or self._due:
+        validation, total = None, self.plan.total_steps
+        with Progress("train", total, "step", self.step, hidden=not self._ranks.is_first) as progress:
+            while self.step < total or self._due:
                 # Not before a step is done, so that every call comes further.
                 late = self.step > first and time.monotonic() - began >= (self.train.max_time or math.inf)
                 # If one rank wants to stop, all do, or it would be waited for forever.
@@ -158,10 +156,7 @@ class Trainer:
         return {**row, "memory_gb": peak_memory(self.fabric.device) / 1e9}
 
     def train_step(self) -> tuple[float, float, float]:
-        """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate.
-
-        A bad step is a ``UserError`` where bad steps are not skipped.
-        """
+        """One optimizer step: loss (mean over tokens), gradient norm before clipping, learning rate."""
         lr = learning_rate(self.step, self.plan.total_steps, self.train, self.lr)
         for group in self.state.optimizer.param_groups:
             group["lr"] = lr
@@ -195,8 +190,7 @@ class Trainer:
         """Leave the step out, or save the good weights before it and say which samples it had."""
         bad = [micro for micro, loss in enumerate(micro_losses_M.tolist()) if not math.isfinite(loss)]
         bad = bad or [0, self.plan.accumulation - 1]
-        each = self.train.micro_batch_size * self.fabric.world_size
-        first = self.step * self.train.global_batch_size
+        each, first = self.train.micro_batch_size * self.fabric.world_size, self.step * self.train.global_batch_size
         samples = f"samples {first + bad[0] * each} to {first + (bad[-1] + 1) * each - 1} of seed"
         what = f"{fault} at step {self.step + 1}, {samples} {self.sampler.seed}"
         if self.train.bad_step == "skip" and self.guard.in_row + 1 < MAX_SKIPPED:

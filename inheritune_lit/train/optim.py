@@ -35,8 +35,7 @@ def learning_rate(step: int, total_steps: int, train: TrainArgs, lr: float) -> f
 
 _MEMORY = 0.98  # weight of the past in the running mean: about the last 50 steps
 _SETTLED = 20  # steps before a jump is judged
-MAX_SKIPPED = 10
-"""Steps left out in a row after which a run stops: what they have in common is not chance."""
+MAX_SKIPPED = 10  # steps left out in a row after which a run stops: what they have in common is not chance
 
 
 @dataclass
@@ -186,10 +185,8 @@ def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
         return AdamW8bit(groups, **adam)
     found = locate(args.name)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise UserError(
-            f"--optimizer.name is {args.name!r}; give adamw, adamw8bit or the path of an optimizer class, such as "
-            f"torch.optim.SGD"
-        )
+        known = "adamw, adamw8bit or the path of an optimizer class, such as torch.optim.SGD"
+        raise UserError(f"--optimizer.name is {args.name!r}; give {known}")
     build: Callable[..., torch.optim.Optimizer] = found
     try:
         return build(groups, lr=args.lr, **(args.init_args or {}))
@@ -202,10 +199,7 @@ _MASTER = "master"
 
 
 def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write name -> state of every parameter, such as ``exp_avg``, ``exp_avg_sq`` and ``step`` of AdamW.
-
-    A kill leaves the whole of the file or nothing. The model is not sharded.
-    """
+    """Write name -> state of every parameter, such as ``exp_avg``, ``exp_avg_sq`` and ``step`` of AdamW."""
     content: dict[str, dict[str, Any]] = {}
     for names, inner, masters in _parts(model, optimizer):
         states = inner.state_dict()["state"]
@@ -216,10 +210,7 @@ def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
 
 
 def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give parameters the state saved under their names; those without one start afresh.
-
-    A file that is missing, damaged or of another optimizer is a UserError.
-    """
+    """Give parameters the state saved under their names, if there is one; a file of something else is a UserError."""
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         for names, inner, masters in _parts(model, optimizer):

@@ -56,10 +56,8 @@ def block_size_of(train: TrainArgs, config: Config) -> int:
     """Returns the tokens per sample; a UserError where the model cannot attend to as many."""
     block_size = config.block_size if train.max_seq_length is None else train.max_seq_length
     if not 1 <= block_size <= config.block_size:
-        raise UserError(
-            f"--train.max_seq_length is {block_size}; the model attends to at most {config.block_size} tokens, give "
-            f"1 to {config.block_size}"
-        )
+        limit = f"the model attends to at most {config.block_size} tokens, give 1 to {config.block_size}"
+        raise UserError(f"--train.max_seq_length is {block_size}; {limit}")
     return block_size
 
 

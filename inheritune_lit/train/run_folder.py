@@ -58,13 +58,6 @@ class _Train:
     max_seq_length: int | None = None
 
 
-@dataclass(frozen=True)
-class _Eval:
-    samples: int | None
-    interval: int = EvalArgs.interval
-    max_iters: int | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(DataSettings):
     """What a run was started with, as far as it is read again."""
@@ -110,8 +103,7 @@ def read_run_manifest(folder: Path) -> tuple[dict[str, Any], RunManifest] | None
         return None
     about = (folder / MANIFEST, "the manifest of a run", _REMEDY, True)
     checked = to_record(manifest, RunManifest, *about)
-    for name, numbers in (("train", _Train), ("eval", _Eval)):
-        to_record(manifest["settings"][name], numbers, *about)  # which are computed with
+    to_record(manifest["settings"]["train"], _Train, *about)
     return manifest, checked
 
 
@@ -149,7 +141,7 @@ def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
     found = read_run_manifest(run_dir)
     recorded = found[1].settings.eval if found else {}
     same = eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters")
-    return replace(eval, samples=recorded["samples"]) if same else eval
+    return replace(eval, samples=recorded.get("samples")) if same else eval
 
 
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:
@@ -239,28 +231,22 @@ def find_run(
     final, started, changes = read_final(run_dir), manifest["settings"], manifest["data_changes"]
     different = _differences(started, settings)
     if different and (final or not allow_data_change):
-        way = "" if final else ", or continue with the new data by --allow_data_change true"
-        raise UserError(
-            f"{run_dir} was started with {'; '.join(different)}; use the old data and settings, give another "
-            f"--out_dir{way}"
-        )
+        remedy = "use the old data and settings, give another --out_dir"
+        remedy += "" if final else ", or continue with the new data by --allow_data_change true"
+        raise UserError(f"{run_dir} was started with {'; '.join(different)}; {remedy}")
     if final:
         numbers = (final["steps"], final["tokens"], final["val_loss"], final["val_stderr"])
         return RunResult(None, run_dir / FINAL, *numbers), changes
     steps = saved_step(run_dir) if different or changes else 0
     sample = steps * started["train"]["global_batch_size"]
-    if changes and sample < changes[-1]["sample"]:
-        raise UserError(
-            f"{run_dir} holds no state from sample {changes[-1]['sample']:,} on, where its data was changed; give "
-            "another --out_dir"
-        )
+    if changes and sample < (changed := changes[-1]["sample"]):
+        lacking = f"no state from sample {changed:,} on, where its data was changed"
+        raise UserError(f"{run_dir} holds {lacking}; give another --out_dir")
     if not different:
         return None, changes
     if steps >= (total_steps := settings["total_steps"]):
-        raise UserError(
-            f"{run_dir} has done {steps:,} steps, the budget makes {total_steps:,} of the new data; give another "
-            "--out_dir"
-        )
+        budget = f"the budget makes {total_steps:,} of the new data"
+        raise UserError(f"{run_dir} has done {steps:,} steps, {budget}; give another --out_dir")
     sampler = run_sampler(started, changes)
     drawn = Counter(changes[-1]["drawn"] if changes else {})
     drawn.update(sampler.domain_counts(sampler.first_sample, sample))

@@ -205,8 +205,7 @@ class Saver:
         """Write the weights as a litgpt checkpoint in the run folder, tensor by tensor from wherever they are.
 
         Tensors that share their storage do so in the file. The initial checkpoint's configuration and tokenizer are
-        copied; its manifest is kept as ``parent`` beside the ``record``. An older checkpoint of this name stays until
-        the new one is whole.
+        copied; its manifest is the ``parent`` beside the ``record``.
         """
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
         state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.gpt.state_dict()

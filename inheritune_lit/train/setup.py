@@ -32,8 +32,7 @@ from inheritune_lit.train.optim import build_optimizer
 
 logger = logging.getLogger(__name__)
 
-_WORTH_COMPILING = 1e14
-"""FLOPs from which a run on CPU is compiled: it saves more than the minute that the compiler takes."""
+_WORTH_COMPILING = 1e14  # FLOPs of runs on CPU that gain more than the minute that the compiler takes
 
 
 @contextmanager
@@ -164,13 +163,10 @@ def check_machine(args: TrainingArgs, device: torch.device) -> None:
 
 @dataclass
 class TrainState:
-    """What a run changes: weights, and the optimizer over them.
-
-    ``loss`` is the model and its loss as fabric set them up: inputs (B, T) and targets (B, T) to summed nats.
-    """
+    """What a run changes: weights, and the optimizer over them."""
 
     gpt: GPT
-    loss: Any  # as fabric wraps a module: the wrapper has no public name
+    loss: Any  # of model and loss, wrapped by fabric: inputs (B, T) and targets (B, T) to summed nats
     optimizer: torch.optim.Optimizer
 
 
@@ -183,10 +179,9 @@ def set_up(
     kernels: Kernels,
     distillation: Distillation | None = None,
 ) -> TrainState:
-    """Move the model to its device and add kernels, compiler, loss and optimizer; say which were chosen.
+    """Move a model from the CPU to its device, and add kernels, compiler, loss and optimizer; say which were chosen.
 
-    The model comes on the CPU, in the type that its weights are trained in. ``check_machine`` says beforehand whether
-    the settings can be served.
+    Its weights have the type that they are trained in, and ``check_machine`` has let the settings pass.
     """
     gpt.max_seq_length = block_size
     if args.speed.activation_checkpointing:
