@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 _RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads gradients drop_length drop_sequences"
 
@@ -26,10 +26,7 @@ class AdviceArgs:
     """Tokens per sample; the model's block size, at most 2048, when not given"""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "micro_batch_size", "max_seq_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--advice.{name} is {value}; give 1 or more")
+        check_numbers(self, "max_tokens", "micro_batch_size", "max_seq_length", group="advice.", least=1)
         if not 0 < self.mfu <= 1:
             raise UserError(f"--advice.mfu is {self.mfu}; give a share above 0, at most 1")
 
@@ -89,8 +86,7 @@ class AnalyzeArgs(CommandArgs):
             raise UserError(f"--tau is {self.tau}; give a share above 0 and at most 1, such as 0.9")
         least = {"num_sequences": 1, "seq_length": 2, "drop_length": 0, "drop_sequences": 1, "seed": 0}
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise UserError(f"--{name} is {getattr(self, name)}; give {minimum} or more")
+            check_numbers(self, name, least=minimum)
         if self.advice != AdviceArgs() and not self.advise:
             raise UserError("--advice settings are given without --advise, which reads them; add --advise")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,8 @@ class EvaluateArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("limit", "max_batch_tokens", "val_blocks", "max_seq_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} is {value}; give 1 or more")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise UserError(f"--num_fewshot is {self.num_fewshot}; give 0 or more")
+        check_numbers(self, "limit", "max_batch_tokens", "val_blocks", "max_seq_length", least=1)
+        check_numbers(self, "num_fewshot", least=0)
         if self.suite and self.tasks:
             raise UserError(f"both --suite {self.suite} and --tasks {self.tasks}; give one of them")
         if self.fetch_data is not None:

@@ -1,9 +1,12 @@
 """What the arguments of every command have in common."""
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from inheritune_lit.errors import UserError
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """Fabric's names of how weights are kept and computed with."""
@@ -30,6 +33,15 @@ class CommandArgs:
                 object.__setattr__(self, field.name, Path(value))
             elif isinstance(value, list) and list[Path] in kinds:
                 object.__setattr__(self, field.name, [Path(each) for each in value])
+
+
+def check_numbers(values: Any, *names: str, group: str = "", least: int | None = None) -> None:
+    """Refuse arguments below ``least``, or not above 0 where that is None, and what is not finite; None passes."""
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not (value < math.inf and (value > 0 if least is None else value >= least)):
+            wanted = "a number above 0" if least is None else f"{least} or more"
+            raise UserError(f"--{group}{name} is {value}; give {wanted}")
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:

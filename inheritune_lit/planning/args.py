@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from inheritune_lit import UserError, find_gpus
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -66,10 +66,7 @@ class PlanArgs(CommandArgs):
             object.__setattr__(self, "ref", None)
         if self.ref is None and self.recipe is None:
             raise UserError("nothing to plan; give --recipe, or --ref with --n and --tokens")
-        for name in ("n", "devices", "micro_batch_size", "max_seq_length", "mfu", "price_per_hour", "max_hours"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name} is {value}; give a number above 0")
+        check_numbers(self, "n", "devices", "micro_batch_size", "max_seq_length", "mfu", "price_per_hour", "max_hours")
         if self.mfu is not None and self.mfu > 1:
             raise UserError(f"--mfu is {self.mfu}; give a share of the GPU's peak, above 0 and at most 1")
         if self.optimizer not in (None, "adamw", "adamw8bit") and "." not in str(self.optimizer):

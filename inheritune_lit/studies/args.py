@@ -7,7 +7,7 @@ from typing import Literal
 
 from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, TrainingArgs
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 Criterion = Literal["first", "middle", "last", "alternate", "block-influence", "avg-rank", "random"]
 _ABLATION = TrainArgs(
@@ -105,7 +105,7 @@ class ReproduceArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_workers(self.num_workers)
+        check_numbers(self, "num_workers", least=1)
         if not 1 <= self.baseline_seeds <= self.seeds:
             raise UserError(
                 f"--seeds {self.seeds} --baseline_seeds {self.baseline_seeds}; give 1 or more, and at most as many "
@@ -163,15 +163,9 @@ class AblateArgs(TrainingArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_workers(self.num_workers)
+        check_numbers(self, "num_workers", least=1)
         for name, values in (("seeds", self.seeds), ("criteria", self.criteria)):
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{name} is {values}; give one or more, each once")
         if self.devices != 1 or self.num_nodes != 1:
             raise UserError("ablate trains every run on one device; with several of them use --cluster")
-
-
-def check_workers(num_workers: int) -> None:
-    """Raises an error for a number of processes below 1."""
-    if num_workers < 1:
-        raise UserError(f"--num_workers is {num_workers}; give 1 or more")

@@ -1,24 +1,15 @@
 """Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs, Precision
+from inheritune_lit.io.arguments import CommandArgs, Precision, check_numbers
 
 Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
 Documents = Literal["packed", "separate"]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
-
-
-def _check(group: str, values: Any, *names: str, zero: bool = False) -> None:
-    """Refuses numbers below 0, 0 itself unless ``zero``, and what is not finite; None passes."""
-    for name in names:
-        value = getattr(values, name)
-        if value is not None and not (0 <= value < math.inf and (zero or value)):
-            raise UserError(f"--{group}{name} is {value}; give {'0 or more' if zero else 'a number above 0'}")
 
 
 @dataclass(frozen=True)
@@ -68,9 +59,9 @@ class TrainArgs:
     """Save while training continues, from a copy in host memory"""
 
     def __post_init__(self) -> None:
-        _check("train.", self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval")
-        _check("train.", self, "max_norm", "max_time", "max_loss_jump")
-        _check("train.", self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss", zero=True)
+        check_numbers(self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval", group="train.")
+        check_numbers(self, "max_norm", "max_time", "max_loss_jump", group="train.")
+        check_numbers(self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss", group="train.", least=0)
         if (self.schedule == "wsd") != (self.lr_decay_steps > 0):
             raise UserError(
                 f"--train.schedule {self.schedule} with --train.lr_decay_steps {self.lr_decay_steps}: the wsd schedule "
@@ -127,7 +118,7 @@ class EvalArgs:
     """Samples per validation, where max_iters is not to count"""
 
     def __post_init__(self) -> None:
-        _check("eval.", self, "interval", "max_iters", "samples")
+        check_numbers(self, "interval", "max_iters", "samples", group="eval.")
 
     def count(self, micro_batch_size: int) -> int | None:
         """Returns the samples per validation, None for all there are."""
@@ -158,8 +149,8 @@ class OptimizerArgs:
     """Further arguments of an optimizer given by its path, which takes none of the betas and eps above"""
 
     def __post_init__(self) -> None:
-        _check("optimizer.", self, "lr", "eps")
-        _check("optimizer.", self, "weight_decay", zero=True)
+        check_numbers(self, "lr", "eps", group="optimizer.")
+        check_numbers(self, "weight_decay", group="optimizer.", least=0)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--optimizer.{name} is {getattr(self, name)}; give a number from 0 to below 1")
@@ -212,7 +203,7 @@ class DistillArgs:
             raise UserError(f"--distill.teacher {teacher} and --distill.teacher_logits {logits}: give one")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
-        _check("distill.", self, "temperature", "cosine")
+        check_numbers(self, "temperature", "cosine", group="distill.")
         if self.kind == "distilbert" and logits is not None:
             raise UserError(
                 "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
@@ -349,4 +340,4 @@ class TeachArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("", self, "max_seq_length", "top_k", "temperature", "batch_size")
+        check_numbers(self, "max_seq_length", "top_k", "temperature", "batch_size")
