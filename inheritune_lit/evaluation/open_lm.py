@@ -19,8 +19,7 @@ from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.attention import pad_head_size
 from inheritune_lit.model.devices import free_memory
-from inheritune_lit.model.load import load_model
-from inheritune_lit.model.quantize import Quantization, quantize_linears
+from inheritune_lit.model.load import Quantization, load_model, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]

@@ -40,17 +40,13 @@ MAX_SKIPPED = 10  # steps left out in a row after which a run stops: what they h
 
 @dataclass
 class LossGuard:
-    """Judges steps before their gradients are applied.
+    """Judges steps before their gradients are applied."""
 
-    A loss may lie ``max_jump`` nats above the running mean of the good steps, of which it has seen ``steps``; None
-    judges no jumps. ``skipped`` counts bad steps that were left out, ``in_row`` those since the last good one.
-    """
-
-    max_jump: float | None
-    mean: float = math.nan
-    steps: int = 0
-    skipped: int = 0
-    in_row: int = 0
+    max_jump: float | None  # nats that a loss may lie above the running mean; None judges no jumps
+    mean: float = math.nan  # of the good steps
+    steps: int = 0  # good ones so far
+    skipped: int = 0  # bad ones that were left out
+    in_row: int = 0  # of those, since the last good one
 
     def fault(self, loss: float, grad_norm: float) -> str | None:
         """What is wrong with a step, or None after taking its loss into the mean."""

@@ -263,16 +263,13 @@ _WARM_UP, _TIMED = 2, 3
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """Speed and memory of training steps on this machine; the share of its peak is None where that is not known.
-
-    ``memory`` are the most bytes in use at once by the model and its training, ``predicted`` is the prediction of that.
-    """
+    """Speed and memory of training steps on this machine."""
 
     machine: str
     tokens_per_s: float
-    mfu: float | None
-    memory: int
-    predicted: int
+    mfu: float | None  # share of the machine's peak, None where that is not known
+    memory: int  # most bytes in use at once by the model and its training
+    predicted: int  # the prediction of that
 
 
 def measure_steps(

@@ -69,27 +69,23 @@ def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strat
     count = device_count(devices, num_nodes)
     chosen: str | FabricStrategy = "ddp" if count * num_nodes > 1 else "auto"
     if strategy in ("fsdp", "hybrid"):
-        chosen = _sharded(count, num_nodes, strategy == "hybrid", precision)
+        # Parameters and gradients stay fp32 in their shards; what is gathered and computed is bf16.
+        computed = torch.bfloat16 if precision == "bf16-mixed" else None
+        policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
+
+        def shard(model: TrainingModel, mesh: DeviceMesh) -> TrainingModel:
+            target = mesh["data_parallel"]
+            if strategy == "hybrid":
+                target = init_device_mesh(mesh.device_type, (num_nodes, count), mesh_dim_names=("replicate", "shard"))
+            for part in (*model.gpt.transformer.h, model.gpt):
+                fully_shard(part, mesh=target, mp_policy=policy)
+            register_fsdp_forward_method(model.gpt, "hidden_states")
+            return model
+
+        chosen = ModelParallelStrategy(shard, data_parallel_size=count * num_nodes, tensor_parallel_size=1)
     # bf16-true casts the weights only: Fabric's own would round RoPE's tables too.
     plugin = "bf16-mixed" if precision == "bf16-mixed" and isinstance(chosen, str) else "32-true"
     return launch(count, num_nodes, chosen, plugin)
-
-
-def _sharded(devices: int, num_nodes: int, hybrid: bool, precision: Precision) -> ModelParallelStrategy:
-    # Parameters and gradients stay fp32 in their shards; what is gathered and computed is bf16.
-    computed = torch.bfloat16 if precision == "bf16-mixed" else None
-    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
-
-    def shard(model: TrainingModel, mesh: DeviceMesh) -> TrainingModel:
-        target = mesh["data_parallel"]
-        if hybrid:
-            target = init_device_mesh(mesh.device_type, (num_nodes, devices), mesh_dim_names=("replicate", "shard"))
-        for part in (*model.gpt.transformer.h, model.gpt):
-            fully_shard(part, mesh=target, mp_policy=policy)
-        register_fsdp_forward_method(model.gpt, "hidden_states")
-        return model
-
-    return ModelParallelStrategy(shard, data_parallel_size=devices * num_nodes, tensor_parallel_size=1)
 
 
 def default_precision() -> Precision:

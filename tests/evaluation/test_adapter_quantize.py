@@ -6,8 +6,8 @@ from random_models import build_llama
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import load_reference
-from inheritune_lit.model import quantize
-from inheritune_lit.model.quantize import quantize_linears
+from inheritune_lit.model import load as quantize
+from inheritune_lit.model.load import quantize_linears
 
 functional = pytest.importorskip("bitsandbytes.functional")
 
