@@ -72,7 +72,7 @@ def checkpoint_activations(model: GPT) -> None:
 
 
 class Transformer(GPT):
-    """litgpt's GPT with a second entrance, which stops before the head; at methods FSDP can gather parameters."""
+    """litgpt's GPT with a second entrance: a method, since FSDP gathers parameters where a registered one is called."""
 
     def hidden_states(self, idx: torch.Tensor) -> torch.Tensor:
         """What goes into the head, (B, T, n_embd), for token ids (B, T)."""

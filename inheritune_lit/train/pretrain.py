@@ -85,7 +85,7 @@ class _Run:
         self.plan = plan = plan_run(config, train, args.eval, self.mixture, *numbers, teacher_flops)
         flops = plan.tokens * plan.flops_per_token
         self.kernels = setup.choose_kernels(config, args.speed, device, train.z_loss, flops, teacher is not None)
-        # However it is written down.
+        # Hashed as it is read, however it is written down.
         shape = read_yaml(start / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
         shards, held = world if args.sharded else 1, teacher.memory if teacher else 0
         self.estimate = ResourceEstimate(config, plan, args, precision, self.kernels, device, shards, held)
