@@ -81,26 +81,22 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
     """
     flags = flags_of(kind)
     aliases = {**({"config": "recipe"} if "recipe" in flags else {"recipe": "config"}), **kind.aliases}
-    first = first_argument(kind)
-    recipes: list[str] = []
-    words: list[str] = []
-    left = list(argv)
-    named = False
+    recipes, words, left = list[str](), list[str](), list(argv)
+    first, named = first_argument(kind), False
     while left:
         word = left.pop(0)
-        values = [] if word in ("-h", "--help") else list(takewhile(lambda word: not word.startswith("--"), left))
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            name, plus = name.rstrip("+").replace("-", "_"), "+" * name.endswith("+")
-            name = aliases.get(name, name) if aliases.get(name, name) in {*flags, "config"} else name
-        elif word.startswith("-"):
+        if word.startswith("-") and not word.startswith("--"):
             words.append(word)
             continue
-        elif first is None or named:
-            raise UserError(f"unexpected argument {word!r}; see `inheritune {command} --help`")
-        else:
-            name, equals, value, plus, values = first, "", "", "", [word, *values]
+        if not word.startswith("--"):
+            if first is None or named:
+                raise UserError(f"unexpected argument {word!r}; see `inheritune {command} --help`")
             left.insert(0, word)
+            word = f"--{first}"
+        name, equals, value = word[2:].partition("=")
+        name, plus = name.rstrip("+").replace("-", "_"), "+" * name.endswith("+")
+        name = aliases.get(name, name) if aliases.get(name, name) in {*flags, "config"} else name
+        values = [] if name == "help" else list(takewhile(lambda word: not word.startswith("--"), left))
         named = named or name == first
         wanted = flags.get(name)
         if equals or not values:

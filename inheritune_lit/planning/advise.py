@@ -35,11 +35,15 @@ class Advice:
     training: lit.AdviceArgs
 
     def __str__(self) -> str:
-        training, job = self.training, self.depths[-1].job
+        training, job, rows = self.training, self.depths[-1].job, []
         vocabulary = job.model.config.vocab_size
+        for one in self.depths:
+            loss, memory = f"{one.loss:.3f} ± {one.stderr:.3f}", f"{_digits(one.job.memory().total / 1e9)} GB"
+            cells = [str(one.n), loss, str(one.lazy), f"{one.job.model.parameters:,}", memory, _digits(one.hours)]
+            rows.append([*(f"**{cell}**" if one.marks else cell for cell in cells), "; ".join(one.marks)])
         header = ["n", "step-0 loss", "lazy layers left", "parameters", "memory", f"hours on {training.gpu}", ""]
         return (
-            f"## Advice on n\n\n{markdown_table(header, [_row(depth) for depth in self.depths])}\n\n"
+            f"## Advice on n\n\n{markdown_table(header, rows)}\n\n"
             f"Step-0 loss: of the first n layers before any training, in nats per token, on {self.sequences} sequences "
             f"of {self.seq_length} tokens; longer ones score lower, and guessing scores ln {vocabulary:,} = "
             f"{math.log(vocabulary):.3f}. Memory: of a training step with "
@@ -97,12 +101,6 @@ def _block_and_gpu(training: lit.AdviceArgs, config: lit.Config) -> tuple[int, l
             f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
         )
     return block_size, gpu
-
-
-def _row(depth: Depth) -> list[str]:
-    loss, memory = f"{depth.loss:.3f} ± {depth.stderr:.3f}", f"{_digits(depth.job.memory().total / 1e9)} GB"
-    cells = [str(depth.n), loss, str(depth.lazy), f"{depth.job.model.parameters:,}", memory, _digits(depth.hours)]
-    return [*(f"**{cell}**" if depth.marks else cell for cell in cells), "; ".join(depth.marks)]
 
 
 def _digits(value: float) -> str:

@@ -54,10 +54,8 @@ def report_markdown(
             title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
             parts.append(f"![{title}](paper.png)")
     for number, (name, slice) in enumerate(slices.items()):
-        if slice is None:
-            continue
-        parts += [f"### What {plain(name)} inherited", _sentence(slice)]
-        if slice.layers is not None and slice.reference.n_layer <= _MOST_DRAWN:
+        parts += [f"### What {plain(name)} inherited", _sentence(slice)] if slice else []
+        if slice and slice.layers is not None and slice.reference.n_layer <= _MOST_DRAWN:
             draw_layer_map(slice, out_dir / f"layers-{number}.png")
             parts.append(f"![Layers of {plain(name)}](layers-{number}.png)")
     titles = dict(zip((page.folder for page in pages), short_names([page.folder for page in pages]), strict=True))
@@ -72,22 +70,21 @@ def _run_table(runs: Mapping[str, RunRecord], slices: Mapping[str, Inherited | N
     rows = []
     for name, run in runs.items():
         slice, first = slices[name], run.validations[0] if run.validations else None
-        rows.append(
-            [
-                plain(name) if run.final is not None else f"{plain(name)} (not finished)",
-                _format(slice.n_layer if slice else None),
-                _format(slice.parameters.total if slice else None),
-                _format(run.rows[-1]["tokens"] if run.rows else 0),
-                _last_loss(run),
-                _loss(first) if first and first["step"] == 0 else "",
-                _format(run.typical("tokens_per_s")),
-                _format(run.typical("mfu"), "{:.0%}"),
-                _format(run.largest("memory_gb"), "{:.1f} GB"),
-                "" if (seconds := run.largest("seconds")) is None else f"{seconds / 3600:.2f}",
-            ]
-        )
-    sizes, speed = ["run", "layers", "parameters", "tokens"], ["tokens/s", "MFU", "memory", "hours"]
-    return markdown_table([*sizes, "held-out loss", "before training", *speed], rows)
+        seconds = run.largest("seconds")
+        cells = {
+            "run": plain(name) if run.final is not None else f"{plain(name)} (not finished)",
+            "layers": _format(slice.n_layer if slice else None),
+            "parameters": _format(slice.parameters.get("total") if slice else None),
+            "tokens": _format(run.rows[-1]["tokens"] if run.rows else 0),
+            "held-out loss": _last_loss(run),
+            "before training": _loss(first) if first and first["step"] == 0 else "",
+            "tokens/s": _format(run.typical("tokens_per_s")),
+            "MFU": _format(run.typical("mfu"), "{:.0%}"),
+            "memory": _format(run.largest("memory_gb"), "{:.1f} GB"),
+            "hours": _format(seconds and seconds / 3600, "{:.2f}"),
+        }
+        rows.append(list(cells.values()))
+    return markdown_table(list(cells), rows)
 
 
 def _last_loss(run: RunRecord) -> str:
@@ -135,14 +132,13 @@ def _page(page: Page, base: Path) -> list[str]:
 
 def _provenance(name: str, run: RunRecord, slice: Inherited | None) -> str:
     recorded, settings = run.recorded, run.recorded.settings
-    facts = [f"started {recorded.created}"]
-    facts.append(", ".join(f"{package} {version}" for package, version in recorded.versions.items()))
-    facts.append(f"start weights SHA-256 {settings.initial_weights_sha256}")
-    facts.append(f"data SHA-256 {settings.data_sha256}")
+    versions = ", ".join(f"{package} {version}" for package, version in recorded.versions.items())
+    hashes = f"start weights SHA-256 {settings.initial_weights_sha256}", f"data SHA-256 {settings.data_sha256}"
+    facts = [f"started {recorded.created}", versions, *hashes]
     if distill := settings.distill:
         facts.append(f"TEACHER in its command: {distill.get('teacher') or distill.get('teacher_logits')}")
     files = slice.reference.files or [] if slice else []
-    facts += [f"source {file.path} SHA-256 {file.sha256}" for file in files if file.sha256]
+    facts += [f"source {file.get('path')} SHA-256 {file['sha256']}" for file in files if file.get("sha256")]
     listed = "\n".join(f"- {plain(fact)}" for fact in facts)
     commands = "\n".join(printable(command) for command in _commands(run, slice))
     return f"### {plain(name)}\n\n{listed}\n\n```bash\n{commands}\n```"

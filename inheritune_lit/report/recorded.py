@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inheritune_lit import RunRecord
 from inheritune_lit.errors import UserError, printable
@@ -12,22 +13,11 @@ _REMEDY = "restore it, or leave the folder out"
 
 
 @dataclass(frozen=True)
-class _File:
-    path: str
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
 class _Reference:
     source: str
     name: str
     n_layer: int
-    files: list[_File] | None = None
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    total: int
+    files: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class Inherited:
     reference: _Reference
     n_layer: int
     layers: list[int] | None
-    parameters: _Parameters
+    parameters: dict[str, int]
     seed: int
     init: str = "inherit"
     parts: list[str] | None = None

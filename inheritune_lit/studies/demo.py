@@ -102,9 +102,8 @@ def _read_scores(path: Path) -> dict[str, ModelScores]:
     found, remedy = dict[str, ModelScores](), f"remove {path.parent}, and the models are scored again"
     try:
         for name, scored in zip(_SCORED, read_json(path, "scores", remedy)["checkpoints"], strict=True):
-            held_out, task = scored["held_out"], scored["tasks"][TASK]["acc"]
-            loss, accuracy = float(held_out["loss"]), float(task["value"])
-            scores = (loss, float(held_out["stderr"])), (accuracy, float(task["stderr"]))
+            measured = (scored["held_out"], "loss"), (scored["tasks"][TASK]["acc"], "value")
+            scores = ((float(each[key]), float(each["stderr"])) for each, key in measured)
             sizes = (int(scored["n_layer"]), int(scored["parameters"]), int(scored["manifest"].get("tokens", 0)))
             found[name] = ModelScores(name, *sizes, *scores)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
