@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from inheritune_lit.data.manifest import SPLITS, Count, load_packed_manifest
-from inheritune_lit.data.megatron import REMEDY, open_documents
+from inheritune_lit.data.megatron import REMEDY, beside, open_documents
 from inheritune_lit.data.sampler import DomainSize
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
@@ -18,8 +18,7 @@ from inheritune_lit.tokenizer import Tokenizer
 
 PADDING = -100
 """Stands where a sample has no token; as a target, torch's cross-entropy ignores it."""
-# Documents an entry of the index: an eighth of a byte per document is kept in memory.
-_STRIDE = 128
+_STRIDE = 128  # documents per entry of the index, which takes an eighth of a byte per document
 _CHECKED = 4096
 _CHUNK = _STRIDE << 13
 _NAMED, _MUCH = 5, 0.01
@@ -59,7 +58,7 @@ def verify_packed(folder: Path) -> VerifyResult:
     What differs, is missing, or is there without being listed is a ``UserError``.
     """
     manifest = load_packed_manifest(folder)
-    files, domains = manifest.files, manifest.domains
+    files = manifest.files
     if files is None:
         raise UserError(f"{folder} was packed by a version that recorded no hashes; prepare it again")
     paths = (path for split in SPLITS for path in (folder / split).glob("*") if path.suffix in (".bin", ".idx"))
@@ -67,19 +66,19 @@ def verify_packed(folder: Path) -> VerifyResult:
     faults = [f"{name} is missing" for name in files if name not in there]
     faults += [f"{name} is not listed" for name in sorted(there - set(files))]
     with Progress("verify", sum(file.bytes for file in files.values()), "B") as progress:
-        for name, file in ((name, file) for name, file in files.items() if name in there):
+        for name in filter(there.__contains__, files):
             size = (folder / name).stat().st_size
-            if size != file.bytes:
-                faults.append(f"{name} has {size} bytes instead of {file.bytes}")
-            elif sha256_file(folder / name) != file.sha256:
+            if size != files[name].bytes:
+                faults.append(f"{name} has {size} bytes instead of {files[name].bytes}")
+            elif sha256_file(folder / name) != files[name].sha256:
                 faults.append(f"{name} has another SHA-256 than when it was written")
             progress.update(size)
-    counts = {f"{split}/{name}": domain[split] for name, domain in domains.items() for split in SPLITS}
-    for name, count in counts.items() if not faults else ():
-        _open(folder / name, count)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(f"{folder} differs from its manifest: {faults[0]}{more}; {REMEDY}")
+    counts = {f"{split}/{name}": domain[split] for name, domain in manifest.domains.items() for split in SPLITS}
+    for name, count in counts.items():
+        _open(folder / name, count)
     return VerifyResult(folder, len(files), sum(count.tokens for count in counts.values()))
 
 
@@ -87,14 +86,11 @@ class PackedCut:
     """Documents back to back, cut every ``block_size`` tokens whatever stands there.
 
     Sample s has the inputs [s * block_size, (s + 1) * block_size), so each token but the first is a target at most
-    once; fewer than ``block_size`` + 1 tokens at the end are left out.
-
-    ``samples`` is how many there are, ``targets`` how many targets they have.
+    once; fewer than ``block_size`` + 1 tokens at the end are left out. There are ``samples`` with ``targets`` in all.
     """
 
     def __init__(self, tokens: int, block_size: int) -> None:
-        self.block_size = block_size
-        self.samples = max(0, tokens - 1) // block_size
+        self.block_size, self.samples = block_size, max(0, tokens - 1) // block_size
         self.targets = self.samples * block_size
 
     def spans(self, samples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,8 +108,8 @@ class SeparateCut:
     """
 
     def __init__(self, lengths: np.ndarray, block_size: int) -> None:
-        self.block_size, self._lengths = block_size, lengths
-        samples, tokens, self.targets = [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], 0
+        self.block_size, self._lengths, self.targets = block_size, lengths, 0
+        samples, tokens = [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)]
         for first in range(0, len(lengths), _CHUNK):
             some = lengths[first : first + _CHUNK].astype(np.int64)
             starts = np.arange(0, len(some), _STRIDE)
@@ -129,20 +125,18 @@ class SeparateCut:
 
     def spans(self, samples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See ``PackedCut``."""
-        entry_B = np.searchsorted(self._samples, samples_B, side="right") - 1
+        rows, entry_B = np.arange(len(samples_B)), np.searchsorted(self._samples, samples_B, side="right") - 1
         documents_BS = entry_B[:, None] * _STRIDE + np.arange(_STRIDE)
-        inside_BS = documents_BS < len(self._lengths)
-        lengths_BS = np.where(inside_BS, self._lengths[np.where(inside_BS, documents_BS, 0)], 0).astype(np.int64)
+        lengths_BS = self._lengths.take(documents_BS, mode="clip").astype(np.int64)
+        lengths_BS[documents_BS >= len(self._lengths)] = 0
         ends_BS = np.cumsum(self._samples_of(lengths_BS), axis=1)
         in_entry_B = samples_B - self._samples[entry_B]
         document_B = (ends_BS <= in_entry_B[:, None]).sum(axis=1)
-        rows = np.arange(len(samples_B))
         length_B = lengths_BS[rows, document_B]
         before_B = np.cumsum(lengths_BS, axis=1)[rows, document_B] - length_B
         in_document_B = in_entry_B - (ends_BS[rows, document_B] - self._samples_of(length_B))
         offset_B = in_document_B * self.block_size
-        first_B = self._tokens[entry_B] + before_B + offset_B
-        return first_B, np.minimum(self.block_size, length_B - 1 - offset_B)
+        return self._tokens[entry_B] + before_B + offset_B, np.minimum(self.block_size, length_B - 1 - offset_B)
 
 
 class PackedDataset:
@@ -158,49 +152,45 @@ class PackedDataset:
         self, folder: Path, split: str, block_size: int, documents: Literal["packed", "separate"] = "packed"
     ) -> None:
         self.folder, self.split, self.block_size = folder, split, block_size
-        self._cuts, self.domains, self._unused = [], {}, {}
         manifest = load_packed_manifest(folder)
         self._max_token_id = manifest.max_token_id
-        self._counts = [(name, domain[split]) for name, domain in sorted(manifest.domains.items())]
-        # Each mapping holds a file open, and there may be thousands of domains.
-        self._tokens = lru_cache(maxsize=256)(self._map)
-        for name, count in self._counts:
+        self._counts = {name: domain[split] for name, domain in sorted(manifest.domains.items())}
+        self._held = sum(count.tokens for count in self._counts.values())
+        self._cuts, self.domains, self._unused = [], {}, {}
+        for name, count in self._counts.items():
             tokens, lengths = _open(folder / split / name, count)
             for some in (tokens[:_CHECKED], tokens[-_CHECKED:]):  # the rest when it is read
                 self._check(some, name)
             cut = PackedCut(len(tokens), block_size) if documents == "packed" else SeparateCut(lengths, block_size)
             self._cuts.append(cut)
             self.domains[name] = DomainSize(cut.samples, cut.targets)
-            if documents == "packed" and (unused := max(0, len(tokens) - 1 - cut.targets)):
-                self._unused[name] = unused
-        self._ends = np.cumsum([cut.samples for cut in self._cuts])
-        if not len(self._ends) or not self._ends[-1]:
-            held, many = self._all_tokens, ""
-            if held > block_size:
-                many = f" in any of its {len(self._counts)} domains, which --domain of `inheritune prepare` joins"
+            if documents == "packed" and cut.targets < len(tokens) - 1:
+                self._unused[name] = len(tokens) - 1 - cut.targets
+        self._names, self._ends = list(self.domains), np.cumsum([cut.samples for cut in self._cuts])
+        # Each mapping holds a file open, and there may be thousands of domains.
+        self._tokens = lru_cache(maxsize=256)(self._map)
+        if not self._ends.any():
+            many = f" in any of its {len(self._names)} domains, which --domain of `inheritune prepare` joins"
             raise UserError(
-                f"{folder / split} holds {held} tokens, too few for one sample of {block_size}{many}; "
+                f"{folder / split} holds {self._held} tokens, too few for one sample of {block_size}"
+                f"{many if self._held > block_size else ''}; "
                 "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
             )
 
-    @property
-    def _all_tokens(self) -> int:
-        return sum(count.tokens for _, count in self._counts)
-
-    def _map(self, domain: int) -> np.ndarray:
-        name, count = self._counts[domain]
-        return np.asarray(_open(self.folder / self.split / name, count)[0])  # slices of a memmap cost several times
+    def _map(self, domain: str) -> np.ndarray:
+        tokens, _ = _open(self.folder / self.split / domain, self._counts[domain])
+        return np.asarray(tokens)  # slices of a memmap cost several times
 
     @property
     def left_over(self) -> str | None:
         """How many tokens fill no sample, of which domains; None where that is none."""
         if not self._unused:
             return None
-        tokens, most = sum(self._unused.values()), sorted(self._unused, key=self._unused.__getitem__, reverse=True)
-        named = ", ".join(f"{name} {self._unused[name]:,}" for name in most[:_NAMED])
+        tokens, most = sum(self._unused.values()), sorted(self._unused.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{name} {count:,}" for name, count in most[:_NAMED])
         more = f" and {len(most) - _NAMED} more" if len(most) > _NAMED else ""
-        share, advice = tokens / self._all_tokens, ""
-        if share > _MUCH and len(self._counts) > 1:
+        share, advice = tokens / self._held, ""
+        if share > _MUCH and len(self._names) > 1:
             advice = "; --domain of `inheritune prepare` joins domains, and shorter samples leave out less"
         return f"{tokens:,} tokens ({share:.1%}) do not fill a sample and are left out ({named}{more}){advice}"
 
@@ -214,11 +204,16 @@ class PackedDataset:
     def batch(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns some samples' tokens, int64, shape (B, block_size + 1), ``PADDING`` behind a document's end."""
         tokens_BT1 = np.full((len(samples), self.block_size + 1), PADDING, dtype=np.int64)
+        padding, rows_of = tokens_BT1.size, {}
         for domain, rows, first_B, targets_B in self._spans(samples):
-            tokens = self._tokens(domain)
+            tokens, rows_of[domain] = self._tokens(domain), rows
             for row, first, targets in zip(rows.tolist(), first_B.tolist(), targets_B.tolist(), strict=True):
                 tokens_BT1[row, : targets + 1] = tokens[first : first + targets + 1]
-            self._check(tokens_BT1[rows], self._counts[domain][0], PADDING)
+                padding -= targets + 1
+        # Read without a sign, negative numbers are above every id: two calls tell that no id is outside.
+        if np.count_nonzero(tokens_BT1.view(np.uint64) > self._max_token_id) > padding:
+            for domain, rows in rows_of.items():
+                self._check(tokens_BT1[rows], domain, PADDING)
         return tokens_BT1
 
     def _check(self, tokens: np.ndarray, domain: str, other: int = 0) -> None:
@@ -240,16 +235,15 @@ class PackedDataset:
 
     def domains_of(self, samples: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the names of the domains that some samples come from."""
-        names = list(self.domains)
-        return [names[domain] for domain in self._domain_numbers(np.asarray(samples, dtype=np.int64)).tolist()]
+        return [self._names[domain] for domain in self._domain_numbers(np.asarray(samples, dtype=np.int64)).tolist()]
 
-    def _spans(self, samples: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yields samples by domain: its number, which of the samples are its, where they begin, and their targets."""
+    def _spans(self, samples: Sequence[int] | np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields samples by domain: its name, which of the samples are its, where they begin, and their targets."""
         samples_B = np.asarray(samples, dtype=np.int64)
         domains_B = self._domain_numbers(samples_B)
         for domain in np.unique(domains_B).tolist():
             rows, cut = np.flatnonzero(domains_B == domain), self._cuts[domain]
-            yield domain, rows, *cut.spans(samples_B[rows] - (self._ends[domain] - cut.samples))
+            yield self._names[domain], rows, *cut.spans(samples_B[rows] - (self._ends[domain] - cut.samples))
 
     def _domain_numbers(self, samples_B: np.ndarray) -> np.ndarray:
         outside_B = (samples_B < 0) | (samples_B >= len(self))
@@ -259,7 +253,7 @@ class PackedDataset:
 
 
 def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
-    if recorded.tokens == 0 and not prefix.with_name(f"{prefix.name}.bin").exists():
+    if recorded.tokens == 0 and not beside(prefix, "bin").exists():
         return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
     tokens, lengths = open_documents(prefix)
     if Count(len(lengths), len(tokens)) != recorded:
