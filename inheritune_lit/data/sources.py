@@ -247,7 +247,7 @@ def _list_dataset(source: str) -> Iterator[tuple[str, str, int, str]]:
     from huggingface_hub import HfApi
 
     repository, revision, folder = parse_hub_source(source)
-    with explain_hub_errors(repository, flag="--source", kind="dataset"):
+    with explain_hub_errors(repository, is_dataset=True):
         info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
     below = f"{folder}/" if folder else ""
     files = [file for file in info.siblings or () if file.rfilename.startswith(below)]
@@ -268,7 +268,7 @@ def local_copy(file: SourceFile, folder: Path) -> Iterator[Path]:
     from huggingface_hub import hf_hub_download
 
     repository, revision, path = parse_hub_source(file.path)
-    with explain_hub_errors(repository, flag="--source", kind="dataset"):
+    with explain_hub_errors(repository, is_dataset=True):
         fetched = Path(hf_hub_download(repository, path, repo_type="dataset", revision=revision, local_dir=folder))
     try:
         yield fetched

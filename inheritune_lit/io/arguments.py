@@ -18,12 +18,10 @@ class CommandArgs:
 
     A subclass declares and explains each argument, and checks in ``__post_init__`` what can be checked without torch.
     Its first field that is not keyword-only may be given without a flag. Paths may be strings.
-
-    Attributes:
-        aliases: other names of flags.
     """
 
     aliases: ClassVar[dict[str, str]] = {}
+    """Other names of flags."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,31 +17,23 @@ from inheritune_lit.errors import UserError, first_line
 _CONNECT_SECONDS = 20
 
 
-@contextmanager
 def open_executor(
     num_workers: int, cluster: str | None = None, initializer: Callable[[], Any] | None = None
-) -> Iterator[Executor | None]:
-    """Yields an executor; None for one worker without a cluster, which means this process.
+) -> AbstractContextManager[Executor | None]:
+    """Returns a context that gives an executor; None for one worker without a cluster, which means this process.
 
     Results are asked for inside the block, which explains the death of a worker. When the block ends with an exception,
-    work that has begun is stopped.
+    work that has begun is stopped. A ``UserError`` says that ``distributed`` is not installed, no scheduler answers, or
+    workers were killed.
 
     Args:
         num_workers: processes of this machine; without effect on a cluster, which has its own workers.
         cluster: address of a Dask scheduler, such as tcp://host:8786. It gives a killed worker's work to another one.
         initializer: called once in each process of a pool.
-
-    Raises:
-        UserError: ``distributed`` is not installed, no scheduler answers, or workers were killed.
     """
     if cluster is not None:
-        with _dask_executor(cluster) as executor:
-            yield executor
-    elif num_workers == 1:
-        yield None
-    else:
-        with _process_pool(num_workers, initializer) as pool:
-            yield pool
+        return _dask_executor(cluster)
+    return nullcontext() if num_workers == 1 else _process_pool(num_workers, initializer)
 
 
 def available_cores() -> int:
@@ -80,17 +72,14 @@ def _process_pool(num_workers: int, initializer: Callable[[], Any] | None) -> It
 
 
 def _start_worker(initializer: Callable[[], Any] | None) -> None:
+    def end_with(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one sees to the rest
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     if initializer is not None:
         initializer()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _explain_death(processes: Sequence[BaseProcess]) -> str:

@@ -26,9 +26,8 @@ class OutOfSpace(UserError):
 def check_vacant(out_dir: Path) -> None:
     """Refuse an output folder that already holds something, or that cannot be made or replaced.
 
-    Raises:
-        UserError: ``out_dir`` is a file, a folder that is not empty, a mount point, the current folder, or below a file
-            or a folder without permission.
+    That is a file, a folder that is not empty, a mount point, the current folder, or what lies below a file or a folder
+    without permission.
     """
     if out_dir.is_dir():
         if any(not is_leftover(path) for path in out_dir.iterdir()):
@@ -69,11 +68,7 @@ def check_space(out_dir: Path, needed: int, what: str, smaller: str) -> None:
 
 
 def make_folder(folder: Path, output: Path) -> None:
-    """Make a folder with those above it, where it is not there, for ``output``, which the user asked for.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Make a folder with those above it, where it is not there, or refuse ``output``, which the user asked for."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,7 +80,8 @@ def new_folder(out_dir: Path, replace: bool = False, keep: bool = False) -> Iter
     """Yield a staging folder beside ``out_dir`` that takes its name when the block ends without an error.
 
     The staging folder is on the same file system, so the rename is atomic. On any error, also Ctrl-C, it is removed and
-    ``out_dir`` stays as it was; what a killed process left there is removed by the next call.
+    ``out_dir`` stays as it was; what a killed process left there is removed by the next call. A ``UserError`` says that
+    another process is making ``out_dir``, it holds something, before or after the work, or it cannot be written.
 
     Args:
         out_dir: the folder to be.
@@ -93,10 +89,6 @@ def new_folder(out_dir: Path, replace: bool = False, keep: bool = False) -> Iter
             one or the other, if need be under a name that ``restore`` sets right.
         keep: work that goes on for long is continued: what is in the staging folder stays there when the block ends
             with an error, and for the next call.
-
-    Raises:
-        UserError: another process is making ``out_dir``, it holds something, before or after the work, or it cannot be
-            written.
     """
     check = check_replaceable if replace else check_vacant
     check(out_dir)
@@ -152,14 +144,8 @@ def own_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
     """Keep other processes from writing into a folder while the block runs.
 
     The folder is made where it is not there, and removed again where nothing came into it. What killed writers left in
-    it half-done is removed first.
-
-    Args:
-        folder: what is written into.
-        output: what the user asked for, where that is another path.
-
-    Raises:
-        UserError: another process owns it, or it cannot be written.
+    it half-done is removed first. One that another process owns, or that cannot be written, is a ``UserError`` about
+    ``output``, which is what the user asked for, where that is another path.
     """
     output, is_new = output or folder, not folder.is_dir()
     try:
@@ -198,20 +184,16 @@ def remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    aside = path if is_leftover(path) else path.with_name(_PARTIAL.format(path.name))
-    if aside != path:
+    if not is_leftover(path):
+        aside = path.with_name(_PARTIAL.format(path.name))
         shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-    shutil.rmtree(aside)
+        path = path.rename(aside)
+    shutil.rmtree(path)
 
 
 @contextmanager
 def explain_full_disk(out_dir: Path) -> Iterator[None]:
-    """Turn a full disk or an exhausted quota into one line.
-
-    Raises:
-        OutOfSpace: the block ran out of space.
-    """
+    """Turn a full disk or an exhausted quota, which the block meets, into an ``OutOfSpace``."""
     try:
         yield
     except OSError as error:
@@ -225,9 +207,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Replace a file, or write a new one; a kill or a failure leaves the old one or the new one, whole.
 
-    Args:
-        path: the file.
-        write: writes the path that it is given, beside ``path``.
+    ``write`` writes the path that it is given, beside ``path``.
     """
     aside = path.with_name(_PARTIAL.format(path.name))
     try:
@@ -261,9 +241,7 @@ def _is_mount(folder: Path) -> bool:
 def _take(folder: Path, output: Path) -> TextIO:
     """Make a folder and hold its lock, until the file is closed or this process ends.
 
-    Raises:
-        UserError: another process holds it.
-        OSError: it cannot be written.
+    Where another process holds it, that is a ``UserError``; where it cannot be written, an ``OSError``.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,10 +275,9 @@ def _is_file_at(file: TextIO, path: Path) -> bool:
 
 def _is_held(path: Path) -> bool:
     """Whether somebody is at work on a folder that looks like a leftover."""
-    if not (path / LOCK).is_file():
-        return False
     try:
-        _take(path, path).close()
+        if (path / LOCK).is_file():
+            _take(path, path).close()
     except UserError:
         return True
     return False

@@ -21,14 +21,7 @@ _REMEDIES = {
 
 
 def explain_machine(error: BaseException) -> str | None:
-    """What to tell the user of an error that the machine is the cause of; None where it is not.
-
-    Args:
-        error: any exception that reached the command line.
-
-    Returns:
-        What is wrong, where, and what to do about it.
-    """
+    """What is wrong, where, and what to do about it, of an error that the machine causes; None of any other."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error)):
         return "too little memory is left, or a limit is set (ulimit -v, -u); free some or raise the limit"
     if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
@@ -38,9 +31,8 @@ def explain_machine(error: BaseException) -> str | None:
     if error.errno == errno.ENOENT and not _has_current_folder():
         return "the current folder has been removed; change to another and run the command again"
     what = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    reason = error.strerror or os.strerror(error.errno)
-    remedy = _REMEDIES.get(error.errno, "check the path")
-    return f"{what}: {reason}; {remedy}" if what else f"{reason}; {remedy}"
+    reason, remedy = error.strerror or os.strerror(error.errno), _REMEDIES.get(error.errno, "check the path")
+    return f"{what}{': ' if what else ''}{reason}; {remedy}"
 
 
 def open_streams() -> None:

@@ -36,9 +36,8 @@ def style(number: int) -> dict[str, Any]:
 
     The three go round with different periods: curves of the same colour differ in line style and marker.
     """
-    choices = {"color": COLOURS, "linestyle": _LINES, "marker": _MARKERS}
-    look: dict[str, Any] = {name: values[number % len(values)] for name, values in choices.items()}
-    return look | {"markersize": 3.5, "linewidth": 1.3}
+    choices = {"color": COLOURS, "linestyle": _LINES, "marker": _MARKERS, "markersize": [3.5], "linewidth": [1.3]}
+    return {name: values[number % len(values)] for name, values in choices.items()}
 
 
 def new_figure(
@@ -98,14 +97,14 @@ def draw_bars(
     numbers: Sequence[int] | None = None,
     value_format: str = "{:.3g}",
 ) -> None:
-    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers (0, 1, ... when
-    None); ``errors`` are half the length of each error bar.
+    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers.
+
+    ``numbers`` are 0, 1, ... when None; ``errors`` are half the length of each error bar.
     """
     numbers = range(len(names)) if numbers is None else numbers
-    colours = [COLOURS[number % len(COLOURS)] for number in numbers]
-    hatches = [_HATCHES[number % len(_HATCHES)] for number in numbers]
-    error_style = {"ecolor": "0.2", "elinewidth": 1, "capsize": 3}
-    look: dict[str, Any] = {"color": colours, "hatch": hatches, "edgecolor": "white", "error_kw": error_style}
+    look: dict[str, Any] = {"edgecolor": "white", "error_kw": {"ecolor": "0.2", "elinewidth": 1, "capsize": 3}}
+    for part, values_of_part in {"color": COLOURS, "hatch": _HATCHES}.items():
+        look[part] = [values_of_part[number % len(values_of_part)] for number in numbers]
     bars = axes.bar(range(len(names)), values, yerr=errors, **look)
     axes.bar_label(bars, [value_format.format(value) for value in values], fontsize=_LABEL_SIZE, padding=2)
     axes.set_xticks(range(len(names)), names)
@@ -128,7 +127,7 @@ def zoom_in(axes: Axes, start: float, stop: float) -> None:
             edges = [edge for edge in (start, stop) if x.min() <= edge <= x.max()]
             order = np.argsort(x)
             inside += [y[(x >= start) & (x <= stop)], np.interp(edges, x[order], y[order])]
-    heights = np.concatenate(inside) if inside else np.empty(0)
+    heights = np.concatenate([np.empty(0), *inside])
     heights = heights[np.isfinite(heights)]
     axes.set_xlim(start, stop)
     if heights.size:
@@ -148,17 +147,11 @@ def label_ends(axes: Axes) -> None:
         label = str(line.get_label())
         if re.fullmatch(r"_child\d+|_nolegend_", label) or not shown.size:  # matplotlib's own labels
             continue
-        x = np.asarray(line.get_xdata(), dtype=float)
-        end = (float(x[shown[-1]]), float(y[shown[-1]]))
+        end = (float(np.asarray(line.get_xdata())[shown[-1]]), float(y[shown[-1]]))
         place = "data" if _is_data(line, axes) else axes.get_yaxis_transform()
         look: dict[str, Any] = {"va": "center", "fontsize": _LABEL_SIZE, "annotation_clip": False, "gid": _END_LABEL}
-        leader: dict[str, Any] = {
-            "arrowstyle": "-",
-            "color": line.get_color(),
-            "linewidth": 0.8,
-            "linestyle": (0, (1, 2)),
-        }
-        leader |= {"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
+        leader: dict[str, Any] = {"arrowstyle": "-", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
+        leader |= {"color": line.get_color(), "linewidth": 0.8, "linestyle": (0, (1, 2))}
         axes.annotate(label, end, (1.0, 0.5), xycoords=place, textcoords=beside, arrowprops=leader, **look)
 
 

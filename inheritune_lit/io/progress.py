@@ -32,30 +32,24 @@ class Progress:
         hidden: bool = False,
     ) -> None:
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
-        self.stream = stream if stream is not None else sys.stderr
-        self.hidden = hidden
+        self.stream, self.hidden = stream if stream is not None else sys.stderr, hidden
         self.done = self._done_before = done
-        self._note = ""
-        self._shown: int | None = None
+        self._note, self._shown = "", -1
         self._start = self._last = time.monotonic()
-        self._bar = None
-        self._lock = threading.Lock()
+        self._bar, self._lock = None, threading.Lock()
         if self.stream.isatty() and not hidden:
-            self._bar = tqdm(
-                desc=label,
-                total=total,
-                initial=done,
-                unit=unit,
-                unit_scale=unit == "B",
-                file=self.stream,
-                dynamic_ncols=True,
-            )
+            look = {"unit": unit, "unit_scale": unit == "B", "dynamic_ncols": True}
+            self._bar = tqdm(desc=label, total=total, initial=done, file=self.stream, **look)
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close(failed=exc[0] is not None)
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away; elsewhere print the last line unless the work failed."""
+        if self._bar is not None:
+            self._bar.close()
+        elif error[0] is None and self._shown != self.done:
+            self._line()
 
     def update(self, amount: int = 1, note: str | None = None) -> None:
         """Add ``amount`` of work done; ``note`` replaces the text behind the figures."""
@@ -70,27 +64,17 @@ class Progress:
             elif time.monotonic() - self._last >= self.interval_s:
                 self._line()
 
-    def close(self, failed: bool = False) -> None:
-        """Take the bar away; elsewhere print the last line unless the work failed."""
-        if self._bar is not None:
-            self._bar.close()
-        elif not failed and self._shown != self.done:
-            self._line()
-
     def _line(self) -> None:
         if self.hidden:
             return
         self._last, self._shown = time.monotonic(), self.done
         elapsed = self._last - self._start
-        of_total = f"/{self.total:,}" if self.total is not None else ""
-        left = ""
-        if self.total and self._done_before < self.done < self.total:
-            seconds_each = elapsed / (self.done - self._done_before)
-            left = f", {seconds_each * (self.total - self.done):.0f} s left"
+        of_total = "" if self.total is None else f"/{self.total:,}"
         note = f", {self._note}" if self._note else ""
-        line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s{left}"
+        line = f"{self.label}: {self.done:,}{of_total} {self.unit}{note}, {elapsed:.0f} s"
+        if self.total and self._done_before < self.done < self.total:
+            line += f", {elapsed * (self.total - self.done) / (self.done - self._done_before):.0f} s left"
         try:
-            self.stream.write(f"{line}\n")
-            self.stream.flush()
+            print(line, file=self.stream, flush=True)
         except OSError:  # whoever read them has gone; the work goes on
             self.hidden = True

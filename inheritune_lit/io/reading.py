@@ -18,11 +18,9 @@ AGAIN = "restore it, or make it again"
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; what would block or never end, such as a pipe or a device, is refused.
+    """Open a file for reading; what would block or never end, such as a pipe or a device, is a ``UserError``.
 
-    Raises:
-        UserError: it is no regular file.
-        OSError: it cannot be opened.
+    One that cannot be opened is an ``OSError``.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -34,14 +32,8 @@ def open_regular(path: Path) -> BinaryIO:
 def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: int = 64 << 20) -> str:
     """Read a UTF-8 text.
 
-    Args:
-        path: the file.
-        what: what it should be, such as "a recipe".
-        remedy: what to do where it cannot be read.
-        max_bytes: a larger file is refused.
-
-    Raises:
-        UserError: it is missing, too large, no regular file, or no text.
+    One that is missing, larger than ``max_bytes``, no regular file or no text is a ``UserError``, which says ``what``
+    it should be, such as "a recipe", and the ``remedy``.
     """
     try:
         with open_regular(path) as file:
@@ -72,8 +64,7 @@ def read_json(path: Path, what: str = "JSON", remedy: str = AGAIN) -> dict[str, 
 def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = AGAIN) -> Any:
     """Parse JSON of any type; ``path`` is where it comes from.
 
-    Raises:
-        UserError: it is no JSON, nested too deep, or has numbers of thousands of digits.
+    What is no JSON, nested too deep, or has numbers of thousands of digits is a ``UserError``.
     """
     try:
         return json.loads(text)
@@ -84,9 +75,7 @@ def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = 
 def read_yaml(path: Path, what: str = "YAML", remedy: str = AGAIN) -> dict[str, Any]:
     """Read a YAML mapping of plain values, whose names are text, also ``no`` and ``1``; arguments as of ``read_text``.
 
-    Raises:
-        UserError: as ``read_text``, and where the file holds other YAML, names Python objects, or its aliases stand
-            for more values than memory may hold.
+    Refused are also other YAML, names of Python objects, and aliases that stand for more values than memory may hold.
     """
     return _mapping(parse_yaml(read_text(path, what, remedy, _MAX_YAML_BYTES), path, what, remedy), path, what, remedy)
 

@@ -23,14 +23,8 @@ def write_record(path: Path, record: Any) -> None:
 def read_record(path: Path, kind: type[Record], what: str, remedy: str) -> Record:
     """Reads a dataclass that ``write_record`` wrote.
 
-    Args:
-        path: the file.
-        kind: the dataclass.
-        what: what the file should be, such as "the result of an analysis".
-        remedy: what to do where it is not, such as "give the --out_dir of one".
-
-    Raises:
-        UserError: the file is missing or damaged, or a value in it has another type; the message names the value.
+    A file that is missing or damaged, or has a value of another type, is a ``UserError`` that names the value. It says
+    ``what`` the file should be, such as "the result of an analysis", and the ``remedy``.
     """
     return to_record(read_json(path, what, remedy), kind, path, what, remedy)
 
@@ -38,18 +32,10 @@ def read_record(path: Path, kind: type[Record], what: str, remedy: str) -> Recor
 def to_record(
     content: Any, kind: type[Record], path: Path, what: str, remedy: str = AGAIN, others: bool = False
 ) -> Record:
-    """Returns what was read from a JSON or YAML file as a dataclass.
+    """Returns what was read from a JSON or YAML file as a dataclass; a union takes the first type that fits.
 
-    Args:
-        content: of the file.
-        kind: the dataclass; a field whose type is a union takes the first type that fits.
-        path: the file.
-        what: what it should be, such as "packed data".
-        remedy: what to do where it is not.
-        others: values that the dataclass does not have are left out, not refused.
-
-    Raises:
-        UserError: a value is missing, unknown, or has another type; the message names it.
+    A value that is missing, unknown or of another type is a ``UserError`` that names it, and says ``what`` the file
+    should be, such as "packed data". With ``others``, values that the dataclass does not have are left out instead.
     """
     try:
         return _build(kind, content, "", others)
@@ -75,42 +61,34 @@ class _Misfit(Exception):
 def _build(kind: Any, value: Any, name: str, others: bool) -> Any:
     """Returns the value as its type says; ``name`` leads to it, such as ``heads.entropy.mean``."""
     origin, parts = get_origin(kind), get_args(kind)
-    if kind is float:  # null stands for a number that is not finite
-        if value is None or type(value) in (int, float):
-            return math.nan if value is None else float(value)
-    elif is_dataclass(kind):
-        if isinstance(value, dict):
-            return _build_dataclass(kind, value, name, others)
-    elif origin is dict:
-        if isinstance(value, dict) and all(isinstance(key, parts[0]) for key in value):
-            return {key: _build(parts[1], item, _join(name, key), others) for key, item in value.items()}
-    elif origin in (list, tuple):
-        if isinstance(value, list):
-            items = [_build(parts[0], item, name, others) for item in value]
-            return items if origin is list else tuple(items)
-    elif origin in (Union, UnionType):
+    if kind is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)  # null stands for a number that is not finite
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _build_dataclass(kind, value, name, others)
+    if origin is dict and isinstance(value, dict) and all(isinstance(key, parts[0]) for key in value):
+        return {key: _build(parts[1], item, _join(name, key), others) for key, item in value.items()}
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_build(parts[0], item, name, others) for item in value)
+    if origin in (Union, UnionType):
         for part in parts if value is not None or type(None) not in parts else [type(None)]:
             with suppress(_Misfit):
                 return _build(part, value, name, others)
-    elif origin is Literal:
-        if value in parts:
-            return value
-    elif kind is Any or (kind is type(None) and value is None) or (isinstance(kind, type) and type(value) is kind):
+    if kind in (Any, type(value)) or (origin is Literal and value in parts):
         return value
     raise _Misfit(f"{name or 'its content'} is {type(value).__name__} {str(value)[:40]!r}")
 
 
 def _build_dataclass(kind: Any, value: dict[str, Any], name: str, others: bool) -> Any:
-    known = {field.name: field for field in fields(kind)}
-    unknown = sorted(value.keys() - known.keys())
-    if unknown and not others:
+    hints, given = get_type_hints(kind), {}
+    for field in fields(kind):
+        key = _join(name, field.name)
+        if field.name in value:
+            given[field.name] = _build(hints[field.name], value[field.name], key, others)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise _Misfit(f"{key} is missing")
+    if not others and (unknown := sorted(value.keys() - given.keys())):
         raise _Misfit(f"{_join(name, unknown[0])} is unknown")
-    for key, field in known.items():
-        if key not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise _Misfit(f"{_join(name, key)} is missing")
-    hints = get_type_hints(kind)
-    given = {key: item for key, item in value.items() if key in known}
-    return kind(**{key: _build(hints[key], item, _join(name, key), others) for key, item in given.items()})
+    return kind(**given)
 
 
 def _join(name: str, key: str) -> str:

@@ -18,15 +18,8 @@ def check_folder(
 ) -> dict[str, Any] | None:
     """The manifest of a folder that was started with the same settings, None where nothing was started.
 
-    Args:
-        folder: the folder.
-        kind: what its manifest has to be.
-        settings: everything that changes the outcome, JSON types only.
-        free: names of settings that are not compared here, such as "data" or "eval.interval".
-        remedy: what to do where others differ.
-
-    Raises:
-        UserError: the folder holds something else, or was started with other settings.
+    A folder that holds something else, or was started with other settings, is a ``UserError``. ``settings`` are all
+    that change the outcome, of JSON types; ``free`` names those that may differ, such as "data" or "eval.interval".
     """
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
@@ -45,17 +38,10 @@ def check_settings(
     remedy: str = "give another --out_dir",
     free: tuple[str, ...] = (),
 ) -> None:
-    """Check that recorded settings are the wanted ones.
+    """Check that recorded settings are the wanted ones, but for those in ``free``.
 
-    Args:
-        subject: beginning of the message, such as "runs/a was made".
-        recorded: the settings of before.
-        wanted: those of now.
-        remedy: what to do where they differ.
-        free: names that may differ.
-
-    Raises:
-        UserError: a setting differs: "runs/a was made with seed 1, not 2; give another --out_dir".
+    One that differs is a ``UserError``: "runs/a was made with seed 1, not 2; give another --out_dir", where the subject
+    is "runs/a was made".
     """
     for name, old, new in differences(recorded, wanted):
         if not any(f"{name}.".startswith(f"{each}.") for each in free):
