@@ -34,9 +34,13 @@ class ReadReport:
     first_broken: Fault | None = None
 
     def note_broken(self, line: int, start: int, error: Exception) -> None:
-        """Counts a broken row; ``line`` and ``start`` are as in ``Fault``, the error a ``BROKEN_ROW``."""
+        """Counts a broken row; its first line and ``start`` are as in ``Fault``, the error is a ``BROKEN_ROW``."""
         self.broken_rows += 1
-        reason = f"not UTF-8 ({error.reason})" if isinstance(error, _NOT_UTF8) else str(error)
+        reason = str(error)
+        if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+            reason = f"not UTF-8 ({error.reason})"
+        if isinstance(error, UnicodeDecodeError):
+            line += error.object[: error.start].count(b"\n")
         self.first_broken = self.first_broken or Fault(line, start, reason)
 
     def note_text(self, text: str) -> None:
@@ -52,8 +56,8 @@ class ReadReport:
     def check(self, path: str) -> None:
         """Raises a ``UserError`` for a file with too many broken rows."""
         if self.broken_rows > _MAX_BROKEN_SHARE * self.rows:
-            tolerated = f"up to {_MAX_BROKEN_SHARE:.0%} are tolerated"
-            raise UserError(f"{self.describe_broken(path)}; fix the file ({tolerated})")
+            advice = f"fix the file (up to {_MAX_BROKEN_SHARE:.0%} are tolerated)"
+            raise UserError(f"{self.describe_broken(path)}; {advice}")
 
     def describe_broken(self, path: str) -> str:
         """Returns how many rows are broken, and line and fault of the first."""
@@ -73,9 +77,8 @@ class NoText(Exception):
     """A row without a usable text; the message says why."""
 
 
-_NOT_UTF8 = (UnicodeDecodeError, UnicodeEncodeError)
 _CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
-BROKEN_ROW = (NoText, *_NOT_UTF8)
+BROKEN_ROW = (NoText, UnicodeDecodeError, UnicodeEncodeError)
 """What reading a broken row raises."""
 
 

@@ -17,6 +17,7 @@ from inheritune_lit.errors import UserError, first_line
 
 Row = tuple[str, str | None]
 """Text and domain; the domain is None where rows do not name theirs."""
+Parse = Callable[[Any, ReadingArgs], Row]
 
 READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(COMPRESSIONS)}) or .parquet"
 """Endings that are read, upper or lower case."""
@@ -83,25 +84,40 @@ def _json_row(line: bytes, args: ReadingArgs) -> Row:
 
 
 def _text_row(line: bytes, args: ReadingArgs) -> Row:
-    return _check_raw(line.rstrip(b"\r\n").decode("utf-8")), None
+    return _raw_row(line.rstrip(b"\r\n"), args)
 
 
-def _check_raw(text: str) -> str:
-    """Refuses what git and grep call binary: a NUL near the beginning."""
-    if "\0" in text[:_BINARY_CHARACTERS]:
+def _raw_row(content: bytes, args: ReadingArgs) -> Row:
+    text = content.decode("utf-8")
+    if "\0" in text[:_BINARY_CHARACTERS]:  # what git and grep call binary
         raise NoText("not text, it has NUL characters")
-    return check_text(text)
+    return check_text(text), None
+
+
+def _parquet_row(row: dict[str, Any] | UnicodeDecodeError, args: ReadingArgs) -> Row:
+    if isinstance(row, UnicodeDecodeError):
+        raise NoText(f"not UTF-8 ({row.reason})")
+    return _fields(row, args)
+
+
+def _counted(
+    parse: Parse, content: Any, size: int, args: ReadingArgs, report: ReadReport, line: int, start: int = 0
+) -> Iterator[Row]:
+    """Yields what ``parse`` makes of a row of ``size`` bytes, and counts it; nothing where it is too long or broken."""
+    report.rows += 1
+    if size > args.max_document_bytes:
+        report.long_rows += 1
+        return
+    try:
+        yield parse(content, args)
+    except BROKEN_ROW as error:
+        report.note_broken(line, start, error)
 
 
 def _read_lines(
-    parse: Callable[[bytes, ReadingArgs], Row],
-    path: Path,
-    args: ReadingArgs,
-    report: ReadReport,
-    start: int,
-    stop: int | None,
+    parse: Parse, path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None
 ) -> Iterator[Row]:
-    """Reads the lines that begin in a range of bytes and are neither blank nor too long."""
+    """Reads the lines that begin in a range of bytes and are not blank."""
     limit = args.max_document_bytes
     with open_bytes(path) as (stream, file):
         if parse is _json_row and _begins_array(stream):
@@ -112,28 +128,17 @@ def _read_lines(
         if start:
             file.seek(start - 1)
             position += _skip_line(stream) - 1
-        first, counted = position, start
+        first = position
         while (stop is None or position < stop) and (line := stream.readline(limit + 1)):
-            number += 1
-            position += len(line)
-            too_long = len(line) > limit
-            if too_long and not line.endswith(b"\n"):
+            number, size = number + 1, len(line)
+            position += size
+            if size > limit and not line.endswith(b"\n"):
                 position += _skip_line(stream)
-            place = position if stream is file else file.tell()
-            report.bytes_read += place - counted
-            counted = place
+            report.bytes_read = (position if stream is file else file.tell()) - start
             if number == 1 and not start:
                 line = line.removeprefix(_BOM)
-            if not line.strip():
-                continue
-            report.rows += 1
-            if too_long:
-                report.long_rows += 1
-                continue
-            try:
-                yield parse(line, args)
-            except BROKEN_ROW as error:
-                report.note_broken(number, first, error)
+            if line.strip():
+                yield from _counted(parse, line, size, args, report, number, first)
 
 
 def _begins_array(stream: BufferedReader) -> bool:
@@ -179,33 +184,16 @@ def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs,
                 if len(content) - place > args.max_document_bytes or not more():
                     problem = f"{path}: row {report.rows + 1} of its array is not JSON, or over --max_document_bytes"
                     raise UserError(f"{problem} ({first_line(error)}); fix the file") from error
-        report.rows += 1
-        too_long = len(content[place:end].encode("utf-8", "surrogateescape")) > args.max_document_bytes
-        place = end
-        try:
-            if too_long:
-                report.long_rows += 1
-            else:
-                yield _fields(row, args)
-        except BROKEN_ROW as error:
-            report.note_broken(report.rows, 0, error)
+        size, place = len(content[place:end].encode("utf-8", "surrogateescape")), end
+        yield from _counted(_fields, row, size, args, report, report.rows + 1)
 
 
 def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
     """Reads a file that is one document."""
     with open_bytes(path) as (stream, file):
         content = stream.read(args.max_document_bytes + 1)
-        report.bytes_read += file.tell()
-    report.rows += 1
-    if len(content) > args.max_document_bytes:
-        report.long_rows += 1
-        return
-    try:
-        yield _check_raw(content.removeprefix(_BOM).decode("utf-8")), None
-    except UnicodeDecodeError as error:
-        report.note_broken(1 + content[: error.start].count(b"\n"), 0, error)
-    except BROKEN_ROW as error:
-        report.note_broken(1, 0, error)
+        report.bytes_read = file.tell()
+    yield from _counted(_raw_row, content.removeprefix(_BOM), len(content), args, report, 1)
 
 
 def _skip_line(stream: BinaryIO) -> int:
@@ -227,15 +215,9 @@ def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int,
             rows_in_group, before, first = file.metadata.row_group(group).num_rows, report.bytes_read, number
             for row in group_rows(file, path, group, columns):
                 number += 1
-                report.rows += 1
                 report.bytes_read = before + sizes[group] * (number - first) // max(1, rows_in_group)
-                try:
-                    if isinstance(row, UnicodeDecodeError):
-                        raise row
-                    text, domain = _fields(row, args)
-                    if len(text) <= args.max_document_bytes >= len(text.encode()):
+                for text, domain in _counted(_parquet_row, row, 0, args, report, number):
+                    if len(text.encode()) <= args.max_document_bytes:
                         yield text, domain
                     else:
                         report.long_rows += 1
-                except BROKEN_ROW as error:
-                    report.note_broken(number, 0, error)

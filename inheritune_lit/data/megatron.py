@@ -79,12 +79,11 @@ def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documen
 
     ``dtype`` is that of the tokens, "uint16" or "int32".
     """
-    itemsize = np.dtype(dtype).itemsize
+    position, itemsize = 0, np.dtype(dtype).itemsize
     with beside(prefix, "idx").open("w+b") as index:
         index.write(_HEADER.pack(MAGIC, VERSION, _CODE_OF[dtype], documents, documents + 1))
         for some in lengths:
             index.write(some.astype(np.int32, copy=False).tobytes())
-        position = 0
         for first in range(0, documents, _CHUNK):
             index.seek(_HEADER.size + 4 * first)
             some = np.frombuffer(index.read(4 * min(_CHUNK, documents - first)), dtype=np.int32)
@@ -123,29 +122,25 @@ class DocumentSpan:
         """What is kept of them."""
         if self.keep is None:
             return self.size
-        return Count(int(self.keep.sum()), int(self.lengths()[self.keep].sum(dtype=np.int64)))
+        return Count(int(self.keep.sum()), int(self.kept_lengths().sum(dtype=np.int64)))
 
     def lengths(self) -> np.ndarray:
         """Returns the documents' lengths in tokens, int32, shape (documents,)."""
         return read_lengths(self.prefix, self.before.documents, self.size.documents)
 
-    def kept_lengths(self) -> Iterator[np.ndarray]:
-        """Yields the lengths of the kept documents, some at a time."""
-        for first in range(0, self.size.documents, _CHUNK):
-            count = min(_CHUNK, self.size.documents - first)
-            lengths = read_lengths(self.prefix, self.before.documents + first, count)
-            yield lengths if self.keep is None else lengths[self.keep[first : first + count]]
+    def kept_lengths(self) -> np.ndarray:
+        """Returns the lengths of the kept documents, int32."""
+        return self.lengths() if self.keep is None else self.lengths()[self.keep]
 
     def kept_tokens(self) -> Iterator[tuple[int, int]]:
         """Yields first token and number of tokens of each run of kept documents."""
-        if self.keep is None or self.keep.all():
+        if self.keep is None:
             yield self.before.tokens, self.size.tokens
             return
-        ends = self.before.tokens + np.cumsum(self.lengths(), dtype=np.int64)
-        starts = np.concatenate([[self.before.tokens], ends[:-1]])
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], self.keep, [False]]).astype(np.int8)))
-        for first, stop in edges.reshape(-1, 2).tolist():
-            yield int(starts[first]), int(ends[stop - 1] - starts[first])
+        starts = self.before.tokens + np.cumsum(np.append(0, self.lengths()), dtype=np.int64)
+        edges = np.flatnonzero(np.diff(self.keep, prepend=False, append=False))
+        for first, stop in starts[edges].reshape(-1, 2).tolist():
+            yield first, stop - first
 
 
 def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[DocumentSpan]:

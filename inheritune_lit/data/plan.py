@@ -62,13 +62,12 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
     """Finds source files, refuses what does not fit what is packed already, and cuts the new ones into shards."""
     assert args.source and args.tokenizer_dir and args.out_dir, "PrepareArgs checks it"
     sources, tokenizer = find_sources(args.source, args), Tokenizer(args.tokenizer_dir)
-    if args.end_of_document and tokenizer.eos_id is None:
-        raise UserError(f"{tokenizer.path} defines no EOS token; name one there or give --end_of_document false")
-    if args.end_of_document and (tokenizer.eos_id or 0) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the EOS id of {args.tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
-            f"{tokenizer.vocab_size} ids; correct its configuration or give --end_of_document false"
-        )
+    if args.end_of_document and (tokenizer.eos_id is None or tokenizer.eos_id >= tokenizer.vocab_size):
+        fault = f"{tokenizer.path} defines no EOS token; name one there"
+        if tokenizer.eos_id is not None:
+            fault = f"the EOS id of {args.tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
+            fault += f"{tokenizer.vocab_size} ids; correct its configuration"
+        raise UserError(f"{fault} or give --end_of_document false")
     settings = PackedSettings(
         TokenizerRecord(tokenizer.path.name, tokenizer.sha256(), tokenizer.vocab_size, tokenizer.eos_id),
         "uint16" if tokenizer.vocab_size <= 2**16 else "int32",
@@ -126,10 +125,9 @@ class WorkDir:
     def remove_damaged(self, plan: PreparePlan) -> None:
         """Removes shards whose files are not as their records say, so that they are made again."""
         for folder in (self.shards / shard.id for shard in plan.shards):
-            if not os.path.lexists(folder):
-                continue
             try:
-                for name, sha256 in ShardRecord.read(folder).files.items():
+                files = ShardRecord.read(folder).files if os.path.lexists(folder) else {}
+                for name, sha256 in files.items():
                     if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
                         raise UserError(f"{folder / name} is not as it was written; the shard is made again")
             except UserError as error:
@@ -138,9 +136,8 @@ class WorkDir:
 
     def read_settings(self) -> ShardSettings | None:
         """Returns what an earlier call was started with, or None."""
-        if not self.plan.is_file():
-            return None
-        return read_record(self.plan, ShardSettings, "the plan of a preparation", f"remove {self.path}")
+        about = "the plan of a preparation", f"remove {self.path}"
+        return read_record(self.plan, ShardSettings, *about) if self.plan.is_file() else None
 
     def restore_output(self) -> None:
         """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
@@ -154,19 +151,15 @@ class WorkDir:
             remove(self.shards)
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _remove_leftovers(self) -> None:
-        for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
-            shutil.rmtree(leftover, ignore_errors=True)
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
         with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
             try:
                 self.shards.mkdir(exist_ok=True)
-                self._remove_leftovers()
                 yield
             finally:
-                self._remove_leftovers()
+                for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 if not any(self.shards.glob(f"*/{DONE}")):
                     self.remove()

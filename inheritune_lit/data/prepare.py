@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,16 +37,7 @@ from inheritune_lit.data.manifest import (
 from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.packed import VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, WorkDir, make_plan
-from inheritune_lit.data.shards import (
-    RangeRecord,
-    Report,
-    Shard,
-    ShardContext,
-    ShardRecord,
-    ShardSettings,
-    ShardWriter,
-    write_shard,
-)
+from inheritune_lit.data.shards import RangeRecord, ShardContext, ShardRecord, ShardSettings, ShardWriter, write_shard
 from inheritune_lit.data.subset import choose_documents, estimate_thresholds
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
@@ -62,6 +53,7 @@ _BYTES_WORTH_A_WORKER = 1 << 22  # starting one takes about as long as encoding 
 _BYTES_WORTH_KEEPING = 1 << 28
 _WARNINGS = 10
 _COPY_BYTES = 1 << 22
+_TABLE = "{:<20} {:>12} {:>15} {:>14} {:>12} {:>10} {:>11} {:>12}"
 
 
 @dataclass(frozen=True)
@@ -80,15 +72,13 @@ class PrepareResult:
     def __str__(self) -> str:
         if not self.domains:
             return ""
-        counts = f"{'documents':>12} {'tokens':>15} {'val documents':>14} {'val tokens':>12}"
-        lines = [f"{'domain':<20} {counts} {'long rows':>10} {'empty rows':>11} {'broken rows':>12}"]
+        names = "documents", "tokens", "val documents", "val tokens", "long rows", "empty rows", "broken rows"
+        lines = [_TABLE.format("domain", *names)]
         for name, domain in self.domains.items():
-            train, val = domain.train, domain.val
-            counts = f"{train.documents:>12,} {train.tokens:>15,} {val.documents:>14,} {val.tokens:>12,}"
             # Where rows name their domain, those left out belong to none; they are in the manifest's "sources".
-            left_out = (domain.long_rows, domain.empty_rows, domain.broken_rows)
-            long, empty, broken = ("-" if rows is None else f"{rows:,}" for rows in left_out)
-            lines.append(f"{name:<20} {counts} {long:>10} {empty:>11} {broken:>12}")
+            left_out = domain.long_rows, domain.empty_rows, domain.broken_rows
+            numbers = *vars(domain.train).values(), *vars(domain.val).values(), *left_out
+            lines.append(_TABLE.format(name, *("-" if number is None else f"{number:,}" for number in numbers)))
         rate = self.tokens / self.seconds
         return "\n".join([*lines, f"{self.tokens:,} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s"])
 
@@ -108,8 +98,8 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
         workdir.restore_output()
     plan = make_plan(args)
     if recorded := workdir.read_settings():
-        subject, advice = f"{workdir.path} holds unfinished work of", "give the former ones, or remove that folder"
-        recorded.check_same(plan.settings, subject, advice)
+        advice = "give the former ones, or remove that folder"
+        recorded.check_same(plan.settings, f"{workdir.path} holds unfinished work of", advice)
     logger.info(str(plan))
     if done := len(workdir.finished(plan.shards)):
         logger.info(f"        {done} of {len(plan.shards)} shards are there already")
@@ -176,25 +166,20 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
         worth = 1 + sum(shard.bytes for shard in missing) // _BYTES_WORTH_A_WORKER
         workers = min(args.num_workers or available_cores(), worth, len(missing))
         with nullcontext(executor) if executor else open_executor(workers, args.cluster) as opened:
-            if opened is not None:
-                _write_on(opened, missing, context, report)
-            else:
+            if opened is None:
                 writer = ShardWriter(context)
                 for shard in missing:
                     writer.write(shard, report)
-
-
-def _write_on(executor: Executor, shards: Sequence[Shard], context: ShardContext, report: Report) -> None:
-    # The largest first, so that none is left over at the end.
-    by_size = sorted(shards, key=lambda shard: shard.bytes, reverse=True)
-    futures = [executor.submit(write_shard, context, shard) for shard in by_size]
-    try:
-        for future in as_completed(futures):
-            for size, packed in future.result():
-                report(size, packed)
-    finally:
-        for future in futures:
-            future.cancel()
+                return
+            # The largest first, so that none is left over at the end.
+            by_size = sorted(missing, key=lambda shard: shard.bytes, reverse=True)
+            futures = [opened.submit(write_shard, context, shard) for shard in by_size]
+            try:
+                for step in chain.from_iterable(future.result() for future in as_completed(futures)):
+                    report(*step)
+            finally:
+                for future in futures:
+                    future.cancel()
 
 
 def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
@@ -202,32 +187,31 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
 
     Returns what the output holds by domain. Too many broken rows, or a split without a document, are a ``UserError``.
     """
-    settings, before, out_dir = plan.settings, plan.packed_before, workdir.out_dir
+    settings, out_dir = plan.settings, workdir.out_dir
+    before = plan.packed_before or PackedManifest(**vars(settings), max_token_id=0, domains={})
     folders = [workdir.shards / shard.id for shard in plan.shards]
     records = [(folder, record) for folder in folders for record in ShardRecord.read(folder).ranges]
     read = _read_sources(plan, [record for _, record in records])
-    packed_sources = before.sources if before else []
-    sources = sorted([*read, *packed_sources], key=lambda source: source.name)
-    packed_spans = consecutive_spans(
+    sources = sorted([*read, *before.sources], key=lambda source: source.name)
+    counts = [
         (out_dir / split / name, share.name, share[split])
-        for name, domain in (before.domains if before else {}).items()
+        for name, domain in before.domains.items()
         for share in domain.sources
         for split in SPLITS
         if share[split].documents
-    )
-    new_spans = consecutive_spans(
+    ]
+    counts += [
         (folder / split / domain, record.source, count)
         for folder, record in records
         for domain, by_split in record.counts.items()
         for split, count in by_split.items()
-    )
-    spans = sorted([*packed_spans, *new_spans], key=lambda span: (span.place, span.source))
+    ]
+    spans = sorted(consecutive_spans(counts), key=lambda span: (span.place, span.source))
     duplicates, short = choose_documents(spans, plan.args.drop_duplicates, plan.quotas, out_dir, settings.dtype)
     domains = _domains(sources, spans, by_rows=plan.args.domain_field is not None)
     _check_filled(workdir, domains, sum(source.rows for source in sources))
-    with explain_full_disk(out_dir), new_folder(out_dir, replace=before is not None) as staging:
-        max_token_id = 0
-        files: dict[str, PackedFile] = {}
+    with explain_full_disk(out_dir), new_folder(out_dir, replace=plan.packed_before is not None) as staging:
+        max_token_id, files = 0, dict[str, PackedFile]()
         for split in SPLITS:
             (staging / split).mkdir()
         with Progress("merge shards", sum(span.size.tokens for span in spans), "token") as progress:
@@ -236,9 +220,9 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
                 largest, pair = _merge_spans(prefix, settings.dtype, list(own), progress.update)
                 max_token_id = max(max_token_id, largest)
                 files |= {f"{split}/{domain}.{ending}": file for ending, file in pair.items()}
-        duplicates += before.duplicates if before else 0
-        described = settings.tokenizer, settings.dtype, settings.options
-        manifest = PackedManifest(*described, max_token_id, domains, sources, duplicates, files)
+        duplicates += before.duplicates
+        described = {**vars(settings), "max_token_id": max_token_id, "domains": domains, "sources": sources}
+        manifest = PackedManifest(**described, duplicates=duplicates, files=files)
         write_manifest(staging, "packed_data", asdict(manifest))
     workdir.remove()
     for quota, tokens in short:
@@ -293,9 +277,7 @@ def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_
             Share(path=one.path, name=one.name, bytes=one.bytes, sha256=one.sha256, **counts[name, one.name])
             for one in own
         ]
-        rows: dict[str, Any] = {}
-        if not by_rows:
-            rows = {count: sum(getattr(source, count) for source in own) for count in ROW_COUNTS}
+        rows = {} if by_rows else {count: sum(getattr(source, count) for source in own) for count in ROW_COUNTS}
         train, val = (sum((share[split] for share in shares), Count()) for split in SPLITS)
         domains[name] = PackedDomain(sources=shares, train=train, val=val, **rows)
     return domains
@@ -323,7 +305,7 @@ def _merge_spans(
                         target.write(chunk)
             report(span.size.tokens)
         size = target.tell()
-    write_index(prefix, dtype, (lengths for span in spans for lengths in span.kept_lengths()), documents)
+    write_index(prefix, dtype, (span.kept_lengths() for span in spans), documents)
     index = beside(prefix, "idx")
     index_file = PackedFile(index.stat().st_size, sha256_file(index))
     return max_token_id, {"bin": PackedFile(size, digest.hexdigest()), "idx": index_file}

@@ -93,10 +93,10 @@ class _Group(NamedTuple):
     first: int
     size: int
     draws: int  # per cycle
-    drawn: int  # when the mixture began
-    rest: np.ndarray
-    start: int
-    stream: str  # of the order of the rest
+    drawn: int = 0  # when the mixture began
+    rest: np.ndarray = np.zeros(0, dtype=np.int64)
+    start: int = 0
+    stream: str = ""  # of the order of the rest
 
 
 class MixtureSampler:
@@ -114,8 +114,7 @@ class MixtureSampler:
         draws: positions per cycle for each domain that is drawn, ``CYCLE`` in all; None for epochs of all samples.
         first_sample, before: a mixture that replaces another one at this position. Domains continue where they are:
             what is left of their epoch comes first, with the samples that were added, in an order of its own where
-            there are other samples than before. How often each domain had been drawn says as much, where all of them
-            are still the same.
+            there are other samples than before.
     """
 
     def __init__(
@@ -124,23 +123,18 @@ class MixtureSampler:
         seed: int,
         draws: Mapping[str, int] | None = None,
         first_sample: int = 0,
-        before: "MixtureSampler | Mapping[str, int] | None" = None,
+        before: "MixtureSampler | None" = None,
     ) -> None:
         self.domain_sizes, self.seed, self.first_sample = dict(domain_sizes), seed, first_sample
         ends = np.cumsum(list(domain_sizes.values())).tolist()
         self._size, self._weighted = ends[-1], draws is not None
         self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
-        if before is not None and not isinstance(before, MixtureSampler) and draws is None:
-            before = MixtureSampler({name: domain_sizes[name] for name in before}, seed)
-        self._undrawn = before.left(first_sample, self) if isinstance(before, MixtureSampler) else None
-        if draws is None:
-            self._groups = [self._group("", 0, self._size, CYCLE, before)]
-        else:
-            self._groups = [
-                self._group(name, first, domain_sizes[name], draws[name], before)
-                for name, first in self._firsts.items()
-                if draws.get(name)
-            ]
+        self._undrawn = before.left(first_sample, self) if before else np.ones(self._size, dtype=bool)
+        groups = [_Group("", 0, self._size, CYCLE)]
+        if draws is not None:
+            drawn = [name for name in domain_sizes if draws.get(name)]
+            groups = [_Group(name, self._firsts[name], domain_sizes[name], draws[name]) for name in drawn]
+        self._groups = [self._continued(group, before) for group in groups] if before else groups
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
         self._cycle = lru_cache(maxsize=2)(self._draw_cycle)  # a batch lies in two at most
 
@@ -172,7 +166,7 @@ class MixtureSampler:
 
         A domain's sample is known by its number in the domain. What is not here at all is still to come.
         """
-        here = np.ones(self._size, dtype=bool) if self._undrawn is None else self._undrawn.copy()
+        here = self._undrawn.copy()
         for group, draws in zip(self._groups, self._draws_before(position), strict=True):
             here[group.first : group.first + group.size] = self._times(group, draws) == draws // group.size
         there = np.ones(other._size, dtype=bool)
@@ -181,21 +175,17 @@ class MixtureSampler:
             there[first : first + common] = here[self._firsts[name] : self._firsts[name] + common]
         return there
 
-    def _group(
-        self, name: str, first: int, size: int, draws: int, before: "MixtureSampler | Mapping[str, int] | None"
-    ) -> _Group:
-        if not isinstance(before, MixtureSampler):
-            return _Group(name, first, size, draws, (before or {}).get(name, 0), np.zeros(0, dtype=np.int64), 0, "")
-        assert self._undrawn is not None
+    def _continued(self, new: _Group, before: "MixtureSampler") -> _Group:
+        """Returns a group as it goes on after another sampler's."""
         epoch = 1
         for group, drawn in zip(before._groups, before._draws_before(self.first_sample), strict=True):
-            same = before.domain_sizes == self.domain_sizes if not name else group.size == size
-            if group.name == name and same:
-                return group._replace(first=first, draws=draws, drawn=drawn)
+            same = group.size == new.size if new.name else before.domain_sizes == self.domain_sizes
+            if group.name == new.name and same:
+                return group._replace(first=new.first, draws=new.draws, drawn=drawn)
             epoch = max(epoch, drawn // group.size + 1)
-        rest = np.flatnonzero(self._undrawn[first : first + size])
-        stream = f"rest {self.first_sample} {name}"
-        return _Group(name, first, size, draws, epoch * size - len(rest), rest, epoch * size, stream)
+        rest, start = np.flatnonzero(self._undrawn[new.first : new.first + new.size]), epoch * new.size
+        stream = f"rest {self.first_sample} {new.name}"
+        return new._replace(drawn=start - len(rest), rest=rest, start=start, stream=stream)
 
     def _times(self, group: _Group, draws: int) -> np.ndarray:
         """Returns how often each sample of a group was drawn after so many draws of it, int64, shape (size,)."""
@@ -235,16 +225,13 @@ class MixtureSampler:
 
     def _drawn(self, group: _Group, first: int, count: int) -> np.ndarray:
         """Returns the samples of some consecutive draws of a group."""
-        of_rest = min(count, max(0, group.start - first))
-        if of_rest:
+        if (of_rest := group.start - first) > 0:
+            if of_rest < count:
+                parts = (first, of_rest), (group.start, count - of_rest)
+                return np.concatenate([self._drawn(group, *part) for part in parts])
             keys, size = round_keys(self.seed, group.stream, 0), len(group.rest)
-            positions = np.arange(first, first + of_rest) - (group.start - size)
-            rest = group.first + group.rest[permute(positions, size, keys)]
-            return (
-                np.concatenate([rest, self._drawn(group, first + of_rest, count - of_rest)])
-                if of_rest < count
-                else rest
-            )
+            positions = np.arange(first, first + count) - (group.start - size)
+            return group.first + group.rest[permute(positions, size, keys)]
         epochs, positions = np.divmod(np.arange(first, first + count), group.size)
         own = [round_keys(self.seed, f"blocks {group.name}", epoch) for epoch in range(epochs[0], epochs[-1] + 1)]
         keys = own[0] if len(own) == 1 else np.stack(own, axis=1)[:, epochs - epochs[0]]
@@ -331,20 +318,22 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
         if not 0 <= weight < math.inf:
             raise UserError(f"--mixture.weights.{name} is {weight}; give 0 or more")
         samples = sum(domains[domain].samples for domain in covered)
-        if weight and not samples:
+        if not weight:
+            continue
+        if not samples:
             raise UserError(
                 f"--mixture.weights.{name} is {weight}, but {name} has no training sample of this length; give 0"
             )
-        if weight:
-            by_domain |= {domain: Fraction(weight) * domains[domain].samples / samples for domain in covered}
+        by_domain |= {domain: Fraction(weight) * domains[domain].samples / samples for domain in covered}
     if not by_domain:
         raise UserError("--mixture.weights are all 0; give at least one above 0")
     draws = apportion(by_domain, CYCLE)
     for domain, part in by_domain.items():
         if part and not draws[domain]:
+            share = float(part / sum(by_domain.values()))
             raise UserError(
-                f"--mixture.weights give {domain} {float(part / sum(by_domain.values())):.2g} of the samples, less "
-                f"than one in {CYCLE:,}; give it more, or 0 to leave it out"
+                f"--mixture.weights give {domain} {share:.2g} of the samples, less than one in {CYCLE:,}; give it "
+                "more, or 0 to leave it out"
             )
     return Mixture(domains, {domain: count for domain, count in draws.items() if count})
 
@@ -355,7 +344,7 @@ def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, 
     Weights are 0 or more each, at least one above 0.
     """
     # Exact, so that every platform rounds alike.
-    whole = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
+    whole = sum(Fraction(weight) for weight in weights.values())
     quotas = {name: total * Fraction(weight) / whole for name, weight in weights.items()}
     counts = {name: int(quota) for name, quota in quotas.items()}
     by_remainder = sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
@@ -98,9 +99,8 @@ def _cut(source: SourceFile, args: ReadingArgs) -> list[SourceRange]:
     if source.bytes <= _RANGE_BYTES or kind.ranges is None or source.on_hub:
         return [SourceRange(source, 0, None, source.bytes)]
     if kind.ranges == "bytes":
-        stops = [*range(_RANGE_BYTES, source.bytes, _RANGE_BYTES), source.bytes]
-        starts = [0, *stops[:-1]]
-        return [SourceRange(source, start, stop, stop - start) for start, stop in zip(starts, stops, strict=True)]
+        edges = pairwise([*range(0, source.bytes, _RANGE_BYTES), source.bytes])
+        return [SourceRange(source, start, stop, stop - start) for start, stop in edges]
     ranges, first, size = [], 0, 0
     with open_parquet(Path(source.path)) as file:
         groups = row_group_bytes(file)

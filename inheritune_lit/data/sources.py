@@ -1,6 +1,5 @@
 """Source files of a corpus, in a folder or on the hub, and their domains."""
 
-import hashlib
 import logging
 import os
 import re
@@ -30,7 +29,6 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NUMBERED = re.compile(r"[-_.]\d+-of-\d+$")
 _MAX_DOMAINS = 200
 _MAX_KINDS = 20
-_ENDS_BYTES = 1 << 20
 _COPY = "holds the same as"
 
 LeftOut = defaultdict[str, list[str]]
@@ -124,22 +122,9 @@ def check_distinct(files: Sequence[SourceFile], known: Mapping[str, str]) -> Non
         meet(stem_of(file.name).lower(), file, "has the name of", other_text)
         by_size[file.bytes].append(file)
     for alike in (alike for size, alike in by_size.items() if size and len(alike) > 1):
-        by_ends: defaultdict[str, list[SourceFile]] = defaultdict(list)
         for file in alike:
-            by_ends[file.version if file.on_hub else _ends_hash(file)].append(file)
-        for equal in (equal for equal in by_ends.values() if len(equal) > 1):
-            for file in equal:
-                content = file.version if file.on_hub else known.get(file.name) or sha256_file(Path(file.path))
-                meet(("content", content), file, _COPY)
-
-
-def _ends_hash(file: SourceFile) -> str:
-    """A hash of a file's beginning and end, which tells most files of one size apart."""
-    with Path(file.path).open("rb") as content:
-        digest = hashlib.sha256(content.read(_ENDS_BYTES))
-        content.seek(max(0, file.bytes - _ENDS_BYTES))
-        digest.update(content.read(_ENDS_BYTES))
-    return digest.hexdigest()
+            content = file.version if file.on_hub else known.get(file.name) or sha256_file(Path(file.path))
+            meet(("content", content), file, _COPY)
 
 
 def iter_documents(

@@ -108,9 +108,7 @@ def _probe(
     """Returns lengths in tokens of some documents from all over the ranges, and the stored bytes they take."""
     ends = np.cumsum([part.bytes for part in ranges])
     places = (np.arange(_PROBES) + 0.5) / _PROBES * ends[-1]
-    lengths: list[int] = []
-    read = 0
-    itemsize = np.dtype(encoder.dtype).itemsize
+    lengths, read, itemsize = list[int](), 0, np.dtype(encoder.dtype).itemsize
     for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
         part, report, texts, characters = ranges[number], ReadReport(), [], 0
         with local_copy(part.source, scratch) as path:
@@ -139,8 +137,7 @@ def choose_documents(
         keys = [_read_sidecar(span, "sample", np.dtype("<u8")) for span in own]
         masks = [np.ones(span.size.documents, dtype=bool) if span.keep is None else span.keep for span in own]
         kept_keys = [some[mask] for some, mask in zip(keys, masks, strict=True)]
-        kept_lengths = [span.lengths()[mask] for span, mask in zip(own, masks, strict=True)]
-        lengths = np.concatenate([np.empty(0, dtype=np.int32), *kept_lengths])
+        lengths = np.concatenate([np.empty(0, dtype=np.int32), *(span.kept_lengths() for span in own)])
         cut = cut_keys(np.concatenate([np.empty(0, dtype=np.uint64), *kept_keys]), lengths, quota.tokens)
         if cut == KEYS and (tokens := int(lengths.sum(dtype=np.int64))) < quota.tokens:
             short.append((quota, tokens))
