@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
     from inheritune_lit.checkpoint.weights import Weights
     from inheritune_lit.data.args import PrepareArgs
-    from inheritune_lit.data.documents import is_validation
+    from inheritune_lit.data.formats import is_validation
     from inheritune_lit.data.manifest import load_packed_manifest
     from inheritune_lit.data.packed import PackedDataset, check_fits_model
     from inheritune_lit.data.prepare import prepare

@@ -34,10 +34,9 @@ from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
-from inheritune_lit.io.manifest import write_manifest
+from inheritune_lit.io.manifest import check_settings, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
-from inheritune_lit.io.settings_guard import check_settings
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
-"""Formats of source files: lines or arrays of JSON, and text, plain or compressed; and parquet."""
+"""Documents in source files of every format, the hashes that decide where they go, and what is left out."""
 
 import codecs
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,9 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.compression import COMPRESSIONS, open_bytes
-from inheritune_lit.data.documents import BROKEN_ROW, NoText, ReadReport, check_text, string_field
-from inheritune_lit.data.parquet import group_rows, open_parquet, row_group_bytes, text_column
+from inheritune_lit.data.containers import (
+    COMPRESSIONS,
+    group_rows,
+    open_bytes,
+    open_parquet,
+    row_group_bytes,
+    text_column,
+)
 from inheritune_lit.errors import UserError, first_line
 
 Row = tuple[str, str | None]
@@ -24,6 +30,110 @@ READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(COMPRESSIONS)})
 _JSON = (".jsonl", ".ndjson", ".json")
 _BOM = b"\xef\xbb\xbf"
 _BINARY_CHARACTERS = 8000
+ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")
+"""Counts of a ``ReadReport`` that the manifest keeps."""
+_MAX_BROKEN_SHARE = 0.01
+_CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a row, and its line: counted from 1 at a byte of the file, ``start``."""
+
+    line: int
+    start: int
+    reason: str
+
+
+@dataclass
+class ReadReport:
+    """Counts over the rows of a file or a part of one."""
+
+    rows: int = 0  # that are not blank lines
+    empty_rows: int = 0  # left out because the text is empty, only white space, or gives no token
+    broken_rows: int = 0  # left out because they are not UTF-8 or not a JSON object, or lack a string text
+    long_rows: int = 0  # left out because they are over the limit, or too long to encode in bounded memory
+    bytes_read: int = 0  # of the file, as stored
+    texts: int = 0  # sum of hashes of what is packed, whatever the order
+    first_broken: Fault | None = None
+
+    def note_text(self, text: str) -> None:
+        """Adds a text to the sum that tells whether two files hold the same ones."""
+        self.texts += int.from_bytes(_digest(text)[-8:], "big")
+
+    def add(self, other: "ReadReport") -> None:
+        """Adds the counts of a later part of the same file."""
+        for name in (*ROW_COUNTS, "bytes_read", "texts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_broken = self.first_broken or other.first_broken
+
+    def check(self, path: str) -> None:
+        """Raises a ``UserError`` for a file with too many broken rows."""
+        if self.broken_rows > _MAX_BROKEN_SHARE * self.rows:
+            advice = f"fix the file (up to {_MAX_BROKEN_SHARE:.0%} are tolerated)"
+            raise UserError(f"{self.describe_broken(path)}; {advice}")
+
+    def describe_broken(self, path: str) -> str:
+        """Returns how many rows are broken, and line and fault of the first."""
+        fault = self.first_broken
+        assert fault is not None
+        line, left = fault.line, fault.start
+        if left:  # only in plain files; in others lines are counted from the beginning
+            with Path(path).open("rb") as file:
+                while left and (chunk := file.read(min(left, 1 << 22))):
+                    line += chunk.count(b"\n")
+                    left -= len(chunk)
+        first = f"{path.removeprefix('hf://datasets/')}:{line}: {fault.reason}"
+        return f"{self.broken_rows} of {self.rows} rows of {path} are broken, first {first}"
+
+
+class _NoText(Exception):
+    """A row without a usable text; the message says why."""
+
+
+def _string_field(row: Any, path: str) -> str:
+    """Returns a string in a row, where dots in ``path`` lead into nested objects."""
+    value = row
+    for name in [path] if isinstance(row, dict) and path in row else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise _NoText(f'no string field "{path}"')
+    return value
+
+
+def _check_text(text: str) -> str:
+    """Refuses half a surrogate pair, and what is plainly not text.
+
+    That is one with many control characters, such as UTF-16 without its mark, or bytes taken for characters.
+    """
+    content = text.encode("utf-8")
+    if 5 * (len(content) - len(content.translate(None, _CONTROLS))) > len(content):
+        raise _NoText("not text, it is full of control characters")
+    return text
+
+
+def is_validation(text: str, val_fraction: float) -> bool:
+    """Returns whether a document belongs to the validation split.
+
+    The first eight bytes of its SHA-256, read as a number in [0, 1), are compared with the fraction. So the split never
+    changes when documents are added, moved or reordered; exact duplicates land on the same side; and a larger fraction
+    only adds documents.
+    """
+    return int.from_bytes(_digest(text)[:8], "big") < val_fraction * 2**64
+
+
+def sample_key(text: str, seed: int) -> int:
+    """Returns a number below 2^64, uniform over documents and independent of the split; a subset takes the smallest."""
+    return int.from_bytes(hashlib.blake2b(_digest(text), digest_size=8, salt=seed.to_bytes(8, "big")).digest(), "big")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def ids_hash(ids: bytes) -> bytes:
+    """Returns a 128-bit hash of a document's token ids; documents with equal ones are duplicates."""
+    return hashlib.blake2b(ids, digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -70,8 +180,8 @@ def read_rows(
 
 
 def _fields(row: Any, args: ReadingArgs) -> Row:
-    domain = string_field(row, args.domain_field) if args.domain_field else None
-    return check_text(string_field(row, args.text_field)), domain
+    domain = _string_field(row, args.domain_field) if args.domain_field else None
+    return _check_text(_string_field(row, args.text_field)), domain
 
 
 def _json_row(line: bytes, args: ReadingArgs) -> Row:
@@ -79,7 +189,7 @@ def _json_row(line: bytes, args: ReadingArgs) -> Row:
     try:
         row = json.loads(content)
     except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
-        raise NoText(f"not JSON ({error})") from None
+        raise _NoText(f"not JSON ({error})") from None
     return _fields(row, args)
 
 
@@ -90,13 +200,13 @@ def _text_row(line: bytes, args: ReadingArgs) -> Row:
 def _raw_row(content: bytes, args: ReadingArgs) -> Row:
     text = content.decode("utf-8")
     if "\0" in text[:_BINARY_CHARACTERS]:  # what git and grep call binary
-        raise NoText("not text, it has NUL characters")
-    return check_text(text), None
+        raise _NoText("not text, it has NUL characters")
+    return _check_text(text), None
 
 
 def _parquet_row(row: dict[str, Any] | UnicodeDecodeError, args: ReadingArgs) -> Row:
     if isinstance(row, UnicodeDecodeError):
-        raise NoText(f"not UTF-8 ({row.reason})")
+        raise _NoText(f"not UTF-8 ({row.reason})")
     return _fields(row, args)
 
 
@@ -110,8 +220,12 @@ def _counted(
         return
     try:
         yield parse(content, args)
-    except BROKEN_ROW as error:
-        report.note_broken(line, start, error)
+    except (_NoText, UnicodeDecodeError, UnicodeEncodeError) as error:
+        report.broken_rows += 1
+        reason = str(error) if isinstance(error, _NoText) else f"not UTF-8 ({error.reason})"
+        if isinstance(error, UnicodeDecodeError):
+            line += error.object[: error.start].count(b"\n")
+        report.first_broken = report.first_broken or Fault(line, start, reason)
 
 
 def _read_lines(

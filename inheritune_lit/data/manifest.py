@@ -8,9 +8,8 @@ from typing import Any
 
 from inheritune_lit.data.sources import SourceFile, check_domain
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import MANIFEST, read_manifest
+from inheritune_lit.io.manifest import MANIFEST, differences, read_manifest
 from inheritune_lit.io.records import to_record
-from inheritune_lit.io.settings_guard import differences
 
 SPLITS = ("train", "val")
 

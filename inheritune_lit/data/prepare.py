@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.documents import ROW_COUNTS, ReadReport
 from inheritune_lit.data.encoding import DocumentEncoder
+from inheritune_lit.data.formats import ROW_COUNTS, ReadReport
 from inheritune_lit.data.manifest import (
     SPLITS,
     Count,
@@ -42,10 +42,10 @@ from inheritune_lit.data.subset import choose_documents, estimate_thresholds
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.folders import OutOfSpace, explain_full_disk, new_folder
+from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.io.manifest import sha256_file, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
-from inheritune_lit.io.signals import handle_signals
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
-from inheritune_lit.data.documents import ReadReport, ids_hash, is_validation, sample_key
+from inheritune_lit.data.containers import open_parquet, row_group_bytes
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats import Row, format_of, read_rows
+from inheritune_lit.data.formats import ReadReport, Row, format_of, ids_hash, is_validation, read_rows, sample_key
 from inheritune_lit.data.manifest import SPLITS, Count, PackedSettings
 from inheritune_lit.data.megatron import DocumentWriter
-from inheritune_lit.data.parquet import open_parquet, row_group_bytes
 from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import explain_full_disk

@@ -13,8 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import READ, format_of, read_rows, stem_of
+from inheritune_lit.data.formats import READ, ReadReport, format_of, read_rows, stem_of
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import explain_hub_errors
 from inheritune_lit.io.manifest import sha256_file

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.documents import ReadReport, ids_hash
 from inheritune_lit.data.encoding import DocumentEncoder
-from inheritune_lit.data.formats import read_rows
+from inheritune_lit.data.formats import ReadReport, ids_hash, read_rows
 from inheritune_lit.data.megatron import DocumentSpan, beside
 from inheritune_lit.data.sampler import divide_domains
 from inheritune_lit.data.shards import SourceRange

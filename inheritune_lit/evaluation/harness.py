@@ -25,8 +25,8 @@ from inheritune_lit.evaluation.suite import MMLU, Suite, load_suite, suite_of_ta
 from inheritune_lit.evaluation.tables import results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
+from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.io.manifest import read_manifest
-from inheritune_lit.io.signals import handle_signals
 from inheritune_lit.model.devices import device_count, launch, on_first_rank
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.data.parquet import group_rows, open_parquet
+from inheritune_lit.data.containers import group_rows, open_parquet
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file

@@ -12,10 +12,9 @@ from typing import Any
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import ValidationResult
 from inheritune_lit.io.folders import check_vacant, own_folder, remove, replace_text
-from inheritune_lit.io.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, replace_manifest, write_manifest
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record, without_nan
-from inheritune_lit.io.settings_guard import check_settings
 
 HELD_OUT = "held_out"
 """Name of the record of packed data beside those of tasks."""

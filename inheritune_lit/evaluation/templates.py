@@ -11,7 +11,7 @@ from jinja2 import StrictUndefined, Template, nodes
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from inheritune_lit.io.signals import handle_signals
+from inheritune_lit.io.machine import handle_signals
 
 _LONGEST = 1 << 24
 """Characters or entries of what a template makes."""

@@ -1,8 +1,13 @@
-"""What the machine lacks or refuses (space, memory, permission, open streams), in one line."""
+"""What the machine lacks or refuses (space, memory, permission, open streams), in one line; and its signals."""
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from inheritune_lit.errors import first_line
 
@@ -51,6 +56,23 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int, Any], Any], *numbers: signal.Signals) -> Iterator[bool]:
+    """Calls ``handler`` for these signals, instead of their usual effect, while the block runs.
+
+    Yields whether it does: Python lets only the main thread handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield True
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 def _has_current_folder() -> bool:

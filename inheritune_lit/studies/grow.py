@@ -18,8 +18,7 @@ from pathlib import Path
 
 import inheritune_lit as lit
 from inheritune_lit.io.folders import own_folder
-from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
-from inheritune_lit.io.settings_guard import check_folder
+from inheritune_lit.io.manifest import check_folder, read_manifest, sha256_file, write_manifest
 from inheritune_lit.studies import rounds
 from inheritune_lit.studies.args import GrowArgs
 from inheritune_lit.studies.runner import StudyResult, training_of

@@ -20,11 +20,10 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, new_folder
-from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
-from inheritune_lit.io.settings_guard import check_settings
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.tokenizer import Tokenizer

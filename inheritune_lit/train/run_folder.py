@@ -14,9 +14,8 @@ from inheritune_lit.data.manifest import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, Mixture, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
-from inheritune_lit.io.manifest import MANIFEST, read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.manifest import MANIFEST, check_folder, differences, read_manifest, replace_manifest, write_manifest
 from inheritune_lit.io.records import to_record
-from inheritune_lit.io.settings_guard import check_folder, differences
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.signals import handle_signals
+from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.model.attention import attention_kernel, pad_head_size
 from inheritune_lit.model.devices import device_count, has_compiler, launch
 from inheritune_lit.model.gpt import checkpoint_activations

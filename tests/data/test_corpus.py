@@ -17,8 +17,7 @@ from random_text import make_documents
 
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
-from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import read_rows
+from inheritune_lit.data.formats import ReadReport, read_rows
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.data.sources import find_sources

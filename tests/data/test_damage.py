@@ -21,10 +21,9 @@ import zstandard
 from random_text import make_documents
 
 from inheritune_lit.cli import main
-from inheritune_lit.data import compression, parquet, prepare, shards
+from inheritune_lit.data import containers, prepare, shards
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import read_rows
+from inheritune_lit.data.formats import ReadReport, read_rows
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 
@@ -208,7 +207,7 @@ def test_what_expands_without_end_is_held_in_little_memory(tmp_path, name, endin
 
 
 def test_large_windows_are_refused_truly(tmp_path, monkeypatch):
-    monkeypatch.setattr(compression, "_MAX_MEMORY", 1 << 27)
+    monkeypatch.setattr(containers, "_MAX_MEMORY", 1 << 27)
     large = zstandard.ZstdCompressionParameters(window_log=30, compression_level=1)
     stream = zstandard.ZstdCompressor(compression_params=large).compressobj()
     (tmp_path / "a.jsonl.zst").write_bytes(stream.compress(LINES) + stream.flush())
@@ -224,7 +223,7 @@ def test_large_windows_are_refused_truly(tmp_path, monkeypatch):
 
 
 def test_row_groups_that_expand_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "_HARMLESS_BYTES", 1 << 20)
+    monkeypatch.setattr(containers, "_HARMLESS_BYTES", 1 << 20)
     table = pa.table({"text": ["a" * (1 << 20)] * 8})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(UserError, match=r"row group 0 of .*a\.parquet expands to 8,\d+,\d+ bytes"):

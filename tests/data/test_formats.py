@@ -10,8 +10,7 @@ import zstandard
 
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.documents import ReadReport
-from inheritune_lit.data.formats import read_rows
+from inheritune_lit.data.formats import ReadReport, read_rows
 from inheritune_lit.data.shards import plan_shards
 from inheritune_lit.data.sources import find_sources
 from inheritune_lit.errors import UserError

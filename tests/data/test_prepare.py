@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.documents import is_validation
+from inheritune_lit.data.formats import is_validation
 from inheritune_lit.data.prepare import prepare
 from inheritune_lit.errors import UserError
 

@@ -4,8 +4,7 @@ import pytest
 
 from inheritune_lit.errors import UserError, first_line, suggest
 from inheritune_lit.io.folders import new_folder
-from inheritune_lit.io.manifest import write_manifest
-from inheritune_lit.io.settings_guard import check_folder, check_settings, differences
+from inheritune_lit.io.manifest import check_folder, check_settings, differences, write_manifest
 
 
 def test_differences_are_named_with_their_path():
