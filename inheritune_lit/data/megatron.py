@@ -8,6 +8,7 @@ boundaries (int64, starting with 0). In what is written here a sequence is a doc
 
 import struct
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ _HEADER = struct.Struct("<9sQBQQ")
 _CODE_OF = {"uint16": 8, "int32": 4}
 REMEDY = "restore the file, or make the data again with `inheritune prepare` and another --out_dir"
 _TYPE_OF = {code: name for name, code in _CODE_OF.items()}
-_FLUSH_BYTES = 1 << 20
 _CHUNK = 1 << 20  # documents handled at a time, so that memory does not grow with the corpus
 
 
@@ -37,12 +37,12 @@ def beside(prefix: Path, ending: str) -> Path:
 class DocumentWriter(AbstractContextManager):
     """Appends documents to ``prefix.bin`` as "uint16" or "int32"; ``prefix.idx`` follows when the block ends.
 
-    No file is held open in between, so there may be thousands of writers. ``held`` is how many bytes wait in memory.
+    They wait in memory until ``flush``. No file is held open in between, so there may be thousands of writers.
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        self._prefix, self._dtype, self.held = prefix, np.dtype(dtype), 0
-        self._waiting: dict[str, bytearray] = {"bin": bytearray()}
+        self._prefix, self._dtype = prefix, np.dtype(dtype)
+        self._waiting: defaultdict[str, bytearray] = defaultdict(bytearray)
         beside(prefix, "bin").write_bytes(b"")
         self._lengths = array("i")  # four bytes per document: a list of integers takes nine times as much
 
@@ -58,10 +58,7 @@ class DocumentWriter(AbstractContextManager):
         """
         packed = ids if isinstance(ids, bytes) else np.asarray(ids, dtype=self._dtype).tobytes()
         for ending, content in {"bin": packed, **numbers}.items():
-            self._waiting.setdefault(ending, bytearray()).extend(content)
-            self.held += len(content)
-        if self.held > _FLUSH_BYTES:
-            self.flush()
+            self._waiting[ending] += content
         self._lengths.append(len(packed) // self._dtype.itemsize)
         return self._lengths[-1]
 
@@ -71,7 +68,6 @@ class DocumentWriter(AbstractContextManager):
             with beside(self._prefix, ending).open("ab") as file:
                 file.write(content)
             content.clear()
-        self.held = 0
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:

@@ -66,7 +66,7 @@ def verify_packed(folder: Path) -> VerifyResult:
     faults = [f"{name} is missing" for name in files if name not in there]
     faults += [f"{name} is not listed" for name in sorted(there - set(files))]
     with Progress("verify", sum(file.bytes for file in files.values()), "B") as progress:
-        for name in filter(there.__contains__, files):
+        for name in (name for name in files if name in there):
             size = (folder / name).stat().st_size
             if size != files[name].bytes:
                 faults.append(f"{name} has {size} bytes instead of {files[name].bytes}")

@@ -37,7 +37,7 @@ _BUNDLE_BYTES = 1 << 20
 # Enough text to make calls of a tokenizer library worth while, and little enough to bound memory.
 _BATCH_CHARACTERS = 1 << 20
 _HOPELESS_ROWS = 1000
-_HELD_BYTES = 1 << 25
+_HELD_BYTES = 1 << 23
 _MAX_DOMAINS = 10_000
 
 Report = Callable[[int, Count], None]
@@ -258,7 +258,7 @@ class _ShardOutput(ExitStack):
         super().__init__()
         self.folder, self._args, self._dtype = folder, context.args, context.settings.dtype
         self._writers: dict[Path, DocumentWriter] = {}
-        self._held = 0  # at most, in all writers
+        self._held = 0  # bytes in all writers
 
     def add(self, domain: str, text: str, ids: bytes) -> tuple[str, Count]:
         """Appends a document to its split; returns the split and the document's size."""
