@@ -1,28 +1,46 @@
-"""What a call of ``inheritune prepare`` has to do, and the folder where calls before have left their work."""
+"""What a call of ``inheritune prepare`` has to do, and which documents make up a random subset of a corpus.
 
-import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+Every document has a key, uniform in [0, 2^64), that depends on the seed and its text alone; a subset of q tokens is the
+documents with the smallest keys whose lengths add up to at most q. So it is the same for any number of workers, and a
+larger q only adds documents. To encode little more than q tokens of a corpus far larger, documents are first dropped by
+a threshold on the key that is estimated from a few megabytes of text and chosen somewhat too high.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from inheritune_lit.data.args import PrepareArgs
-from inheritune_lit.data.formats import format_of
+from inheritune_lit.data.encoding import DocumentEncoder
+from inheritune_lit.data.formats import ReadReport, format_of, ids_hash, read_rows
 from inheritune_lit.data.manifest import PackedManifest, PackedSettings, TokenizerRecord, find_packed_manifest
-from inheritune_lit.data.shards import DONE, Shard, ShardRecord, ShardSettings, plan_shards
-from inheritune_lit.data.sources import SourceFile, check_distinct, find_sources
-from inheritune_lit.data.subset import Quota, quotas_of
+from inheritune_lit.data.megatron import DocumentSpan, beside
+from inheritune_lit.data.sampler import divide_domains
+from inheritune_lit.data.shards import Shard, SourceRange, plan_shards
+from inheritune_lit.data.sources import SourceFile, check_distinct, find_sources, local_copy
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import check_replaceable, check_vacant, explain_full_disk, own_folder, remove, restore
+from inheritune_lit.io.folders import check_replaceable, check_vacant
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.records import read_record
 from inheritune_lit.tokenizer import Tokenizer
 
-logger = logging.getLogger(__name__)
-
 _BYTES_PER_TOKEN = 3.5  # English and code have 3 to 4
+_PROBES = 8  # places of a group that are read
+_PROBE_CHARACTERS = 1 << 21
+_MARGIN = 1.1  # for the error of the estimated tokens per byte
+_DUPLICATES_MARGIN = 1.5  # for those and up to a quarter of the tokens in duplicates
+_DEVIATIONS = 4  # for the number of tokens that chance lets through
+KEYS = 1 << 64
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Tokens that some domains give together, in both splits."""
+
+    tokens: int
+    domains: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,59 +125,141 @@ def _new_sources(out_dir: Path, manifest: PackedManifest, sources: Sequence[Sour
     return list(files.values())
 
 
-class WorkDir:
-    """``.<name of the output>.prepare``: shards, the ``ShardSettings`` that they follow (``plan``), and a lock.
+def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
+    """Returns the quotas of a subset; none where everything is taken.
 
-    Nothing is made until it is locked. It lies beside the folder itself where the output is a link to one.
+    A name of the mixture without a domain (see ``divide_domains``), or a domain without one, is a ``UserError``.
     """
+    if args.max_tokens is None:
+        return []
+    if args.mixture is None:
+        return [Quota(args.max_tokens, tuple(sorted(domains)))]
+    whole, quotas, left = sum(args.mixture.values()), [], set(domains)
+    for name, covered in divide_domains(args.mixture, domains).items():
+        if not covered:
+            raise UserError(f"--mixture names {name!r}, the corpus has only {', '.join(sorted(domains))}; correct one")
+        left -= set(covered)
+        quotas.append(Quota(round(args.max_tokens * args.mixture[name] / whole), tuple(sorted(covered))))
+    if left:
+        raise UserError(f"--mixture leaves out {', '.join(sorted(left))}; give each a part, 0 for none of it")
+    return quotas
 
-    def __init__(self, out_dir: Path) -> None:
-        self.out_dir, self._real = out_dir, Path(os.path.realpath(out_dir))
-        self.path = self._real.with_name(f".{self._real.name}.prepare")
-        self.shards, self.plan = self.path / "shards", self.path / "plan.json"
 
-    def finished(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Returns the shards whose folders are whole."""
-        return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
+def estimate_thresholds(
+    quotas: Sequence[Quota], ranges: Sequence[SourceRange], encoder: DocumentEncoder, args: PrepareArgs, scratch: Path
+) -> dict[str, int]:
+    """Returns thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
 
-    def remove_damaged(self, plan: PreparePlan) -> None:
-        """Removes shards whose files are not as their records say, so that they are made again."""
-        for folder in (self.shards / shard.id for shard in plan.shards):
-            try:
-                files = ShardRecord.read(folder).files if os.path.lexists(folder) else {}
-                for name, sha256 in files.items():
-                    if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
-                        raise UserError(f"{folder / name} is not as it was written; the shard is made again")
-            except UserError as error:
-                logger.warning(f"inheritune: warning: {error}")
-                remove(folder)
+    Of the ranges, which are the whole corpus, a few megabytes per quota are encoded; files of the hub are fetched into
+    ``scratch`` for it.
+    """
+    thresholds = {}
+    for quota in quotas:
+        share = 0.0
+        if quota.tokens:
+            own = [part for part in ranges if part.source.domain in quota.domains]
+            lengths, read = _probe(own, encoder, args, scratch)
+            margin = _DUPLICATES_MARGIN if args.drop_duplicates else _MARGIN
+            share = keep_share(quota.tokens, lengths, read, sum(part.bytes for part in own), margin)
+        thresholds.update(dict.fromkeys(quota.domains, min(KEYS, math.ceil(share * KEYS))))
+    return thresholds
 
-    def read_settings(self) -> ShardSettings | None:
-        """Returns what an earlier call was started with, or None."""
-        about = "the plan of a preparation", f"remove {self.path}"
-        return read_record(self.plan, ShardSettings, *about) if self.plan.is_file() else None
 
-    def restore_output(self) -> None:
-        """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
-        if self.path.is_dir():
-            with self.locked():
-                restore(self._real)
+def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margin: float) -> float:
+    """Returns the share of documents to let through so that at least ``tokens`` come, but for very bad luck.
 
-    def remove(self) -> None:
-        """Removes everything; shards leave their name first, so that none is taken for whole later."""
-        with suppress(OSError):
-            remove(self.shards)
-        shutil.rmtree(self.path, ignore_errors=True)
+    It is estimated from the lengths in tokens of some documents, which take ``read`` of ``total`` stored bytes; there
+    may be ``margin`` times fewer tokens than estimated.
+    """
+    if not lengths or (read >= total and sum(lengths) <= tokens):
+        return 1.0
+    scale = total / read / margin
+    expected = scale * sum(lengths)
+    # With share p, tokens have mean p * expected and variance below p * scale * sum of squares.
+    spread = _DEVIATIONS * math.sqrt(scale * sum(length**2 for length in lengths))
+    root = (spread + math.sqrt(spread**2 + 4 * expected * tokens)) / (2 * expected)
+    return min(1.0, root**2)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
-        with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
-            try:
-                self.shards.mkdir(exist_ok=True)
-                yield
-            finally:
-                for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                if not any(self.shards.glob(f"*/{DONE}")):
-                    self.remove()
+
+def cut_keys(keys: np.ndarray, lengths: np.ndarray, tokens: int) -> int:
+    """Returns the key below which documents, of uint64 keys and lengths in tokens, add up to at most ``tokens``."""
+    order = np.argsort(keys, kind="stable")
+    fit = int(np.searchsorted(np.cumsum(lengths[order], dtype=np.int64), tokens, side="right"))
+    return int(keys[order[fit]]) if fit < len(order) else KEYS
+
+
+def _probe(
+    ranges: Sequence[SourceRange], encoder: DocumentEncoder, args: PrepareArgs, scratch: Path
+) -> tuple[list[int], int]:
+    """Returns lengths in tokens of some documents from all over the ranges, and the stored bytes they take."""
+    ends = np.cumsum([part.bytes for part in ranges])
+    places = (np.arange(_PROBES) + 0.5) / _PROBES * ends[-1]
+    lengths, read, itemsize = list[int](), 0, np.dtype(encoder.dtype).itemsize
+    for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
+        part, report, texts, characters = ranges[number], ReadReport(), [], 0
+        with local_copy(part.source, scratch) as path:
+            for text, _ in read_rows(path, args, report, part.start, part.stop):
+                texts.append(text)
+                characters += len(text)
+                if characters >= _PROBE_CHARACTERS:
+                    break
+        lengths += [len(ids) // itemsize + args.end_of_document for ids in encoder.encode(texts) if ids]
+        read += report.bytes_read
+    return lengths, read
+
+
+def choose_documents(
+    spans: Sequence[DocumentSpan], drop_duplicates: bool, quotas: Sequence[Quota], packed: Path, dtype: str
+) -> tuple[int, list[tuple[Quota, int]]]:
+    """Sets which documents are kept, in about 40 bytes of memory per document for duplicates and 16 for quotas.
+
+    Of documents with equal token ids one is kept with ``drop_duplicates``: one that was packed before, which is in the
+    folder ``packed``, else one for validation, so that none of them is met in training. Returns how many equal an
+    earlier one; and the quotas with fewer tokens than wanted though every document is kept, with their tokens.
+    """
+    duplicates, short = _drop_duplicates(spans, packed, dtype) if drop_duplicates else 0, []
+    for quota in quotas:
+        own = [span for span in spans if span.place[1] in quota.domains]
+        keys = [_read_sidecar(span, "sample", np.dtype("<u8")) for span in own]
+        masks = [np.ones(span.size.documents, dtype=bool) if span.keep is None else span.keep for span in own]
+        kept_keys = [some[mask] for some, mask in zip(keys, masks, strict=True)]
+        lengths = np.concatenate([np.empty(0, dtype=np.int32), *(span.kept_lengths() for span in own)])
+        cut = cut_keys(np.concatenate([np.empty(0, dtype=np.uint64), *kept_keys]), lengths, quota.tokens)
+        if cut == KEYS and (tokens := int(lengths.sum(dtype=np.int64))) < quota.tokens:
+            short.append((quota, tokens))
+        for span, some, mask in zip(own, keys, masks, strict=True):
+            span.keep = mask & (some <= np.uint64(cut - 1) if cut else False)
+    return duplicates, short
+
+
+def _drop_duplicates(spans: Sequence[DocumentSpan], packed: Path, dtype: str) -> int:
+    """Clears the mask of every document that equals an earlier one; returns how many there are."""
+    if not spans:
+        return 0
+    in_order = sorted(spans, key=lambda span: (packed not in span.prefix.parents, span.place[0] != "val", span.place))
+    hashes = np.concatenate([_hashes(span, packed, dtype) for span in in_order])
+    order = np.lexsort((hashes["low"], hashes["high"]))  # stable: equal ones stay in order
+    ranked = hashes[order]
+    again = np.zeros(len(hashes), dtype=bool)
+    again[order[1:]] = ranked[1:] == ranked[:-1]
+    stops = np.cumsum([span.size.documents for span in in_order])
+    for span, own in zip(in_order, np.split(again, stops[:-1]), strict=True):
+        span.keep = ~own
+    return int(again.sum())
+
+
+def _hashes(span: DocumentSpan, packed: Path, dtype: str) -> np.ndarray:
+    kind = np.dtype([("high", "<u8"), ("low", "<u8")])
+    if packed not in span.prefix.parents:
+        return _read_sidecar(span, "hash", kind)
+    itemsize = np.dtype(dtype).itemsize
+    with beside(span.prefix, "bin").open("rb") as file:
+        file.seek(span.before.tokens * itemsize)
+        hashes = [ids_hash(file.read(length * itemsize)) for length in span.lengths().tolist()]
+    return np.frombuffer(b"".join(hashes), dtype=kind)
+
+
+def _read_sidecar(span: DocumentSpan, name: str, dtype: np.dtype) -> np.ndarray:
+    with beside(span.prefix, name).open("rb") as file:
+        file.seek(span.before.documents * dtype.itemsize)
+        return np.frombuffer(file.read(span.size.documents * dtype.itemsize), dtype=dtype)

@@ -36,9 +36,16 @@ from inheritune_lit.data.manifest import (
 )
 from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.packed import VerifyResult, verify_packed
-from inheritune_lit.data.plan import PreparePlan, WorkDir, make_plan
-from inheritune_lit.data.shards import RangeRecord, ShardContext, ShardRecord, ShardSettings, ShardWriter, write_shard
-from inheritune_lit.data.subset import choose_documents, estimate_thresholds
+from inheritune_lit.data.plan import PreparePlan, choose_documents, estimate_thresholds, make_plan
+from inheritune_lit.data.shards import (
+    RangeRecord,
+    ShardContext,
+    ShardRecord,
+    ShardSettings,
+    ShardWriter,
+    WorkDir,
+    write_shard,
+)
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.folders import OutOfSpace, explain_full_disk, new_folder
@@ -114,7 +121,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
             logger.info(f"{args.out_dir} holds all of it already")
             workdir.remove()  # left where the last call was killed after all was done
             return PrepareResult(args.out_dir)
-        workdir.remove_damaged(plan)
+        workdir.remove_damaged(plan.shards)
         if plan.packed_before and plan.packed_before.files is not None:
             verify_packed(args.out_dir)  # or damage would get new hashes
         try:

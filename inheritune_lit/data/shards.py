@@ -1,18 +1,20 @@
 """Shards: ranges of source files, cut in a way that nobody can change, that any process can turn into token files.
 
 A shard becomes a folder, ``<id>/{train,val}/<domain>.{bin,idx}`` with ``<id>/done.json``, which is written aside and
-renamed when it is whole. Its name is a hash of what it is made from, so writing a shard again changes nothing.
+renamed when it is whole. Its name is a hash of what it is made from, so writing a shard again changes nothing. Until
+they are merged, shards lie in a ``WorkDir`` beside the output.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -26,9 +28,11 @@ from inheritune_lit.data.manifest import SPLITS, Count, PackedSettings
 from inheritune_lit.data.megatron import DocumentWriter
 from inheritune_lit.data.sources import SourceFile, check_domain, local_copy
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import explain_full_disk
+from inheritune_lit.io.folders import explain_full_disk, own_folder, remove, restore
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.records import read_record, write_record
+
+logger = logging.getLogger(__name__)
 
 DONE = "done.json"
 # Constants, not functions of the number of workers: a stopped preparation continues with any number of them.
@@ -152,6 +156,64 @@ class ShardRecord:
         for domain in (domain for part in record.ranges for domain in part.counts):
             check_domain(domain, str(folder / DONE))
         return record
+
+
+class WorkDir:
+    """``.<name of the output>.prepare``: shards, the ``ShardSettings`` that they follow (``plan``), and a lock.
+
+    Nothing is made until it is locked. It lies beside the folder itself where the output is a link to one.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self.out_dir, self._real = out_dir, Path(os.path.realpath(out_dir))
+        self.path = self._real.with_name(f".{self._real.name}.prepare")
+        self.shards, self.plan = self.path / "shards", self.path / "plan.json"
+
+    def finished(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Returns the shards whose folders are whole."""
+        return [shard for shard in shards if (self.shards / shard.id / DONE).is_file()]
+
+    def remove_damaged(self, shards: Sequence[Shard]) -> None:
+        """Removes shards whose files are not as their records say, so that they are made again."""
+        for folder in (self.shards / shard.id for shard in shards):
+            try:
+                files = ShardRecord.read(folder).files if os.path.lexists(folder) else {}
+                for name, sha256 in files.items():
+                    if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+                        raise UserError(f"{folder / name} is not as it was written; the shard is made again")
+            except UserError as error:
+                logger.warning(f"inheritune: warning: {error}")
+                remove(folder)
+
+    def read_settings(self) -> ShardSettings | None:
+        """Returns what an earlier call was started with, or None."""
+        about = "the plan of a preparation", f"remove {self.path}"
+        return read_record(self.plan, ShardSettings, *about) if self.plan.is_file() else None
+
+    def restore_output(self) -> None:
+        """Undoes or completes the replacement of a former output, where the last call was killed in the middle."""
+        if self.path.is_dir():
+            with self.locked():
+                restore(self._real)
+
+    def remove(self) -> None:
+        """Removes everything; shards leave their name first, so that none is taken for whole later."""
+        with suppress(OSError):
+            remove(self.shards)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
+        with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
+            try:
+                self.shards.mkdir(exist_ok=True)
+                yield
+            finally:
+                for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                if not any(self.shards.glob(f"*/{DONE}")):
+                    self.remove()
 
 
 _thread = threading.local()

@@ -16,9 +16,8 @@ import pytest
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.manifest import content_sha256
-from inheritune_lit.data.plan import WorkDir
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.shards import ShardWriter
+from inheritune_lit.data.shards import ShardWriter, WorkDir
 from inheritune_lit.errors import UserError
 
 

@@ -12,8 +12,8 @@ from random_text import make_documents
 
 from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
+from inheritune_lit.data.plan import KEYS, cut_keys, keep_share, quotas_of
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.subset import KEYS, cut_keys, keep_share, quotas_of
 from inheritune_lit.errors import UserError
 
 
