@@ -80,12 +80,12 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
     """Finds source files, refuses what does not fit what is packed already, and cuts the new ones into shards."""
     assert args.source and args.tokenizer_dir and args.out_dir, "PrepareArgs checks it"
     sources, tokenizer = find_sources(args.source, args), Tokenizer(args.tokenizer_dir)
-    if args.end_of_document and (tokenizer.eos_id is None or tokenizer.eos_id >= tokenizer.vocab_size):
-        fault = f"{tokenizer.path} defines no EOS token; name one there"
-        if tokenizer.eos_id is not None:
-            fault = f"the EOS id of {args.tokenizer_dir} is {tokenizer.eos_id}, {tokenizer.path.name} has only "
-            fault += f"{tokenizer.vocab_size} ids; correct its configuration"
-        raise UserError(f"{fault} or give --end_of_document false")
+    eos_id, instead = tokenizer.eos_id, "or give --end_of_document false"
+    if args.end_of_document and eos_id is None:
+        raise UserError(f"{tokenizer.path} defines no EOS token; name one there {instead}")
+    if args.end_of_document and eos_id >= tokenizer.vocab_size:
+        ids = f"{tokenizer.path.name} has only {tokenizer.vocab_size} ids"
+        raise UserError(f"the EOS id of {args.tokenizer_dir} is {eos_id}, {ids}; correct its configuration {instead}")
     settings = PackedSettings(
         TokenizerRecord(tokenizer.path.name, tokenizer.sha256(), tokenizer.vocab_size, tokenizer.eos_id),
         "uint16" if tokenizer.vocab_size <= 2**16 else "int32",

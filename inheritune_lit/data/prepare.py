@@ -152,9 +152,8 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
         settings = ShardSettings(**vars(plan.settings), thresholds=thresholds)
         write_record(workdir.plan, settings)  # once for all calls and workers
     elif plan.quotas and (new := {file.domain for file in plan.sources} - (settings.thresholds or {}).keys()):
-        raise UserError(
-            f"{workdir.path} holds unfinished work on a corpus without {', '.join(sorted(new))}; remove that folder"
-        )
+        former = f"{workdir.path} holds unfinished work on a corpus without {', '.join(sorted(new))}"
+        raise UserError(f"{former}; remove that folder")
     context = ShardContext(workdir.shards, Path.cwd(), args, settings)
     finished = set(workdir.finished(plan.shards))
     missing = [shard for shard in plan.shards if shard not in finished]

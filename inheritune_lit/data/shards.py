@@ -328,10 +328,8 @@ class _ShardOutput(ExitStack):
         prefix = self.folder / split / domain
         if prefix not in self._writers:
             if len(self._writers) >= 2 * _MAX_DOMAINS:
-                raise UserError(
-                    f"--domain_field {self._args.domain_field} names more than {_MAX_DOMAINS:,} domains, such as "
-                    f"{domain!r}; name a field with fewer"
-                )
+                many = f"--domain_field {self._args.domain_field} names more than {_MAX_DOMAINS:,} domains"
+                raise UserError(f"{many}, such as {domain!r}; name a field with fewer")
             prefix.parent.mkdir(exist_ok=True)
             self._writers[prefix] = self.enter_context(DocumentWriter(prefix, self._dtype))
         numbers = {}

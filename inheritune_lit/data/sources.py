@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,9 +95,8 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
 def check_distinct(files: Sequence[SourceFile], known: Mapping[str, str]) -> None:
     """Refuses one text in two files: the same file by a link, another form of a file beside it, or a copy.
 
-    A copy in another domain may be meant, so it is logged.
-
-    ``known`` has the SHA-256 of files that were packed before; these are not compared with each other.
+    A copy in another domain may be meant, so it is logged. ``known`` has the SHA-256 of files that were packed before;
+    these are not compared with each other.
     """
     met: dict[Hashable, SourceFile] = {}
 
@@ -108,20 +107,18 @@ def check_distinct(files: Sequence[SourceFile], known: Mapping[str, str]) -> Non
         if how == _COPY and file.domain != other.domain:
             logger.warning(f"inheritune: warning: {file.path} {how} {other.path}: its text is packed twice")
             return
-        raise UserError(
-            f"{file.path} {how} {other.path}, and would be packed twice; {remedy}, or give --drop_duplicates"
-        )
+        twice = f"{file.path} {how} {other.path}, and would be packed twice"
+        raise UserError(f"{twice}; {remedy}, or give --drop_duplicates")
 
-    by_size: defaultdict[int, list[SourceFile]] = defaultdict(list)
     for file in files:
         if not file.on_hub:
             status = os.stat(file.path)
             meet((status.st_dev, status.st_ino), file, "is the same file as")
         other_text = "remove one of them, rename it if it holds other text"
         meet(stem_of(file.name).lower(), file, "has the name of", other_text)
-        by_size[file.bytes].append(file)
-    for alike in (alike for size, alike in by_size.items() if size and len(alike) > 1):
-        for file in alike:
+    sizes = Counter(file.bytes for file in files)
+    for file in files:
+        if file.bytes and sizes[file.bytes] > 1:
             content = file.version if file.on_hub else known.get(file.name) or sha256_file(Path(file.path))
             meet(("content", content), file, _COPY)
 
