@@ -14,7 +14,14 @@ from inheritune_lit.data.manifest import content_sha256, domain_sha256s
 from inheritune_lit.data.sampler import CYCLE, Mixture, MixtureSampler
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import DomainLoss
-from inheritune_lit.io.manifest import MANIFEST, check_folder, differences, read_manifest, replace_manifest, write_manifest
+from inheritune_lit.io.manifest import (
+    MANIFEST,
+    check_folder,
+    differences,
+    read_manifest,
+    replace_manifest,
+    write_manifest,
+)
 from inheritune_lit.io.records import to_record
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
