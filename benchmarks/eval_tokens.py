@@ -7,7 +7,6 @@ without rows in DIR are left out and named. Writes benchmarks/results/eval-token
 """
 
 import argparse
-import io
 import json
 import os
 import tempfile
@@ -18,9 +17,9 @@ import torch
 from eval_speed import FOLDERS, RESULTS
 from litgpt.model import GPT, Config
 
-from inheritune_lit.evaluation.lit_lm import Encoder, LitLM
 from inheritune_lit.evaluation.loading import load_tasks
-from inheritune_lit.evaluation.score_cache import ScoreCache
+from inheritune_lit.evaluation.open_lm import Encoder, LitLM
+from inheritune_lit.evaluation.score_cache import Ranks, ScoreCache, SharedWork
 from inheritune_lit.evaluation.scorer import score_task
 from inheritune_lit.evaluation.suite import load_suite
 from inheritune_lit.evaluation.tasks import TaskResolver
@@ -36,14 +35,7 @@ def open_model(tokenizer_dir: Path, max_batch_tokens: int) -> LitLM:
     vocabulary = {"vocab_size": tokenizer.vocab_size, "padded_vocab_size": tokenizer.vocab_size}
     config = Config(**SHAPE, **vocabulary, block_size=BLOCK, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP")
     encoder = Encoder(tokenizer, tokenizer.vocab_size, "none")
-    return LitLM(
-        GPT(config),
-        encoder,
-        max_batch_tokens=max_batch_tokens,
-        identity={},
-        cache=ScoreCache(None, {}),
-        stream=io.StringIO(),
-    )
+    return LitLM(GPT(config), encoder, max_batch_tokens, {}, SharedWork(ScoreCache(None, {}), Ranks()))
 
 
 def count_alone(lm: LitLM) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from tiny import make_checkpoint, make_packed
 from torch.nn import functional as F
 
-from inheritune_lit.analysis.sequences import draw_sequences
+from inheritune_lit.analysis.analyze import draw_sequences
 from inheritune_lit.cli import main
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model

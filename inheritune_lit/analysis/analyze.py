@@ -7,38 +7,90 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from inheritune_lit.analysis import measures, passes
 from inheritune_lit.analysis.args import AnalyzeArgs
-from inheritune_lit.analysis.measures import (
-    MEASURES,
-    MapCollector,
-    angular_distances,
-    both_protocols,
-    lazy_layers,
-    mean_and_std,
-)
 from inheritune_lit.analysis.page import sentence, write_report
-from inheritune_lit.analysis.passes import (
-    ActivationStore,
-    LayerStream,
-    check_capturable,
-    gradient_norms,
-    losses_without_layers,
-    measure_forward,
-    spans,
-)
 from inheritune_lit.analysis.result import RESULT, Analysis, AnalyzedModel, ByHead, ByLayer, MeanLoss, load_analysis
-from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.checkpoint.tensors import count_parameters
+from inheritune_lit.data.packed import PackedDataset, check_fits_model
+from inheritune_lit.data.sources import is_hub_source, iter_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
-from inheritune_lit.io.manifest import check_settings, write_manifest
+from inheritune_lit.io.manifest import check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
+from inheritune_lit.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+_CHARACTERS = 1 << 26
+"""Most characters of text that are read, equally many of each source file."""
+_LONGEST = 1 << 20
+"""Most characters of a document that are used."""
+
+
+def draw_sequences(data: Path, tokenizer_dir: Path, vocabulary: int, count: int, length: int, seed: int) -> Tensor:
+    """Returns random sequences with the token that follows each, int64, (count, length + 1).
+
+    ``data`` is packed data, of which the validation part is used, or a file or folder of text that ``inheritune
+    prepare`` reads, of which no sequence spans two documents. The model has its tokenizer in ``tokenizer_dir`` and
+    ``vocabulary`` embeddings.
+
+    Raises:
+        UserError: no such data, too little of it, or made for another model.
+    """
+    random = np.random.default_rng(seed)
+    manifest = read_manifest(data) if data.is_dir() else None
+    if manifest is not None and manifest.get("kind") == "packed_data":
+        check_fits_model(data, tokenizer_dir, vocabulary)
+        dataset = PackedDataset(data, "val", length)
+        # The last sample of a domain may be shorter.
+        whole = np.flatnonzero(dataset.targets(np.arange(len(dataset))) == length)
+        _check_enough(len(whole), count, length, data / "val")
+        return torch.from_numpy(dataset.batch(random.choice(whole, count, replace=False)))
+    sequences = _from_texts(data, Tokenizer(tokenizer_dir, parse_special_tokens=False), count, length, random)
+    if (largest := int(sequences.max())) >= vocabulary:
+        problem = f"{tokenizer_dir} gives token id {largest}, the model has {vocabulary} embeddings"
+        raise UserError(f"vocabulary too large for the model: {problem}; copy the tokenizer again from the reference")
+    return sequences
+
+
+def _from_texts(data: Path, tokenizer: Tokenizer, count: int, length: int, random: np.random.Generator) -> Tensor:
+    """Returns one sequence per document first, and more of them where there are too few documents."""
+    if is_hub_source(str(data)) and not data.exists():
+        raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
+    texts = list(iter_documents(data, max_characters=_CHARACTERS))
+    if not texts:
+        raise UserError(f"{data} holds no text; give other --data")
+    first, further, longest = [], [], 0
+    for index in random.permutation(len(texts)):
+        ids = tokenizer.encode(texts[index][:_LONGEST])
+        longest = max(longest, len(ids))
+        starts = random.permutation(range(0, len(ids) - length, length + 1))
+        windows = [ids[start : start + length + 1] for start in starts]
+        first += windows[:1]
+        further += windows[1:count]
+        if len(first) == count:
+            break
+    if longest < length + 1:
+        problem = f"the longest document of {data} has {longest} tokens, {length + 1} are needed"
+        remedy = "give longer documents or a smaller --seq_length"
+        raise UserError(f"sequences shorter than --seq_length {length}: {problem}; {remedy}")
+    _check_enough(len(first) + len(further), count, length, data)
+    if left := count - len(first):
+        first += [further[index] for index in random.choice(len(further), left, replace=False)]
+    return torch.tensor(first, dtype=torch.int64)
+
+
+def _check_enough(found: int, count: int, length: int, place: Path) -> None:
+    if found < count:
+        problem = f"{place} holds {found} sequences of {length} tokens, --num_sequences asks for {count}"
+        raise UserError(f"too little text: {problem}; give more text, or smaller --num_sequences or --seq_length")
 
 
 class AnalysisCost:
@@ -52,30 +104,30 @@ class AnalysisCost:
 
     def __init__(self, reference: ReferenceModel, args: AnalyzeArgs) -> None:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
-        self._model = f"{reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}"
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
-        every = spans(depth, args.drop_length) if dropping else []
+        every = passes.spans(depth, args.drop_length) if dropping else []
         dropped_runs = sum(depth - start - length for start, length in every)
         self.runs = depth * (1 + args.gradients) + dropped_runs
         # Backward is a second forward pass and the gradient of its input; gradients of the weights are never formed.
-        passes = 1 + 2 * args.gradients
-        of_all = depth * passes * block + (depth + passes) * head
+        times = 1 + 2 * args.gradients
+        of_all = depth * times * block + (depth + times) * head
         of_dropped = dropped_runs * block + len(every) * head
         self.flops = 2 * args.seq_length * (args.num_sequences * of_all + dropping * of_dropped)
         kept = depth * args.num_sequences if args.gradients or dropping else 0
         kept += dropping * sum(start + length < depth for start, length in every)
         self.disk_bytes = kept * args.seq_length * config.n_embd * 4
-        self._sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
+        sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
         if dropping:
-            self._sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
+            sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
+        cost = f"{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, {self.disk_bytes / 1e9:,.3g} GB"
+        self._text = (
+            f"model     {reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}\n"
+            f"sequences {sequences}\ncost      {cost} on the disk meanwhile"
+        )
 
     def __str__(self) -> str:
-        return (
-            f"model     {self._model}\nsequences {self._sequences}\n"
-            f"cost      {self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, "
-            f"{self.disk_bytes / 1e9:,.3g} GB on the disk meanwhile"
-        )
+        return self._text
 
 
 @dataclass(frozen=True)
@@ -105,8 +157,14 @@ def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = 
     """
     other = load_analysis(args.compare) if args.compare is not None else None
     with resolve(args.ref) as resolved:
-        analysis, cost = _load_same(resolved.source, args), None
-        if analysis is None:
+        analysis, cost = None, None
+        if (args.out_dir / RESULT).is_file():
+            analysis = load_analysis(args.out_dir)
+            found = {"source": analysis.model.source, **analysis.settings}
+            wanted = {"source": resolved.source, **args.settings()}
+            remedy = "use the old value or give another --out_dir"
+            check_settings(f"{args.out_dir} holds an analysis", found, wanted, remedy)
+        else:
             analysis, cost = _analyze(resolved, args)
     if analysis is None or args.dry_run:
         return AnalysisResult(args.out_dir, None, cost)
@@ -116,25 +174,13 @@ def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = 
     return AnalysisResult(args.out_dir, analysis, cost, advice, tuple(files))
 
 
-def _load_same(source: str, args: AnalyzeArgs) -> Analysis | None:
-    """The analysis that ``out_dir`` holds, None where it holds none; refused where it is another one."""
-    if not (args.out_dir / RESULT).is_file():
-        return None
-    analysis = load_analysis(args.out_dir)
-    found, wanted = {"source": analysis.model.source, **analysis.settings}, {"source": source, **args.settings()}
-    check_settings(f"{args.out_dir} holds an analysis", found, wanted, "use the old value or give another --out_dir")
-    return analysis
-
-
 def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis | None, AnalysisCost]:
     reference, config = resolved.reference, resolved.reference.config
-    check_capturable(config)
+    passes.check_capturable(config)
     if args.seq_length > config.block_size:
-        raise UserError(
-            f"--seq_length {args.seq_length} is more than the context of {reference.name}, {config.block_size} tokens; "
-            "give less"
-        )
-    maps, cost = MapCollector(args, config.n_layer, config.n_head), AnalysisCost(reference, args)
+        context = f"the context of {reference.name}, {config.block_size} tokens"
+        raise UserError(f"--seq_length {args.seq_length} is more than {context}; give less")
+    maps, cost = measures.MapCollector(args, config.n_layer, config.n_head), AnalysisCost(reference, args)
     if args.dry_run:
         return None, cost
     check_vacant(args.out_dir)
@@ -152,42 +198,42 @@ def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis |
 @torch.no_grad()
 def _measure(
     resolved: ResolvedReference,
-    tokens_BT1: torch.Tensor,
+    tokens_BT1: Tensor,
     args: AnalyzeArgs,
-    maps: MapCollector,
+    maps: measures.MapCollector,
     runs: int,
     scratch: Path,
 ) -> Analysis:
     reference, config, targets_BT = resolved.reference, resolved.reference.config, tokens_BT1[:, 1:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = ActivationStore(scratch)
+    store = passes.ActivationStore(scratch)
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
-        stream = LayerStream(reference, args.seq_length, device, progress.update)
+        stream = passes.LayerStream(reference, args.seq_length, device, progress.update)
         kept = store if args.gradients or args.dropping else None
-        measures, last_LBC, output_BTC = measure_forward(stream, tokens_BT1, args.tau, maps, kept)
-        by_span = {"angular_distance": angular_distances(last_LBC)}
+        measured, last_LBC, output_BTC = passes.measure_forward(stream, tokens_BT1, args.tau, maps, kept)
+        by_span = {"angular_distance": measures.angular_distances(last_LBC)}
         if args.gradients:
-            measures |= gradient_norms(stream, store, output_BTC, targets_BT)
+            measured |= passes.gradient_norms(stream, store, output_BTC, targets_BT)
         if args.dropping:
-            dropped = losses_without_layers(stream, store, targets_BT[: args.dropping], args.drop_length)
+            dropped = passes.losses_without_layers(stream, store, targets_BT[: args.dropping], args.drop_length)
             # The increase is over the whole model on the same sequences: these are fewer than all.
-            whole_D1 = measures["logit_lens_loss"][: args.dropping, -1:]
-            measures |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
-            by_span["drop_loss"] = {length: losses_BS.mean(dim=0).tolist() for length, losses_BS in dropped.items()}
+            whole_D1 = measured["logit_lens_loss"][: args.dropping, -1:]
+            measured |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
+            by_span["drop_loss"] = {length: each_BS.mean(dim=0).tolist() for length, each_BS in dropped.items()}
     shutil.rmtree(scratch)
-    protocols = both_protocols(measures["attention_rank"], measures["attention_mass"])
-    loss_B = measures["logit_lens_loss"][:, -1]
+    protocols = measures.both_protocols(measured["attention_rank"], measured["attention_mass"])
+    loss_B = measured["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
     parameters = count_parameters(reference.shapes)
     return Analysis(
         model=AnalyzedModel(reference.name, resolved.source, config.n_layer, config.n_head, config.n_embd, parameters),
         settings=args.settings(),
-        heads={name: ByHead(**mean_and_std(each)) for name, each in measures.items() if each.ndim == 3},
-        layers={name: ByLayer(**mean_and_std(each)) for name, each in measures.items() if each.ndim == 2},
+        heads={name: ByHead(**measures.mean_and_std(each)) for name, each in measured.items() if each.ndim == 3},
+        layers={name: ByLayer(**measures.mean_and_std(each)) for name, each in measured.items() if each.ndim == 2},
         spans={name: {str(length): means for length, means in each.items()} for name, each in by_span.items()},
         protocols=protocols,
-        lazy=lazy_layers(protocols, args.protocol),
+        lazy=measures.lazy_layers(protocols, args.protocol),
         maps=maps.result,
         loss=MeanLoss(loss_B.mean().item(), stderr),
-        measures=MEASURES,
+        measures=measures.MEASURES,
     )

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from litgpt.model import CausalSelfAttention
+from torch import Tensor
 from torch.nn import functional as F
 
 from inheritune_lit.analysis.args import AnalyzeArgs
@@ -27,7 +28,7 @@ from inheritune_lit.inherit.args import parse_layers, runs_of
 from inheritune_lit.model.attention import Captured
 
 
-def attention_mass(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+def attention_mass(attention_NTT: Tensor, tau: float) -> Tensor:
     """Column mass m*, (N,), int64: the least number of columns that hold a share ``tau`` of the squared Frobenius norm.
 
     Paper, Section 2. By Schur and Horn m* is never below the rank k* at the same threshold.
@@ -35,17 +36,17 @@ def attention_mass(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
     return count_to_reach(attention_NTT.double().square().sum(dim=-2), tau)
 
 
-def sink_mass(attention_BHTT: torch.Tensor) -> torch.Tensor:
+def sink_mass(attention_BHTT: Tensor) -> Tensor:
     """Mean attention that the tokens pay to the first one, (B, H) (Gu et al. 2024, arXiv 2410.10781, Section 3)."""
     return attention_BHTT[..., 0].mean(dim=-1)
 
 
-def entropy(attention_BHTT: torch.Tensor) -> torch.Tensor:
+def entropy(attention_BHTT: Tensor) -> Tensor:
     """Mean entropy of the rows in nats, (B, H) (Zhai et al. 2023, arXiv 2303.06296, Section 3)."""
     return torch.special.entr(attention_BHTT).sum(dim=-1).mean(dim=-1)
 
 
-def entropy_without_sink(attention_BHTT: torch.Tensor) -> torch.Tensor:
+def entropy_without_sink(attention_BHTT: Tensor) -> Tensor:
     """Mean entropy in nats of what the rows pay to others than the first token, scaled to sum to 1, (B, H).
 
     Rows in which nothing is left after rounding are left out; NaN where that is all of them, or T = 1.
@@ -58,16 +59,12 @@ def entropy_without_sink(attention_BHTT: torch.Tensor) -> torch.Tensor:
     return rows_BHT.sum(dim=-1) / counts_BHT.sum(dim=-1)
 
 
-def measure_heads(
-    layer: int, attention: CausalSelfAttention, captured: Captured, tau: float
-) -> dict[str, torch.Tensor]:
+def measure_heads(layer: int, attention: CausalSelfAttention, captured: Captured, tau: float) -> dict[str, Tensor]:
     """Measures of a layer's heads by name, (B, H) each, from the matrices of its attention, which may not hold NaN."""
     _, attention_BHTT, heads_BHTD = captured
     if not attention_BHTT.isfinite().all():
-        raise UserError(
-            f"the attention of layer {layer} holds NaN: the checkpoint is damaged, or its activations overflow; get it "
-            "again, or look for NaN in its weights"
-        )
+        problem = f"the attention of layer {layer} holds NaN: the checkpoint is damaged, or its activations overflow"
+        raise UserError(f"{problem}; get it again, or look for NaN in its weights")
     attention_NTT, heads = attention_BHTT.flatten(0, 1), attention_BHTT.shape[:2]
     return {
         "attention_rank": attention_rank(attention_NTT, tau).view(heads),
@@ -79,7 +76,7 @@ def measure_heads(
     }
 
 
-def head_output_norm(heads_BHTD: torch.Tensor, proj_CI: torch.Tensor) -> torch.Tensor:
+def head_output_norm(heads_BHTD: Tensor, proj_CI: Tensor) -> Tensor:
     """Mean over tokens of the norm of what each head writes into the residual stream, (B, H).
 
     Kobayashi et al. 2020 (arXiv 2004.10102). ``proj_CI`` is W_O of all heads side by side, I = H D; norms are taken
@@ -91,17 +88,17 @@ def head_output_norm(heads_BHTD: torch.Tensor, proj_CI: torch.Tensor) -> torch.T
     return squares_BHT.clamp(min=0).sqrt().mean(dim=-1)
 
 
-def block_influence(before_BTC: torch.Tensor, after_BTC: torch.Tensor) -> torch.Tensor:
+def block_influence(before_BTC: Tensor, after_BTC: Tensor) -> Tensor:
     """1 - mean cosine over tokens of a layer's input and output, (B,) (Men et al. 2024, arXiv 2403.03853, Eq. 1)."""
     return 1 - F.cosine_similarity(before_BTC.double(), after_BTC.double(), dim=-1).mean(dim=-1)
 
 
-def output_variance(after_BTC: torch.Tensor) -> torch.Tensor:
+def output_variance(after_BTC: Tensor) -> Tensor:
     """Variance of all entries of a layer's output, (B,) (Sun et al. 2025, arXiv 2502.05795)."""
     return after_BTC.double().flatten(1).var(dim=1, correction=0)
 
 
-def angular_distances(last_LBC: torch.Tensor) -> dict[int, list[float]]:
+def angular_distances(last_LBC: Tensor) -> dict[int, list[float]]:
     """Angle over pi between what goes into a span and what comes out, mean over sequences, by length, then first layer.
 
     Of the last token's state, before each layer and after the last (Gromov et al. 2024, arXiv 2403.17887, Section 3.1).
@@ -182,12 +179,11 @@ MEASURES = {
 TIE = 1e-9
 """A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
 _CHUNK = 64
-_SUBSPACE = 16
 _MARGIN = 3e-5
 """What shares computed in fp32 must be clear of; a test shows that their rounding is less than a tenth of it."""
 
 
-def count_to_reach(energies_NT: torch.Tensor, tau: float) -> torch.Tensor:
+def count_to_reach(energies_NT: Tensor, tau: float) -> Tensor:
     """Returns how many of the largest energies hold a share ``tau`` of their sum, (N,), int64.
 
     Energies are squared singular values, or squared norms of columns, fp64, in any order.
@@ -196,13 +192,12 @@ def count_to_reach(energies_NT: torch.Tensor, tau: float) -> torch.Tensor:
     return (running_NT < (tau - TIE) * running_NT[:, -1:]).sum(dim=-1) + 1
 
 
-def attention_rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+def attention_rank(attention_NTT: Tensor, tau: float) -> Tensor:
     """Returns the approximate rank k* of each fp32 matrix, (N,), int64, on the CPU.
 
     The least k such that the k largest squared singular values hold a share ``tau`` of them all (paper, Section 2,
-    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T. For most matrices the largest few suffice:
-    bounds from a subspace decide, and where they do not, all eigenvalues in fp64 do. The integers are those of a full
-    SVD.
+    tau = 0.9). Squared singular values of A are the eigenvalues of A A^T: in fp32, and where rounding could decide, in
+    fp64. The integers are those of a full SVD.
     """
     attention_NTT = attention_NTT.detach().cpu()
     chunks = attention_NTT.split(_CHUNK)
@@ -214,68 +209,32 @@ def attention_rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
         return torch.cat(list(pool.map(partial(_rank, tau=tau), chunks)))
 
 
-def _rank(attention_NTT: torch.Tensor, tau: float) -> torch.Tensor:
+def _rank(attention_NTT: Tensor, tau: float) -> Tensor:
     rank_N = torch.zeros(len(attention_NTT), dtype=torch.int64)
     energies_NT = attention_NTT.square().sum(dim=-2)
     # The first squared singular value is at least that of any column.
     rank_N[energies_NT.amax(dim=-1) > (tau + _MARGIN) * energies_NT.sum(dim=-1)] = 1
-    open_M = (rank_N == 0).nonzero().squeeze(1)
-    gram_MTT = attention_NTT[open_M] @ attention_NTT[open_M].mT
-    for decide in (_rank_by_subspace, _rank_by_eigenvalues):
-        if len(open_M):
-            rank_M = decide(gram_MTT, tau)
+    for dtype in (torch.float32, torch.float64):
+        if len(open_M := (rank_N == 0).nonzero().squeeze(1)):
+            open_MTT = attention_NTT[open_M].to(dtype)
+            energies_MT = torch.linalg.eigvalsh(open_MTT @ open_MTT.mT).clamp(min=0).double()
+            rank_M = count_to_reach(energies_MT, tau)
+            # The error of fp64 is about 1e-14 of the largest, so a share is wrong by 1e-12 at most: a thousandth of
+            # TIE. In fp32 rounding may decide near the threshold.
+            if dtype == torch.float32:
+                shares_MT = energies_MT.flip(-1).cumsum(dim=-1) / energies_MT.sum(dim=-1, keepdim=True)
+                rank_M[((shares_MT - tau).abs() < _MARGIN).any(dim=-1)] = 0
             rank_N[open_M] = rank_M
-            gram_MTT, open_M = gram_MTT[rank_M == 0], open_M[rank_M == 0]
-    if len(open_M):
-        # The error of fp64 is about 1e-14 of the largest, so a share is wrong by 1e-12 at most: a thousandth of TIE.
-        open_MTT = attention_NTT[open_M].double()
-        rank_N[open_M] = count_to_reach(torch.linalg.eigvalsh(open_MTT @ open_MTT.mT).clamp(min=0), tau)
     return rank_N
 
 
-def _rank_by_eigenvalues(gram_NTT: torch.Tensor, tau: float) -> torch.Tensor:
-    """Returns the rank from all eigenvalues in fp32 where rounding cannot change it, 0 elsewhere."""
-    eigenvalues_NT = torch.linalg.eigvalsh(gram_NTT).flip(-1).clamp(min=0).double()
-    running_NT = eigenvalues_NT.cumsum(dim=-1)
-    shares_NT = running_NT / running_NT[:, -1:]
-    near_N = ((shares_NT - tau).abs() < _MARGIN).any(dim=-1)
-    return torch.where(near_N, 0, (shares_NT < tau).sum(dim=-1) + 1)
-
-
-def _rank_by_subspace(gram_NTT: torch.Tensor, tau: float) -> torch.Tensor:
-    """Returns the rank where bounds from a subspace agree on it, 0 elsewhere.
-
-    With Ritz values r_1 >= r_2 >= ... of G = A A^T in any subspace, the j largest eigenvalues l_i of G sum up
-
-    * to at least r_1 + ... + r_j (Ky Fan), and
-    * to at most that plus f / (2 r_j), with f = |G|_F^2 - sum r_i^2: each l_i = r_i + d_i with d_i >= 0 (Cauchy), and
-      sum l_i^2 <= |G|_F^2 leaves f >= sum 2 r_i d_i >= 2 r_j (d_1 + ... + d_j).
-    """
-    total_N1 = gram_NTT.diagonal(dim1=-2, dim2=-1).sum(dim=-1, keepdim=True)
-    squares_N1 = gram_NTT.square().sum(dim=(-2, -1)).unsqueeze(-1)
-    generator = torch.Generator().manual_seed(0)
-    width = min(_SUBSPACE, gram_NTT.shape[-1])
-    basis_NTW = torch.randn(gram_NTT.shape[-1], width, generator=generator).expand(len(gram_NTT), -1, -1)
-    for _ in range(2):
-        basis_NTW = torch.linalg.qr(gram_NTT @ basis_NTW).Q
-    projected_NWW = basis_NTW.mT @ (gram_NTT @ basis_NTW)
-    ritz_NW = torch.linalg.eigvalsh(projected_NWW).flip(-1).clamp(min=1e-30)
-    left_N1 = (squares_N1 - ritz_NW.square().sum(dim=-1, keepdim=True)).clamp(min=0) + _MARGIN * squares_N1
-    least_NW = ritz_NW.cumsum(dim=-1) / total_N1
-    most_NW = least_NW + left_N1 / (2 * ritz_NW * total_N1)
-    at_most_N = (least_NW < tau + _MARGIN).sum(dim=-1) + 1
-    # ``most`` need not rise with j, the true sum does: all j below the rank must stay under the threshold.
-    at_least_N = (most_NW < tau - _MARGIN).int().cumprod(dim=-1).sum(dim=-1) + 1
-    return torch.where((at_most_N == at_least_N) & (at_most_N <= width), at_most_N, 0)
-
-
-def mean_and_std(values_B: torch.Tensor) -> dict[str, list]:
+def mean_and_std(values_B: Tensor) -> dict[str, list]:
     """Returns mean and sample standard deviation over the first dimension as lists; the deviation of one is 0."""
     std = values_B.std(dim=0) if len(values_B) > 1 else torch.zeros_like(values_B[0])
     return {"mean": values_B.mean(dim=0).tolist(), "std": std.tolist()}
 
 
-def both_protocols(rank_BLH: torch.Tensor, mass_BLH: torch.Tensor) -> Protocols:
+def both_protocols(rank_BLH: Tensor, mass_BLH: Tensor) -> Protocols:
     """Returns rank and mass of layers by both versions of the paper, from those of each sequence and head."""
     largest = [ByLayer(**mean_and_std(each_BLH.amax(dim=-1))) for each_BLH in (rank_BLH, mass_BLH)]
     both_LH = rank_BLH.mean(dim=0), mass_BLH.mean(dim=0)

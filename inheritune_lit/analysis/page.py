@@ -118,9 +118,9 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
     figure = Figure(figsize=size, layout="constrained")
     parts = figure.subfigures(len(grids), 1, height_ratios=heights, squeeze=False).ravel()
     for part, grid, analysis in zip(parts, grids, shown, strict=True):
-        maps, name = analysis.maps, analysis.model.name
-        mean_of = f"mean of {maps.strings} strings of {maps.tokens} tokens"
-        part.suptitle(f"{name}: {maps.kind} attention, {mean_of}", fontsize="medium")
+        maps = analysis.maps
+        what = f"{maps.kind} attention, mean of {maps.strings} strings of {maps.tokens} tokens"
+        part.suptitle(f"{analysis.model.name}: {what}", fontsize="medium")
         panels = part.subplots(len(grid), columns, squeeze=False)
         for axes in panels.ravel():
             axes.set_axis_off()
@@ -139,33 +139,57 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
 
 def heads_figure(analysis: Analysis) -> Figure | None:
     """Every measure of heads as an image, head against layer."""
-    names = list(analysis.heads)
-    if not names:
-        return None
     depth, heads = analysis.model.n_layer, analysis.model.n_head
     size = float(np.clip(0.22 * depth + 1.8, 4.2, 8.5)), float(np.clip(0.16 * heads + 1.2, 2.2, 5))
-    figure, panels = _panels(len(names), 2, size)
-    for axes, name in zip(panels, names, strict=True):
-        _image(axes, np.array(analysis.heads[name].mean, dtype=float).T, name in _LOG_SCALE)
-        axes.set(title=_with_unit(analysis, name), xlabel="layer", ylabel="head")
-    figure.suptitle(f"{analysis.model.name}: {depth} layers of {heads} heads, means over sequences")
-    return figure
+    images = {name: np.array(each.mean, dtype=float).T for name, each in analysis.heads.items()}
+    what = f"{depth} layers of {heads} heads, means over sequences"
+    return _images_figure(analysis, images, size, what, ("layer", "head"), first_row=0)
 
 
 def spans_figure(analysis: Analysis) -> Figure | None:
     """Measures of spans as images: length of the span against its first layer. None where all are single layers."""
-    names = [name for name, lengths in analysis.spans.items() if len(lengths) > 1]
-    if not names:
+    side = float(np.clip(0.2 * analysis.model.n_layer + 2, 4, 8))
+    images = {
+        name: np.array(list(zip_longest(*lengths.values(), fillvalue=np.nan)), dtype=float).T
+        for name, lengths in analysis.spans.items()
+        if len(lengths) > 1
+    }
+    labels = "first layer of the span", "layers in the span"
+    return _images_figure(analysis, images, (side, 0.85 * side), "spans of layers", labels, first_row=1)
+
+
+def _images_figure(
+    analysis: Analysis,
+    images: dict[str, np.ndarray],
+    size: tuple[float, float],
+    what: str,
+    labels: tuple[str, str],
+    first_row: int,
+) -> Figure | None:
+    """One panel of ``size`` inches for each measure; None where there is none."""
+    if not images:
         return None
-    depth = analysis.model.n_layer
-    side = float(np.clip(0.2 * depth + 2, 4, 8))
-    figure, panels = new_figure(len(names), 1, (side, 0.85 * side))
-    for axes, name in zip(panels, names, strict=True):
-        values_NL = np.array(list(zip_longest(*analysis.spans[name].values(), fillvalue=np.nan)), dtype=float).T
-        _image(axes, values_NL, False, first_row=1)
-        axes.set(title=_with_unit(analysis, name), xlabel="first layer of the span", ylabel="layers in the span")
-        axes.invert_yaxis()
-    figure.suptitle(f"{analysis.model.name}: spans of layers")
+    figure, panels = _panels(len(images), 2, size)
+    for axes, (name, values) in zip(panels, images.items(), strict=True):
+        finite, (rows, columns) = values[np.isfinite(values)], values.shape
+        is_log = name in _LOG_SCALE and finite.size and 0 < finite.min() < finite.max()
+        norm = LogNorm(finite.min(), finite.max()) if is_log else None
+        edges = (-0.5, columns - 0.5, first_row + rows - 0.5, first_row - 0.5)
+        image = axes.imshow(values, aspect="auto", norm=norm, extent=edges, interpolation="nearest", cmap="viridis")
+        unit = analysis.measures[name].unit if name in analysis.measures else ""
+        axes.set_title(f"{title(name)} ({unit})" if unit and unit not in name else title(name))
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.grid(False)
+        if first_row:
+            axes.invert_yaxis()  # the shortest spans at the bottom
+        for axis, bins in ((axes.xaxis, 12), (axes.yaxis, 8)):
+            axis.set_major_locator(MaxNLocator(nbins=bins, integer=True, min_n_ticks=1))
+        bar = figure.colorbar(image, ax=axes, pad=0.02)
+        if norm is not None:
+            bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            bar.ax.yaxis.set_major_formatter("{x:g}")
+            bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    figure.suptitle(f"{analysis.model.name}: {what}")
     return figure
 
 
@@ -181,11 +205,6 @@ def title(measure: str) -> str:
     """A measure's name for people."""
     names = {"grad_norm_q": "gradient norm W_Q", "grad_norm_k": "gradient norm W_K"}
     return names.get(measure, measure.replace("_", " "))
-
-
-def _with_unit(analysis: Analysis, name: str) -> str:
-    unit = analysis.measures[name].unit if name in analysis.measures else ""
-    return f"{title(name)} ({unit})" if unit and unit not in name else title(name)
 
 
 def _name(analysis: Analysis) -> str:
@@ -212,28 +231,9 @@ def _layer_axis(axes: Axes, count: int, label: str = "layer") -> None:
 
 def _grid(maps: list[AttentionMap]) -> list[list[AttentionMap]]:
     """The maps by layer, in the order they have; those of many heads take several rows of about the same length."""
-    grid = []
-    for _, of_layer in groupby(maps, key=lambda one: one.layer):
-        row = list(of_layer)
-        length = -(-len(row) // -(-len(row) // _MAPS_PER_ROW))
-        grid += [row[start : start + length] for start in range(0, len(row), length)]
-    return grid
-
-
-def _image(axes: Axes, values: np.ndarray, log: bool, first_row: int = 0) -> None:
-    finite = values[np.isfinite(values)]
-    norm = LogNorm(finite.min(), finite.max()) if log and finite.size and 0 < finite.min() < finite.max() else None
-    rows, columns = values.shape
-    edges = (-0.5, columns - 0.5, first_row + rows - 0.5, first_row - 0.5)
-    image = axes.imshow(values, aspect="auto", norm=norm, extent=edges, interpolation="nearest", cmap="viridis")
-    axes.grid(False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
-    if norm is not None:
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter("{x:g}")
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    rows = [list(of_layer) for _, of_layer in groupby(maps, key=lambda one: one.layer)]
+    lengths = [-(-len(row) // -(-len(row) // _MAPS_PER_ROW)) for row in rows]
+    return [row[at : at + n] for row, n in zip(rows, lengths, strict=True) for at in range(0, len(row), n)]
 
 
 PAGE = "analysis.md"
@@ -248,6 +248,7 @@ def write_report(
     """
     figures = draw_figures(analysis, folder, compare)
     loss, settings = analysis.loss, analysis.settings
+    definitions = [[title(name), each.formula, each.unit, each.source] for name, each in analysis.measures.items()]
     parts = [
         f"# Analysis of {analysis.model.name}",
         sentence(analysis),
@@ -257,7 +258,8 @@ def write_report(
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures),
         *([advice] if advice else []),
         _measures_by_layer(analysis),
-        _definitions(analysis),
+        "## What was measured",
+        markdown_table(["measure", "formula", "unit", "source"], definitions, left=range(4)),
     ]
     replace_text(folder / PAGE, "\n\n".join(parts) + "\n")
     return [*figures, PAGE]
@@ -269,20 +271,14 @@ def by_layer(analysis: Analysis) -> dict[str, list[float]]:
     Measures of heads are averaged over the heads; rank and mass are those of both protocols. The logit-lens loss of a
     layer is that of a model that ends after it.
     """
-    v2, v4, depth = analysis.protocols.v2, analysis.protocols.v4, analysis.model.n_layer
-    columns = {
-        "max rank (v2)": v2.max_rank.mean,
-        "max mass (v2)": v2.max_mass.mean,
-        "max rank (v4)": v4.max_rank,
-        "max mass (v4)": v4.max_mass,
-        "avg rank": v4.avg_rank,
-        "avg mass": v4.avg_mass,
-    }
-    for name, values in analysis.heads.items():
+    columns = {f"{title(name)} (v2)": each.mean for name, each in vars(analysis.protocols.v2).items()}
+    for name, values in vars(analysis.protocols.v4).items():
+        columns[title(name) + " (v4)" * name.startswith("max")] = values
+    for name, by_head in analysis.heads.items():
         if name not in ("attention_rank", "attention_mass"):
-            columns[title(name)] = [fmean(row) for row in values.mean]
+            columns[title(name)] = [fmean(row) for row in by_head.mean]
     for name, each in analysis.layers.items():
-        columns[title(name)] = each.mean[-depth:]
+        columns[title(name)] = each.mean[-analysis.model.n_layer :]
     if "1" in (distances := analysis.spans.get("angular_distance", {})):
         columns["angular distance"] = distances["1"]
     return columns
@@ -309,13 +305,13 @@ def _measures_by_layer(analysis: Analysis) -> str:
     """The table of all measures and that of their rank correlations over the layers, as Markdown."""
     columns, lazy = by_layer(analysis), analysis.lazy.layers
     rows = [
-        [f"{layer}{' (lazy)' if layer in lazy else ''}", *(_number(values[layer]) for values in columns.values())]
+        [f"{layer}{' (lazy)' * (layer in lazy)}", *(_told(values[layer], ".4g") for values in columns.values())]
         for layer in range(analysis.model.n_layer)
     ]
     ranked = {"layer": [float(layer) for layer in range(len(rows))], **columns}
     correlations = []
     for row, (name, values) in enumerate(ranked.items()):
-        with_others = [f"{spearman(values, other):.2f}".replace("nan", "-") for other in list(ranked.values())[:row]]
+        with_others = [_told(spearman(values, other), ".2f") for other in list(ranked.values())[:row]]
         correlations.append([name, *with_others, "1", *[""] * (len(ranked) - row - 1)])
     return f"""## Measures by layer
 
@@ -330,17 +326,8 @@ Spearman's, of the columns above and the layer's number: two measures that only 
 {markdown_table(["", *ranked], correlations)}"""
 
 
-def _definitions(analysis: Analysis) -> str:
-    """Formula, unit and source of every measure, as Markdown."""
-    rows = [[title(name), each.formula, each.unit, each.source] for name, each in analysis.measures.items()]
-    return f"## What was measured\n\n{markdown_table(['measure', 'formula', 'unit', 'source'], rows, left=range(4))}"
-
-
-def _number(value: float) -> str:
-    """Four digits, and a dash for what is not a number."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+def _told(value: float, digits: str) -> str:
+    return f"{value:{digits}}" if math.isfinite(value) else "-"
 
 
 def spearman(first: list[float], second: list[float]) -> float:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from litgpt.model import Block
+from torch import Tensor
 from torch.nn import functional as F
 
 from inheritune_lit.analysis.measures import MapCollector, block_influence, measure_heads, output_variance
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD
+from inheritune_lit.checkpoint.tensors import EMBEDDING
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.attention import capture_attention
@@ -26,11 +27,11 @@ class ActivationStore:
         self._folder = folder
         folder.mkdir(parents=True)
 
-    def put(self, name: str, x_BTC: torch.Tensor) -> None:
+    def put(self, name: str, x_BTC: Tensor) -> None:
         """Keeps an activation; it replaces an earlier one of that name."""
         np.save(self._folder / f"{name}.npy", x_BTC.cpu().numpy(), allow_pickle=False)
 
-    def get(self, name: str, rows: slice) -> torch.Tensor:
+    def get(self, name: str, rows: slice) -> Tensor:
         """Returns an activation of some sequences, on the CPU."""
         mapped = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return torch.from_numpy(np.array(mapped[rows]))
@@ -44,7 +45,7 @@ def check_capturable(config: Config) -> None:
         raise UserError(f"{config.name} has {kind}: {remedy}")
 
 
-RunBlock = Callable[[torch.Tensor], torch.Tensor]
+RunBlock = Callable[[Tensor], Tensor]
 _LOGITS = 1 << 25
 """Most logits that are in memory at a time."""
 _TOKENS = 1 << 10
@@ -67,7 +68,7 @@ class LayerStream:
         cos, sin = self._model.rope_cache(device=device)
         self._rope = cos[:seq_length].unsqueeze(0), sin[:seq_length].unsqueeze(0)
 
-    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens_BT: Tensor) -> Tensor:
         """Returns the input of the first layer, (B, T, C)."""
         if "wpe" in self._model.transformer:
             self._load(self._model.transformer.wpe, "transformer.wpe.")
@@ -87,14 +88,12 @@ class LayerStream:
         finally:
             block.to(device="meta")
 
-    def losses(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
         """Returns each sequence's mean cross-entropy in nats per token, (B,), fp64, of a model that ends after a layer,
         whose output is ``x_BTC``. After layer n - 1 this is the loss of an untrained slice of n layers."""
         if self._model.lm_head.weight.is_meta:
             self._load(self._model.transformer.ln_f, "transformer.ln_f.")
-            names = {"weight": HEAD if HEAD in self._reference.shapes else EMBEDDING}
-            names |= {"bias": "lm_head.bias"} if self.config.lm_head_bias else {}
-            self._assign(self._model.lm_head, names)
+            self._load(self._model.lm_head, "lm_head.", weight=EMBEDDING)
         T, vocabulary = targets_BT.shape[1], self.config.padded_vocab_size
         rows = max(1, _LOGITS // (T * vocabulary))
         losses = []
@@ -110,7 +109,7 @@ class LayerStream:
         step = max(1, _TOKENS // self._model.max_seq_length)
         return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
 
-    def loss_gradient(self, x_BTC: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def loss_gradient(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
         """Returns the gradient of each sequence's loss with respect to the output of the last layer, (B, T, C)."""
         gradients = []
         for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
@@ -120,19 +119,16 @@ class LayerStream:
             gradients += torch.autograd.grad(loss, x_1TC)
         return torch.cat(gradients)
 
-    def _load(self, module: torch.nn.Module, prefix: str) -> None:
-        shapes = self._reference.shapes
-        self._assign(module, {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)})
-
-    def _assign(self, module: torch.nn.Module, names: dict[str, str]) -> None:
-        """Gives a module its parameters, by the names that the reference has for them."""
+    def _load(self, module: torch.nn.Module, prefix: str, **tied: str) -> None:
+        """Gives a module its parameters, or those of other names (``tied``) where the reference has none for it."""
+        names = tied | {name.removeprefix(prefix): name for name in self._reference.shapes if name.startswith(prefix)}
         state = {own: self._reference.tensor(name).to(self.device, torch.float32) for own, name in names.items()}
         module.load_state_dict(state, strict=True, assign=True)
 
 
 def measure_forward(
-    stream: LayerStream, tokens_BT1: torch.Tensor, tau: float, maps: MapCollector, store: ActivationStore | None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector, store: ActivationStore | None
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Runs a model once on sequences with the token that follows each.
 
     ``tau`` is the threshold of rank and mass; ``store`` keeps the input of layer l under the name "l", where given.
@@ -144,11 +140,11 @@ def measure_forward(
     targets_BT = tokens_BT1[:, 1:]
     x_BTC = stream.embed(tokens_BT1[:, :-1])
     last, losses = [x_BTC[:, -1].clone()], [stream.losses(x_BTC, targets_BT).cpu()]
-    measured: dict[str, list[torch.Tensor]] = {}
+    measured: dict[str, list[Tensor]] = {}
     for layer in range(stream.config.n_layer):
         if store is not None:
             store.put(str(layer), x_BTC)
-        chunks: list[dict[str, torch.Tensor]] = []
+        chunks: list[dict[str, Tensor]] = []
         with stream.layer(layer) as (block, run):
             for rows in stream.chunks(len(x_BTC)):
                 with capture_attention(block.attn) as calls:
@@ -156,11 +152,10 @@ def measure_forward(
                 [captured] = calls
                 if rows.start == 0:
                     maps.add(layer, captured)
-                of_layer = {
-                    "block_influence": block_influence(x_BTC[rows], y_bTC),
-                    "output_variance": output_variance(y_bTC),
-                }
-                chunks.append(measure_heads(layer, block.attn, captured, tau) | of_layer)
+                chunk = measure_heads(layer, block.attn, captured, tau)
+                chunk["block_influence"] = block_influence(x_BTC[rows], y_bTC)
+                chunk["output_variance"] = output_variance(y_bTC)
+                chunks.append(chunk)
                 x_BTC[rows] = y_bTC
         for name in chunks[0]:
             measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
@@ -172,8 +167,8 @@ def measure_forward(
 
 
 def gradient_norms(
-    stream: LayerStream, store: ActivationStore, output_BTC: torch.Tensor, targets_BT: torch.Tensor
-) -> dict[str, torch.Tensor]:
+    stream: LayerStream, store: ActivationStore, output_BTC: Tensor, targets_BT: Tensor
+) -> dict[str, Tensor]:
     """Returns Frobenius norms of the gradients of each sequence's loss with respect to W_Q and W_K, (B, L) each, fp64.
 
     Vanishing ones mark collapsed attention (Noci et al. 2022, arXiv 2206.03126, as cited in Section 2 of the paper).
@@ -188,7 +183,7 @@ def gradient_norms(
             parts = []
             for rows in stream.chunks(len(targets_BT)):
                 x_bTC = store.get(str(layer), rows).to(stream.device).requires_grad_()
-                seen: list[torch.Tensor] = []  # the projection's input and output
+                seen: list[Tensor] = []  # the projection's input and output
                 hook = block.attn.qkv.register_forward_hook(
                     lambda _, args, output, seen=seen: seen.extend((*args, output))
                 )
@@ -202,7 +197,7 @@ def gradient_norms(
     return {"grad_norm_q": norms_LB2[..., 0].T, "grad_norm_k": norms_LB2[..., 1].T}
 
 
-def _weight_gradient_norms(x_bTC: torch.Tensor, gradient_bTO: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
+def _weight_gradient_norms(x_bTC: Tensor, gradient_bTO: Tensor, sizes: tuple[int, int]) -> Tensor:
     """Returns norms of X^T G for the first columns of G and for the next ones, (b, 2), fp64.
 
     |X^T G|_F^2 = sum over pairs of tokens of (x_s . x_t)(g_s . g_t), which needs no matrix of the weights' size.
@@ -220,8 +215,8 @@ def spans(layers: int, longest: int) -> list[tuple[int, int]]:
 
 
 def losses_without_layers(
-    stream: LayerStream, store: ActivationStore, targets_BT: torch.Tensor, longest: int
-) -> dict[int, torch.Tensor]:
+    stream: LayerStream, store: ActivationStore, targets_BT: Tensor, longest: int
+) -> dict[int, Tensor]:
     """Returns each sequence's loss where the residual stream bypasses a span of layers, by length, (B, first layers).
 
     Spans have up to ``longest`` layers. ``store`` is that of ``measure_forward``, and gets what comes after a span;
@@ -230,7 +225,7 @@ def losses_without_layers(
     layers, B = stream.config.n_layer, len(targets_BT)
     every = spans(layers, longest)
 
-    def activation(start: int, length: int, layer: int) -> torch.Tensor:
+    def activation(start: int, length: int, layer: int) -> Tensor:
         """Input of a layer after a span that was bypassed."""
         name = str(start) if start + length == layer else f"{start}-{length}"
         return store.get(name, slice(B)).to(stream.device)
@@ -244,7 +239,7 @@ def losses_without_layers(
                         x_BTC[rows] = run(x_BTC[rows])
                     store.put(f"{start}-{length}", x_BTC)
                     stream.report()
-    losses: dict[int, list[torch.Tensor]] = {}
+    losses: dict[int, list[Tensor]] = {}
     for start, length in every:
         losses.setdefault(length, []).append(stream.losses(activation(start, length, layers), targets_BT).cpu())
     return {length: torch.stack(parts, dim=1) for length, parts in losses.items()}

@@ -1,7 +1,6 @@
 """Records of tasks into cells of the table: score, noise, what nothing learnt scores, and whether two models differ."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +13,7 @@ from inheritune_lit.evaluation.suite import GROUPS, MMLU, Column, FloorKind, Pap
 LEVEL = 0.05  # differences with a smaller p-value are called differences
 Z = 1.959964  # standard errors that a score must stand above a floor: two-sided 5%
 _RESAMPLES, _SEED = 2000, 1337
-
-
-def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Mean over tasks: equal weights give MMLU as the paper has it (macro), numbers of questions lm-eval's (micro)."""
-    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / math.fsum(weights)
+Score = Callable[[np.ndarray], float]  # of rows
 
 
 @dataclass(frozen=True)
@@ -41,15 +36,10 @@ def floor_of(records: list[dict[str, Any]], metric: str, kind: FloorKind, weight
         return None
     if kind == "chance" or (kind == "auto" and len(sets) <= 1):
         pairs = [list(zip(rows, record["choices"], strict=True)) for rows, record in zip(right, records, strict=True)]
-        shares = [math.fsum(len(row) / n for row, n in rows) / len(rows) for rows in pairs]
-        return Floor(weighted_mean(shares, weights), "chance")
-    counts = [Counter(answer for row in rows for answer in row) for rows in right]
-    sizes = [len(rows) for rows in right]
-    always = [
-        weighted_mean([count[answer] / size for count, size in zip(counts, sizes, strict=True)], weights)
-        for answer in frozenset().union(*sets)
-    ]
-    return Floor(max(always), "constant class")
+        shares = [np.mean([len(row) / choices for row, choices in each]) for each in pairs]
+        return Floor(float(np.average(shares, weights=weights)), "chance")
+    constant = [[np.mean([answer in row for row in rows]) for rows in right] for answer in frozenset().union(*sets)]
+    return Floor(max(float(np.average(shares, weights=weights)) for shares in constant), "constant class")
 
 
 def is_above(score: float, stderr: float | None, floor: float) -> bool | None:
@@ -77,9 +67,7 @@ def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
     return float(binomtest(only_first, tosses).pvalue) if tosses else 1.0
 
 
-def compare(
-    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], float] | None = None
-) -> Difference | None:
+def compare(first: np.ndarray, second: np.ndarray, score: Score | None = None) -> Difference | None:
     """Compare two models on the same rows, with one value per row (N,) or several (N, K); None for a single row.
 
     Rights and wrongs go through McNemar's exact test, everything else through a paired bootstrap of ``score``, which is
@@ -104,7 +92,7 @@ def word_perplexity(rows_N2: np.ndarray) -> float:
     return math.exp(-total / words)
 
 
-def bootstrap_stderr(rows: np.ndarray, score: Callable[[np.ndarray], float]) -> float | None:
+def bootstrap_stderr(rows: np.ndarray, score: Score) -> float | None:
     """Standard error of a score over independent rows; None for a single row."""
     if len(rows) < 2:
         return None
@@ -117,12 +105,11 @@ def _resamples(count: int) -> Iterator[np.ndarray]:
 
 
 Record = dict[str, Any]
-PERCENT = ("acc", "acc_norm", "exact_match", "f1")  # metrics that are shares of 1 and shown in percent
 
 
 def is_percent(metric: str) -> bool:
     """Whether a metric, which may name a filter too as "exact_match,strict", is shown in percent."""
-    return metric.partition(",")[0] in PERCENT
+    return metric.partition(",")[0] in ("acc", "acc_norm", "exact_match", "f1")  # which are shares of 1
 
 
 # How rows make up a score that can be compared; None is the mean of what each contributes.
@@ -180,7 +167,10 @@ def cells_of(suite: Suite, records: dict[str, list[Record]], first: dict[str, li
     for column in suite.columns:
         ours, theirs = records[column.task], first[column.task] if first else None
         if column.task != MMLU:
-            for metric in [_title_in(ours[0]["scores"], column.metric)] if column.metric else ours[0]["scores"]:
+            scores, asked = ours[0]["scores"], column.metric
+            # Of a task with several filters, the first one's where none is named.
+            named = next((each for each in scores if asked in (each, each.partition(",")[0])), asked)
+            for metric in [named] if asked else scores:
                 title = column.title if column.metric else f"{column.title} {metric}"
                 cells.append(_cell(suite, replace(column, title=title, metric=metric), ours, theirs))
             continue
@@ -209,32 +199,22 @@ def _cell(
     metric, weights = column.metric, weights or [1.0] * len(records)
     unit = 100.0 if is_percent(metric) else 1.0
     scores = [record["scores"][metric] for record in records]
-    value = unit * weighted_mean([score["value"] for score in scores], weights)
-    noises = [score["stderr"] for score in scores]
-    stderr = None
+    # Equal weights give MMLU as the paper has it (macro), numbers of questions lm-eval's (micro).
+    value = unit * float(np.average([score["value"] for score in scores], weights=weights))
+    stderr, noises = None, [score["stderr"] for score in scores]
     if None not in noises:
-        noise = math.hypot(*(weight * noise for weight, noise in zip(weights, noises, strict=True)))
-        stderr = unit * (noise / math.fsum(weights))
-    floor, difference = floor_of(records, metric, column.floor, weights), _difference(records, first, metric)
-    floor = replace(floor, value=unit * floor.value) if floor else None
+        stderr = unit * math.hypot(*(w * noise for w, noise in zip(weights, noises, strict=True))) / math.fsum(weights)
+    if floor := floor_of(records, metric, column.floor, weights):
+        floor = replace(floor, value=unit * floor.value)
+    if difference := _difference(records, first, metric):
+        difference = replace(difference, value=unit * difference.value)
     random_init = column.random_init["value"] if column.random_init else None
     floors = [low for low in (floor.value if floor else None, random_init) if low is not None]
-    higher = scores[0]["higher_is_better"]
-    return Cell(
-        title=column.title,
-        task=column.task,
-        metric=metric,
-        value=value,
-        stderr=stderr,
-        n=sum(score["n"] for score in scores),
-        higher_is_better=higher,
-        floor=floor,
-        random_init=random_init,
-        above=is_above(value, stderr, max(floors)) if floors and higher else None,
-        difference=replace(difference, value=unit * difference.value) if difference else None,
-        bold=suite.bold_rule and not detail and is_bold(value, column.title, suite.paper),
-        detail=detail,
-    )
+    n, higher_is_better = sum(score["n"] for score in scores), scores[0]["higher_is_better"]
+    above = is_above(value, stderr, max(floors)) if floors and higher_is_better else None
+    bold = suite.bold_rule and not detail and is_bold(value, column.title, suite.paper)
+    of = (column.title, column.task, metric, value, stderr, n, higher_is_better)
+    return Cell(*of, floor, random_init, above, difference, bold, detail)
 
 
 def _difference(records: list[Record], first: list[Record] | None, metric: str) -> Difference | None:
@@ -248,11 +228,6 @@ def _difference(records: list[Record], first: list[Record] | None, metric: str) 
             return None
     before, after = (np.concatenate([record["documents"][metric] for record in side]) for side in (first, records))
     return compare(before, after, _AGGREGATES[kind])
-
-
-def _title_in(scores: dict[str, Any], metric: str) -> str:
-    """A metric's name among the scores: of a task with several filters, the first one's where none is named."""
-    return next((title for title in scores if metric in (title, title.partition(",")[0])), metric)
 
 
 def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:

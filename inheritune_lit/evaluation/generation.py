@@ -1,25 +1,19 @@
 """Text generated in batches with a key-value cache."""
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from litgpt.model import GPT
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.prefix_tree import to_key
-from inheritune_lit.evaluation.score_cache import SharedWork, request_key
 from inheritune_lit.evaluation.scoring import check_finite
-from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
 from inheritune_lit.model.gpt import head_logits, hidden_states
-from inheritune_lit.tokenizer import Tokenizer
 
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -46,9 +40,8 @@ class GenerationSettings:
         max_new = next((int(limit) for limit in limits if limit is not None), 256)
         until, do_sample = asked.pop("until", None) or [], asked.pop("do_sample", None)
         stops = [until] if isinstance(until, str) else until
-        temperature = float(asked.pop("temperature", None) or (1.0 if do_sample else 0.0))
-        if do_sample is False:
-            temperature = 0.0
+        stated = asked.pop("temperature", None) or (1.0 if do_sample else 0.0)
+        temperature = 0.0 if do_sample is False else float(stated)
         top_k, top_p = asked.pop("top_k", None), float(asked.pop("top_p", None) or 1.0)
         for name, value in asked.items():
             if (name, value) != ("num_beams", 1):
@@ -68,21 +61,19 @@ class KeyValueCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._stored: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stored: dict[int, tuple[Tensor, Tensor]] = {}
         self._positions_B = torch.empty(0, dtype=torch.long)
         self._longest = 0
 
-    def advance(self, positions_B: torch.Tensor) -> None:
+    def advance(self, positions_B: Tensor) -> None:
         """Announce a pass of one token per sequence, at these positions."""
         self._positions_B, self._longest = positions_B, int(positions_B.max()) + 1
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Drop all sequences but these."""
         self._stored = {layer: (k[rows], v[rows]) for layer, (k, v) in self._stored.items()}
 
-    def attend(
-        self, attend: Attend, layer: LayerAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, attend: Attend, layer: LayerAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if layer.number not in self._stored:
             room = (0, 0, 0, self._capacity - k.shape[2])
             self._stored[layer.number] = F.pad(k, room), F.pad(v, room)
@@ -124,30 +115,25 @@ def generate(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     made: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt of each row of the cache
-    unfinished = set(alive)
     while True:
         tokens_B = _choose(head_logits(model, last_BC), settings, [generators[prompt] for prompt in alive])
-        for prompt, token in zip(alive, tokens_B.tolist(), strict=True):
-            if prompt not in unfinished:
-                continue
-            if token != eos_id:
-                made[prompt].append(token)
+        rows = []
+        for row, (prompt, token) in enumerate(zip(alive, tokens_B.tolist(), strict=True)):
+            made[prompt] += [token] * (token != eos_id)
             text = decode(made[prompt]) if settings.stops else ""
-            if token == eos_id or len(made[prompt]) == settings.max_new or settings.cut(text) != text:
-                unfinished.discard(prompt)
-        if not unfinished:
+            if token != eos_id and len(made[prompt]) < settings.max_new and settings.cut(text) == text:
+                rows.append(row)
+        if not rows:
             return made
-        if len(unfinished) <= len(alive) // 2:
-            rows = torch.tensor([row for row, prompt in enumerate(alive) if prompt in unfinished], device=device)
-            cache.keep(rows)
-            tokens_B, alive = tokens_B[rows.cpu()], [alive[row] for row in rows.tolist()]
-        # A finished sequence that is still in the batch writes over its own last token.
-        positions_B = torch.tensor([lengths[prompt] + max(len(made[prompt]) - 1, 0) for prompt in alive])
+        if len(rows) < len(alive):
+            cache.keep(torch.tensor(rows, device=device))
+            tokens_B, alive = tokens_B[rows], [alive[row] for row in rows]
+        positions_B = torch.tensor([lengths[prompt] + len(made[prompt]) - 1 for prompt in alive])
         cache.advance(positions_B.to(device))
         last_BC = hidden_states(model, tokens_B[:, None].to(device), positions_B[:, None].to(device), cache)[:, 0]
 
 
-def _choose(logits_BV: torch.Tensor, settings: GenerationSettings, generators: list[torch.Generator]) -> torch.Tensor:
+def _choose(logits_BV: Tensor, settings: GenerationSettings, generators: list[torch.Generator]) -> Tensor:
     """The next token of each sequence, (B,), on the CPU."""
     check_finite(logits_BV)
     if settings.temperature == 0.0:
@@ -159,52 +145,3 @@ def _choose(logits_BV: torch.Tensor, settings: GenerationSettings, generators: l
         before = probabilities.cumsum(dim=0) - probabilities
         chosen.append(tokens[torch.multinomial(probabilities * (before < settings.top_p), 1, generator=generator)])
     return torch.cat(chosen)
-
-
-def continue_prompts(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    settings: GenerationSettings,
-    max_batch_tokens: int,
-    work: SharedWork,
-    progress: Progress,
-) -> list[str]:
-    """The continuation of each prompt; samples depend on the prompt and how often it came, not on batches.
-
-    The model is one after ``install_plans``, and its tokenizer has an EOS. Prompts leave room for ``settings.max_new``
-    more tokens, which ``max_batch_tokens`` counts too.
-    """
-    decode = partial(tokenizer.decode, skip_special_tokens=True)
-    names = _names(prompts, settings)
-    # Row: length + 1, ids.
-    empty_NT = torch.zeros(len(prompts), 1 + settings.max_new, dtype=torch.long)
-    made_NT = work.find(names, empty_NT, lambda ids: [len(ids) + 1, *ids])
-    left = [number for number, length in enumerate(made_NT[:, 0].tolist()) if not length]
-    progress.update(len(prompts) - len(left))
-
-    def rows_of(batch: list[int]) -> torch.Tensor:
-        chosen, seeds = [prompts[number] for number in batch], [int(names[number][:15], 16) for number in batch]
-        made = generate(model, chosen, settings, tokenizer.eos_id, decode, seeds)
-        return torch.tensor([[len(ids) + 1, *ids, *[0] * (settings.max_new - len(ids))] for ids in made])
-
-    # Batches of about equal lengths, longest first: what does not fit into memory fails at once.
-    batches: list[list[int]] = []
-    for number in sorted(left, key=lambda number: -len(prompts[number])):
-        longest = len(prompts[batches[-1][0]]) if batches else 0
-        if not batches or (len(batches[-1]) + 1) * (longest + settings.max_new) > max_batch_tokens:
-            batches.append([])
-        batches[-1].append(number)
-    work.compute(batches, names, made_NT, rows_of, lambda row: row[1 : row[0]], progress)
-    return [settings.cut(decode(row[1 : row[0]])) for row in made_NT.tolist()]
-
-
-def _names(prompts: list[list[int]], settings: GenerationSettings) -> list[str]:
-    """A name for each text; prompts that are sampled repeatedly are told apart."""
-    times: Counter[bytes] = Counter()
-    names = []
-    for key in map(to_key, prompts):
-        repetition = times[key] if settings.temperature else 0
-        times[key] += 1
-        names.append(request_key("generate", key, json.dumps([*astuple(settings), repetition]).encode()))
-    return names

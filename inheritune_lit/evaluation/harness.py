@@ -18,11 +18,10 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import CheckpointScores, cells_of
 from inheritune_lit.evaluation.loading import LoadedTask, fetch_rows, load_tasks
-from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.result_folder import HELD_OUT, ResultFolder
+from inheritune_lit.evaluation.results import HELD_OUT, ResultFolder, results_csv, results_markdown
+from inheritune_lit.evaluation.score_cache import Ranks
 from inheritune_lit.evaluation.scorer import CheckpointScorer, held_out_settings
 from inheritune_lit.evaluation.suite import MMLU, Suite, load_suite, suite_of_tasks
-from inheritune_lit.evaluation.tables import results_csv, results_markdown
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.machine import handle_signals
@@ -80,48 +79,36 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
         stack.enter_context(_stop_at_once(args, ranks))
         if folder is not None:
             stack.enter_context(on_first_rank(fabric, folder.own()))
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="inheritune-eval-"))
-        return _evaluate(suite, args, checkpoints, settings, folder, Path(scratch), ranks)
-
-
-def _evaluate(
-    suite: Suite,
-    args: EvaluateArgs,
-    checkpoints: dict[str, Path],
-    settings: dict[str, Any],
-    folder: ResultFolder | None,
-    scratch: Path,
-    ranks: Ranks,
-) -> EvaluationResult:
-    suite, loaded, leaves = _load(suite, args, scratch, ranks)
-    scorer = CheckpointScorer(args, loaded, ranks, folder)
-    for name, path in checkpoints.items():
-        scorer.check(name, path)
-    done = [scorer.score(name, path) for name, path in checkpoints.items()]
-    by_column = [{asked: [records[leaf] for leaf in leaves[asked]] for asked in leaves} for records in done]
-    scores: list[CheckpointScores] = []
-    for (name, path), records, ours in zip(checkpoints.items(), done, by_column, strict=True):
-        identity = next(iter(records.values()))["identity"]
-        held_out = records.pop(HELD_OUT, None)
-        scores.append(
-            CheckpointScores(
-                name=name,
-                path=str(path),
-                **{key: identity[key] for key in ("weights_sha256", "tokenizer_sha256", "n_layer", "parameters")},
-                manifest=read_manifest(path),
-                held_out=held_out,
-                tasks={task: record["scores"] for task, record in records.items()},
-                truncated=sum(record["truncated"] for record in records.values()),
-                seconds=round(sum(record["seconds"] for record in records.values()), 1),
-                cells=cells_of(suite, ours, by_column[0] if scores else None),
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inheritune-eval-")))
+        suite, loaded, leaves = _load(suite, args, scratch, ranks)
+        scorer = CheckpointScorer(args, loaded, ranks, folder)
+        for name, path in checkpoints.items():
+            scorer.check(name, path)
+        done = [scorer.score(name, path) for name, path in checkpoints.items()]
+        by_column = [{asked: [records[leaf] for leaf in leaves[asked]] for asked in leaves} for records in done]
+        scores: list[CheckpointScores] = []
+        for (name, path), records, ours in zip(checkpoints.items(), done, by_column, strict=True):
+            identity = next(iter(records.values()))["identity"]
+            held_out = records.pop(HELD_OUT, None)
+            scores.append(
+                CheckpointScores(
+                    name=name,
+                    path=str(path),
+                    **{key: identity[key] for key in ("weights_sha256", "tokenizer_sha256", "n_layer", "parameters")},
+                    manifest=read_manifest(path),
+                    held_out=held_out,
+                    tasks={task: record["scores"] for task, record in records.items()},
+                    truncated=sum(record["truncated"] for record in records.values()),
+                    seconds=round(sum(record["seconds"] for record in records.values()), 1),
+                    cells=cells_of(suite, ours, by_column[0] if scores else None),
+                )
             )
-        )
-    if not ranks.is_first:
-        return EvaluationResult(settings, scores, "")
-    result = EvaluationResult(settings, scores, results_markdown(suite, scores, args.limit))
-    if folder is not None:
-        folder.write_summary(result.record(), result.text, results_csv(suite, scores))
-    return result
+        if not ranks.is_first:
+            return EvaluationResult(settings, scores, "")
+        result = EvaluationResult(settings, scores, results_markdown(suite, scores, args.limit))
+        if folder is not None:
+            folder.write_summary(result.record(), result.text, results_csv(suite, scores))
+        return result
 
 
 def _checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> dict[str, Path]:
@@ -185,12 +172,9 @@ def _load(
 @contextmanager
 def _stop_at_once(args: EvaluateArgs, ranks: Ranks) -> Iterator[None]:
     """While the block runs, SIGTERM and Ctrl-C end it, after a line that says what is kept."""
-    kept, own, stderr = args.out_dir or args.cache_dir, os.getpid(), sys.stderr
+    kept, stderr = args.out_dir or args.cache_dir, sys.stderr
 
     def stop(number: int, frame: object) -> None:
-        if os.getpid() != own:  # lm-eval forks processes of its own, and ends them by SIGTERM
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         if ranks.is_first:
             # The signal may come in the middle of another line, or of what lm-eval must not show.
             with suppress(RuntimeError), redirect_stderr(stderr):

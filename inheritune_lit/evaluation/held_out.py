@@ -11,17 +11,20 @@ from typing import Any, Literal
 import torch
 from lightning.fabric import Fabric
 from litgpt.model import GPT
+from torch import Tensor
 from torch.nn import functional as F
 
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.packed import PADDING, PackedDataset
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.evaluation.score_cache import Ranks, ScoreCache, SharedWork, request_key
 from inheritune_lit.inherit.reference import ResolvedReference
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
+
+Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,10 @@ class Stopped(Exception):
 
 
 def validate(
-    model: torch.nn.Module,
-    dataset: PackedDataset,
-    batch_size: int,
-    max_blocks: int | None = None,
-    label: str | None = None,
-    ranks: Ranks = Ranks(),
-    stop: Callable[[], bool] | None = None,
+    model: Model, dataset: PackedDataset, batch_size: int, max_blocks: int | None = None, **options: Any
 ) -> ValidationResult:
     """Mean next-token cross-entropy over the same blocks of a data set every time; arguments as ``block_losses``."""
-    return summarize(block_losses(model, dataset, batch_size, max_blocks, label, ranks, stop))
-
-
-def summarize(scored: BlockLosses) -> ValidationResult:
-    """Mean loss over all blocks and by domain."""
+    scored = block_losses(model, dataset, batch_size, max_blocks, **options)
     by_domain: dict[str, list[tuple[float, int]]] = {}
     for domain, loss, count in zip(scored.domains, scored.losses, scored.targets, strict=True):
         by_domain.setdefault(domain, []).append((loss, count))
@@ -85,13 +78,14 @@ def summarize(scored: BlockLosses) -> ValidationResult:
 
 @torch.no_grad()
 def block_losses(
-    model: torch.nn.Module,
+    model: Model,
     dataset: PackedDataset,
     batch_size: int,
     max_blocks: int | None = None,
     label: str | None = None,
     ranks: Ranks = Ranks(),
     stop: Callable[[], bool] | None = None,
+    cache: ScoreCache | None = None,
 ) -> BlockLosses:
     """Next-token cross-entropy of each of the same blocks of a data set every time.
 
@@ -99,47 +93,36 @@ def block_losses(
         model: maps token ids (B, T) to logits (B, T, V).
         batch_size: blocks per forward pass.
         max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
-        label: shows progress under this name; silent when None.
+        label: the first rank shows progress under this name; silent when None.
         ranks: processes that share the work and all get the result; each has the same model on its device.
         stop: asked before each forward pass; where it says yes on one rank, all of them leave.
+        cache: has losses that this model had before, and gets the new ones.
 
     Raises:
         Stopped: ``stop`` said yes.
     """
-    blocks = spread(dataset, max_blocks)
-    n_blocks = len(blocks)
-    losses_N = torch.zeros(n_blocks, dtype=torch.float64)
-    starts = range(0, n_blocks, batch_size)
-    passes = math.ceil(len(starts) / ranks.world) * ranks.world
-    with Progress(label or "", n_blocks, "block", hidden=label is None) as progress:
-        # Every rank does as many forward passes as the others, which a sharded model needs: spare ones repeat the last.
-        for number in range(ranks.rank, passes, ranks.world):
-            if stop and ranks.add_up(torch.tensor(float(stop()))).item():
-                raise Stopped
-            start = starts[min(number, len(starts) - 1)]
-            chosen = blocks[start : start + batch_size]
-            tokens_BT1 = torch.from_numpy(dataset.batch(chosen)).to(ranks.device)
-            losses_B = batch_losses(model, tokens_BT1)
-            if number < len(starts):
-                losses_N[start : start + batch_size] = losses_B
-            progress.update(len(chosen))
-    losses = ranks.add_up(losses_N).tolist()
-    return BlockLosses(losses, dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
-
-
-def spread(dataset: PackedDataset, max_blocks: int | None) -> list[int]:
-    """Numbers of at most ``max_blocks`` blocks, spread evenly over the data set; all when None."""
     count = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
-    return [number * len(dataset) // count for number in range(count)]
+    blocks = [number * len(dataset) // count for number in range(count)]
+    work = SharedWork(cache or ScoreCache(None, {}), ranks)
+    names = [request_key("held out", dataset[block].tobytes()) if cache else "" for block in blocks]
+    # Row: 1 where there is a loss, the loss.
+    losses_N2, left = work.find(names, torch.zeros(count, 2, dtype=torch.float64), lambda loss: [1.0, loss])
 
+    def losses_of(batch: list[int]) -> Tensor:
+        if stop and ranks.add_up(torch.tensor(float(stop()))).item():
+            raise Stopped
+        tokens_BT1 = torch.from_numpy(dataset.batch([blocks[number] for number in batch])).to(ranks.device)
+        # Padding follows the last target, so causal attention never sees the token that stands in for it.
+        logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
+        loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
+        losses_B = loss_BT.double().sum(dim=1).cpu()
+        return torch.stack([torch.ones_like(losses_B), losses_B], dim=1)
 
-@torch.no_grad()
-def batch_losses(model: torch.nn.Module, tokens_BT1: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each block of a batch, summed over its targets: (B,), float64, on the CPU."""
-    # Padding follows the last target, so causal attention never sees the token that stands in for it.
-    logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
-    loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
-    return loss_BT.double().sum(dim=1).cpu()
+    batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+    hidden, done = label is None or not ranks.is_first, count - len(left)
+    with Progress(label or "", count, "block", done, hidden=hidden) as progress:
+        work.compute(batches, names, losses_N2, losses_of, lambda row: row[1], progress)
+    return BlockLosses(losses_N2[:, 1].tolist(), dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
 
 
 def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> tuple[float, float, int, int]:
@@ -182,16 +165,19 @@ class HeldOutEvaluator:
             "precision": self.precision,
             "device": device.type,
         }
-        found = _read(path, of)
+        found = None
+        with suppress(UserError):  # it is not there, or damaged
+            kept = read_json(path)
+            if kept.pop("of", None) == of:
+                found = to_record(kept, BlockLosses, path, "losses of samples")
         self.fabric.barrier()  # before the first rank writes what the others look for
         if found is not None:
             return found
         model = load(dtype=torch.bfloat16 if self.precision == "bf16-true" else torch.float32, device=device)
         model.max_seq_length = self.data.block_size
         ranks = Ranks.of(self.fabric)
-        shown = label if ranks.is_first else None
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            scored = block_losses(model, self.data, self.batch_size, self.blocks, shown, ranks)
+            scored = block_losses(model, self.data, self.batch_size, self.blocks, label, ranks)
         if ranks.is_first:
             replace_text(path, json.dumps({"of": of, **asdict(scored)}) + "\n")
         self.fabric.barrier()
@@ -201,15 +187,6 @@ class HeldOutEvaluator:
 def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
     """What the reference is: where it comes from, and the hashes of its files."""
     return {"source": opened.source, "files": opened.file_hashes()}
-
-
-def _read(path: Path, of: dict[str, Any]) -> BlockLosses | None:
-    """The losses in a file, None where it is not there, damaged or of something else."""
-    with suppress(UserError):
-        content = read_json(path)
-        if content.pop("of", None) == of:
-            return to_record(content, BlockLosses, path, "losses of samples")
-    return None
 
 
 Z = 1.645
@@ -222,13 +199,10 @@ Verdict = Literal["met", "worse", "undecided"]
 class Comparison:
     """A model against the reference on the same samples, in nats per token.
 
-    Attributes:
-        difference: mean of the samples' differences, model minus reference.
-        stderr: its standard error. Paired: what makes a sample hard for both cancels, so it is far below that of
-            either loss.
-        margin: how much worse the model may be.
-        verdict: "met" if the difference is at most ``margin`` with 95% confidence (a test of non-inferiority), "worse"
-            if it is above with the same confidence, "undecided" if the samples are too few to tell.
+    ``difference`` is the mean of the samples' differences, model minus reference; its ``stderr`` is far below that of
+    either loss, because what makes a sample hard for both cancels. ``verdict`` is "met" if the difference is at most
+    ``margin`` with 95% confidence (a test of non-inferiority), "worse" if it is above with the same confidence, and
+    "undecided" if the samples are too few to tell.
     """
 
     loss: float
@@ -261,10 +235,7 @@ def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Compar
     """Decide from the losses of the same samples, at least two, with a margin in nats per token."""
     differences = [ours - theirs for ours, theirs in zip(model.losses, reference.losses, strict=True)]
     difference, stderr, _, _ = mean_loss(differences, model.targets)
-    verdict: Verdict = "undecided"
-    if difference + Z * stderr <= margin:
-        verdict = "met"
-    elif difference - Z * stderr > margin:
-        verdict = "worse"
+    low, high = difference - Z * stderr, difference + Z * stderr
+    verdict: Verdict = "met" if high <= margin else "worse" if low > margin else "undecided"
     loss, theirs = (mean_loss(side.losses, side.targets)[0] for side in (model, reference))
     return Comparison(loss, theirs, difference, stderr, margin, verdict)

@@ -23,6 +23,9 @@ from inheritune_lit.io.manifest import sha256_file, write_manifest
 
 logger = logging.getLogger(__name__)
 
+Answer = tuple[int | list[int] | None, int | None]
+"""Indices of the right choices, or of the only one, and how many there are; None where a task has no such."""
+
 
 @dataclass(frozen=True)
 class LoadedTask:
@@ -33,12 +36,14 @@ class LoadedTask:
         identity: what identifies the task's part of a result: its name and version, a hash of its whole description,
             examples in the prompt, the split that is scored, and a hash of the local files, or of the text of all rows
             where they are the hub's.
+        answers: of each row that will be scored.
     """
 
     name: str
     task: Task
     tag: str | list[str] | None
     identity: dict[str, Any]
+    answers: list[Answer]
 
 
 def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
@@ -57,14 +62,15 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
             docs = task.eval_docs
             split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     except Exception as error:  # the data library and the tasks' own code raise whatever they like
-        problem, remedy = f"cannot get the rows of task {name!r} from the hub", "give --data_dir a folder that has them"
-        if rows is not None:
-            problem, remedy = f"the rows in {rows.folder} do not fit task {name!r}", "give the rows of its own data set"
         reason = "row 1 has an empty choice" if str(error) == "string index out of range" else told(error)
-        raise UserError(f"{problem} ({reason}); {remedy}") from error
+        if rows is not None:
+            problem = f"the rows in {rows.folder} do not fit task {name!r} ({reason})"
+            raise UserError(f"{problem}; give the rows of its own data set") from error
+        problem = f"cannot get the rows of task {name!r} from the hub ({reason})"
+        raise UserError(f"{problem}; give --data_dir a folder that has them") from error
     if len(docs) == 0:
         raise UserError(f"task {name!r} has no rows in split {split}")
-    _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
+    answers = _try_prompts(name, task, docs, f"in {rows.folder}" if rows else "from the hub", limit)
     num_fewshot = task.config.num_fewshot or 0
     _check_shots(name, task, num_fewshot)
     task.set_config(key="num_fewshot", value=num_fewshot)
@@ -73,19 +79,22 @@ def _load(name: str, spec: dict[str, Any], resolved: ResolvedTasks, limit: int |
     own = (entry.cfg.get("test_split") or entry.cfg.get("validation_split")) if entry else split
     if split != own:
         logger.info("%s: scored on %s rows, because there are none of the task's own split, %s", name, split, own)
+    row_texts = (repr(sorted(doc.items())) for doc in docs)
+    rows_sha256 = rows.sha256() if rows is not None and rows.splits else _sha256("".join(row_texts))
     identity = {
         "task": name,
         "task_version": task.VERSION if task.VERSION is not None else "unknown",
         "task_sha256": _description_sha256(task),
         "num_fewshot": num_fewshot,
         "split": split,
-        "rows_sha256": rows.sha256() if rows is not None and rows.splits else _sha256(docs),
+        "rows_sha256": rows_sha256,
     }
-    return LoadedTask(name, task, entry.cfg.get("tag") if entry else None, identity)
+    return LoadedTask(name, task, entry.cfg.get("tag") if entry else None, identity, answers)
 
 
-def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None) -> None:
+def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None) -> list[Answer]:
     """Make every prompt's text and find the right answer among the choices: what fails is a row of another task."""
+    answers: list[Answer] = []
     wants_lists = None
     for number, doc in enumerate(itertools.islice(docs, limit), start=1):
         row = f"row {number} {where}"
@@ -95,25 +104,34 @@ def _try_prompts(name: str, task: Task, docs: Any, where: str, limit: int | None
         except Exception as error:  # prompts are templates and code of lm-eval's
             problem = f"is of the wrong shape for task {name!r} ({told(error)})"
             raise UserError(f"{row} {problem}; its columns are {', '.join(map(str, doc))}") from error
-        # lm-eval looks at the first row to see whether there are several right answers.
-        if callable(task.config.process_results):
-            continue
-        wants_lists = isinstance(target, list) if wants_lists is None else wants_lists
-        if wants_lists != isinstance(target, list):
-            raise UserError(f"{row} has the answer {target!r} where row 1 of task {name!r} has another kind; fix it")
-        if choices is None:
-            continue
-        if not isinstance(choices, list) or None in choices:  # the data library fills in what other rows have
-            raise UserError(f"{row} lacks a choice of task {name!r}, it is of the wrong shape; fix it")
-        if bad := [choice for choice in choices if not isinstance(choice, str) or not choice]:
-            raise UserError(f"{row} has the choice {bad[0]!r} for task {name!r}; give each a text")
         # Some tasks have the text as the index of a choice, and the answers as contexts.
-        answers = [text] if isinstance(text, int) else target if isinstance(target, list) else [target]
-        for answer in answers:
-            is_index = isinstance(answer, int) and 0 <= answer < len(choices)
-            if not (answer in choices if isinstance(answer, str) else is_index):
-                problem = f"has answer {answer if isinstance(answer, int) else repr(answer)} of {len(choices)}"
-                raise UserError(f"{row} {problem} for task {name!r}; give rows that have answers")
+        right = text if isinstance(text, int) else target
+        if not callable(task.config.process_results):
+            # lm-eval looks at the first row to see whether there are several right answers.
+            wants_lists = isinstance(target, list) if wants_lists is None else wants_lists
+            if wants_lists != isinstance(target, list):
+                problem = f"has the answer {target!r} where row 1 of task {name!r} has another kind"
+                raise UserError(f"{row} {problem}; fix it")
+            if choices is not None:
+                _check_choices(f"task {name!r}", row, choices, right if isinstance(right, list) else [right])
+        if choices is None:
+            answers.append((None, None))
+            continue
+        right = choices.index(right) if isinstance(right, str) and right in choices else right
+        is_known = isinstance(right, int) or (isinstance(right, list) and all(isinstance(each, int) for each in right))
+        answers.append((right if is_known else None, len(choices)))
+    return answers
+
+
+def _check_choices(task: str, row: str, choices: Any, answers: list[Any]) -> None:
+    if not isinstance(choices, list) or None in choices:  # the data library fills in what other rows have
+        raise UserError(f"{row} lacks a choice of {task}, it is of the wrong shape; fix it")
+    if bad := [choice for choice in choices if not isinstance(choice, str) or not choice]:
+        raise UserError(f"{row} has the choice {bad[0]!r} for {task}; give each a text")
+    for answer in answers:
+        is_index = isinstance(answer, int) and 0 <= answer < len(choices)
+        if not (answer in choices if isinstance(answer, str) else is_index):
+            raise UserError(f"{row} has answer {answer!r} of {len(choices)} for {task}; give rows that have answers")
 
 
 def _check_shots(name: str, task: Task, num_fewshot: int) -> None:
@@ -139,14 +157,11 @@ def _description_sha256(task: Task) -> str:
     if isinstance(config.get("metadata"), dict):
         config["metadata"] = {key: value for key, value in config["metadata"].items() if key != "config_source"}
     text = json.dumps(config, sort_keys=True, default=lambda value: task.config.serialize_function(value))
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
+    return _sha256(re.sub(r" at 0x[0-9a-f]+", "", text))
 
 
-def _sha256(docs: Any) -> str:
-    digest = hashlib.sha256()
-    for doc in docs:
-        digest.update(repr(sorted(doc.items(), key=lambda item: item[0])).encode())
-    return digest.hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None]:
@@ -158,9 +173,7 @@ def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None
     Raises:
         UserError: an unknown task, or rows that the hub does not give.
     """
-    names = {column.task: [column.task] for column in chosen.columns}
-    if MMLU in names:
-        names[MMLU] = list(mmlu_subjects().values())
+    names = {each.task: list(mmlu_subjects().values()) if each.task == MMLU else [each.task] for each in chosen.columns}
     wanted = {task: [registered_config(name) for name in leaves] for task, leaves in names.items()}
     fetched: dict[str, dict[str, int] | None] = {}
     for task, configs in wanted.items():
@@ -168,26 +181,21 @@ def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None
         if (data_dir / task).is_dir():
             logger.info("%s: there already", task)
             continue
-        with new_folder(data_dir / task) as staging:
-            fetched[task] = rows = _mirror(task, configs, staging)
-        logger.info("%s: %s", task, ", ".join(f"{count} rows of {split}" for split, count in rows.items()))
+        splits: dict[str, list[dict[str, Any]]] = {}
+        with new_folder(data_dir / task) as folder:
+            for config in configs:  # MMLU's subjects come together in one file
+                # What a task scores or takes examples from; training rows only where there is nothing else to score.
+                scored = config.get("test_split") or config.get("validation_split") or config.get("training_split")
+                extra = {"subject": config["dataset_name"]} if task == MMLU else {}
+                for split in dict.fromkeys(filter(None, [scored, config.get("fewshot_split")])):
+                    splits.setdefault(split, []).extend({**row, **extra} for row in _rows(task, config, split))
+            write_rows(folder, splits)
+            files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.jsonl"))}
+            source = {"task": task, "dataset_path": configs[0]["dataset_path"], "files": files}
+            write_manifest(folder, "task_rows", source)
+        fetched[task] = {split: len(rows) for split, rows in splits.items()}
+        logger.info("%s: %s", task, ", ".join(f"{len(rows)} rows of {split}" for split, rows in splits.items()))
     return fetched
-
-
-def _mirror(task: str, configs: list[dict[str, Any]], folder: Path) -> dict[str, int]:
-    """Write one task's splits and return how many rows each has; MMLU's subjects come together in one file."""
-    splits: dict[str, list[dict[str, Any]]] = {}
-    for config in configs:
-        # What a task scores or takes examples from; training rows only where there is nothing else to score.
-        scored = config.get("test_split") or config.get("validation_split") or config.get("training_split")
-        extra = {"subject": config["dataset_name"]} if task == MMLU else {}
-        for split in dict.fromkeys(filter(None, [scored, config.get("fewshot_split")])):
-            splits.setdefault(split, []).extend({**row, **extra} for row in _rows(task, config, split))
-    for split, rows in splits.items():
-        write_rows(folder / f"{split}.jsonl", rows)
-    files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.jsonl"))}
-    write_manifest(folder, "task_rows", {"task": task, "dataset_path": configs[0]["dataset_path"], "files": files})
-    return {split: len(rows) for split, rows in splits.items()}
 
 
 def _rows(task: str, config: dict[str, Any], split: str) -> Any:
@@ -205,9 +213,8 @@ def _rows(task: str, config: dict[str, Any], split: str) -> Any:
                 # The hub's branch with the rows of data sets whose loading scripts are refused.
                 return datasets.load_dataset(path, name, split=split, revision="refs/convert/parquet")
     except Exception as error:  # the data library raises whatever its parts do
-        raise UserError(
-            f"cannot fetch the {split} rows of task {task!r} ({path}): {told(error)}; try again, or copy them by hand"
-        ) from error
+        problem = f"cannot fetch the {split} rows of task {task!r} ({path}): {told(error)}"
+        raise UserError(f"{problem}; try again, or copy them by hand") from error
 
 
 def hidden_bars() -> redirect_stderr[TextIO]:

@@ -42,15 +42,12 @@ def find_rows(data_dir: Path, task: str, dataset_path: str | None, dataset_name:
 
     No folder, no files in it, or files of two formats are a ``UserError``.
     """
-    folders = [data_dir / task]
-    if task in ("truthfulqa_mc1", "truthfulqa_mc2"):  # which score the same rows
-        folders.append(data_dir / "truthfulqa_mc")
-    if dataset_path:
-        folders += [data_dir / dataset_path, data_dir / dataset_path.split("/")[-1]]
-    present = [folder for folder in folders if folder.is_dir()]
+    names = [task, "truthfulqa_mc"] if task in ("truthfulqa_mc1", "truthfulqa_mc2") else [task]  # they share rows
+    names += [dataset_path, dataset_path.split("/")[-1]] if dataset_path else []
+    present = [data_dir / name for name in names if (data_dir / name).is_dir()]
     if not present:
         remedy = "put <split>.jsonl or .parquet files there, or mirror them with --fetch_data"
-        raise UserError(f"no local rows of task {task!r}: {folders[0]} is missing; {remedy}")
+        raise UserError(f"no local rows of task {task!r}: {data_dir / task} is missing; {remedy}")
     for folder in present:
         for base in (folder / dataset_name if dataset_name else folder, folder, folder / "data"):
             if base.is_dir() and (rows := _rows_in(base)):
@@ -76,7 +73,13 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, row) of each row; a ``UserError`` where a file is damaged or holds something else."""
     for path in paths:
         if path.suffix == ".parquet":
-            yield from _read_parquet(path)
+            with open_parquet(path) as file:
+                groups = range(file.metadata.num_row_groups)
+                rows = (row for group in groups for row in group_rows(file, path, group, None))
+                for number, row in enumerate(rows, start=1):
+                    if isinstance(row, UnicodeDecodeError):
+                        raise UserError(f"{path} row {number} is not UTF-8 ({row.reason}); copy the file again")
+                    yield f"{path} row {number}", row
             continue
         with open_regular(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), start=1):
@@ -86,21 +89,13 @@ def read_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{path}:{number}", row
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_parquet(path) as file:
-        groups = range(file.metadata.num_row_groups)
-        rows = (row for group in groups for row in group_rows(file, path, group, None))
-        for number, row in enumerate(rows, start=1):
-            if isinstance(row, UnicodeDecodeError):
-                raise UserError(f"{path} row {number} is not UTF-8 ({row.reason}); copy the file again")
-            yield f"{path} row {number}", row
-
-
-def write_rows(path: Path, rows: Rows) -> None:
-    """Write rows as jsonl."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def write_rows(folder: Path, splits: dict[str, Rows]) -> LocalRows:
+    """Write rows as a jsonl file per split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return LocalRows(folder, "json", {split: [folder / f"{split}.jsonl"] for split in splits})
 
 
 class LocalTaskRows:
@@ -110,10 +105,9 @@ class LocalTaskRows:
     """
 
     def __init__(self, data_dir: Path, scratch: Path, subjects: Collection[str]) -> None:
-        self._data_dir, self._scratch = data_dir, scratch
+        self._data_dir, self._scratch, self._known = data_dir, scratch, set(subjects)
         # Subjects in folders of their own, as the hub has them.
-        folders = [data_dir / MMLU, data_dir / "cais/mmlu"]
-        self._known, self._alone = set(subjects), {s for s in subjects if any((base / s).is_dir() for base in folders)}
+        self._alone = {s for s in subjects if any((data_dir / base / s).is_dir() for base in (MMLU, "cais/mmlu"))}
 
     def of_task(self, name: str, config: dict[str, Any]) -> LocalRows:
         """Rows of a task that is not a subject of MMLU; ``config`` is lm-eval's description of it."""
@@ -125,7 +119,7 @@ class LocalTaskRows:
         if not splits:
             found = find_rows(self._data_dir, name, *data_set).splits
             splits = {split: space_logiqa([row for _, row in read_rows(paths)]) for split, paths in found.items()}
-        return self._write(name, splits)
+        return write_rows(self._scratch / name, splits)
 
     def subjects(self) -> set[str]:
         """MMLU's subjects that have rows."""
@@ -142,7 +136,8 @@ class LocalTaskRows:
             if self._alone or (subject, split) not in self._together:
                 problem = f"the {split} rows of MMLU in {self._data_dir} have none of subject {subject!r}"
                 raise UserError(f"{problem}; add its rows or leave the subject out")
-        return self._write(f"{MMLU}/{subject}", {split: self._together[subject, split] for split in ("test", "dev")})
+        splits = {split: self._together[subject, split] for split in ("test", "dev")}
+        return write_rows(self._scratch / MMLU / subject, splits)
 
     @cached_property
     def _together(self) -> dict[tuple[str, str], Rows]:
@@ -158,12 +153,6 @@ class LocalTaskRows:
                 rows.setdefault((row["subject"], split), []).append(row)
         return rows
 
-    def _write(self, name: str, splits: dict[str, Rows]) -> LocalRows:
-        folder = self._scratch / name
-        for split, rows in splits.items():
-            write_rows(folder / f"{split}.jsonl", rows)
-        return LocalRows(folder, "json", {split: [folder / f"{split}.jsonl"] for split in splits})
-
 
 def parse_logiqa(path: Path) -> Rows:
     """Rows of LogiQA's original text file, as the loading script of its data set on the hub would read them.
@@ -171,8 +160,8 @@ def parse_logiqa(path: Path) -> Rows:
     It has blocks of label, context, question and four options, a blank line between; others are a ``UserError``.
     """
     rows, text = [], read_text(path, "LogiQA's rows", "copy it again")
-    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", text.strip())]
-    for number, lines in enumerate(blocks, start=1):
+    for number, block in enumerate(re.split(r"\n\s*\n", text.strip()), start=1):
+        lines = block.splitlines()
         if len(lines) != 7 or lines[0].strip() not in "abcd":
             raise UserError(f"{path}: block {number} is not label, context, question and four options; copy it again")
         label, context, question, *options = lines
@@ -182,12 +171,9 @@ def parse_logiqa(path: Path) -> Rows:
 
 def space_logiqa(rows: Rows) -> Rows:
     """Rows as lm-eval's data set has them, which has a blank after every full stop; rows that have are left alone."""
-
-    def spaced(text: str) -> str:
-        return text.replace(".", ". ").strip()
-
-    texts = [text for row in rows for text in (row["context"], row["question"], *row["options"])]
-    if not any(re.search(r"\.[^ ]", text) for text in texts):
+    texts = [[row["context"], row["question"], *row["options"]] for row in rows]
+    if not any(re.search(r"\.[^ ]", text) for row in texts for text in row):
         return rows
-    texts_of = ({name: spaced(row[name]) for name in ("context", "question")} for row in rows)
-    return [{**row, **new, "options": [*map(spaced, row["options"])]} for row, new in zip(rows, texts_of, strict=True)]
+    spaced = [[text.replace(".", ". ").strip() for text in row] for row in texts]
+    new = ({"context": context, "question": question, "options": options} for context, question, *options in spaced)
+    return [row | changed for row, changed in zip(rows, new, strict=True)]

@@ -3,32 +3,63 @@
 import hashlib
 import json
 import logging
-import math
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from torch import Tensor
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.ranks import Ranks
 from inheritune_lit.io.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share work; by default this one alone.
+
+    Each one gets all requests and does a share. Results are put together by adding tensors in which every entry is one
+    process's and 0 elsewhere, so lm-eval is told of one process only, tasks need no care, and shares need not be equal.
+
+    ``add_up`` sums a tensor over them and gives it back on the device that it came from.
+    """
+
+    rank: int = 0
+    world: int = 1
+    add_up: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (a constant)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that says and writes what all of them found."""
+        return self.rank == 0
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> "Ranks":
+        """The processes of a fabric."""
+        if fabric.world_size == 1:
+            return cls(device=fabric.device)
+
+        def add_up(tensor: Tensor) -> Tensor:
+            summed = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")
+            assert isinstance(summed, Tensor)
+            return summed.to(tensor.device)
+
+        return cls(fabric.global_rank, fabric.world_size, add_up, fabric.device)
+
+
 class ScoreCache:
-    """Results of one model under one way of scoring, in an append-only file.
+    """Results of one model under one way of scoring, in an append-only file of a folder; None keeps nothing.
 
     Each line is a CRC-32 and a JSON pair of key and result. A line that does not fit its CRC, such as the last one of a
-    killed process, is passed over. The file's name is the hash of everything that changes a result, so another
-    checkpoint, tokenizer or setting never finds these.
-
-    A folder holds the files of any number of models, and None keeps nothing; one that cannot be made or read is a
-    ``UserError``. ``identity`` is everything that changes a result; ``writes``, whether this process adds to the file.
+    killed process, is passed over. The file's name is the hash of ``identity``, everything that changes a result, so
+    another checkpoint, tokenizer or setting never finds these. ``writes``: whether this process adds to the file. A
+    folder that cannot be made or read is a ``UserError``.
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], writes: bool = True) -> None:
@@ -40,8 +71,6 @@ class ScoreCache:
         path = folder / f"scores-{digest[:32]}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.is_file():
-                raise UserError(f"{path} is not a file; remove it, or give another folder")
             content = path.read_bytes() if path.is_file() else b""
             if writes:
                 self._file = path.open("ab")
@@ -49,12 +78,12 @@ class ScoreCache:
                     self._file.write(b"\n")
         except OSError as error:
             raise UserError(f"cannot use the score cache {folder}: {error.strerror}; give another folder") from error
-        damaged, lines = 0, content.split(b"\n")
-        for number, line in enumerate(lines):
+        damaged = 0
+        for line in content.split(b"\n")[:-1]:  # a kill may have cut the last one short
             crc, _, pair = line.partition(b" ")
-            if line and crc == _crc(pair) and (entry := _entry(pair)):
-                self._results |= entry
-            elif line and number < len(lines) - 1:  # the last line may be one that was cut short by a kill
+            if crc == _crc(pair):
+                key, self._results[key] = json.loads(pair)
+            elif line:
                 damaged += 1
         if damaged:
             logger.warning("%d damaged lines of %s are passed over and scored again", damaged, path)
@@ -80,17 +109,6 @@ def request_key(kind: str, *parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _entry(pair: bytes) -> dict[str, Any]:
-    """Key and result, nothing where the line holds something else."""
-    with suppress(ValueError, RecursionError):
-        match json.loads(pair):
-            case [str() as key, (list() | int() | float()) as result]:
-                numbers = result if isinstance(result, list) else [result]
-                if all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
-                    return {key: result}
-    return {}
-
-
 def _crc(pair: bytes) -> bytes:
     return f"{zlib.crc32(pair):08x}".encode()
 
@@ -105,8 +123,8 @@ class SharedWork:
     cache: ScoreCache
     ranks: Ranks
 
-    def find(self, names: list[str], empty_NW: torch.Tensor, to_row: Callable[[Any], list[Any]]) -> torch.Tensor:
-        """Rows (N, W) of what is on disk, as the first process sees it: the file may be growing.
+    def find(self, names: list[str], empty_NW: Tensor, to_row: Callable[[Any], list[Any]]) -> tuple[Tensor, list[int]]:
+        """Rows (N, W) of what is on disk, as the first process sees it, and the numbers of what is not.
 
         ``names`` are the requests' (``request_key``); ``to_row`` gives the beginning of a result's row.
         """
@@ -114,29 +132,32 @@ class SharedWork:
             if (result := self.cache.get(name)) is not None:
                 row = to_row(result)
                 empty_NW[number, : len(row)] = torch.tensor(row, dtype=empty_NW.dtype)
-        return self.ranks.add_up(empty_NW)
+        rows_NW = self.ranks.add_up(empty_NW)
+        return rows_NW, [number for number, first in enumerate(rows_NW[:, 0].tolist()) if not first]
 
     def compute(
         self,
         batches: list[list[int]],
         names: list[str],
-        rows_NW: torch.Tensor,
-        rows_of: Callable[[list[int]], torch.Tensor],
+        rows_NW: Tensor,
+        rows_of: Callable[[list[int]], Tensor],
         from_row: Callable[[list[Any]], Any],
         progress: Progress,
     ) -> None:
         """Fill in the rows of requests and add their results to the cache; each process does one batch at a time.
 
         ``rows_of`` computes the rows of a batch, which has numbers of requests; ``from_row`` is the result in a row.
+        Every process computes as many batches as the others, which a sharded model needs: spare ones repeat the last.
         """
         rank, world = self.ranks.rank, self.ranks.world
         for first in range(0, len(batches), world):
             now = batches[first : first + world]
             numbers = [number for batch in now for number in batch]
             own = rows_NW.new_zeros(len(numbers), rows_NW.shape[1])
+            made = rows_of(now[min(rank, len(now) - 1)])
             if rank < len(now):
                 start = sum(map(len, now[:rank]))
-                own[start : start + len(now[rank])] = rows_of(now[rank])
+                own[start : start + len(made)] = made
             rows_NW[numbers] = made = self.ranks.add_up(own)
             results = map(from_row, made.tolist())
             self.cache.add({names[number]: result for number, result in zip(numbers, results, strict=True)})

@@ -15,23 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.evaluator import evaluate
+from torch import Tensor
 
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import bootstrap_stderr, word_perplexity
-from inheritune_lit.evaluation.held_out import BlockLosses, batch_losses, spread, summarize
-from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.held_out import validate
 from inheritune_lit.evaluation.loading import LoadedTask, hidden_bars, told
-from inheritune_lit.evaluation.open_lm import open_lm
-from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.result_folder import HELD_OUT, Record, ResultFolder
-from inheritune_lit.evaluation.score_cache import request_key
+from inheritune_lit.evaluation.open_lm import LitLM, open_lm
+from inheritune_lit.evaluation.results import HELD_OUT, Record, ResultFolder
+from inheritune_lit.evaluation.score_cache import Ranks
 from inheritune_lit.evaluation.scoring import check_finite
 from inheritune_lit.io.manifest import MANIFEST, installed_versions, sha256_file
-from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import without_nan
 from inheritune_lit.model.flops import LONGEST_BLOCK
 
@@ -59,76 +56,61 @@ class CheckpointScorer:
     def check(self, name: str, checkpoint_dir: Path) -> None:
         """Refuse earlier results of another model or other settings (``UserError``) before any work is done."""
         if self._folder is not None and self._folder.has_results(name):
-            lm = self._open(checkpoint_dir, keeps=False)
-            if self._args.val_data is not None:
-                self._folder.read(name, HELD_OUT, self._identity(lm, held_out_settings(self._args)))
-            for task in self._tasks:
-                self._folder.read(name, task.name, self._identity(lm, task.identity))
+            for task, (identity, _) in self._jobs(name, self._open(checkpoint_dir, None)).items():
+                self._folder.read(name, task, identity)
 
     def score(self, name: str, checkpoint_dir: Path) -> dict[str, Record]:
         """Records of everything by its name; that of packed data under ``HELD_OUT``."""
-        if self._folder is not None and self._ranks.is_first:
-            self._folder.open()
-        lm, records = self._open(checkpoint_dir), {}
-        if self._args.val_data is not None:
-            about: Record = {"identity": self._identity(lm, held_out_settings(self._args))}
-            score = partial(self._score_held_out, lm, name, self._args.val_data)
-            records[HELD_OUT] = self._once(name, HELD_OUT, about, score)
-        for number, task in enumerate(self._tasks, start=1):
-            about = {"checkpoint": str(checkpoint_dir), "identity": self._identity(lm, task.identity)}
-            score = partial(score_task, lm, task, self._args.limit)
-            records[task.name] = self._once(name, task.name, about, score, f" ({number} of {len(self._tasks)})")
+        folder, cache_dir = self._folder, self._args.cache_dir
+        if folder is not None:
+            cache_dir = cache_dir or folder.requests
+            if self._ranks.is_first:
+                folder.open()
+        records: dict[str, Record] = {}
+        lm = self._open(checkpoint_dir, cache_dir)
+        for task, (identity, score) in self._jobs(name, lm).items():
+            record = folder.read(name, task, identity) if folder is not None else None
+            if record is None:
+                if task != HELD_OUT and self._ranks.is_first:
+                    number = len(records.keys() - {HELD_OUT}) + 1
+                    logger.info("%s: %s (%d of %d)", name, task, number, len(self._tasks))
+                scored, samples = score()
+                record = {"checkpoint": str(checkpoint_dir), "identity": identity} | scored
+                if folder is not None and self._ranks.is_first:
+                    folder.write(name, task, record, samples if self._args.log_samples else [])
+            records[task] = record
         return records
 
-    def _once(self, name: str, task: str, about: Record, score: Callable[[], Scored], count: str = "") -> Record:
-        """The record that is kept, or a new one."""
-        record = self._folder.read(name, task, about["identity"]) if self._folder is not None else None
-        if record is None:
-            if count and self._ranks.is_first:
-                logger.info("%s: %s%s", name, task, count)
-            scored, samples = score()
-            record = about | scored
-            if self._folder is not None and self._ranks.is_first:
-                self._folder.write(name, task, record, samples if self._args.log_samples else [])
-        return record
-
-    def _score_held_out(self, lm: LitLM, name: str, folder: Path) -> Scored:
-        """The loss in nats per token, as ``validate`` has it."""
-        block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
-        dataset = PackedDataset(folder, "val", block_size)
-        blocks, size = spread(dataset, _most_blocks(self._args)), max(1, _TOKENS // block_size)
-        names = [request_key("held out", dataset[block].tobytes()) for block in blocks]
-        # Row: 1 where there is a loss, the loss.
-        losses_N2 = lm.work.find(names, torch.zeros(len(blocks), 2, dtype=torch.float64), lambda loss: [1.0, loss])
-        left = [number for number, there in enumerate(losses_N2[:, 0].tolist()) if not there]
-
-        def losses_of(batch: list[int]) -> torch.Tensor:
-            tokens_BT1 = torch.from_numpy(dataset.batch([blocks[number] for number in batch])).to(self._ranks.device)
-            losses_B = batch_losses(lm.model, tokens_BT1)
-            check_finite(losses_B)
-            return torch.stack([torch.ones(len(batch), dtype=torch.float64), losses_B], dim=1)
-
-        batches = [left[start : start + size] for start in range(0, len(left), size)]
-        hidden, done = not self._ranks.is_first, len(blocks) - len(left)
-        with Progress(f"{name}: held-out text", len(blocks), "block", done, hidden=hidden) as progress:
-            lm.work.compute(batches, names, losses_N2, losses_of, lambda row: row[1], progress)
-        losses = BlockLosses(losses_N2[:, 1].tolist(), dataset.targets(blocks).tolist(), dataset.domains_of(blocks))
-        return {**without_nan(asdict(summarize(losses))), "block_size": block_size}, []
-
-    def _open(self, checkpoint_dir: Path, keeps: bool = True) -> LitLM:
+    def _open(self, checkpoint_dir: Path, cache_dir: Path | None) -> LitLM:
         options = {name: getattr(self._args, name) for name in ("dtype", "quantize", "bos", "max_batch_tokens")}
-        cache_dir = self._args.cache_dir if keeps else None
-        if keeps and self._folder is not None and cache_dir is None:
-            cache_dir = self._folder.requests
         device = str(self._ranks.device)
         return open_lm(checkpoint_dir, **options, cache_dir=cache_dir, device=device, ranks=self._ranks)
 
-    def _identity(self, lm: LitLM, more: Record) -> Record:
-        """What must not change between the parts of a result: the model and the settings it is read with."""
+    def _jobs(self, name: str, lm: LitLM) -> dict[str, tuple[Record, Callable[[], Scored]]]:
+        """What is to be scored: the model and settings that must not change between its parts, and how to."""
+        jobs: dict[str, tuple[Record, Callable[[], Scored]]] = {}
+        if (val_data := self._args.val_data) is not None:
+            jobs[HELD_OUT] = held_out_settings(self._args), partial(self._score_held_out, name, lm, val_data)
+        jobs |= {task.name: (task.identity, partial(score_task, lm, task, self._args.limit)) for task in self._tasks}
         installed = installed_versions()
         versions = {name: installed.get(name) for name in ("inheritune-lit", "torch", "litgpt", "lm-eval")}
-        same = {**lm.provenance(), "limit": self._args.limit, "versions": versions, **more}
-        return json.loads(json.dumps(same))  # as it will be read again: tuples become lists
+        same = {**lm.provenance(), "limit": self._args.limit, "versions": versions}
+        # As it will be read again: tuples become lists.
+        return {task: (json.loads(json.dumps(same | own)), score) for task, (own, score) in jobs.items()}
+
+    def _score_held_out(self, name: str, lm: LitLM, val_data: Path) -> Scored:
+        """The loss in nats per token, as ``validate`` has it."""
+        block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
+
+        def model(tokens_BT: Tensor) -> Tensor:
+            logits_BTV = lm.model(tokens_BT)
+            check_finite(logits_BTV)
+            return logits_BTV
+
+        dataset, batch = PackedDataset(val_data, "val", block_size), max(1, _TOKENS // block_size)
+        about = {"label": f"{name}: held-out text", "ranks": self._ranks, "cache": lm.work.cache}
+        found = validate(model, dataset, batch, _most_blocks(self._args), **about)
+        return {**without_nan(asdict(found)), "block_size": block_size}, []
 
 
 def held_out_settings(args: EvaluateArgs) -> Record:
@@ -152,11 +134,11 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
     """
     start, truncated = time.monotonic(), lm.truncated
     tokens, requests = lm.scorer.tokens_computed, lm.scorer.requests_scored
-    name, task = loaded.name, loaded.task
+    name = loaded.name
     # Our bar goes to the real stderr. lm-eval's cache of requests is keyed by text alone, so that another model would
     # be given the first one's: it stays off.
     with explain_task(name), hidden_bars(), redirect_stdout(io.StringIO()):
-        tasks = {"tasks": {name: task}, "groups": {}, "group_map": {}}
+        tasks = {"tasks": {name: loaded.task}, "groups": {}, "group_map": {}}
         outcome = evaluate(lm, tasks, limit=limit, cache_requests=False, bootstrap_iters=1000, log_samples=True)
         everything = outcome["samples"][name]
         filters = list(dict.fromkeys(sample["filter"] for sample in everything))
@@ -170,7 +152,7 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
         if "word_perplexity" in scores:
             rows_N2 = np.array(documents["word_perplexity"])
             scores["word_perplexity"]["stderr"] = bootstrap_stderr(rows_N2, word_perplexity)
-        answers, choices = zip(*(_answer(task, sample["doc"]) for sample in samples), strict=True)
+        answers, choices = zip(*(loaded.answers[sample["doc_id"]] for sample in samples), strict=True)
     record = {
         **loaded.identity,
         "scores": scores,
@@ -207,9 +189,8 @@ def explain_task(name: str) -> Iterator[None]:
             called = {each.f_code.co_name for each in frames[number + 1 : number + 3]}  # a decorator may stand between
             if "doc_id" in frame.f_locals and called & _OF_ONE_ROW:
                 row = f", row {frame.f_locals['doc_id'] + 1}"
-        raise UserError(
-            f"task {name!r}{row}: lm-eval cannot score it ({told(error)}); leave it out or fix it"
-        ) from error
+        problem = f"task {name!r}{row}: lm-eval cannot score it ({told(error)})"
+        raise UserError(f"{problem}; leave it out or fix it") from error
 
 
 def _scores(raw: Record, documents: dict[str, list[Any]], first: str, directions: Record) -> dict[str, Record]:
@@ -231,16 +212,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return float(value) if isinstance(value, bool | int | float | np.number) else str(value)
-
-
-def _answer(task: Any, doc: Record) -> tuple[int | list[int] | None, int | None]:
-    """Indices of the right choices, or of the only one, and how many there are; None where the task has no such."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return None, None
-    text, target, choices = task.doc_to_text(doc), task.doc_to_target(doc), task.doc_to_choice(doc)
-    answer = text if isinstance(text, int) else target  # WinoGrande has the answers as contexts
-    if isinstance(answer, str) and answer in choices:
-        answer = choices.index(answer)
-    if isinstance(answer, list) and not all(isinstance(each, int) for each in answer):
-        answer = None
-    return (answer if isinstance(answer, int | list) else None), len(choices)

@@ -1,13 +1,21 @@
-"""Log-likelihoods of many continuations: each shared beginning is computed once, the head where it is needed."""
+"""Log-likelihoods of many continuations: each shared beginning is computed once, the head where it is needed.
 
+Sequences sorted by their ids are a depth-first walk through their prefix tree. A row of the walk lists the tree's nodes
+in that order, so the nodes below a node stand directly behind it, and where they end says who may attend to it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import TextIO
 
 import numpy as np
 import torch
 from litgpt.model import GPT
+from torch import Tensor
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.prefix_tree import Row, build_row, split_rows, to_ids, tree_size
 from inheritune_lit.evaluation.score_cache import SharedWork, request_key
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.attention import Attend, LayerAttention
@@ -19,9 +27,88 @@ _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
 """Logits held at once: bounds the head's memory, whatever the vocabulary."""
 
 Request = tuple[bytes, bytes]
-"""Keys (``prefix_tree.to_key``) of the input and of the continuation, of which all but the last id end the input."""
+"""Keys (``to_key``) of the input and of the continuation, of which all but the last id end the input."""
 Score = tuple[float, bool]
 """Log-likelihood in nats, and whether the continuation is the greedy choice."""
+# Big-endian ids sort as bytes the way they sort as numbers.
+_IDS = np.dtype(">u4")
+
+
+def to_key(ids: Sequence[int]) -> bytes:
+    """Token ids as bytes: small, hashable, and sorted like the ids."""
+    return np.asarray(ids, dtype=_IDS).tobytes()
+
+
+def to_ids(key: bytes) -> np.ndarray:
+    """Token ids of a key, int64."""
+    return np.frombuffer(key, dtype=_IDS).astype(np.int64)
+
+
+def shared_lengths(keys: Sequence[bytes]) -> list[int]:
+    """Number of first ids that each key shares with the one before it; 0 for the first."""
+    shared = [0] * len(keys)
+    for number, (before, key) in enumerate(pairwise(keys), start=1):
+        common = min(len(before), len(key))
+        differ = np.frombuffer(before[:common], dtype=np.uint32) != np.frombuffer(key[:common], dtype=np.uint32)
+        shared[number] = int(differ.argmax()) if differ.any() else len(differ)
+    return shared
+
+
+def tree_size(keys: Sequence[bytes]) -> int:
+    """Nodes of the prefix tree of sorted keys: the fewest tokens that must be computed."""
+    return sum(map(len, keys)) // _IDS.itemsize - sum(shared_lengths(keys))
+
+
+def split_rows(keys: Sequence[bytes], capacity: int) -> list[list[bytes]]:
+    """Cut sorted, distinct keys into rows of at most ``capacity`` tokens; a longer sequence has a row of its own.
+
+    A row begins with a whole sequence, so what it shares with the row before is computed again: rows lose little when
+    ``capacity`` is several times the shared beginning.
+    """
+    rows: list[list[bytes]] = []
+    tokens = 0
+    for key, shared in zip(keys, shared_lengths(keys), strict=True):
+        length = len(key) // _IDS.itemsize
+        tokens += length - shared
+        if not rows or tokens > capacity:
+            rows.append([])
+            tokens = length
+        rows[-1].append(key)
+    return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """Part of a prefix tree; L nodes in depth-first order.
+
+    A node's depth is the number of its ancestors, which is its token's position in its sequences. Its end is the index
+    behind its last descendant: node x descends from y where y <= x < end[y]. ``paths`` are the nodes of each sequence,
+    from its first token to its last.
+    """
+
+    tokens_L: np.ndarray
+    depth_L: np.ndarray
+    end_L: np.ndarray
+    paths: list[np.ndarray]
+
+
+def build_row(keys: Iterable[bytes]) -> Row:
+    """The prefix tree of sorted, distinct keys."""
+    keys = list(keys)
+    tokens_L, depth_L, end_L = (np.empty(tree_size(keys), dtype=np.int64) for _ in range(3))
+    paths: list[np.ndarray] = []
+    path, at = np.empty(0, dtype=np.int64), 0
+    for key, common in zip(keys, shared_lengths(keys), strict=True):
+        ids = to_ids(key)
+        new = len(ids) - common
+        end_L[path[common:]] = at
+        tokens_L[at : at + new] = ids[common:]
+        depth_L[at : at + new] = np.arange(common, len(ids))
+        path = np.concatenate([path[:common], np.arange(at, at + new)])
+        paths.append(path)
+        at += new
+    end_L[path] = at
+    return Row(tokens_L, depth_L, end_L, paths)
 
 
 class TreePlan:
@@ -37,25 +124,20 @@ class TreePlan:
         self._depth_L, self._end_L = torch.from_numpy(row.depth_L), torch.from_numpy(row.end_L)
         self._is_chain = len(row.paths) == 1
         self._queries = _QUERIES.get(device.type, 512)
-        self._blocks: dict[int | None, list[tuple[slice, slice | torch.Tensor, torch.Tensor]]] = {}
+        self._blocks: dict[int | None, list[tuple[slice, Tensor, Tensor]]] = {}
 
-    def attend(
-        self, attend: Attend, layer: LayerAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, attend: Attend, layer: LayerAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._is_chain and (layer.window is None or layer.window >= len(self._depth_L)):
             return attend(q, k, v, None)
         if layer.window not in self._blocks:
             starts = range(0, len(self._depth_L), self._queries)
             self._blocks[layer.window] = [self._block(start, layer, q) for start in starts]
         parts = []
-        for queries, keys, mask in self._blocks[layer.window]:
-            seen = (x[:, :, keys] if isinstance(keys, slice) else x.index_select(2, keys) for x in (k, v))
-            parts.append(attend(q[:, :, queries], *seen, mask))
+        for queries, keys_K, mask in self._blocks[layer.window]:
+            parts.append(attend(q[:, :, queries], k.index_select(2, keys_K), v.index_select(2, keys_K), mask))
         return torch.cat(parts, dim=1)
 
-    def _block(
-        self, start: int, layer: LayerAttention, like: torch.Tensor
-    ) -> tuple[slice, slice | torch.Tensor, torch.Tensor]:
+    def _block(self, start: int, layer: LayerAttention, like: Tensor) -> tuple[slice, Tensor, Tensor]:
         """Queries, keys and mask of the block that begins at ``start``."""
         stop = min(start + self._queries, len(self._depth_L))
         queries_Q = torch.arange(start, stop)
@@ -66,15 +148,11 @@ class TreePlan:
             visible_QK &= self._depth_L[queries_Q][:, None] - self._depth_L[keys_K] < layer.window
             seen_K = visible_QK.any(dim=0)
             keys_K, visible_QK = keys_K[seen_K], visible_QK[:, seen_K]
-        first, last = int(keys_K[0]), int(keys_K[-1])
-        keys = slice(first, last + 1) if last - first == len(keys_K) - 1 else keys_K.to(like.device)
-        return slice(start, stop), keys, layer.mask(visible_QK.to(like.device), like)
+        return slice(start, stop), keys_K.to(like.device), layer.mask(visible_QK.to(like.device), like)
 
 
 class Scorer:
-    """Scores continuations with a model after ``install_plans``.
-
-    ``work`` has scores of earlier processes, and the processes of this run; progress is shown on ``stream``.
+    """Scores continuations with a model after ``install_plans``; progress is shown on ``stream``, stderr when None.
 
     Attributes:
         requests_scored: requests computed, which excludes repeated and cached ones.
@@ -82,7 +160,7 @@ class Scorer:
         tokens_minimum: nodes of the requests' prefix trees, the fewest tokens that could have gone through.
     """
 
-    def __init__(self, model: GPT, max_batch_tokens: int, work: SharedWork, stream: TextIO) -> None:
+    def __init__(self, model: GPT, max_batch_tokens: int, work: SharedWork, stream: TextIO | None = None) -> None:
         self._model, self._max_batch_tokens, self._work, self._stream = model, max_batch_tokens, work, stream
         self._device = model.transformer.wte.weight.device
         self.requests_scored = self.tokens_computed = self.tokens_minimum = 0
@@ -93,32 +171,28 @@ class Scorer:
         names = [request_key("loglikelihood", *request) for request in distinct]
         # Row: 1 where there is a score, log-likelihood, greedy.
         empty_N3 = torch.zeros(len(distinct), 3, dtype=torch.float64)
-        scores_N3 = self._work.find(names, empty_N3, lambda score: [1.0, *score])
+        scores_N3, left = self._work.find(names, empty_N3, lambda score: [1.0, *score])
         numbers_of: dict[bytes, list[int]] = {}
-        for number, (request, there) in enumerate(zip(distinct, scores_N3[:, 0].tolist(), strict=True)):
-            if not there:
-                numbers_of.setdefault(request[0], []).append(number)
-
-        def rows_of(batch: list[int]) -> torch.Tensor:
-            return self._score_row([distinct[number] for number in batch])
-
+        for number in left:
+            numbers_of.setdefault(distinct[number][0], []).append(number)
         keys = sorted(numbers_of)
         rows = split_rows(keys, self._max_batch_tokens)
-        total = sum(map(len, numbers_of.values()))
-        self.requests_scored += total
+        self.requests_scored += len(left)
         self.tokens_computed += sum(map(tree_size, rows))
         self.tokens_minimum += tree_size(keys)
         if rows:
             hidden = not self._work.ranks.is_first
-            with Progress("score", total, "request", stream=self._stream, hidden=hidden) as progress:
+            with Progress("score", len(left), "request", stream=self._stream, hidden=hidden) as progress:
                 batches = [[number for key in row for number in numbers_of[key]] for row in rows]
+                rows_of = partial(self._score_row, distinct)
                 self._work.compute(batches, names, scores_N3, rows_of, _score_in, progress)
         found = dict(zip(distinct, map(_score_in, scores_N3.tolist()), strict=True))
         return [found[request] for request in requests]
 
     @torch.inference_mode()
-    def _score_row(self, requests: list[Request]) -> torch.Tensor:
-        """Rows of the scores of requests, whose keys are sorted and make up one packed row."""
+    def _score_row(self, distinct: list[Request], numbers: list[int]) -> Tensor:
+        """Rows of the scores of some requests, whose keys are sorted and make up one packed row."""
+        requests = [distinct[number] for number in numbers]
         keys = list(dict.fromkeys(key for key, _ in requests))
         row = build_row(keys)
         tokens_1L, depth_1L = (torch.from_numpy(x).to(self._device)[None] for x in (row.tokens_L, row.depth_L))
@@ -142,15 +216,10 @@ class Scorer:
         sums_J2.index_add_(0, requests_M, torch.stack([logprobs_M.double(), (~greedy_M).double()], dim=1))
         return torch.stack([torch.ones(len(wanted)), sums_J2[:, 0], sums_J2[:, 1] == 0], dim=1)
 
-    def _score_targets(
-        self, hidden_NC: torch.Tensor, targets_M: torch.Tensor, owners_M: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score_targets(self, hidden_NC: Tensor, targets_M: Tensor, owners_M: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) in fp32 of target tokens, and whether each has the highest logit (M,), on the CPU.
 
-        Args:
-            hidden_NC: hidden states of distinct positions.
-            targets_M: tokens to score.
-            owners_M: the position of each target, as an index into ``hidden_NC``, ascending.
+        ``owners_M`` are the positions that predict the targets, as indices into ``hidden_NC``, ascending.
         """
         logprobs, greedy = [], []
         rows = max(1, _LOGITS.get(self._device.type, 1 << 27) // self._model.config.padded_vocab_size)
@@ -164,7 +233,7 @@ class Scorer:
         return torch.cat(logprobs), torch.cat(greedy)
 
 
-def check_finite(values: torch.Tensor) -> None:
+def check_finite(values: Tensor) -> None:
     """Refuse what a model with damaged weights computes: argmax would make a choice of NaN."""
     if not bool(values.isfinite().all()):
         kind = "NaN" if bool(values.isnan().any()) else "infinite values"

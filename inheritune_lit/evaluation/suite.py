@@ -1,6 +1,6 @@
 """Suites: which tasks make a table, and what the paper's table says, read from YAML."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,16 +69,25 @@ def load_suite(name: str) -> Suite:
         known = sorted(file.stem for file in suites_dir().glob("*.yaml"))
         hint = suggest(name, known, f"give one of {', '.join(known)}, or a YAML file")
         raise UserError(f"unknown suite {name!r}; {hint}")
+    hint = f"see {suites_dir() / 'quick.yaml'}"
     try:
-        text = read_yaml(path, "a suite", f"see {suites_dir() / 'quick.yaml'}")
+        text = {"name": path.stem, "title": path.stem, **read_yaml(path, "a suite", hint)}
     except UserError as error:
         raise UserError(f"{path} is not a suite: {error}") from error
     for key, kind, what in (("columns", Column, "column"), ("paper", PaperRow, "paper row")):
-        rows = text.get(key) or []
-        if not isinstance(rows, list):
-            raise UserError(f"{path} is not a suite: {key} is a {type(rows).__name__}; give a list")
-        text[key] = [_checked(kind, row, path, what) for row in rows]
-    suite = _checked(Suite, {"name": path.stem, "title": path.stem, **text}, path, "suite")
+        text[key] = text.get(key) or []
+        if not isinstance(text[key], list):
+            raise UserError(f"{path} is not a suite: {key} is a {type(text[key]).__name__}; give a list")
+        for row in text[key]:
+            _check_names(kind, row, path, what)
+    _check_names(Suite, text, path, "suite")
+    if not text["columns"]:
+        raise UserError(f"{path} is not a suite: it has no columns; {hint}")
+    for column in text["columns"]:
+        if (floor := column.get("floor", "auto")) not in get_args(FloorKind):
+            floors = ", ".join(get_args(FloorKind))
+            raise UserError(f"{path}: column {column['title']!r} has floor {floor!r}; give one of {floors}")
+    suite = to_record(text, Suite, path, "a suite", hint)
     _check(suite, path)
     return suite
 
@@ -94,26 +103,18 @@ def suite_of_tasks(tasks: str | None) -> Suite:
     return Suite(name="tasks", title="Tasks", columns=columns)
 
 
-def _checked(kind: type, values: Any, path: Path, what: str) -> Any:
+def _check_names(kind: Any, values: Any, path: Path, what: str) -> None:
     names = [entry.name for entry in fields(kind)]
     if not isinstance(values, dict):
         raise UserError(f"{path}: a {what} is {values!r}; give its fields, {', '.join(names)}")
     if unknown := [str(key) for key in values if key not in names]:
         raise UserError(f"{path}: a {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UserError(f"{path}: a {what} is incomplete ({str(error).split('__init__() ')[-1]})") from error
+    optional = [entry.name for entry in fields(kind) if (entry.default, entry.default_factory) != (MISSING, MISSING)]
+    if lacking := [name for name in names if name not in (*values, *optional)]:
+        raise UserError(f"{path}: a {what} is incomplete; give its {', '.join(lacking)}")
 
 
 def _check(suite: Suite, path: Path) -> None:
-    if not suite.columns:
-        raise UserError(f"{path} is not a suite: it has no columns; see {suites_dir() / 'quick.yaml'}")
-    for column in suite.columns:
-        if column.floor not in get_args(FloorKind):
-            floors = ", ".join(get_args(FloorKind))
-            raise UserError(f"{path}: column {column.title!r} has floor {column.floor!r}; give one of {floors}")
-    to_record(asdict(suite), Suite, path, "a suite", f"see {suites_dir() / 'quick.yaml'}")
     titles = [column.title for column in suite.columns]
     shots: dict[str, int | None] = {}
     for column in suite.columns:

@@ -1,13 +1,18 @@
-"""Task files as lm-eval takes them, read without running their code or opening what lies elsewhere."""
+"""Task files as lm-eval takes them: they run no code, open nothing elsewhere, and their templates have an end."""
 
 import re
+import resource
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import FewshotConfig, TaskConfig
@@ -18,6 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.evaluation.local_rows import LocalRows
+from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.io.reading import read_yaml
 
 Config = dict[str, Any]
@@ -27,9 +33,14 @@ _REMEDY = "write it as lm-eval's task guide says"
 _BUILDERS = ("json", "csv", "parquet", "text")
 _PLAIN = ("data_files", "data_dir", "revision", "field", "delimiter", "sep", "column_names", "header", "columns")
 """Arguments of the data library that neither write nor run anything."""
+_DROPPED = ("cache_dir", "trust_remote_code")
 _TASK_FIELDS = [field.name for field in fields(TaskConfig)]
 _GROUP_FIELDS = [field.name for field in fields(GroupConfig)]
 _MOST_REPEATS = 1024
+_BYTES = 1 << 27
+"""Memory that a template may take."""
+_SECONDS = 10
+"""Seconds that a template may take."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +56,16 @@ class FileTask:
     rows: LocalRows | None
 
 
-class TaskFiles:
-    """Reads task files and the files that they name, which have to be beside them or in ``data_dir``."""
+def read_task_file(path: Path, manager: TaskManager, data_dir: Path | None) -> list[FileTask]:
+    """The tasks of a file, its own or those of its group; what it names has to be beside it or in ``data_dir``.
 
-    def __init__(self, manager: TaskManager, data_dir: Path | None) -> None:
-        self._manager, self._data_dir = manager, data_dir
-
-    def read(self, path: Path) -> list[FileTask]:
-        """The tasks of a file: its own, or those of its group.
-
-        Raises:
-            UserError: it is no task file, or wants something that only lm-eval's own tasks may.
-        """
-        if not path.exists():
-            raise UserError(f"cannot read the task file {path}: there is none; give the path of one")
-        roots = [folder.resolve() for folder in (path.parent, self._data_dir) if folder is not None]
-        return list(_Reader(self._manager, path, roots).tasks(path, {}))
+    Raises:
+        UserError: it is no task file, or wants something that only lm-eval's own tasks may.
+    """
+    if not path.exists():
+        raise UserError(f"cannot read the task file {path}: there is none; give the path of one")
+    roots = [folder.resolve() for folder in (path.parent, data_dir) if folder is not None]
+    return list(_Reader(manager, path, roots).tasks(path, {}))
 
 
 class _Reader:
@@ -87,8 +92,7 @@ class _Reader:
         if path.resolve() in above:
             raise UserError(f"{path} includes itself; take the `include` out")
         if path.resolve().is_relative_to(_OWN):
-            own: Config = load_yaml(path, resolve_func=True)
-            return own
+            return dict(load_yaml(path, resolve_func=True))
         try:
             config = read_yaml(path, "a task file", _REMEDY)
         except UserError as error:
@@ -150,22 +154,23 @@ class _Reader:
         return None
 
     def _task(self, path: Path, config: Config, base: str | None) -> FileTask:
-        if not isinstance(config.get("task"), str):
+        name = config.get("task")
+        if not isinstance(name, str):
             raise UserError(f"{path} is not a task file: it has no field `task` that names it; {_REMEDY}")
+        if not re.fullmatch(r"[\w:+()' -][\w.:+()', -]{0,199}", name) or len(name.encode()) > 200:  # a file's name too
+            raise UserError(f"{path} has the task name {name!r}; give letters, digits, dots, hyphens and underscores")
         config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
-        name = check_name(config["task"], path)
         _check_fields(path, config)
         rows = self._rows(path, config) if base is None or "dataset_path" in config else None
         return FileTask(name, config, base, rows)
 
     def _rows(self, path: Path, config: Config) -> LocalRows | None:
         """The rows of a task, None for the hub's."""
-        source, kwargs = config.get("dataset_path"), config.get("dataset_kwargs") or {}
+        source, kwargs = config.get("dataset_path"), config.setdefault("dataset_kwargs", {})
         files = kwargs.get("data_files")
         if source in _BUILDERS:
             if not files or kwargs.get("data_dir"):
                 raise UserError(f"{path} has {source} rows without data_files; name files beside it")
-            config["dataset_kwargs"] = kwargs
             return LocalRows(path.parent, str(source), {split: [*map(Path, paths)] for split, paths in files.items()})
         if not isinstance(source, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*|\w[\w.-]*", source):
             raise UserError(f"{path} has dataset_path {source!r}; give {', '.join(_BUILDERS)} or a data set of the hub")
@@ -178,7 +183,6 @@ class _Reader:
         for file in [each for value in named for each in _listed(value)] + _listed(kwargs.get("data_dir")):
             if not isinstance(file, str) or file.startswith(("/", "~")) or "://" in file or ".." in file:
                 raise UserError(f"{path} names {file!r}, which is not a file of its data set; take it out")
-        config["dataset_kwargs"] = kwargs
         return None
 
     def _files(self, path: Path, files: Any) -> dict[str, list[str]]:
@@ -189,9 +193,7 @@ class _Reader:
             for name in _listed(names):
                 paths = [self._inside(path, name, f"rows of split {split}")]
                 if not paths[0].is_file():
-                    folder, pattern = paths[0].parent, paths[0].name
-                    beside = sorted(folder.iterdir()) if folder.is_dir() else []
-                    named = [each for each in beside if fnmatchcase(each.name, pattern)]
+                    named = sorted(paths[0].parent.glob(paths[0].name))
                     paths = [self._inside(path, str(each), "rows") for each in named]
                 if not paths or not all(one.is_file() for one in paths):
                     raise UserError(f"{path} names {name} for split {split}, which is not beside it; put it there")
@@ -209,14 +211,6 @@ class _Reader:
         return found
 
 
-def check_name(name: str, path: Path | None = None) -> str:
-    """A task's name, which is also that of its files in the results; one that leads elsewhere is a ``UserError``."""
-    if not re.fullmatch(r"[\w:+()' -][\w.:+()', -]{0,199}", name) or len(name.encode()) > 200:
-        where = f"{path} has the task name" if path else "there is a task called"
-        raise UserError(f"{where} {name!r}; give letters, digits, dots, hyphens and underscores")
-    return name
-
-
 def _check_fields(path: Path, config: Config) -> None:
     """Refuse what lm-eval does not know, or would run or look for elsewhere."""
     for key in config:
@@ -226,11 +220,10 @@ def _check_fields(path: Path, config: Config) -> None:
     few = config.get("fewshot_config") or {}
     if not isinstance(few, dict) or any(key not in [field.name for field in fields(FewshotConfig)] for key in few):
         raise UserError(f"{path}: fewshot_config is {few!r}; {_REMEDY}")
-    if unknown := [key for key in config.get("dataset_kwargs") or {} if key not in (*_PLAIN, *_DROPPED)]:
-        raise UserError(f"{path}: dataset_kwargs has {unknown[0]!r}; give only {', '.join(_PLAIN)}")
-    if config.get("dataset_kwargs"):
-        kept = {key: value for key, value in config["dataset_kwargs"].items() if key not in _DROPPED}
-        config["dataset_kwargs"] = kept
+    if kwargs := config.pop("dataset_kwargs", None):
+        config["dataset_kwargs"] = kept = {key: kwargs[key] for key in kwargs if key not in _DROPPED}
+        if unknown := [key for key in kept if key not in _PLAIN]:
+            raise UserError(f"{path}: dataset_kwargs has {unknown[0]!r}; give only {', '.join(_PLAIN)}")
     for key, least, most in (("num_fewshot", 0, 1 << 20), ("repeats", 1, _MOST_REPEATS)):
         value = config.get(key)
         if value is not None and not (type(value) is int and least <= value <= most):
@@ -251,8 +244,64 @@ def _check_fields(path: Path, config: Config) -> None:
         raise UserError(f"{path}: use_prompt is {prompt!r}; write a template as doc_to_text instead")
 
 
-_DROPPED = ("cache_dir", "trust_remote_code")
-
-
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def use_sandbox() -> None:
+    """Have lm-eval render all templates in a sandbox, bounded in time and memory: their authors may be anybody."""
+    from lm_eval import utils
+
+    if isinstance(utils.env, SandboxedEnvironment):
+        return
+    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = lambda text, pattern, new, count=0: re.sub(pattern, new, text, count=count)
+
+    @lru_cache(maxsize=1024)
+    def compiled(template: str) -> Template:
+        return environment.from_string(template)
+
+    def apply_template(template: str, doc: dict[str, Any]) -> str:
+        with _bounded_time(_SECONDS), _bounded_memory(_BYTES):
+            return compiled(template).render(**doc)
+
+    utils.env, utils.apply_template = environment, apply_template
+
+
+class _TooLong(BaseException):
+    """No ``Exception``: Jinja passes over those where it computes constants."""
+
+
+@contextmanager
+def _bounded_time(seconds: int) -> Iterator[None]:
+    """Raise ``TimeoutError`` in a block that takes longer; only the main thread can be interrupted."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _TooLong
+
+    with handle_signals(stop, signal.SIGALRM) as handled:
+        if handled:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        except _TooLong as error:
+            raise TimeoutError(f"it takes longer than {seconds} s") from error
+        finally:
+            if handled:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def _bounded_memory(size: int) -> Iterator[None]:
+    """Raise ``OverflowError`` in a block that takes more bytes; where the system does not say what it has, never."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = Path("/proc/self/statm")
+    if taken.exists():
+        most = int(taken.read_text().split()[0]) * resource.getpagesize() + size
+        resource.setrlimit(resource.RLIMIT_AS, (most if soft < 0 else min(soft, most), hard))
+    try:
+        yield
+    except MemoryError as error:
+        raise OverflowError(f"a template takes more than {size:,} bytes") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -10,8 +10,7 @@ from lm_eval.tasks import TaskManager
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.evaluation.local_rows import LocalRows, LocalTaskRows
 from inheritune_lit.evaluation.suite import MMLU
-from inheritune_lit.evaluation.task_files import FileTask, TaskFiles
-from inheritune_lit.evaluation.templates import use_sandbox
+from inheritune_lit.evaluation.task_files import FileTask, read_task_file, use_sandbox
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class TaskResolver:
         for name in asked:
             number = self._num_fewshot if self._num_fewshot is not None else (shots or {}).get(name)
             if name.endswith((".yaml", ".yml")):
-                described = TaskFiles(task_manager(), self._data_dir).read(Path(name))
+                described = read_task_file(Path(name), task_manager(), self._data_dir)
             else:
                 names = [name]
                 if name == MMLU:

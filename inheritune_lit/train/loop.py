@@ -15,7 +15,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import MixtureSampler, micro_batch_samples
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import Stopped, ValidationResult, validate
-from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.evaluation.score_cache import Ranks
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import TrainingArgs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import make_checkpoint, make_packed
 
+from inheritune_lit.analysis.analyze import draw_sequences
 from inheritune_lit.analysis.result import load_analysis
-from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.cli import main
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.errors import UserError

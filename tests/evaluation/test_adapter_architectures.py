@@ -14,10 +14,8 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.evaluation import scoring as attention
 from inheritune_lit.evaluation.generation import GenerationSettings, generate
-from inheritune_lit.evaluation.prefix_tree import to_key
-from inheritune_lit.evaluation.ranks import Ranks
-from inheritune_lit.evaluation.score_cache import ScoreCache, SharedWork
-from inheritune_lit.evaluation.scoring import Scorer
+from inheritune_lit.evaluation.score_cache import Ranks, ScoreCache, SharedWork
+from inheritune_lit.evaluation.scoring import Scorer, to_key
 from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.model.attention import install_plans
 

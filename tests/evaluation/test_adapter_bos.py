@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.lit_lm import Encoder
+from inheritune_lit.evaluation.open_lm import Encoder
 from inheritune_lit.tokenizer import Tokenizer
 
 

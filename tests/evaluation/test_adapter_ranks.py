@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from lightning.fabric import Fabric
 from inheritune_lit.evaluation.open_lm import open_lm
-from inheritune_lit.evaluation.ranks import Ranks
+from inheritune_lit.evaluation.score_cache import Ranks
 
 checkpoint, out, cache, asked = (*map(Path, sys.argv[1:4]), json.loads(sys.argv[4]))
 

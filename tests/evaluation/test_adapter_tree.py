@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune_lit.evaluation.prefix_tree import build_row, split_rows, to_ids, to_key, tree_size
+from inheritune_lit.evaluation.scoring import build_row, split_rows, to_ids, to_key, tree_size
 
 # Few different ids make shared beginnings and sequences that begin others; 300 and 70000 need more than one byte.
 IDS = st.sampled_from([0, 1, 300, 70_000])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inheritune_lit.cli import main
-from inheritune_lit.evaluation.lit_lm import LitLM
+from inheritune_lit.evaluation.open_lm import LitLM
 from inheritune_lit.io.folders import own_folder
 
 

@@ -20,8 +20,8 @@ from inheritune_lit.evaluation import scorer
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.evaluation.cells import floor_of
 from inheritune_lit.evaluation.harness import evaluate
-from inheritune_lit.evaluation.lit_lm import LitLM
-from inheritune_lit.evaluation.result_folder import ResultFolder
+from inheritune_lit.evaluation.open_lm import LitLM
+from inheritune_lit.evaluation.results import ResultFolder
 from inheritune_lit.evaluation.score_cache import SharedWork
 from inheritune_lit.io.folders import own_folder
 

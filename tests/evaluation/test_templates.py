@@ -7,7 +7,7 @@ import pytest
 from jinja2 import BaseLoader, Environment, StrictUndefined
 from lm_eval import utils
 
-from inheritune_lit.evaluation import templates
+from inheritune_lit.evaluation import task_files as templates
 
 DOC = {"q": "a hello", "c": ["a", "b"], "n": 331_000_000, "t": "x" * 5000}
 HARMLESS = [
