@@ -165,9 +165,7 @@ class _TwoGenerations(dict):
     """Words and their ids; of those not asked for lately, half is forgotten whenever a generation is full."""
 
     def __init__(self, encode) -> None:
-        super().__init__()
-        self._encode = encode
-        self._older: dict[str, bytes] = {}
+        self._encode, self._older = encode, dict[str, bytes]()
 
     def __missing__(self, word: str) -> bytes:
         ids = self._older.get(word)

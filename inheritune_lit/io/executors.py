@@ -84,8 +84,7 @@ def _start_worker(initializer: Callable[[], Any] | None) -> None:
 
 def _explain_death(processes: Sequence[BaseProcess]) -> str:
     # The pool sends SIGTERM to those that are left when one has ended.
-    codes = [process.exitcode for process in processes if process.exitcode not in (0, -signal.SIGTERM)]
-    code = min((code for code in codes if code is not None), default=1)
+    code = min((one.exitcode for one in processes if one.exitcode not in (None, 0, -signal.SIGTERM)), default=1)
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return (
         f"a worker process ended with {cause}, perhaps for want of memory; run the same command again, "

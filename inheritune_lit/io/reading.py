@@ -84,18 +84,13 @@ def parse_yaml(text: str, path: Path, what: str = "YAML", remedy: str = AGAIN) -
     """Parse YAML of any type as ``read_yaml`` does; ``path`` is where it comes from."""
     import yaml
 
-    loader = None
     try:
-        loader = _plain_loader()(text)
-        node = loader.get_single_node()
+        node = yaml.compose(text, _plain_loader())
         if node is not None and _check_node(node, {}) > _MAX_NODES:
             raise ValueError("its aliases stand for too many values")
-        return None if node is None else loader.construct_document(node)
+        return None if node is None else _plain_loader()("").construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} can't be read as {what} ({_problem(error)}); {remedy}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 @cache
