@@ -129,11 +129,6 @@ class TrainingJob:
         """FLOPs of the whole run: training, a teacher, validation; recomputing is not counted."""
         return self.tokens * self.flops_per_token + self.teacher_flops + (self.validation_flops or 0.0)
 
-    @property
-    def recomputes(self) -> bool:
-        """Whether activations are recomputed in the backward pass."""
-        return self.speed.activation_checkpointing
-
     def memory(self, micro_batch_size: int | None = None) -> lit.StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
         batch, precision = micro_batch_size or self.train.micro_batch_size, self.precision
@@ -147,7 +142,7 @@ class TrainingJob:
     def seconds(self, gpu: lit.Gpu) -> float:
         """The run's duration on a kind of GPU."""
         rate = gpu.peak_flops * (self.mfu or lit.ASSUMED_MFU) * self.devices
-        return self.flops * (_RECOMPUTING if self.recomputes else 1.0) / rate
+        return self.flops * (_RECOMPUTING if self.speed.activation_checkpointing else 1.0) / rate
 
     def disk(self) -> tuple[int | None, int, int]:
         """Bytes on the disk: of packed data, None where its tokens are not known; of the state to continue from, twice

@@ -82,13 +82,12 @@ class Plan:
 
 def plan(args: PlanArgs) -> Plan:
     """Estimate what a run costs; neither weights nor data are needed. Bad input is a ``UserError``."""
-    settings, text = {}, ""
+    settings, text = dict(vars(lit.TrainingArgs())), ""
     if args.recipe is not None:
         settings = lit.read_recipe(args.recipe, lit.PretrainArgs, "pretrain")
         text = read_text(Path(find_recipes(["--recipe", str(args.recipe)])[1]))
     model, teacher = _model(settings, args.ref, args.n, text), _teacher(settings.get("distill"), args.teacher, text)
-    groups = {"train": lit.TrainArgs(), "speed": lit.SpeedArgs(), "optimizer": lit.OptimizerArgs()}
-    train, speed, optimizer = (settings.get(name, group) for name, group in groups.items())
+    train, speed, optimizer = (settings[group] for group in ("train", "speed", "optimizer"))
     block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, lit.LONGEST_BLOCK)
     if block > model.config.block_size:
         raise UserError(f"--max_seq_length is {block}; the model attends to at most {model.config.block_size} tokens")
@@ -103,9 +102,9 @@ def plan(args: PlanArgs) -> Plan:
         )
     optimizer = replace(optimizer, name=args.optimizer or optimizer.name)
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
-    precision = args.precision or settings.get("precision") or "bf16-mixed"
-    how, eval = (train, optimizer, speed), settings.get("eval", lit.EvalArgs())
-    job = TrainingJob(model, tokens, block, *how, precision, args.mfu, args.devices, unique, eval, val_tokens, teacher)
+    precision = args.precision or settings["precision"] or "bf16-mixed"
+    job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
+    job = replace(job, eval=settings["eval"], val_tokens=val_tokens, teacher=teacher)
     measured = None
     if args.measure:
         training = lit.TrainingArgs(train=train, optimizer=optimizer, speed=speed)
@@ -131,6 +130,8 @@ def _teacher(distill: lit.DistillArgs | None, given: str | None, recipe: str) ->
 def _model(settings: dict[str, Any], ref: str | None, n: int | None, recipe: str) -> ModelSpec:
     if ref is not None:
         return ModelSpec.of_reference(ref, n)
+    if "initial_checkpoint_dir" not in settings:
+        raise UserError("the recipe has no initial_checkpoint_dir; give it there, or --ref with --n")
     path = Path(settings["initial_checkpoint_dir"])
     if n is not None and "{n}" not in str(path):
         raise UserError(f"--n {n} needs --ref: the recipe is for one depth, {path}")
@@ -177,7 +178,7 @@ def _memory_and_disk(job: TrainingJob) -> list[str]:
         "logits": memory.loss,
         "teacher": memory.teacher,
     }
-    how = f"{job.precision}, compiled" + (", recomputing" if job.recomputes else "")
+    how = f"{job.precision}, compiled" + (", recomputing" if job.speed.activation_checkpointing else "")
     packed = f"{_size(data)} of packed data" if data is not None else "packed data besides"
     return [
         f"memory at a micro-batch of {job.train.micro_batch_size} ({how}): {_size(memory.total)}",
@@ -193,20 +194,17 @@ def _gpu_table(job: TrainingJob, gpus: tuple[GpuFit, ...], price_per_hour: float
     for each in gpus:
         here = each.gpu.name == CPU
         cost = "-" if here else f"{each.hours * (price_per_hour or 0) * job.devices:,.0f}"
-        time = [_hours(each.hours), cost] if each.job else ["-", "-"]
+        fits, time = "does not fit", ["-", "-"]
+        if each.job:
+            recomputing = each.job.speed.activation_checkpointing and not job.speed.activation_checkpointing
+            optimizer = each.job.optimizer.name
+            less = [" recomputing"] * recomputing + [f" {optimizer}"] * (optimizer != job.optimizer.name)
+            fits, time = f"{each.micro_batch_size}{','.join(less)}", [_hours(each.hours), cost]
         name, fitting = "this CPU" if here else each.gpu.name, str(each.dividing_micro_batch or "-")
-        rows.append([name, _size(each.gpu.memory), _fits(job, each), fitting, *time])
+        rows.append([name, _size(each.gpu.memory), fits, fitting, *time])
     rows = [row[:-1] if price_per_hour is None else row for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _fits(job: TrainingJob, each: GpuFit) -> str:
-    if each.job is None:
-        return "does not fit"
-    recomputing = " recomputing" * (each.job.recomputes and not job.recomputes)
-    optimizer = f" {each.job.optimizer.name}" * (each.job.optimizer.name != job.optimizer.name)
-    return f"{each.micro_batch_size}{','.join(filter(None, [recomputing, optimizer]))}"
 
 
 def _time_text(each: GpuFit, hours: float) -> str:

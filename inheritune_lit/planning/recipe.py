@@ -147,4 +147,4 @@ optimizer:
   name: {job.optimizer.name}
   lr: 3.0e-4
   weight_decay: 0.1
-{speed if job.recomputes else ""}"""
+{speed if job.speed.activation_checkpointing else ""}"""

@@ -223,7 +223,12 @@ def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Pa
         path = (base / os.fsdecode(unquote_to_bytes(html.unescape(found[2])))).resolve()
         if path.parent not in allowed or path.suffix != ".png" or not path.is_file():
             return found[1]
-        return f'<img alt="{found[1]}" src="{_inlined(path)}" />'
+        with open_regular(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if not content.startswith(b"\x89PNG") or len(content) > _MOST_BYTES:
+            raise UserError(f"{path} is not a PNG figure of up to {_MOST_BYTES:,} bytes; remove it, or make it again")
+        source = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        return f'<img alt="{found[1]}" src="{source}" />'
 
     reader = Markdown(extensions=["tables", "fenced_code", "sane_lists"])
     reader.preprocessors.deregister("html_block")  # pages are others' texts: HTML in them is shown, not obeyed
@@ -238,11 +243,3 @@ def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Pa
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
-
-
-def _inlined(path: Path) -> str:
-    with open_regular(path) as file:
-        content = file.read(_MOST_BYTES + 1)
-    if not content.startswith(b"\x89PNG") or len(content) > _MOST_BYTES:
-        raise UserError(f"{path} is not a PNG figure of up to {_MOST_BYTES:,} bytes; remove it, or make it again")
-    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"

@@ -19,6 +19,7 @@ from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import AblateArgs, Criterion
 
 RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
+_FRESH = "fresh weights"
 _MEASURED = ("block-influence", "avg-rank")
 _TOKENS = 100  # per sequence of an analysis, the paper's
 logger = logging.getLogger(__name__)
@@ -147,8 +148,8 @@ def compare_criteria(runs: list[runner.ExperimentResult]) -> list[runner.SeedSum
 def _plan_text(args: AblateArgs, title: str, chosen: Chosen) -> str:
     width, seeds = max(map(len, args.criteria)), len(args.seeds)
     words = dict.fromkeys(args.criteria, "chosen after an analysis of the reference")
-    words |= {one: _layers_text(None) for one in args.criteria if one == "random"}
-    words |= {one: _layers_text(layers) for one, layers in chosen.items()}
+    words |= {one: _FRESH for one in args.criteria if one == "random"}
+    words |= {one: lit.layers_text(layers or []) or _FRESH for one, layers in chosen.items()}
     different = len(set(words.values())) if chosen else len(args.criteria)
     counted = f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs"
     return "\n".join([title, *(f"  {one:<{width}}  {text}" for one, text in words.items()), counted])
@@ -162,7 +163,7 @@ def ablation_text(record: AblationRecord) -> str:
     for one in found:
         trained, extremes = f"{_loss(one.loss)} ± {_loss(one.std)}", f"{_loss(one.low)} to {_loss(one.high)}"
         gap = [f"{one.difference:+.4f} ± {_loss(one.difference_std)}", f"{one.lower_in} of {seeds}"]
-        cells = [one.title, _layers_text(one.layers), _loss(one.untrained), trained, extremes]
+        cells = [one.title, lit.layers_text(one.layers or []) or _FRESH, _loss(one.untrained), trained, extremes]
         rows.append([*cells, *(["", ""] if one is first else gap)])
     header = ["criterion", "layers", "untrained", "trained", "range", f"minus {first.title}", "lower in"]
     shared = [f"{one.title} chose the same layers as {one.same_as}" for one in found if one.same_as]
@@ -180,10 +181,6 @@ of the data order, the same for every criterion. Differences are taken seed by s
 standard error of {fmean(one.stderr for one in found):.4f}, which all criteria share.
 {text}
 """
-
-
-def _layers_text(layers: list[int] | None) -> str:
-    return "fresh weights" if layers is None else lit.layers_text(layers)
 
 
 def _loss(value: float) -> str:
