@@ -26,7 +26,6 @@ FIGURE_1 = "Figures 1c and 1f: which layers to begin with"
 FIGURE_3 = "Figure 3: against distillation"
 MAIN = ("reference", "inheritune", "scratch", "scratch-2T")
 """Models of the main comparison, which are trained with every seed."""
-_OURS = "Inheritune"
 _CURVES = {  # the paper's figure of each comparison's curves
     TABLE_1: ("figure-5.png", "Figure 5: training curves against training from scratch"),
     TABLE_2: ("figure-6.png", "Figure 6: training curves of other ways to begin"),
@@ -182,9 +181,8 @@ def _model(name: str) -> str:
 def _choose(grid: list[runner.Experiment], only: list[str] | None) -> set[str]:
     """Names of the models to train: those that were asked for, and those that they need, which stand before them."""
     names = [_model(one.name) for one in grid]
-    for name in only or []:
-        if name not in names:
-            raise UserError(f"--only {name} is not a model of the grid; give some of {', '.join(names)}")
+    if unknown := [name for name in only or [] if name not in names]:
+        raise UserError(f"--only {unknown[0]} is not a model of the grid; give some of {', '.join(names)}")
     chosen = set(names if only is None else only)
     for name, one in reversed(list(zip(names, grid, strict=True))):
         chosen |= {_model(other.name) for other in grid if name in chosen and one.needs(other)}
@@ -272,7 +270,7 @@ def write_page(out_dir: Path, name: str, results: list[runner.ExperimentResult])
 
 
 def _table(models: dict[str, list[runner.ExperimentResult]]) -> str:
-    ours = models.get(_OURS) or next(iter(models.values()))
+    ours = models.get("Inheritune") or next(iter(models.values()))
     rows = []
     for title, runs in models.items():
         run, summary = runs[0], runner.summarize(runs, ours)
