@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.scoring import check_finite
-from inheritune_lit.model.attention import Attend, CausalPlan, LayerAttention
+from inheritune_lit.model.attention import Attend, LayerAttention
 from inheritune_lit.model.gpt import head_logits, hidden_states
 
 _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -77,7 +77,7 @@ class KeyValueCache:
         if layer.number not in self._stored:
             room = (0, 0, 0, self._capacity - k.shape[2])
             self._stored[layer.number] = F.pad(k, room), F.pad(v, room)
-            return CausalPlan().attend(attend, layer, q, k, v)
+            return layer.attend_causally(attend, q, k, v)
         keys, values = self._stored[layer.number]
         rows_B = torch.arange(len(q), device=q.device)
         keys[rows_B, :, self._positions_B], values[rows_B, :, self._positions_B] = k[:, :, 0], v[:, :, 0]

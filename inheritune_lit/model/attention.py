@@ -120,17 +120,13 @@ class LayerAttention:
             return visible
         return torch.zeros(visible.shape, dtype=like.dtype, device=like.device).masked_fill_(~visible, float("-inf"))
 
-
-class CausalPlan:
-    """Plain sequences from position 0."""
-
-    def attend(self, attend: Attend, layer: LayerAttention, q: torch.Tensor, k: Any, v: Any) -> torch.Tensor:
-        if layer.window is None or layer.window >= q.shape[2]:
+    def attend_causally(self, attend: Attend, q: torch.Tensor, k: Any, v: Any) -> torch.Tensor:
+        """Attention of plain sequences from position 0."""
+        if self.window is None or self.window >= q.shape[2]:
             return attend(q, k, v, None)
         position_T = torch.arange(q.shape[2], device=q.device)
         distance_TT = position_T[:, None] - position_T
-        visible_TT = (distance_TT >= 0) & (distance_TT < layer.window)
-        return attend(q, k, v, layer.mask(visible_TT, q))
+        return attend(q, k, v, self.mask((distance_TT >= 0) & (distance_TT < self.window), q))
 
 
 def install_plans(model: GPT) -> None:
@@ -148,7 +144,6 @@ def install_plans(model: GPT) -> None:
 def _attend_as_planned(
     attend: Attend, layer: LayerAttention, q: Any, k: Any, v: Any, mask: torch.Tensor | AttentionPlan | None = None
 ) -> torch.Tensor:
-    plan = CausalPlan() if mask is None and layer.window is not None else mask
-    if plan is None or isinstance(plan, torch.Tensor):
-        return attend(q, k, v, plan)
-    return plan.attend(attend, layer, q, k, v)
+    if mask is None:
+        return layer.attend_causally(attend, q, k, v)
+    return attend(q, k, v, mask) if isinstance(mask, torch.Tensor) else mask.attend(attend, layer, q, k, v)

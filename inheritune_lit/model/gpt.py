@@ -94,11 +94,7 @@ class GPT2(Transformer):
     def forward(self, idx: torch.Tensor, input_pos: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Logits; arguments and results are those of ``GPT.forward``."""
         positions = torch.arange(idx.shape[1], device=idx.device) if input_pos is None else input_pos
-
-        def add_positions(_wte: torch.nn.Module, _ids: Any, x_BTC: torch.Tensor) -> torch.Tensor:
-            return x_BTC + self.transformer.wpe(positions)
-
-        with self.transformer.wte.register_forward_hook(add_positions):
+        with self.transformer.wte.register_forward_hook(lambda _wte, _ids, x: x + self.transformer.wpe(positions)):
             return super().forward(idx, input_pos, *args, **kwargs)
 
 

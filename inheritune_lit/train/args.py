@@ -169,10 +169,6 @@ class SpeedArgs:
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
 
-    def __post_init__(self) -> None:
-        if self.compile and self.loss_kernel == "chunked":
-            raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
-
 
 @dataclass(frozen=True)
 class DistillArgs:

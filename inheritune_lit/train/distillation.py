@@ -48,16 +48,14 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> t
     with resolve(ref) as resolved:
         reference = resolved.reference
         if (own_sha256 := Tokenizer(reference.folder).sha256()) != tokenizer_sha256:
+            hashes = f"{own_sha256[:12]}..., that of the data {tokenizer_sha256[:12]}..."
             raise UserError(
                 f"the teacher {reference.folder} has another vocabulary than the data: its tokenizer's SHA-256 is "
-                f"{own_sha256[:12]}..., that of the data {tokenizer_sha256[:12]}...; give a teacher of the same "
-                "tokenizer"
+                f"{hashes}; give a teacher of the same tokenizer"
             )
-        if reference.config.block_size < block_size:
-            raise UserError(
-                f"the teacher attends to {reference.config.block_size} tokens, samples have {block_size}; give "
-                f"--train.max_seq_length {reference.config.block_size} or another teacher"
-            )
+        if (most := reference.config.block_size) < block_size:
+            remedy = f"give --train.max_seq_length {most} or another teacher"
+            raise UserError(f"the teacher attends to {most} tokens, samples have {block_size}; {remedy}")
         resolved = resolved.open()
         gpt = build_reference(resolved.reference, dtype, "cpu").eval().requires_grad_(False)
         identity: dict[str, Any] = {"source": resolved.source}

@@ -23,7 +23,8 @@ from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
 from inheritune_lit.train.optim import MAX_SKIPPED, LossGuard, clip_gradients, learning_rate
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import BEST, Counters, Saver, stopped_text, writing
+from inheritune_lit.train.run_folder import RunResult
+from inheritune_lit.train.saving import BEST, Counters, Saver, writing
 from inheritune_lit.train.setup import TrainState
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Trainer:
                     self._save()
                     self._close()
                     if signal.SIGINT in stop:
-                        self._log(stopped_text(self.step))
+                        self._log(str(RunResult(None, steps=self.step, stopped=True)))
                         raise KeyboardInterrupt
                     return None
                 try:

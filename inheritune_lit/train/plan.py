@@ -228,22 +228,19 @@ class ResourceEstimate:
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
-        available = free_memory(self.device)
-        if available is not None and self.memory.total > available:
-            logger.warning(
-                f"inheritune: warning: a step needs about {self.memory.total / 1e9:.1f} GB, {available / 1e9:.1f} GB "
-                f"are free; {self._advice(available)}"
-            )
+        available, needed = free_memory(self.device), self.memory.total
+        if available is not None and needed > available:
+            lacking = f"a step needs about {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
+            logger.warning(f"inheritune: warning: {lacking}; {self._advice(available)}")
 
     def out_of_memory(self) -> UserError:
         """What to do after a GPU ran out of memory."""
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        # What was tried did not fit, whatever was predicted.
-        fits = min(int(total * USABLE), self.memory.total - 1)
-        return UserError(
-            f"out of memory: a step was predicted to need {self.memory.total / 1e9:.1f} GB of {total / 1e9:.1f}; "
-            f"{self._advice(fits)}: give it and run the same command again"
-        )
+        total, needed = torch.cuda.get_device_properties(self.device).total_memory, self.memory.total
+        advice = self._advice(
+            min(int(total * USABLE), needed - 1)
+        )  # what was tried did not fit, whatever was predicted
+        predicted = f"a step was predicted to need {needed / 1e9:.1f} GB of {total / 1e9:.1f}"
+        return UserError(f"out of memory: {predicted}; {advice}: give it and run the same command again")
 
     def _advice(self, available: int) -> str:
         asked = self.args.train.micro_batch_size

@@ -27,7 +27,7 @@ from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.metrics import METRICS, read_metrics
 from inheritune_lit.train.plan import RunPlan
-from inheritune_lit.train.saving import saved_step, stopped_text
+from inheritune_lit.train.saving import saved_step
 
 _REMEDY = "restore it, or give another folder"
 
@@ -193,8 +193,11 @@ class RunResult:
     skipped: int = field(default=0, compare=False)  # bad steps that were left out
 
     def __str__(self) -> str:
+        if self.stopped:
+            saved = f"stopped after step {self.steps:,}, saved; the same command continues"
+            return saved if self.steps else "stopped before the first step; the same command starts again"
         if self.final is None:
-            return stopped_text(self.steps) if self.stopped else ""
+            return ""
         if self.plan is None:
             return f"{self.final.parent} is finished: {self.steps} steps, held-out loss {self.val_loss:.4f}"
         lines = [f"held-out loss {self.val_loss:.4f} ± {self.val_stderr:.4f}; wrote {self.final}"]

@@ -231,9 +231,3 @@ class Saver:
         running, self._running = self._running, None
         if running:
             running.result()
-
-
-def stopped_text(step: int) -> str:
-    """What is said of a run that was stopped after so many steps."""
-    saved = f"stopped after step {step:,}, saved; the same command continues"
-    return saved if step else "stopped before the first step; the same command starts again"
