@@ -236,11 +236,9 @@ class ResourceEstimate:
     def out_of_memory(self) -> UserError:
         """What to do after a GPU ran out of memory."""
         total, needed = torch.cuda.get_device_properties(self.device).total_memory, self.memory.total
-        advice = self._advice(
-            min(int(total * USABLE), needed - 1)
-        )  # what was tried did not fit, whatever was predicted
+        fits = min(int(total * USABLE), needed - 1)  # what was tried did not fit, whatever was predicted
         predicted = f"a step was predicted to need {needed / 1e9:.1f} GB of {total / 1e9:.1f}"
-        return UserError(f"out of memory: {predicted}; {advice}: give it and run the same command again")
+        return UserError(f"out of memory: {predicted}; {self._advice(fits)}: give it and run the same command again")
 
     def _advice(self, available: int) -> str:
         asked = self.args.train.micro_batch_size
