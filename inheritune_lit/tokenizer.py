@@ -74,7 +74,7 @@ class Tokenizer:
             self.path = converted
             self._load_huggingface(fast, stated)
         elif problem:
-            raise UserError(f"{model} can't be read as a SentencePiece model ({problem})")
+            raise UserError(problem)
         elif os.path.lexists(vocabulary) and os.path.lexists(folder / "merges.txt"):
             self.path = vocabulary
             self._load_huggingface(read_gpt2(vocabulary), {})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError, first_line
-from inheritune_lit.io.reading import open_regular, parse_json, pointer_problem, read_json, read_text
+from inheritune_lit.io.reading import open_regular, parse_json, read_json, read_text
 
 AGAIN = "copy it again from the reference"
 _MAX_MODEL_BYTES = 256 << 20
@@ -108,22 +108,22 @@ def processor_of(model: bytes) -> Any:
 
 
 def read_sentencepiece(path: Path) -> tuple[Any, str]:
-    """A ``tokenizer.model`` as message, or None and what it is instead, with a remedy."""
-    with open_regular(path) as file:
-        content = file.read(_MAX_MODEL_BYTES)
-    if problem := pointer_problem(content):
-        return None, problem
+    """A ``tokenizer.model`` as message, or None and why it cannot be read, with a remedy."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MAX_MODEL_BYTES)
+    except UserError as error:
+        return None, str(error)
     if re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\s", content):
-        return None, "it is tiktoken's; put the reference's tokenizer.json beside it"
+        return None, f"{path} is tiktoken's, not SentencePiece's; put the reference's tokenizer.json beside it"
     try:
         proto = parse_proto(content)
-        if proto.pieces:
-            processor_of(content)
-            return proto, ""
-        problem = "it has no pieces"
+        if not proto.pieces:
+            raise ValueError("it has no pieces")
+        processor_of(content)
     except Exception as error:  # protobuf's, or a RuntimeError of sentencepiece
-        problem = first_line(error)
-    return None, f"{problem}; {AGAIN}"
+        return None, f"{path} can't be read as a SentencePiece model ({first_line(error)}); {AGAIN}"
+    return proto, ""
 
 
 def read_fast(path: Path) -> tuple[Any, dict[int, dict[str, Any]]]:

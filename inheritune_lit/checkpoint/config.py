@@ -61,11 +61,7 @@ class GPT2Config(Config):
 
 
 def load_lit_config(checkpoint_dir: Path) -> Config:
-    """Read a folder's ``model_config.yaml``.
-
-    Raises:
-        UserError: the file does not describe a model.
-    """
+    """Read a folder's ``model_config.yaml``; one that does not describe a model is a ``UserError``."""
     path = checkpoint_dir / MODEL_CONFIG
     what, remedy = "a litgpt model configuration", "make the checkpoint again"
     fields = read_yaml(path, what, remedy)
@@ -86,44 +82,32 @@ MOST_BLOCKS = 50_000
 
 
 def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, remedy: str) -> Config:
-    """litgpt's configuration of fields that others wrote.
+    """litgpt's configuration of fields that others wrote; where there is no such model, it is a ``UserError``.
 
     Args:
         make: builds it.
         fields: what it is built from; sizes are checked before, as litgpt's ``Config`` makes lists of them.
         path: the file that says so.
         remedy: what to do where there is no such model.
-
-    Raises:
-        UserError: there is no such model.
     """
-    problem = next(
-        (
-            f"{name} is {fields[name]!s:.40}, a positive number is needed"
-            for name in _SIZES
-            if fields.get(name) is not None and not (type(fields[name]) is int and fields[name] > 0)
-        ),
-        None,
-    )
-    layers, experts = (fields.get(name) or 1 for name in ("n_layer", "n_expert"))
-    if not problem and not (type(experts) is int and 0 < experts * layers <= MOST_BLOCKS):
-        problem = f"{layers} layers of {experts!s:.40} experts or MLPs are more than {MOST_BLOCKS:,}"
-    if not problem:
-        try:
-            config = make()
-        except (AssertionError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
-            problem = first_line(error)
-        else:
-            numbers = {name: value for name, value in asdict(config).items() if isinstance(value, float)}
-            numbers |= config.rope_adjustments or {}
-            odd = [
-                name for name, value in numbers.items() if not (type(value) in (int, float) and math.isfinite(value))
-            ]
-            if not odd and 0 <= config.rotary_percentage <= 1:
-                return config
-            name = odd[0] if odd else "rotary_percentage"
-            problem = f"{name} is {numbers[name] if odd else config.rotary_percentage}"
-    raise UserError(f"{path} describes no possible model ({problem}); {remedy}")
+    try:
+        for name in _SIZES:
+            size = fields.get(name)
+            if size is not None and not (type(size) is int and size > 0):
+                raise ValueError(f"{name} is {size!s:.40}, a positive number is needed")
+        layers, experts = (fields.get(name) or 1 for name in ("n_layer", "n_expert"))
+        if not (type(experts) is int and 0 < experts * layers <= MOST_BLOCKS):
+            raise ValueError(f"{layers} layers of {experts!s:.40} experts or MLPs are more than {MOST_BLOCKS:,}")
+        config = make()
+        numbers = {name: value for name, value in asdict(config).items() if isinstance(value, float)}
+        for name, value in {**numbers, **(config.rope_adjustments or {})}.items():
+            if not (type(value) in (int, float) and math.isfinite(value)):
+                raise ValueError(f"{name} is {value}")
+        if not 0 <= config.rotary_percentage <= 1:
+            raise ValueError(f"rotary_percentage is {config.rotary_percentage}")
+    except (AssertionError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{path} describes no possible model ({first_line(error)}); {remedy}") from error
+    return config
 
 
 def save_lit_config(config: Config, folder: Path) -> None:
@@ -132,21 +116,13 @@ def save_lit_config(config: Config, folder: Path) -> None:
 
 
 def load_config(checkpoint_dir: Path) -> Config:
-    """``load_lit_config`` of a folder that must be a whole checkpoint.
-
-    Raises:
-        UserError: the folder is not a checkpoint, or the file does not describe a model litgpt knows.
-    """
+    """``load_lit_config`` of a folder that must be a whole checkpoint, else it is a ``UserError``."""
     require_checkpoint(checkpoint_dir)
     return load_lit_config(checkpoint_dir)
 
 
 def load_hf_config(folder: Path) -> dict[str, Any] | None:
-    """The folder's ``config.json``, or None where there is none.
-
-    Raises:
-        UserError: the file is not a JSON object.
-    """
+    """The folder's ``config.json``, or None where there is none; one that is not a JSON object is a ``UserError``."""
     path = folder / HF_CONFIG
     return read_json(path, remedy="get it again") if path.is_file() else None
 
@@ -157,11 +133,7 @@ def save_hf_config(hf: dict[str, Any], folder: Path) -> None:
 
 
 def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -> Any:
-    """A positive number of ``config.json``: int for sizes, float for the rest.
-
-    Raises:
-        UserError: it is not there, or something else.
-    """
+    """A positive number of ``config.json``: int for sizes, float for the rest. Something else is a ``UserError``."""
     value = hf.get(key)
     if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
         raise UserError(
@@ -194,11 +166,7 @@ _QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
 def refuse_quantized(hf: dict[str, Any], path: Path) -> None:
-    """Check that a ``config.json`` is not one of quantised weights, before anything is made of them.
-
-    Raises:
-        UserError: it is; the message names the method.
-    """
+    """Refuse the ``config.json`` of quantised weights, before anything is made of them; the method is named."""
     if key := next((key for key in _QUANTIZED if hf.get(key)), None):
         stated = hf[key] if isinstance(hf[key], dict) else {}
         method = stated.get("quant_method") or stated.get("quant_algo") or stated.get("mode") or "an unnamed method"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,18 @@ from inheritune_lit.references import REFERENCES
 
 logger = logging.getLogger(__name__)
 
+_Tensors = dict[str, tuple[TensorSpec, list[Piece]]]
+
 
 def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
     """Markdown with the front matter that the hub reads; ``origin`` is the checkpoint's manifest, empty without one."""
     source, layers, tokens = lineage(origin)
-    repository = printable(f"{source.get('org')}/{source.get('name')}")
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {licence}"] if licence else []
-    front += [f"base_model: {repository}"] if source and source.get("org") != "local" else []
-    depth = f", {source['n_layer']} layers" if source.get("n_layer") else ""
+    front += [f"base_model: {printable(source.repository)}"] if source and source.org != "local" else []
+    depth = f", {source.n_layer} layers" if source and source.n_layer else ""
     facts = [
-        f"* Reference: {repository if source else 'not recorded'}{depth}",
+        f"* Reference: {printable(source.repository) if source else 'not recorded'}{depth}",
         f"* Inherited layers: {', '.join(map(str, layers)) if layers else 'none'}",
         f"* Tokens trained after inheriting: {f'{tokens:,}' if tokens else 'none recorded'}",
         f"* Licence: {licence or 'that of the reference, which is not known here'}",
@@ -58,8 +59,7 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
 def known_licence(origin: dict[str, Any]) -> str | None:
     """The licence of the named reference that a checkpoint descends from, None where it is not one."""
     source = lineage(origin)[0]
-    repository = f"{source.get('org')}/{source.get('name')}"
-    return next((reference.licence for reference in REFERENCES if reference.repository == repository), None)
+    return next((known.licence for known in REFERENCES if source and known.repository == source.repository), None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Origin:
     org: str | None = None
     name: str | None = None
     n_layer: int | None = None
+
+    @property
+    def repository(self) -> str:
+        return f"{self.org}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -87,33 +91,22 @@ def to_step(manifest: dict[str, Any], path: Path = Path(MANIFEST)) -> Step:
     return to_record(manifest, Step, path, "the record of a checkpoint", "make the checkpoint again", others=True)
 
 
-def lineage(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[int] | None, int]:
-    """The record of the first reference that manifests lead back to, its layer behind each of the model's (None where
-    unknown or random), and the tokens trained on since."""
-    source: dict[str, Any] = {}
+def lineage(manifest: dict[str, Any]) -> tuple[Origin | None, list[int] | None, int]:
+    """The first reference that manifests lead back to, its layer behind each of the model's (None where unknown or
+    random), and the tokens trained on since."""
+    source: Origin | None = None
     layers: list[int] | None = None
     tokens, random = 0, False
     step: Step | None = to_step(manifest)
     while step:
         tokens += 0 if random else step.tokens
         if step.kind == "slice":
-            source, own = asdict(step.reference or Origin()), step.layers
-            random = random or own is None
-            own = own or []
+            source, own = step.reference or Origin(), step.layers or []
+            random = random or step.layers is None
             kept = own if layers is None else [own[layer] for layer in layers if layer in range(len(own))]
             layers = None if random else kept
         step = step.parent
     return source, layers, tokens
-
-
-@dataclass(frozen=True)
-class HFTensor:
-    """A tensor of the exported model: pieces of litgpt tensors, or zeros where there is nothing to copy."""
-
-    spec: TensorSpec
-    pieces: tuple[Piece, ...]
-    divisors: tuple[int, int] | None = None
-    """(columns, divisor) of GPT-2's attention scale: the leading columns are divided by it, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +147,9 @@ def export(args: ExportArgs) -> ExportResult:
         hf["scale_attn_by_inverse_layer_idx"] = False
     origin = read_manifest(checkpoint_dir) or {}
     licence = args.licence or known_licence(origin)
-    parameters = sum(tensor.spec.numel for tensor in tensors.values())
+    parameters = sum(spec.numel for spec, _ in tensors.values())
     with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-        files = _write_shards(tensors, weights, staging, args.max_shard_bytes)
+        files = _write_shards(tensors, config, weights, staging, args.max_shard_bytes)
         save_hf_config(hf, staging)
         copy_files(checkpoint_dir, staging)
         (staging / "README.md").write_text(model_card(config, origin, parameters, licence), encoding="utf-8")
@@ -165,60 +158,54 @@ def export(args: ExportArgs) -> ExportResult:
     return ExportResult(out_dir, parameters, tied, licence, files)
 
 
-def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> dict[str, HFTensor]:
-    """Hugging Face tensor -> where it comes from, in the order of the litgpt file.
+def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> _Tensors:
+    """Hugging Face tensor -> what it is, and the pieces of litgpt tensors, in whose order they are, that make it.
 
-    A tensor that the architecture does not have is a ``UserError``.
+    Without pieces it is zeros. A tensor that the architecture does not have is a ``UserError``.
     """
     shapes = {name: spec.shape for name, spec in weights.specs.items() if not (tied and name == HEAD)}
-    tensors: dict[str, HFTensor] = {}
+    tensors: _Tensors = {}
     for name, pieces in hf_tensors(architecture, config, shapes).items():
         first = weights.specs[pieces[0].name]
         columns = first.shape[:1] if pieces[0].transpose else first.shape[1:]
         spec = TensorSpec((sum(piece.rows for piece in pieces), *columns), first.dtype)
-        tensors[name] = HFTensor(spec, tuple(pieces), _scale(config, pieces[0].name))
+        tensors[name] = spec, pieces
     if isinstance(config, GPT2Config):
         # transformers' GPT-2 always has biases; the paper's own models have none.
-        for name, tensor in list(tensors.items()):
+        for name, (spec, _) in list(tensors.items()):
             bias = name.removesuffix("weight") + "bias"
             if name.endswith(".weight") and bias not in tensors and (".h." in name or "ln_f" in name):
-                tensors[bias] = HFTensor(TensorSpec(tensor.spec.shape[-1:], tensor.spec.dtype), ())
+                tensors[bias] = TensorSpec(spec.shape[-1:], spec.dtype), []
     return tensors
 
 
-def _scale(config: Config, name: str) -> tuple[int, int] | None:
-    layer, module, _ = split_name(name)
-    if layer is None or module != "attn.qkv" or not isinstance(config, GPT2Config):
-        return None
-    divisor = config.attention_divisor(layer)
-    return (qkv_rows(config)[0], divisor) if divisor > 1 else None
-
-
-def _chunks(tensor: HFTensor, weights: Weights, progress: Progress) -> Iterator[torch.Tensor]:
-    if not tensor.pieces:
-        yield torch.zeros(tensor.spec.shape, dtype=tensor.spec.dtype)
-    for piece in tensor.pieces:
-        for chunk in read_piece(weights.tensor(piece.name), piece):
-            if tensor.divisors:
-                columns, divisor = tensor.divisors
-                scaled = chunk.float()
-                scaled[..., :columns] /= divisor
-                chunk = scaled.to(chunk.dtype)
-            yield chunk
-            progress.update(chunk.nbytes)
-
-
-def _write_shards(tensors: dict[str, HFTensor], weights: Weights, folder: Path, max_bytes: int) -> list[str]:
+def _write_shards(tensors: _Tensors, config: Config, weights: Weights, folder: Path, max_bytes: int) -> list[str]:
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    pattern, sizes = SAFETENSORS.replace(".", "{suffix}."), {name: tensors[name].spec.nbytes for name in tensors}
+    def chunks_of(name: str) -> Iterator[torch.Tensor]:
+        spec, pieces = tensors[name]
+        if not pieces:
+            yield torch.zeros(spec.shape, dtype=spec.dtype)
+        for piece in pieces:
+            layer, module, _ = split_name(piece.name)
+            divisor = 1
+            if layer is not None and module == "attn.qkv" and isinstance(config, GPT2Config):
+                divisor = config.attention_divisor(layer)
+            for chunk in read_piece(weights.tensor(piece.name), piece):
+                if divisor > 1:  # GPT-2's attention scale, in the columns of q
+                    whole = chunk.float()
+                    whole[..., : qkv_rows(config)[0]] /= divisor
+                    chunk = whole.to(chunk.dtype)
+                yield chunk
+                progress.update(chunk.nbytes)
+
+    pattern, sizes = SAFETENSORS.replace(".", "{suffix}."), {name: spec.nbytes for name, (spec, _) in tensors.items()}
     split = split_state_dict_into_shards_factory(
         sizes, get_storage_size=lambda size: size, filename_pattern=pattern, max_shard_size=max_bytes
     )
     with Progress("export", sum(sizes.values()), "B") as progress:
         for file, names in split.filename_to_tensors.items():
-            specs = {name: tensors[name].spec for name in names}
-            write_safetensors(folder / file, specs, lambda name: _chunks(tensors[name], weights, progress))
+            write_safetensors(folder / file, {name: tensors[name][0] for name in names}, chunks_of)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

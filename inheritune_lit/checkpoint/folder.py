@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.reading import open_regular, pointer_problem, read_json
+from inheritune_lit.io.reading import open_regular, read_json
 
 WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
@@ -30,20 +30,14 @@ CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, GENERATION_CONFIG)
 
 
 def require_checkpoint(checkpoint_dir: Path) -> None:
-    """Check that a folder is a litgpt checkpoint.
-
-    Raises:
-        UserError: the folder, its weights or its model configuration is missing.
-    """
+    """Check that a folder is a litgpt checkpoint: one without weights or configuration is a ``UserError``."""
     if not checkpoint_dir.is_dir():
         raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
     check_files(checkpoint_dir)
     for name in (MODEL_CONFIG, WEIGHTS):
         if not (checkpoint_dir / name).is_file():
-            raise UserError(
-                f"{checkpoint_dir} is not a litgpt checkpoint: {name} is missing; "
-                + (suggest_final(checkpoint_dir) or "`inheritune slice` makes one")
-            )
+            remedy = suggest_final(checkpoint_dir) or "`inheritune slice` makes one"
+            raise UserError(f"{checkpoint_dir} is not a litgpt checkpoint: {name} is missing; {remedy}")
 
 
 def suggest_final(folder: Path) -> str | None:
@@ -77,15 +71,13 @@ def check_files(folder: Path) -> None:
         if target and not any(target.is_relative_to(root) for root in inside):
             raise UserError(f"{path} is a symlink out of its folder, to {target}; copy the file into the folder")
     for path in _files(folder, (*CONFIG_FILES, *TOKENIZER_FILES)):
-        with open_regular(path) as file:
-            if pointer := pointer_problem(file.read(64)):
-                raise UserError(f"{path} can't be read ({pointer})")
+        open_regular(path).close()
     for pattern, merge in _ADAPTERS.items():
-        if found := sorted(folder.glob(pattern)):
-            whole = (folder / WEIGHTS).exists() and found[0].name.startswith(WEIGHTS)
-            if not whole:  # litgpt leaves its adapter beside the weights that it was merged into
+        for path in sorted(folder.glob(pattern)):
+            # litgpt leaves its adapter beside the weights that it was merged into.
+            if not (path.name.startswith(WEIGHTS) and (folder / WEIGHTS).exists()):
                 raise UserError(
-                    f"{found[0]} belongs to an adapter, not to a whole model: merge it into its model first ({merge}), "
+                    f"{path} belongs to an adapter, not to a whole model: merge it into its model first ({merge}), "
                     "or remove the adapter's files"
                 )
 
@@ -107,12 +99,9 @@ _CODE = ("auto_map", "custom_pipelines")
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_FILES, GENERATION_CONFIG)) -> list[str]:
-    """Copy those of ``names`` (``*`` matches) that exist in ``source`` and return their names.
+    """Copy those of ``names`` (``*`` matches) that exist in ``source``, which is checked first, and return their names.
 
     Files of JSON lose the entries that name Python files of the source.
-
-    Raises:
-        UserError: ``source`` holds what ``check_files`` refuses.
     """
     check_files(source)
     found = [path.relative_to(source).as_posix() for path in _files(source, names)]

@@ -10,23 +10,20 @@ tensor, so that memory is bounded by a piece. It is called by several threads at
 
 import errno
 import json
-import mmap
 import os
 import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.reading import open_regular, parse_json, pointer_problem
+from inheritune_lit.io.reading import open_regular, parse_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -44,13 +41,11 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = "quantised weights are not supported, give the floating-point checkpoint"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
-ZIP_HEADER = struct.Struct("<26xHH")
-"""A record's header up to the lengths of name and extra field, which come before its bytes."""
 
 
 @dataclass(frozen=True)
 class TensorEntry(TensorSpec):
-    """One tensor of a file: what it is, and where its bytes begin, counted from the start of the file."""
+    """One tensor of a file, and where its bytes begin, counted from the start of the file."""
 
     begin: int
 
@@ -66,29 +61,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         UserError: the file is truncated, is not safetensors, or its header contradicts itself.
     """
     size = path.stat().st_size
-    with open_weight_file(path) as file:
-        data_start = 8 + header_length(file.read(8), path)
-        if data_start > size:
-            raise UserError(
-                f"{path} is truncated: its header needs {data_start:,} bytes, the file has {size:,}; get it again"
-            )
-        entries = parse_header(file.read(data_start - 8), path)
-    expected = max((entry.end for entry in entries.values()), default=data_start)
+    with open_regular(path) as file:
+        expected = 8 + header_length(file.read(8), path)
+        entries = parse_header(file.read(expected - 8), path) if expected <= size else {}
+    expected = max((entry.end for entry in entries.values()), default=expected)
     if size < expected:
         raise UserError(f"{path} is truncated: {size:,} of {expected:,} bytes; get it again")
     if size > expected:
         raise UserError(f"{path} has {size - expected:,} bytes behind its last tensor; get it again")
     return entries
-
-
-def open_weight_file(path: Path) -> BinaryIO:
-    """Open a regular file of weights; what Git leaves of one where Git LFS is not installed is refused."""
-    file = open_regular(path)
-    if pointer := pointer_problem(file.read(64)):
-        file.close()
-        raise UserError(f"{path} can't be read as weights ({pointer})")
-    file.seek(0)
-    return file
 
 
 def header_length(prefix: bytes, path: object) -> int:
@@ -143,11 +124,6 @@ def build_header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, list[int]]:
     return struct.pack("<Q", len(encoded)) + encoded, [8 + len(encoded) + start for start in starts[:-1]]
 
 
-def zip_header_bytes(header: bytes) -> int:
-    """How many bytes a record's header takes, from its first ``ZIP_HEADER.size`` bytes."""
-    return ZIP_HEADER.size + sum(ZIP_HEADER.unpack(header))
-
-
 _WORKERS = max(2, min(4, os.cpu_count() or 1))
 """Reading, checking and writing overlap from two threads on; more than a few wait for the file's lock."""
 
@@ -183,7 +159,11 @@ def write_torch_checkpoint(
         OSError: the disk is full or cannot be written.
         ValueError: the chunks of a tensor do not fill it.
     """
-    state = _untouched_tensors(specs)
+    # Memory that nobody touches is never taken; with ``empty`` alone, torch's deterministic mode would fill it.
+    state = {
+        name: torch.empty(0, dtype=spec.dtype).set_(torch.UntypedStorage(spec.nbytes)).view(spec.shape)
+        for name, spec in specs.items()
+    }
     state |= {name: state[target] for name, target in aliases.items()}
     try:
         with torch.serialization.skip_data():
@@ -191,64 +171,32 @@ def write_torch_checkpoint(
     except RuntimeError as error:
         # Only sizes and names are written here: torch's stream fails when the file may not grow.
         raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
-    _write_tensors(path, specs, _storage_offsets(path, specs), chunks_of)
+    # torch numbers storages in the order in which the state dict names them.
+    reader: Any = torch._C.PyTorchFileReader(str(path))
+    offsets = [reader.get_record_offset(f"data/{number}") for number in range(len(specs))]
+    _write_tensors(path, specs, offsets, chunks_of)
 
 
 def _write_tensors(path: Path, specs: dict[str, TensorSpec], offsets: list[int], chunks_of: ChunksOf) -> None:
     descriptor = os.open(path, os.O_RDWR)
     pool = ThreadPoolExecutor(_WORKERS)
 
-    def write(name: str, nbytes: int, offset: int) -> None:
-        written = 0
+    def write(name: str, begin: int) -> None:
+        position, end = begin, begin + specs[name].nbytes
         for chunk in chunks_of(name):
             data = chunk.view(-1).view(torch.uint8).numpy().data
-            if written + len(data) > nbytes:
-                raise ValueError(f"{name}: more than its {nbytes} bytes")
-            done = 0
-            while done < len(data):
-                done += os.pwrite(descriptor, data[done:], offset + written + done)
-            written += done
-        if written != nbytes:
-            raise ValueError(f"{name}: {written} bytes of {nbytes}")
+            if position + len(data) > end:
+                raise ValueError(f"{name}: more than its {end - begin} bytes")
+            while data:
+                written = os.pwrite(descriptor, data, position)
+                position, data = position + written, data[written:]
+        if position != end:
+            raise ValueError(f"{name}: {position - begin} bytes of {end - begin}")
 
     try:
-        placed = zip(specs.items(), offsets, strict=True)
-        futures = [pool.submit(write, name, spec.nbytes, offset) for (name, spec), offset in placed]
+        futures = [pool.submit(write, name, begin) for name, begin in zip(specs, offsets, strict=True)]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(descriptor)
-
-
-def _untouched_tensors(specs: dict[str, TensorSpec]) -> dict[str, torch.Tensor]:
-    """Tensors of the wanted sizes over pages that are never touched, and so take no memory.
-
-    Fake tensors would say as much, but import the compiler: a second and 85 MB.
-    """
-    # Read-only private pages are not reserved, whatever the machine's overcommit policy.
-    pages = mmap.mmap(-1, max(1, sum(spec.nbytes for spec in specs.values())), mmap.MAP_PRIVATE, mmap.PROT_READ)
-    tensors, position = {}, 0
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        for name, spec in specs.items():
-            tensors[name] = torch.empty(spec.shape if not spec.numel else 0, dtype=spec.dtype)
-            if spec.numel:
-                flat = torch.frombuffer(pages, dtype=spec.dtype, count=spec.numel, offset=position)
-                tensors[name] = flat.view(spec.shape)
-            position += spec.nbytes
-    return tensors
-
-
-def _storage_offsets(path: Path, specs: dict[str, TensorSpec]) -> list[int]:
-    """Where each storage begins. torch numbers them in the order in which the state dict names them."""
-    offsets = []
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        records = {Path(info.filename).name: info for info in archive.infolist() if "/data/" in info.filename}
-        for number, spec in enumerate(specs.values()):
-            info = records[str(number)]
-            if info.file_size != spec.nbytes:
-                raise ValueError(f"storage {number} of {path} has {info.file_size} bytes, not {spec.nbytes}")
-            file.seek(info.header_offset)
-            offsets.append(info.header_offset + zip_header_bytes(file.read(ZIP_HEADER.size)))
-    return offsets

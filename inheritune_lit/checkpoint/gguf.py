@@ -58,9 +58,8 @@ def find_gguf(ref: Path) -> Path | None:
 def as_huggingface(path: Path) -> Iterator[Path]:
     """A temporary Hugging Face folder with the file's model in bfloat16 and its tokenizer.
 
-    Raises:
-        UserError: transformers or gguf is not installed, the file is damaged or of an unknown architecture, or says
-            something about its model that would be lost.
+    A file that is damaged, of an unknown architecture, or says something about its model that would be lost, is a
+    ``UserError``, and so are libraries that are not installed.
     """
     missing = [name for name in ("transformers", "gguf") if find_spec(name) is None]
     if missing:
@@ -72,18 +71,30 @@ def as_huggingface(path: Path) -> Iterator[Path]:
         folder = Path(name)
         try:
             _convert(path, folder)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of other types
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
             raise UserError(f"{path} cannot be read ({first_line(error)}); get it again, or {_REMEDY}") from error
         yield folder
 
 
 def _convert(path: Path, folder: Path) -> None:
-    metadata, tensors = _read(path)
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+
+    reader = GGUFReader(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = str(metadata.get("general.architecture"))
     scaling = _rope_scaling(metadata, tensors, architecture, path)
-    _refuse_other_kinds(metadata, path)
+    if (count := metadata.get("split.count", 1)) not in (0, 1):
+        raise UserError(f"{path} is one of {count} files (split.count); merge them with llama-gguf-split")
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise UserError(f"{path} holds a {kind} (general.type), not a model; give the file of the model")
     ids = write_tokenizer(metadata, path, folder)
-    config = _read_config(path)
+    # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
+    vars(import_module("gguf")).setdefault("__version__", version("gguf"))
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
     _write_model(path, config, tensors, folder)
     hf = load_hf_config(folder) or {}
@@ -97,38 +108,6 @@ def _convert(path: Path, folder: Path) -> None:
     stated = {f"{key}_token_id": ids[name] for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
     save_hf_config(hf | stated, folder)
     (folder / GENERATION_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata by name, and tensors as gguf describes them."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    except Exception as error:  # a damaged file fails anywhere in gguf or numpy
-        raise UserError(f"{path} cannot be read ({first_line(error)}); get it again, or {_REMEDY}") from error
-    return metadata, {tensor.name: tensor for tensor in reader.tensors}
-
-
-def _refuse_other_kinds(metadata: Mapping[str, Any], path: Path) -> None:
-    """Refuses files that are not a whole model."""
-    if (count := metadata.get("split.count", 1)) not in (0, 1):
-        raise UserError(f"{path} is one of {count} files (split.count); merge them with llama-gguf-split")
-    if (kind := metadata.get("general.type", "model")) != "model":
-        raise UserError(f"{path} holds a {kind} (general.type), not a model; give the file of the model")
-
-
-def _read_config(path: Path) -> Any:
-    """transformers' reading of the model's configuration."""
-    from transformers import AutoConfig
-
-    try:
-        # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
-        vars(import_module("gguf")).setdefault("__version__", version("gguf"))
-        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except Exception as error:  # an unknown architecture
-        raise UserError(f"{path} cannot be read ({first_line(error)}); {_REMEDY}") from error
 
 
 def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Path) -> None:
@@ -145,8 +124,6 @@ def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Pa
         loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, output_loading_info=True)
         model, info = loaded
         model.save_pretrained(folder, max_shard_size="2GB")
-    except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
-        raise UserError(f"{path} cannot be read ({first_line(error)}); get it again, or {_REMEDY}") from error
     finally:
         logging.set_verbosity(level)
         if shown:
@@ -157,16 +134,12 @@ def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Pa
         )
     stored = sum(int(one.n_elements) for name, one in tensors.items() if not name.endswith(_ROPE_TENSORS))
     if stored != (read := sum(parameter.numel() for parameter in model.parameters())):
+        # Most likely a bias or a norm of queries and keys.
+        left_out = next((name for name in tensors if name.endswith(".bias") or "q_norm" in name), [*tensors][-1])
         raise UserError(
             f"{path} holds {stored:,} values, of which transformers reads {read:,}: it would leave out tensors such as "
-            f"{_unusual(tensors)}; {_REMEDY}"
+            f"{left_out}; {_REMEDY}"
         )
-
-
-def _unusual(tensors: Mapping[str, Any]) -> str:
-    """The tensor that is most likely to be left out: a bias or a norm of queries and keys, else the last one."""
-    names = list(tensors)
-    return next((name for name in names if name.endswith(".bias") or "q_norm" in name), names[-1])
 
 
 def _carry_over(metadata: Mapping[str, Any], architecture: str, hf: dict[str, Any], path: Path) -> None:
@@ -198,16 +171,13 @@ def _carry_over(metadata: Mapping[str, Any], architecture: str, hf: dict[str, An
         if window and value >= metadata.get(f"{architecture}.context_length", math.inf):
             continue
         if entry is not None and not (window and hf.get("use_sliding_window") is False):
-            same = _is_number(where[entry]) and _is_number(value) and math.isclose(where[entry], value, rel_tol=1e-6)
-            where[entry] = where[entry] if same else value
+            numbers = all(isinstance(each, int | float) for each in (where[entry], value))
+            if not (numbers and math.isclose(where[entry], value, rel_tol=1e-6)):
+                where[entry] = value
             continue
         if key in read:
             continue
         raise UserError(f"{path}: {name} is {str(value)[:60]}, which cannot be carried over; {_REMEDY}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _rope_scaling(
@@ -218,23 +188,15 @@ def _rope_scaling(
     kind = metadata.get(f"{prefix}.scaling.type", "linear")
     factor = metadata.get(f"{prefix}.scaling.factor", metadata.get(f"{prefix}.scale_linear")) or 1.0
     scaling = None if kind == "none" or factor == 1.0 else {"rope_type": kind, "factor": float(factor)}
-    if scaling and kind != "linear":
-        raise UserError(
-            f"{path}: {prefix}.scaling.type is {kind!r}, which litgpt does not compute (linear, llama3 it does); give "
-            "another reference"
-        )
+    problem = f"{prefix}.scaling.type is {kind!r}" if scaling and kind != "linear" else ""
     for name, tensor in tensors.items():
         divisors = tensor.data.astype("float64").ravel().tolist() if name.endswith(_ROPE_TENSORS) else []
-        if all(divisor == 1.0 for divisor in divisors):
-            continue
-        base = float(metadata.get(f"{prefix}.freq_base", 10_000.0))
-        found = _llama3(divisors, base) if name.endswith(_ROPE_TENSORS[0]) and scaling is None else None
-        if found is None:
-            raise UserError(
-                f"{path}: {name} scales rotary positions (rope) in a way that litgpt does not compute; give another "
-                "reference"
-            )
-        scaling = found
+        if any(divisor != 1.0 for divisor in divisors):
+            base = float(metadata.get(f"{prefix}.freq_base", 10_000.0))
+            found = _llama3(divisors, base) if name.endswith(_ROPE_TENSORS[0]) and scaling is None else None
+            problem, scaling = problem or ("" if found else f"{name} scales rotary positions (rope)"), found
+    if problem:
+        raise UserError(f"{path}: {problem}, which litgpt computes only as linear or llama3; give another reference")
     return scaling
 
 

@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file, written as files that transformers and we read: ids and rules are the file's own."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,10 @@ _LIKE_LLAMA3 = ("llama3", "llama-v3", "llama-bpe", "falcon3")
 
 
 def write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> dict[str, int | None]:
-    """Write the tokenizer of a GGUF file into a folder.
+    """Write the tokenizer of a GGUF file into a folder; one of unknown kind or rules, or none, is a ``UserError``.
 
     Returns:
         The ids of BOS, EOS, unknown and padding, None for those that the file does not have.
-
-    Raises:
-        UserError: the file has no tokenizer, or one of unknown kind or rules, or its ids contradict each other.
     """
 
     def value(key: str, kind: type, default: Any = None) -> Any:
@@ -59,15 +56,19 @@ def write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> di
         )
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {}  # llama.cpp's
     ids = {name: value(f"{name}_token_id", int, defaults.get(name)) for name in ("bos", "eos", "unknown", "padding")}
+    if ids["padding"] not in range(len(tokens)):
+        ids["padding"] = None
     for name, number in ids.items():
         if number is not None and not 0 <= number < len(tokens):
-            if name == "padding":
-                ids[name] = None
-                continue
             raise UserError(f"{path}: tokenizer.ggml.{name}_token_id is {number} of {len(tokens)}; get the file again")
     pre = value("pre", str, "gpt-2" if metadata.get("general.architecture") == "gpt2" else "default")
     add_bos = value("add_bos_token", bool, kind == "llama" or pre in _LIKE_LLAMA3) and ids["bos"] is not None
-    marked = {i: _added(tokens[i], special=kinds[i] == _CONTROL) for i in range(len(tokens)) if kinds[i] in (3, 4)}
+    plain = dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False)
+    marked = {
+        i: {"content": token, "special": kinds[i] == _CONTROL, **plain}
+        for i, token in enumerate(tokens)
+        if kinds[i] in (_CONTROL, _USER_DEFINED)
+    }
     config: dict[str, Any] = {
         **{f"{name[:3]}_token": None if number is None else tokens[number] for name, number in ids.items()},
         "add_bos_token": add_bos,
@@ -77,21 +78,16 @@ def write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> di
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
         config["chat_template"] = template
     if kind == "llama":
-        prefix = value("add_space_prefix", bool, True)
-        charsmap = bytes(value("precompiled_charsmap", list, []))
-        squeeze = value("remove_extra_whitespaces", bool, False)
-        model = _sentencepiece(tokens, scores, kinds, ids, prefix, squeeze, charsmap)
-        (folder / "tokenizer.model").write_bytes(model)
+        (folder / "tokenizer.model").write_bytes(_sentencepiece(value, tokens, scores, kinds, ids))
         config["tokenizer_class"] = "LlamaTokenizer"
-        if not prefix:
+        if not value("add_space_prefix", bool, True):
             config["add_prefix_space"] = False
         config["added_tokens_decoder"] = {str(i): token for i, token in marked.items() if kinds[i] == _CONTROL}
     else:
         if pre not in _RULES:
             raise UserError(f"{path}: tokenizer.ggml.pre is {pre!r}, whose rules are not known; {_REMEDY}")
         merges = [tuple(merge.split(" ", 1)) for merge in value("merges", list, [])]
-        before = [config["bos_token"]] if add_bos else []
-        content = _byte_level(tokens, merges, pre, [(i, marked[i]) for i in sorted(marked)], before, ids["bos"], path)
+        content = _byte_level(path, tokens, merges, pre, list(marked.values()), ids["bos"] if add_bos else None)
         (folder / "tokenizer.json").write_text(content, encoding="utf-8")
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -99,22 +95,8 @@ def write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> di
     return ids
 
 
-def _added(token: str, special: bool) -> dict[str, Any]:
-    return {
-        "content": token,
-        "special": special,
-        **dict.fromkeys(("normalized", "lstrip", "rstrip", "single_word"), False),
-    }
-
-
 def _sentencepiece(
-    tokens: list[str],
-    scores: list[float],
-    kinds: list[int],
-    ids: Mapping[str, int | None],
-    prefix: bool,
-    squeeze: bool,
-    charsmap: bytes,
+    value: Callable[..., Any], tokens: list[str], scores: list[float], kinds: list[int], ids: Mapping[str, int | None]
 ) -> bytes:
     from sentencepiece import sentencepiece_model_pb2
 
@@ -129,32 +111,24 @@ def _sentencepiece(
         if number is not None:
             setattr(trainer, f"{name}_piece", tokens[number])
     trainer.pad_id = -1
-    normaliser.name, normaliser.precompiled_charsmap = "identity", charsmap
-    normaliser.add_dummy_prefix, normaliser.remove_extra_whitespaces = prefix, squeeze
+    normaliser.name, normaliser.precompiled_charsmap = "identity", bytes(value("precompiled_charsmap", list, []))
+    normaliser.add_dummy_prefix = value("add_space_prefix", bool, True)
+    normaliser.remove_extra_whitespaces = value("remove_extra_whitespaces", bool, False)
     normaliser.escape_whitespaces = True
     return proto.SerializeToString()
 
 
 def _byte_level(
-    tokens: list[str],
-    merges: list[Any],
-    pre: str,
-    marked: list[tuple[int, dict[str, Any]]],
-    before: list[str],
-    bos: int | None,
-    path: Path,
+    path: Path, tokens: list[str], merges: list[Any], pre: str, marked: list[dict[str, Any]], bos: int | None
 ) -> str:
     """A ``tokenizer.json`` as Hugging Face writes them for GPT-2 and its kin."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {token: i for i, token in enumerate(tokens)}
     try:
-        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LIKE_LLAMA3)
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LIKE_LLAMA3))
     except Exception as error:  # a merge of what is no token; tokenizers raises bare Exception
-        raise UserError(
-            f"{path}: tokenizer.ggml.merges does not fit its tokens ({error}); get the file again"
-        ) from error
-    tokenizer = Tokenizer(model)
+        raise UserError(f"{path}: tokenizer.ggml.merges does not fit its tokens ({error}); get it again") from error
     if pre in ("qwen2", "deepseek-r1-qwen", "megrez"):
         tokenizer.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in _RULES[pre]]
@@ -162,12 +136,12 @@ def _byte_level(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    if before:
-        pair = [*(f"{token}:0" for token in before), "$A:0", *(f"{token}:1" for token in before), "$B:1"]
+    if bos is not None:
+        first = tokens[bos]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A"], pair=pair, special_tokens=[(before[0], bos)]
+            single=[first, "$A"], pair=[f"{first}:0", "$A:0", f"{first}:1", "$B:1"], special_tokens=[(first, bos)]
         )
-    tokenizer.add_tokens([AddedToken(**token) for _, token in marked])
+    tokenizer.add_tokens([AddedToken(**token) for token in marked])
     if tokenizer.get_vocab_size() != len(tokens):
         raise UserError(f"{path}: {tokenizer.get_vocab_size()} ids come of {len(tokens)} tokens; get the file again")
     return tokenizer.to_str(pretty=True)

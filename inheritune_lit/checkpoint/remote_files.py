@@ -15,10 +15,8 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from inheritune_lit.checkpoint import formats
 from inheritune_lit.checkpoint.weights import load_torch_file
@@ -29,31 +27,48 @@ _CHUNK_BYTES = 16 << 20
 _CONNECTIONS = 4
 FIRST_READ = 1 << 18  # bytes of the first read: the header of a 7B model is about 40 kB
 _NUMBER = struct.Struct("<H")
+_ZIP_HEADER = struct.Struct("<26xHH")
+"""A record's header up to the lengths of name and extra field, which come before its bytes."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of a file of ``torch.save``: its header begins at ``start``, its bytes are over by ``end``."""
+
+    name: str
+    start: int
+    end: int
+    nbytes: int
 
 
 @dataclass
 class RemoteFile:
-    """A remote file of this size, all its tensors and the chosen ones, both in the order of their bytes."""
+    """A remote file of this size, all its tensors and the chosen ones, both in the order of their bytes.
+
+    Where a tensor is in a record, its entry counts from the end of the header's first part: how long the second part is
+    becomes known when the tensor is chosen.
+    """
 
     url: str
     file: str
     size: int
     entries: dict[str, formats.TensorEntry]
+    records: dict[str, _Record] = field(default_factory=dict)
     chosen: dict[str, formats.TensorEntry] = field(default_factory=dict)
 
     def choose(self, names: Iterable[str]) -> None:
         """Choose tensors, and read where their bytes begin where that is unknown."""
         wanted = set(names)
         self.chosen = {name: entry for name, entry in self.entries.items() if name in wanted}
-        unknown = {name: entry for name, entry in self.chosen.items() if isinstance(entry, _RecordEntry)}
-        starts = sorted({entry.record.start for entry in unknown.values()})
-        headers = _read_ahead(self.url, ((start, start + formats.ZIP_HEADER.size) for start in starts))
-        shifts = {start: formats.zip_header_bytes(header) for start, header in zip(starts, headers, strict=True)}
-        for name, entry in unknown.items():
-            record, shift = entry.record, shifts[entry.record.start]
-            if record.start + shift + record.nbytes > record.end:
+        records = {name: self.records[name] for name in self.chosen if name in self.records}
+        starts = sorted({record.start for record in records.values()})
+        headers = _read_ahead(self.url, ((start, start + _ZIP_HEADER.size) for start in starts))
+        shifts = {start: sum(_ZIP_HEADER.unpack(header)) for start, header in zip(starts, headers, strict=True)}
+        for name, record in records.items():
+            entry, shift = self.entries[name], shifts[record.start]
+            if record.start + _ZIP_HEADER.size + shift + record.nbytes > record.end:
                 raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
-            self.chosen[name] = formats.TensorEntry(entry.shape, entry.dtype, entry.begin + shift)
+            self.chosen[name] = replace(entry, begin=entry.begin + shift)
 
     @property
     def chosen_bytes(self) -> int:
@@ -118,16 +133,12 @@ def _read_ahead(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The ranges' bytes in order, a few requests at a time."""
     with ThreadPoolExecutor(max_workers=_CONNECTIONS) as pool:
         waiting: deque[Future[bytes]] = deque()
-        try:
-            for start, end in ranges:
-                waiting.append(pool.submit(read_range, url, start, end))
-                if len(waiting) == _CONNECTIONS:
-                    yield waiting.popleft().result()
-            while waiting:
+        for start, end in ranges:
+            waiting.append(pool.submit(read_range, url, start, end))
+            if len(waiting) == _CONNECTIONS:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
@@ -143,23 +154,6 @@ def read_range(url: str, start: int, end: int) -> bytes:
             f" {len(response.content)} bytes; download the repository and give its folder with --ref"
         )
     return response.content
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A record of a file of ``torch.save``: its header begins at ``start``, its bytes are over by ``end``."""
-
-    name: str
-    start: int
-    end: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class _RecordEntry(formats.TensorEntry):
-    """A tensor of a record, counted from the header's first part: what lies between is unknown until it is read."""
-
-    record: _Record
 
 
 class _SparseFile(io.FileIO):
@@ -202,14 +196,22 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
             for record in others:
                 sparse.fetch(record.start, min(record.end, sparse.fetched_from))
             for number, record in enumerate(storages):
-                os.pwrite(sparse.fileno(), bytes(formats.ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
+                os.pwrite(sparse.fileno(), bytes(_ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
             # By this torch knows an archive.
             os.pwrite(sparse.fileno(), b"PK\3\4", 0)
-        placed = {key: _place(tensor, storages, file) for key, tensor in load_torch_file(path, label=file).items()}
-    found: dict[str, formats.TensorEntry] = {key: entry for key, entry in placed.items() if entry}
-    if len(found) < len(placed):
-        return None
-    return RemoteFile(url, file, size, dict(sorted(found.items(), key=lambda item: item[1].begin)))
+        entries, record_of = dict[str, formats.TensorEntry](), dict[str, _Record]()
+        for key, tensor in load_torch_file(path, label=file).items():
+            storage = tensor.untyped_storage()
+            if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous():
+                return None
+            (number,) = _NUMBER.unpack(bytes(storage[: _NUMBER.size]))
+            if number >= len(storages) or storages[number].nbytes != storage.nbytes():
+                raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")
+            record = record_of[key] = storages[number]
+            begin = record.start + _ZIP_HEADER.size + tensor.storage_offset() * tensor.element_size()
+            entries[key] = formats.TensorEntry(tuple(tensor.shape), tensor.dtype, begin)
+    in_order = dict(sorted(entries.items(), key=lambda item: item[1].begin))
+    return RemoteFile(url, file, size, in_order, record_of)
 
 
 def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
@@ -225,20 +227,7 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
     ends = [*(info.header_offset for info in infos[1:]), end]
     placed = zip(infos, ends, strict=True)
     records = [_Record(info.filename, info.header_offset, stop, info.compress_size) for info, stop in placed]
-    fit = all(record.start + formats.ZIP_HEADER.size + record.nbytes <= record.end for record in records)
+    fit = all(record.start + _ZIP_HEADER.size + record.nbytes <= record.end for record in records)
     if not records or records[0].start < 0 or end > remote.size or not fit:
         raise UserError(f"{file} is damaged: its directory names records that overlap; give another --ref")
     return records if all(info.compress_type == zipfile.ZIP_STORED for info in infos) else None
-
-
-def _place(tensor: torch.Tensor, storages: list[_Record], file: str) -> _RecordEntry | None:
-    """Where a tensor of the sparse file is; None where its bytes are not a range."""
-    storage = tensor.untyped_storage()
-    if storage.nbytes() < _NUMBER.size or not tensor.is_contiguous() or tensor.dtype not in formats.DTYPE_NAMES:
-        return None
-    (number,) = _NUMBER.unpack(bytes(storage[: _NUMBER.size]))
-    record = storages[number] if number < len(storages) else None
-    if record is None or record.nbytes != storage.nbytes():
-        raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")
-    begin = record.start + tensor.storage_offset() * tensor.element_size()
-    return _RecordEntry(tuple(tensor.shape), tensor.dtype, begin, record)

@@ -5,7 +5,6 @@ This is the one place that knows how weight files are called and opened, here an
 
 import mmap
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +16,10 @@ from typing import Any, BinaryIO
 import torch
 
 from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
-from inheritune_lit.checkpoint.formats import DTYPE_NAMES, FLOATS, MAX_HEADER_BYTES, open_weight_file, read_header
+from inheritune_lit.checkpoint.formats import DTYPE_NAMES, FLOATS, MAX_HEADER_BYTES, read_header
 from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError, first_line
-from inheritune_lit.io.reading import read_json
+from inheritune_lit.io.reading import open_regular, read_json
 from inheritune_lit.io.records import to_record
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,9 +51,8 @@ class Weights:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, backed by the file's pages: do not write to it."""
         path = self.file_of[name]
-        if path not in self._readers:
-            self._readers[path] = _reader(path)
-        return self._readers[path](self._name_in_file.get(name, name))
+        reader = self._readers.get(path) or self._readers.setdefault(path, _reader(path))
+        return reader(self._name_in_file.get(name, name))
 
     def renamed(self, rename: Callable[[str], str]) -> "Weights":
         """The same tensors under other names."""
@@ -78,11 +76,8 @@ class Weights:
 def open_weights(folder: Path) -> Weights:
     """Find and map the weights of a Hugging Face or litgpt folder.
 
-    Raises:
-        UserError: there are none, or a file is missing, truncated or contradicts its index.
+    No weights, or a file that is missing, truncated or contradicts its index, are a ``UserError``.
     """
-    if not folder.is_dir():
-        raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
     if is_litgpt_folder(folder) and (folder / WEIGHTS).is_file():
         return open_files([folder / WEIGHTS], "litgpt")
     for format_name, (index_file, single) in HF_FORMATS.items():
@@ -90,17 +85,13 @@ def open_weights(folder: Path) -> Weights:
             return open_files([folder / single], format_name)
         if (folder / index_file).is_file():
             index = read_index(folder / index_file)
-            shards = [folder / file for file in sorted(set(index.values()))]
-            for shard in shards:
-                if not shard.is_file():
-                    raise UserError(f"{index_file} names {shard.name}, which is missing in {folder}; get it again")
-            weights = open_files(shards, format_name)
+            files = sorted(set(index.values()))
+            if missing := [file for file in files if not (folder / file).is_file()]:
+                raise UserError(f"{index_file} names {missing[0]}, which is missing in {folder}; get it again")
+            weights = open_files([folder / file for file in files], format_name)
             for name, file in index.items():
-                name = unwrapped(name)
-                if name not in weights.file_of or weights.file_of[name].name != file:
-                    raise UserError(
-                        f"the index puts {name} into {file}, which does not hold it; get the checkpoint again"
-                    )
+                if weights.file_of.get(unwrapped(name)) != folder / file:
+                    raise UserError(f"{index_file} puts {name} into {file}, which does not hold it; get both again")
             return weights
     raise UserError(
         f"{folder} holds no weights: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; give another "
@@ -111,11 +102,8 @@ def open_weights(folder: Path) -> Weights:
 def open_files(files: Iterable[Path], format_name: str) -> Weights:
     """Map files, each of which holds a part of the tensors: safetensors by their suffix, or else of ``torch.save``.
 
-    Args:
-        format_name: format of the files that these come from.
-
-    Raises:
-        UserError: a file is truncated or damaged, or two hold the same tensor.
+    ``format_name`` is that of the files that these come from. A file that is truncated or damaged, or a tensor that two
+    of them hold, is a ``UserError``.
     """
     weights = Weights(list(files), format_name, {}, {})
     for path in weights.files:
@@ -177,11 +165,7 @@ class _Index:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Which file holds which tensor, from a Hugging Face index file.
-
-    Raises:
-        UserError: the file is damaged, or names a file outside its folder.
-    """
+    """Which file holds which tensor, from a Hugging Face index; one that names files elsewhere is a ``UserError``."""
     files = to_record(read_json(path, *_INDEX), _Index, path, *_INDEX, others=True).weight_map
     for file in files.values():
         if Path(file).name != file or file in (".", ".."):
@@ -192,26 +176,20 @@ def read_index(path: Path) -> dict[str, str]:
 def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Tensor]:
     """Map a state dict written by ``torch.save``, or the one under "model" in it; ``label`` stands for it in errors.
 
-    Nothing is read until it is used, and nothing but tensors and containers is ever unpickled.
-
-    Raises:
-        UserError: the file is damaged, or holds something other than tensors.
+    Nothing is read until it is used, and nothing but tensors and containers is ever unpickled. A file that is damaged
+    or holds something other than tensors is a ``UserError``.
     """
     label = label or str(path)
-    with open_weight_file(path) as file:
-        # Only the zip format of torch >= 1.6 can be mapped.
-        mappable = file.read(2) == b"PK"
-        problem = _archive_problem(file) if mappable else None
-    if problem:
-        raise UserError(f"{label} cannot be read ({problem}); get it again")
-    try:
-        state: Any = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{label} holds Python objects other than tensors and was not loaded; use safetensors"
-        ) from error
-    except Exception as error:  # torch raises RuntimeError, EOFError, ... for damaged files
-        raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
+    with open_regular(path) as file:
+        try:
+            # Only the zip format of torch >= 1.6 can be mapped.
+            if mappable := file.read(2) == b"PK":
+                _check_archive(file)
+            state: Any = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
+        except UnpicklingError as error:
+            raise UserError(f"{label} holds Python objects, not only tensors; use safetensors") from error
+        except Exception as error:  # torch and zipfile raise RuntimeError, EOFError, ... for damaged files
+            raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise UserError(f"{label} holds a {type(state).__name__}, not a state dict; get it again")
@@ -228,21 +206,14 @@ def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Ten
     return named
 
 
-def _archive_problem(file: BinaryIO) -> str | None:
-    """What is wrong with the records of a file of ``torch.save``, None where nothing is.
-
-    torch never compresses them, and would unpack what is: a few megabytes can stand for any number.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError) as error:
-        return first_line(error)
+def _check_archive(file: BinaryIO) -> None:
+    """Raise a ``ValueError`` for compressed records, which torch would unpack: a few MB can stand for any number."""
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        return "its records are compressed, which torch.save never does"
+        raise ValueError("its records are compressed, which torch.save never does")
     if sum(record.file_size for record in records if "/data/" not in record.filename) > MAX_HEADER_BYTES:
-        return f"names and shapes take more than {MAX_HEADER_BYTES:,} bytes"
-    return None
+        raise ValueError(f"names and shapes take more than {MAX_HEADER_BYTES:,} bytes")
 
 
 def _tensor_problem(tensor: Any) -> str | None:

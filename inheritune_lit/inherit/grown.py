@@ -44,18 +44,14 @@ def slice_options(layers: tuple[int, ...], attn_scale: AttnScale) -> SliceArgs:
 def check_start(
     checkpoint_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, attn_scale: AttnScale
 ) -> None:
-    """Check that ``layers`` of the reference fit behind a checkpoint's.
-
-    Raises:
-        UserError: the checkpoint has another width, vocabulary, ... than the reference, or more layers.
-    """
+    """Check that ``layers`` of the reference fit behind a checkpoint's: one of another shape is a ``UserError``."""
     depth = reference.config.n_layer
+    remedy = "start from a checkpoint that was sliced from this reference"
     if len(layers) > depth or max(layers) >= depth:
         raise UserError(
             f"{checkpoint_dir} has {len(layers)} layers, up to the reference's layer {max(layers)}; {reference.name} "
-            f"has {depth}: give a checkpoint that was sliced from it"
+            f"has {depth}: {remedy}"
         )
-    remedy = "start from a checkpoint that was sliced from this reference"
     ours = asdict(load_config(checkpoint_dir))
     theirs = asdict(student_config(reference, slice_options(layers, attn_scale))[0])
     for field in (*_MOST_TELLING, *sorted(theirs.keys() - _LABELS)):
@@ -83,24 +79,21 @@ def write_grown(
     """Write a trained model with more layers, which an opened reference gives.
 
     Embeddings, final norm, head and old layers are those of the trained model, byte for byte; new layers stand behind
-    them and take the trained model's dtype.
+    them and take the trained model's dtype. A full disk, or something damaged, is a ``UserError``.
 
     Args:
         layers: the reference's layer behind each layer of the new model.
         added: how many of them, the last ones, are new.
         own_layers: new layers are copies of the model's own last ones.
         attn_scale: see ``SliceArgs``.
-
-    Raises:
-        UserError: the disk is full, or something is damaged.
     """
     plan, trained = build_plan(reference, slice_options(layers, attn_scale)), open_weights(trained_dir)
     old = len(layers) - added
     for name, tensor in plan.tensors.items():
         layer, module, kind = split_name(name)
-        added_layer = layer if layer is not None and layer >= old else None
-        if added_layer is None or own_layers:
-            own = name if added_layer is None else f"transformer.h.{added_layer - added}.{module}.{kind}"
+        is_new = layer is not None and layer >= old
+        if not is_new or own_layers:
+            own = f"transformer.h.{layer - added}.{module}.{kind}" if layer is not None and is_new else name
             spec = trained.specs[own]
             plan.tensors[name] = TensorPlan(spec, (Piece(own, 0, spec.shape[0]),), f"trained {own}", trained)
         else:

@@ -12,9 +12,7 @@ from inheritune_lit.model.load import with_weights
 def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Transformer:
     """Build the model of a Hugging Face folder in a dtype, as stored when None; a tied head stays tied.
 
-    Raises:
-        UserError: the folder is not a checkpoint, its architecture is not supported, or its weights do not fit its
-            configuration.
+    A folder that is not a checkpoint, or whose architecture or weights do not fit, is a ``UserError``.
     """
     resolved = ResolvedReference(open_reference(folder, "local"), str(folder)).open()
     return build_reference(resolved.reference, dtype, device)

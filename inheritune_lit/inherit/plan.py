@@ -96,8 +96,7 @@ class Plan:
 def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, list[int]]:
     """A student's configuration, and the reference's layer behind each of its layers; no weights are needed.
 
-    Raises:
-        UserError: arguments that do not fit the reference.
+    Arguments that do not fit the reference are a ``UserError``.
     """
     config = reference.config
     layers = layer_map(args, config.n_layer)
@@ -105,18 +104,17 @@ def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, 
         raise UserError("the reference's head is tied to its embeddings; switch --embeddings and --head together")
     if not args.positions and not isinstance(config, GPT2Config):
         raise UserError(f"--positions false: {reference.name} has no learned positions; leave it out")
-    per_layer: dict[str, list[int] | None] = {
+    changes: dict[str, Any] = {
         field: [value[layer] for layer in layers]
         for field in ("sliding_window_indices", "rope_indices")
         if (value := getattr(config, field)) is not None
     }
     if isinstance(config, GPT2Config):
-        scale = [config.attention_divisor(layer) - 1 for layer in layers]
         keep = config.scale_attn_by_inverse_layer_idx and args.attn_scale == "keep" and args.init != "random"
-        per_layer["attn_scale_layers"] = scale if keep else None
+        changes["attn_scale_layers"] = [config.attention_divisor(layer) - 1 for layer in layers] if keep else None
     suffix = f"-{len(layers)}l" + ("-half-width" if args.init == "half-width" else "")
-    hf_config = {**config.hf_config, "name": reference.name + suffix}
-    config = replace(config, name=config.name + suffix, hf_config=hf_config, n_layer=len(layers), **per_layer)
+    changes["hf_config"] = {**config.hf_config, "name": reference.name + suffix}
+    config = replace(config, name=config.name + suffix, n_layer=len(layers), **changes)
     if args.init == "half-width":
         config = half_width_config(config)
         if config.n_embd != config.n_head * config.head_size and not reference.architecture.free_head_size:
@@ -131,14 +129,13 @@ def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
     """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
     config, layers = student_config(reference, args)
     sources = (_source_name(name, layers, args) for name in tensor_shapes(config, reference.tied))
-    return {source for source in sources if source is not None}
+    return set(filter(None, sources))
 
 
 def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
     """Plan a student of a reference; one without weights is planned from its configuration alone.
 
-    Raises:
-        UserError: arguments that do not fit the reference, or a needed tensor is missing.
+    Arguments that do not fit the reference, or a needed tensor that is missing, are a ``UserError``.
     """
     config, layers = student_config(reference, args)
     default, stored_shapes = reference.dtype, reference.stored_shapes()
@@ -152,8 +149,9 @@ def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
             continue
         if args.init == "half-width":
             pieces = _narrow(split_name(name)[1], pieces, shape, reference.config, config)
-        spec = TensorSpec(shape, _dtype_of(pieces, reference.weights, default))
-        tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
+        dtype = _dtype_of(pieces, reference.weights) if reference.weights else default
+        words = describe(pieces, stored_shapes)
+        tensors[name] = TensorPlan(TensorSpec(shape, dtype), tuple(pieces), words, reference.weights)
     inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
     hf = carried(reference.hf) | reference.architecture.to_hf(config) | {"tie_word_embeddings": reference.tied}
     aliases = {HEAD: EMBEDDING} if reference.tied else {}
@@ -187,9 +185,7 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshV
     return FreshValues("normal", std)
 
 
-def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype) -> torch.dtype:
-    if weights is None:
-        return default
+def _dtype_of(pieces: list[Piece], weights: Weights) -> torch.dtype:
     if missing := [piece.name for piece in pieces if piece.name not in weights.specs]:
         raise UserError(f"{weights.files[0].parent} lacks the tensor {missing[0]}; get the reference again")
     dtypes = {weights.specs[piece.name].dtype for piece in pieces}
@@ -199,24 +195,21 @@ def _dtype_of(pieces: list[Piece], weights: Weights | None, default: torch.dtype
 
 
 def half_width_config(config: Config) -> Config:
-    """The configuration at half the width; head size stays.
+    """The configuration at half the width, where embedding and MLP size are even and there are no experts.
 
-    Query groups are halved, rounding up, and keep their number of heads; with one group its heads are halved.
-
-    Raises:
-        UserError: embedding or MLP size is odd, or the model has experts.
+    The head size stays. Query groups are halved, rounding up, and keep their number of heads; with one group its heads
+    are halved.
     """
     if config.mlp_class_name == "LLaMAMoE":
         # Half of the experts, or all of them at half their width? The router's choice would be another either way.
         raise UserError("--init half-width is not defined for a mixture of experts; choose another --init")
-    halves = {}
-    for field in ("n_embd", "intermediate_size"):
-        halves[field], odd = divmod(getattr(config, field), 2)
-        if odd:
-            raise UserError(f"--init half-width: {field} of the reference is {getattr(config, field)}, which is odd")
+    sizes = {field: getattr(config, field) for field in ("n_embd", "intermediate_size")}
+    for field, size in sizes.items():
+        if size % 2:
+            raise UserError(f"--init half-width: {field} of the reference is {size}, which is odd")
     groups = -(-config.n_query_groups // 2)
     heads = groups * (config.n_head // config.n_query_groups) if config.n_query_groups > 1 else -(-config.n_head // 2)
-    return replace(config, **halves, n_head=heads, n_query_groups=groups)
+    return replace(config, n_head=heads, n_query_groups=groups, **{field: size // 2 for field, size in sizes.items()})
 
 
 def _narrow(

@@ -25,13 +25,7 @@ from inheritune_lit.checkpoint.config import (
     refuse_quantized,
     require,
 )
-from inheritune_lit.checkpoint.folder import (
-    HF_CONFIG,
-    MODEL_CONFIG,
-    check_files,
-    is_litgpt_folder,
-    suggest_final,
-)
+from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, check_files, is_litgpt_folder, suggest_final
 from inheritune_lit.checkpoint.formats import FLOATS
 from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
 from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repository
@@ -50,6 +44,7 @@ from inheritune_lit.references import (
 from inheritune_lit.tokenizer import Tokenizer, has_tokenizer
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_FOLDER = "no folder at {}; give a checkpoint folder, a hub repository or a known name"
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,8 @@ class ReferenceModel:
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
         """Names of the stored tensors behind litgpt tensors, in every layout that the files may have."""
-        names, layouts = list(names), [self]
-        if self.architecture.stacked:
-            layouts.append(replace(self, architecture=self.architecture.with_stacked_experts()))
-        return {piece.name for layout in layouts for name in names for piece in layout.pieces(name) or ()}
+        layouts = (self, replace(self, architecture=self.architecture.with_stacked_experts()))
+        return {piece.name for name in names for layout in layouts for piece in layout.pieces(name) or ()}
 
     def full_names(self, names: Iterable[str]) -> Callable[[str], str]:
         """How to write stored names in full; of a tied pair that is stored as the head alone, it is the embedding."""
@@ -144,13 +137,11 @@ class ReferenceModel:
 def open_reference(folder: Path, org: str, name: str | None = None) -> ReferenceModel:
     """Read the configuration of a Hugging Face or litgpt folder; its weights need not be there.
 
-    ``org`` made it, "local" where unknown; ``name`` is the one it carries, else the folder's, when None.
-
-    Raises:
-        UserError: the folder is not a checkpoint, or its configuration is damaged or not supported.
+    ``org`` made it, "local" where unknown; ``name`` is the one it carries, else the folder's, when None. A folder that
+    is not a checkpoint, or whose configuration is damaged or not supported, is a ``UserError``.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder at {folder}; give a checkpoint folder, a hub repository or a known name")
+        raise UserError(_NO_FOLDER.format(folder))
     check_files(folder)
     hf = load_hf_config(folder)
     refuse_quantized(hf or {}, folder / HF_CONFIG)
@@ -173,15 +164,12 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
 def reference_of_hf(folder: Path, org: str, name: str, hf: dict[str, Any], **overrides: Any) -> ReferenceModel:
     """The model that a ``config.json`` describes; ``overrides`` are fields of litgpt's configuration.
 
-    Raises:
-        UserError: there is no such model, or its architecture is not supported.
+    Where there is no such model, or its architecture is not supported, it is a ``UserError``.
     """
     architecture, vocabulary = architecture_of_hf(hf), require(hf, "vocab_size")
     fields = {"vocab_size": vocabulary, "padded_vocab_size": vocabulary, **architecture.to_lit(hf), **overrides}
-    identity: dict[str, Any] = {"name": litgpt_name(architecture, name), "hf_config": {"org": org, "name": name}}
-    config = make_config(
-        lambda: architecture.config_class(**identity, **fields), fields, folder / HF_CONFIG, "get it again"
-    )
+    fields |= {"name": litgpt_name(architecture, name), "hf_config": {"org": org, "name": name}}
+    config = make_config(lambda: architecture.config_class(**fields), fields, folder / HF_CONFIG, "get it again")
     return ReferenceModel(folder, org, name, config, hf, architecture, True, _is_tied(hf, architecture))
 
 
@@ -193,15 +181,10 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
     """The reference with its weights, which are compared with what the configuration promises.
 
     Whether experts are stored in one tensor, and whether the head of a litgpt folder is tied, is as the weights have
-    it, whatever ``config.json`` says.
-
-    Raises:
-        UserError: a tensor that the model does not have, a wrong shape, or a tied head that differs.
+    it, whatever ``config.json`` says. A tensor that the model does not have, a wrong shape, or a tied head that differs
+    is a ``UserError``.
     """
-    if reference.hf_keys:
-        weights = weights.renamed(reference.full_names(weights.specs))
-        reference = replace(reference, architecture=reference.architecture.as_stored(weights.specs), weights=weights)
-    else:
+    if not reference.hf_keys:
         # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
         tied = (EMBEDDING, HEAD) in weights.tied or (
             reference.tied
@@ -209,27 +192,25 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             and torch.equal(weights.tensor(EMBEDDING), weights.tensor(HEAD))
         )
         reference = replace(reference, tied=tied)
-        weights = weights.renamed(reference.full_names(weights.specs))
-        reference = replace(reference, weights=weights)
-    embedding, again = next(iter(reference.stored_names([EMBEDDING]))), "get the reference again"
-    expected, heads = reference.stored_shapes(), (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
+    weights = weights.renamed(reference.full_names(weights.specs))
+    reference = replace(reference, architecture=reference.architecture.as_stored(weights.specs), weights=weights)
+    (embedding,), expected = reference.stored_names([EMBEDDING]), reference.stored_shapes()
+    heads = (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
     for name, spec in weights.specs.items():
-        file, shape = weights.file_of[name], list(spec.shape)
-        if name.endswith(reference.architecture.ignored) and name not in expected:
-            continue
-        if name not in expected:
-            if not (reference.tied and name in heads):
-                _refuse_parts(name, file)
-                raise UserError(f"{file} holds {name}, which a model of its configuration does not have; {again}")
+        file, shape, wanted = weights.file_of[name], list(spec.shape), list(expected.get(name, ()))
+        if name in expected:
+            if not spec.dtype.is_floating_point:
+                raise UserError(f"{file}: {name} has dtype {spec.dtype}; {FLOATS}")
+            if shape != wanted:
+                raise UserError(
+                    f"{file}: {name} has shape {shape}, its configuration says {wanted}; get the reference again"
+                )
+        elif reference.tied and name in heads:
             if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(name)):
                 problem = f"{HF_CONFIG} says the head is tied, but {name} differs from {embedding}"
                 raise UserError(f"{file}: {problem}; correct tie_word_embeddings")
-        elif shape != (wanted := list(expected[name])):
-            if not spec.dtype.is_floating_point:
-                raise UserError(f"{file}: {name} has dtype {spec.dtype} and shape {shape}; {FLOATS}")
-            raise UserError(f"{file}: {name} has shape {shape}, its configuration says {wanted}; {again}")
-        elif not spec.dtype.is_floating_point:
-            raise UserError(f"{file}: {name} has dtype {spec.dtype}; {FLOATS}")
+        elif not name.endswith(reference.architecture.ignored):
+            raise UserError(f"{file} holds {name}, {_foreign(name)}")
     return reference
 
 
@@ -239,12 +220,13 @@ _QUANTIZED = re.compile(
 )
 
 
-def _refuse_parts(name: str, file: Path) -> None:
-    """Say of what a tensor of no model is a part, where its name tells."""
+def _foreign(name: str) -> str:
+    """What a tensor that is not the model's belongs to, as far as its name tells, and what to do."""
     if re.search(r"\.(lora_\w+|base_layer|adapter\w*|lora)(\.|$)", name):
-        raise UserError(f"{file} holds {name}, of an adapter that is not merged; merge it into its model first")
+        return "of an adapter that is not merged; merge it into its model first"
     if match := _QUANTIZED.search(name):
-        raise UserError(f"{file} holds {name}, whose {match[0].strip('.')} belong to quantised weights; {FLOATS}")
+        return f"whose {match[0].strip('.')} belong to quantised weights; {FLOATS}"
+    return "which a model of its configuration does not have; get the reference again"
 
 
 def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
@@ -291,19 +273,18 @@ class ResolvedReference:
     def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
         """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.
 
-        Raises:
-            UserError: there are none, they are damaged or do not fit the configuration.
+        Where there are none, or they are damaged or do not fit the configuration, it is a ``UserError``.
         """
         if self.shape_only:
             raise UserError(
                 f"nobody has published weights of {self.source}: give --init random and train it, then slice the "
                 "folder of the trained one"
             )
-        if self.repository is None:
-            weights = open_weights(self.reference.folder)
-        else:
+        if self.repository:
             needed = self.reference.stored_names(self.reference.shapes if names is None else names)
             weights = self.repository.download(needed, self.reference.full_names)
+        else:
+            weights = open_weights(self.reference.folder)
         reference = attach_weights(self.reference, weights)
         assert reference.weights
         # Of a local folder all tensors are known; the last layer shows whether there are as many as it says.
@@ -316,8 +297,7 @@ class ResolvedReference:
                 f"tensors are missing, such as {missing[0]}; get the checkpoint again"
             )
         if self.gguf:
-            weights = replace(reference.weights, files=[self.gguf], format="gguf")
-            reference = replace(reference, weights=weights)
+            reference = replace(reference, weights=replace(reference.weights, files=[self.gguf], format="gguf"))
         return replace(self, reference=reference)
 
     def file_hashes(self) -> dict[str, str | None]:
@@ -332,10 +312,8 @@ class ResolvedReference:
 def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedReference]:
     """Find a reference and read its configuration; it is there for the length of the block.
 
-    ``tokenizer_dir`` is GPT-2's tokenizer for a shape without weights, fetched from the hub when None.
-
-    Raises:
-        UserError: there is no such reference, or it is damaged.
+    ``tokenizer_dir`` is GPT-2's tokenizer for a shape without weights, fetched from the hub when None. A reference that
+    is not there or damaged is a ``UserError``.
     """
     path = Path(ref).expanduser()
     if tokenizer_dir is not None and (path.is_dir() or not find_shape(ref)):
@@ -347,22 +325,19 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
         org, name, revision = cached_identity(path) or ("local", None, None)
         yield ResolvedReference(open_reference(path, org, name), str(path), revision=revision)
     elif shape := find_shape(ref):
-        folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES, None, gated=False).folder
+        folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES).folder
         Tokenizer(folder)  # or the new model would have none
         yield ResolvedReference(describe_shape(shape, folder), shape.name, shape_only=True)
     else:
         name, at, revision = ref.partition("@")
         if at and not revision:
-            raise UserError(
-                f"--ref {ref} names no revision behind the @; give a branch, tag or commit, or leave it out"
-            )
+            raise UserError(f"--ref {ref} names no revision behind the @; give a branch, tag or commit, or no @")
         if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-            raise UserError(f"no folder at {name}; give a checkpoint folder, a hub repository or a known name")
+            raise UserError(_NO_FOLDER.format(name))
         known = find_reference(name)
         if known is None and name.count("/") != 1:
             raise unknown_reference(name)
-        gated = known is not None and known.gated
-        repository = open_repository(known.repository if known else name, revision or None, gated=gated)
+        repository = open_repository(known.repository if known else name, revision or None, bool(known and known.gated))
         reference = open_reference(repository.folder, *repository.name.split("/"))
         yield ResolvedReference(reference, repository.name + at + revision, repository, revision=repository.revision)
 

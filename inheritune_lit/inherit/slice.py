@@ -16,7 +16,6 @@ from inheritune_lit.checkpoint.config import GPT2Config, save_hf_config, save_li
 from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piece
-from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
@@ -54,14 +53,12 @@ class SliceResult:
 
 
 def slice_model(args: SliceArgs) -> SliceResult:
-    """Build a small model from the layers of a pretrained one.
-
-    Raises:
-        UserError: bad input; nothing is left behind.
-    """
+    """Build a small model from the layers of a pretrained one; bad input is a ``UserError``, and nothing is left."""
     with resolve(args.ref, args.tokenizer_dir) as resolved:
-        name = student_config(resolved.reference, args)[0].hf_config["name"]
-        out_dir = args.out_dir or Path("checkpoints", *map(_as_folder, (resolved.reference.org, name)))
+        names = resolved.reference.org, student_config(resolved.reference, args)[0].hf_config["name"]
+        # Names may come from a file that others wrote: each has to be that of one folder.
+        folders = (re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model" for name in names)
+        out_dir = args.out_dir or Path("checkpoints", *folders)
         if not args.dry_run:
             check_vacant(out_dir)
         if args.init != "random" and not (args.dry_run and resolved.repository):
@@ -75,15 +72,14 @@ def slice_model(args: SliceArgs) -> SliceResult:
         return SliceResult(out_dir, resolved.reference, plan, args.init, args.dry_run)
 
 
-def _as_folder(name: object) -> str:
-    """A name, which may come from a file that others wrote, as that of one folder."""
-    return re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model"
-
-
 def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path) -> None:
     reference, repository, weights = resolved.reference, resolved.repository, resolved.reference.weights
     # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
-    local = _feeding_files(plan, weights) if weights and not repository else []
+    local: list[Path] = []
+    if weights and not repository:
+        sources = (tensor.source for tensor in plan.tensors.values())
+        needed = {weights.file_of[piece.name] for pieces in sources if isinstance(pieces, tuple) for piece in pieces}
+        local = weights.files if weights.format == "gguf" else sorted(needed)
     with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
         hashes = [pool.submit(_sha256, file) if args.hash_sources else None for file in local]
         copied = write_student(plan, staging, reference.folder)
@@ -122,14 +118,6 @@ def parent_of(folder: Path) -> dict[str, Any] | None:
     return {key: value for key, value in manifest.items() if key != "tensors"} if manifest else None
 
 
-def _feeding_files(plan: Plan, weights: Weights) -> list[Path]:
-    """The files that hold something of the student."""
-    if weights.format == "gguf":
-        return weights.files
-    sources = (tensor.source for tensor in plan.tensors.values())
-    return sorted({weights.file_of[piece.name] for pieces in sources if isinstance(pieces, tuple) for piece in pieces})
-
-
 def _sha256(file: Path) -> str:
     # The hub's cache names its blobs by their SHA-256.
     blob = file.resolve()
@@ -141,10 +129,7 @@ def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: 
     """Write the checkpoint of a plan without its manifest; warns of tensors that hold NaN or infinity.
 
     Inherited values are the stored ones, byte for byte where the plan asks for their dtype. Tokenizer and generation
-    settings are copied from ``tokenizer_dir``.
-
-    Returns:
-        Names of the copied files.
+    settings are copied from ``tokenizer_dir``; the names of these files are returned.
     """
     not_finite: set[str] = set()
 

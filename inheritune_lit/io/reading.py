@@ -18,14 +18,18 @@ AGAIN = "restore it, or make it again"
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; what would block or never end, such as a pipe or a device, is a ``UserError``.
+    """Open a file for reading.
 
-    One that cannot be opened is an ``OSError``.
+    What would block or never end, such as a pipe or a device, and what git leaves of a file that Git LFS keeps, is a
+    ``UserError``; one that cannot be opened is an ``OSError``.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    problem = "" if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else "is not a regular file; give a file"
+    if not problem and file.peek().startswith(b"version https://git-lfs.github.com/spec/"):
+        problem = "is a Git LFS pointer, not the file; run `git lfs pull` in its repository"
+    if problem:
         file.close()
-        raise UserError(f"{path} is not a regular file; give a file")
+        raise UserError(f"{path} {problem}")
     return file
 
 
@@ -38,8 +42,6 @@ def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: in
     try:
         with open_regular(path) as file:
             content = file.read(max_bytes + 1)
-        if pointer := pointer_problem(content):
-            raise UserError(f"{path} can't be read as {what} ({pointer})")
         if len(content) <= max_bytes:
             return content.decode("utf-8-sig")
         problem: object = f"it has more than {max_bytes:,} bytes"
@@ -48,12 +50,6 @@ def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: in
     except UnicodeDecodeError as error:
         problem = error
     raise UserError(f"{path} can't be read as {what} ({problem}); {remedy}")
-
-
-def pointer_problem(content: bytes) -> str:
-    """Says what to do where a file's content is what git leaves of one that Git LFS keeps; else returns nothing."""
-    is_pointer = content.startswith(b"version https://git-lfs.github.com/spec/")
-    return "it is a Git LFS pointer, not the file; run `git lfs pull` in its repository" if is_pointer else ""
 
 
 def read_json(path: Path, what: str = "JSON", remedy: str = AGAIN) -> dict[str, Any]:
