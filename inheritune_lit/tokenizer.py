@@ -58,31 +58,25 @@ class Tokenizer:
         self.model: bytes | None = None
         self.template: list[int] | None = None
         self._extra: list[Any] = []
-        proto, problem, fast, stated = None, "", None, dict[int, dict[str, Any]]()
-        if os.path.lexists(model):
-            proto, problem = read_sentencepiece(model)
-        if os.path.lexists(converted):
-            fast, stated = read_fast(converted)
+        proto, problem = read_sentencepiece(model) if os.path.lexists(model) else (None, "")
+        fast, stated = read_fast(converted) if os.path.lexists(converted) else (None, {})
         if proto is not None and fast is not None and not same_vocabulary(proto, fast):
             words = "%s and tokenizer.json have different vocabularies; tokenizer.json is taken, as transformers does"
             logger.warning(words, model)
             proto = None
         if proto is not None:
-            self.path = model
-            self._load_sentencepiece(proto, stated)
+            self._load_sentencepiece(model, proto, stated)
         elif fast is not None:
-            self.path = converted
-            self._load_huggingface(fast, stated)
+            self._load_huggingface(converted, fast, stated)
         elif problem:
             raise UserError(problem)
         elif os.path.lexists(vocabulary) and os.path.lexists(folder / "merges.txt"):
-            self.path = vocabulary
-            self._load_huggingface(read_gpt2(vocabulary), {})
+            self._load_huggingface(vocabulary, read_gpt2(vocabulary), {})
         else:
             raise UserError(f"no tokenizer in {folder}: neither tokenizer.model nor tokenizer.json is there")
 
-    def _load_sentencepiece(self, proto: Any, stated: Mapping[int, dict[str, Any]]) -> None:
-        settings, pieces = self._settings, proto.pieces
+    def _load_sentencepiece(self, path: Path, proto: Any, stated: Mapping[int, dict[str, Any]]) -> None:
+        self.path, settings, pieces = path, self._settings, proto.pieces
         if settings.prefix_space is False:
             proto.normalizer_spec.add_dummy_prefix = False
         self.model = proto.SerializeToString()
@@ -92,10 +86,10 @@ class Tokenizer:
         own = [i for i in (processor.bos_id(), processor.eos_id(), processor.unk_id()) if 0 <= i < size]
         added = {i: {"content": pieces[i].piece, "special": True, "normalized": False} for i in own}
         added |= {known[text]: {"content": text, "special": True} for text in settings.special if text in known}
-        added |= stated
-        added |= settings.added
-        self._ids = {fields["content"]: number for number, fields in sorted(added.items())}
-        for number, fields in sorted(added.items()):
+        added |= {**stated, **settings.added}
+        in_order = sorted(added.items())
+        self._ids = {fields["content"]: number for number, fields in in_order}
+        for number, fields in in_order:
             content = fields["content"]
             # transformers gives a new token the next id, and leaves one of the vocabulary where it is.
             if (real := known.get(content, self.vocab_size)) != number and not is_nameless(pieces, number):
@@ -103,7 +97,7 @@ class Tokenizer:
             known[content], self.vocab_size = number, max(self.vocab_size, number + 1)
             fields["special"] = fields.get("special", False) or content in settings.special
         # SentencePiece finds its user-defined symbols itself.
-        self._added = [one for i, one in sorted(added.items()) if i >= size or pieces[i].type != pieces[i].USER_DEFINED]
+        self._added = [one for i, one in in_order if i >= size or pieces[i].type != pieces[i].USER_DEFINED]
         self._extra = [[i, *(one.get(key) for key in ("content", *FLAGS))] for i, one in added.items() if i >= size]
         self._spelled = [one["content"] for one in self._added if self._parsed or not one["special"]]
         self.bos_id = self._special_id("bos", self._ids | known, processor.bos_id())
@@ -123,10 +117,10 @@ class Tokenizer:
 
         self._decode = decode
 
-    def _load_huggingface(self, processor: Any, stated: Mapping[int, dict[str, Any]]) -> None:
+    def _load_huggingface(self, path: Path, processor: Any, stated: Mapping[int, dict[str, Any]]) -> None:
         from tokenizers import AddedToken
 
-        settings, before = self._settings, repr(processor.get_added_tokens_decoder())
+        self.path, settings, before = path, self._settings, repr(processor.get_added_tokens_decoder())
         self.base_size = max(processor.get_vocab(with_added_tokens=False).values(), default=-1) + 1
         processor.add_tokens([AddedToken(**fields) for _, fields in sorted(settings.added.items())])
         for number, fields in {**stated, **settings.added}.items():
@@ -134,15 +128,16 @@ class Tokenizer:
                 raise self._contradiction(fields["content"], number, real)
         if (after := repr(processor.get_added_tokens_decoder())) != before:
             self._extra = [after]
-        if self.path.name == "vocab.json":
-            self._extra.append(sha256_file(self.path.with_name("merges.txt")))
+        is_gpt2 = path.name == "vocab.json"
+        if is_gpt2:
+            self._extra.append(sha256_file(path.with_name("merges.txt")))
         processor.no_truncation()
         processor.no_padding()
         processor.encode_special_tokens = not self._parsed
         # Not the number of entries: ids may have gaps.
         ids = processor.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1
-        end = ids.get("<|endoftext|>", -1) if self.path.name == "vocab.json" else -1
+        end = ids.get("<|endoftext|>", -1) if is_gpt2 else -1
         self.bos_id, self.eos_id = (self._special_id(name, ids, end) for name in ("bos", "eos"))
         self.template = processor.encode("").ids
 
@@ -186,11 +181,8 @@ class Tokenizer:
         return own
 
     def split(self, text: str) -> Iterator[int | tuple[str, bool]]:
-        """Yields the parts of a text for a SentencePiece model.
-
-        Returns:
-            The id of each added token that is spelled, and each text between with whether it is to be encoded as what
-            comes first: SentencePiece puts a space before that.
+        """Yields the parts of a text for a SentencePiece model: the id of each added token that is spelled, and each
+        text between, with whether it is to be encoded as what comes first, before which SentencePiece puts a space.
         """
         if not any(content in text for content in self._spelled):
             yield text, True
@@ -232,16 +224,13 @@ class Tokenizer:
     def _encode_pieces(self, texts: Sequence[str], num_threads: int) -> list[list[int]]:
         if not any(content in text for content in self._spelled for text in texts):
             return self._processor.encode(list(texts), num_threads=num_threads)
-        encoded = []
-        for text in texts:
-            ids: list[int] = []
-            for part in self.split(text):
-                if isinstance(part, int):
-                    ids.append(part)
-                else:
-                    ids += self._processor.encode(part[0]) if part[1] else self.encode_inner(part[0])
-            encoded.append(ids)
-        return encoded
+        return [[number for part in self.split(text) for number in self._encode_part(part)] for text in texts]
+
+    def _encode_part(self, part: int | tuple[str, bool]) -> list[int]:
+        if isinstance(part, int):
+            return [part]
+        text, is_first = part
+        return self._processor.encode(text) if is_first else self.encode_inner(text)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
         """Token ids of each text, by some threads of SentencePiece, -1 for all cores.
@@ -259,10 +248,7 @@ class Tokenizer:
         return self._decode([int(i) for i in ids], skip_special_tokens)
 
     def sha256(self) -> str:
-        """SHA-256 of what defines the tokenizer: equal hashes mean equal ids.
-
-        It is that of the file, unless other files add something.
-        """
+        """SHA-256 of what defines the tokenizer (its file, and what others add): equal hashes mean equal ids."""
         extra = [*self._extra, "no prefix"] if self.model and self._settings.prefix_space is False else self._extra
         own = sha256_file(self.path)
         return hashlib.sha256(json.dumps([own, extra]).encode()).hexdigest() if extra else own

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class TokenizerSettings:
     @classmethod
     def read(cls, folder: Path) -> "TokenizerSettings":
         settings = cls(folder)
-        files = ["tokenizer_config", "generation_config", "config", "special_tokens_map", "added_tokens"]
+        files = ("tokenizer_config", "generation_config", "config", "special_tokens_map", "added_tokens")
         paths = {name: folder / f"{name}.json" for name in files}
         read = {name: read_json(path, remedy=AGAIN) if os.path.lexists(path) else {} for name, path in paths.items()}
         config, where = read["tokenizer_config"], paths["tokenizer_config"]
@@ -51,7 +51,9 @@ class TokenizerSettings:
                 number: {"content": text, "special": text in special, "normalized": text not in special}
                 for text, number in read["added_tokens"].items()
             }
-        settings.added = _added_tokens(entries.items() if isinstance(entries, dict) else None, where)
+        if not isinstance(entries, dict):
+            raise _wrong(where, "added_tokens_decoder", entries)
+        settings.added = _added_tokens(entries.items(), where)
         for name in ("bos", "eos"):
             for source in ("generation_config", "config"):
                 found = _stated_ids(read[source].get(f"{name}_token_id"), paths[source], f"{name}_token_id")
@@ -75,23 +77,20 @@ def _token_text(value: Any, path: Path, key: str) -> str:
 
 def _stated_ids(value: Any, path: Path, key: str) -> list[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
+    if not all(type(one) is int for one in values):
         raise _wrong(path, key, value)
     return [one for one in values if one >= 0]
 
 
-def _added_tokens(entries: Any, path: Path) -> dict[int, dict[str, Any]]:
+def _added_tokens(entries: Iterable[tuple[Any, Any]], path: Path) -> dict[int, dict[str, Any]]:
     added = {}
-    if entries is None:
-        raise _wrong(path, "the table of added tokens", entries)
     for number, token in entries:
-        valid = isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"]
-        if not valid or not str(number).isdecimal() or len(str(number)) > 9 or isinstance(number, bool):
+        fields = {key: token[key] for key in ("content", *FLAGS) if key in token} if isinstance(token, dict) else {}
+        content, *flags = fields.values() or [None]
+        is_valid = content and isinstance(content, str) and all(isinstance(flag, bool) for flag in flags)
+        if not is_valid or not re.fullmatch(r"\d{1,9}", str(number), re.ASCII):
             raise _wrong(path, f"added token {number!r}", token)
-        fields = {key: token[key] for key in FLAGS if key in token}
-        if not all(isinstance(value, bool) for value in fields.values()):
-            raise _wrong(path, f"added token {number!r}", token)
-        added[int(number)] = {"content": token["content"], **fields}
+        added[int(number)] = fields
     return added
 
 

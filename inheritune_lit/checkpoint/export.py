@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 _Tensors = dict[str, tuple[TensorSpec, list[Piece]]]
 
 
-def model_card(config: Config, origin: dict[str, Any], parameters: int, licence: str | None) -> str:
-    """Markdown with the front matter that the hub reads; ``origin`` is the checkpoint's manifest, empty without one."""
-    source, layers, tokens = lineage(origin)
+def model_card(config: Config, origin: Lineage, parameters: int, licence: str | None) -> str:
+    """Markdown with the front matter that the hub reads."""
+    source, layers, tokens = origin
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     front += [f"license: {licence}"] if licence else []
     front += [f"base_model: {printable(source.repository)}"] if source and source.org != "local" else []
@@ -45,21 +45,13 @@ def model_card(config: Config, origin: dict[str, Any], parameters: int, licence:
         f"* Licence: {licence or 'that of the reference, which is not known here'}",
     ]
     if config.attention_logit_softcapping is not None:
-        facts.append(
-            '* transformers leaves out the soft-capping of attention logits unless `attn_implementation="eager"`.'
-        )
+        facts += ['* transformers soft-caps attention logits only with `attn_implementation="eager"`.']
     title = printable(f"# {config.hf_config.get('name') or config.name}")
     what = (
         f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
         " made with the Inheritune recipe (arXiv 2404.08634)."
     )
     return "\n".join([*front, "---", "", title, "", what, "", *facts, ""])
-
-
-def known_licence(origin: dict[str, Any]) -> str | None:
-    """The licence of the named reference that a checkpoint descends from, None where it is not one."""
-    source = lineage(origin)[0]
-    return next((known.licence for known in REFERENCES if source and known.repository == source.repository), None)
 
 
 @dataclass(frozen=True)
@@ -91,9 +83,12 @@ def to_step(manifest: dict[str, Any], path: Path = Path(MANIFEST)) -> Step:
     return to_record(manifest, Step, path, "the record of a checkpoint", "make the checkpoint again", others=True)
 
 
-def lineage(manifest: dict[str, Any]) -> tuple[Origin | None, list[int] | None, int]:
-    """The first reference that manifests lead back to, its layer behind each of the model's (None where unknown or
-    random), and the tokens trained on since."""
+Lineage = tuple[Origin | None, list[int] | None, int]
+"""A first reference, its layer behind each of the model's (None where unknown or random), and tokens trained since."""
+
+
+def lineage(manifest: dict[str, Any]) -> Lineage:
+    """What the manifest of a checkpoint, empty where it has none, leads back to."""
     source: Origin | None = None
     layers: list[int] | None = None
     tokens, random = 0, False
@@ -146,13 +141,15 @@ def export(args: ExportArgs) -> ExportResult:
         # The scale is in the weights: transformers ignores the flag under its default attention.
         hf["scale_attn_by_inverse_layer_idx"] = False
     origin = read_manifest(checkpoint_dir) or {}
-    licence = args.licence or known_licence(origin)
+    descent = lineage(origin)
+    repository = descent[0].repository if descent[0] else None
+    licence = args.licence or next((each.licence for each in REFERENCES if each.repository == repository), None)
     parameters = sum(spec.numel for spec, _ in tensors.values())
     with explain_full_disk(out_dir), new_folder(out_dir) as staging:
         files = _write_shards(tensors, config, weights, staging, args.max_shard_bytes)
         save_hf_config(hf, staging)
         copy_files(checkpoint_dir, staging)
-        (staging / "README.md").write_text(model_card(config, origin, parameters, licence), encoding="utf-8")
+        (staging / "README.md").write_text(model_card(config, descent, parameters, licence), encoding="utf-8")
         write_manifest(staging, "export", {"checkpoint": checkpoint_dir.name, "origin": origin})
     logger.info("wrote %s", out_dir)
     return ExportResult(out_dir, parameters, tied, licence, files)

@@ -15,6 +15,7 @@ from inheritune_lit.checkpoint.remote_files import RemoteFile, fetch_tensors, op
 from inheritune_lit.checkpoint.weights import BIN, HF_FORMATS, SAFETENSORS, Weights, open_files, read_index
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.hub_errors import cannot_download, explain_hub_errors, is_unreachable
+from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.reading import read_text
 
 logger = logging.getLogger(__name__)
@@ -34,23 +35,17 @@ _RANGED_BELOW = 0.9
 class Repository:
     """A repository of the hub at one commit."""
 
-    name: str
-    """``org/name``."""
-    revision: str
-    """The commit."""
-    folder: Path
-    """Its configuration and tokenizer, in the hub's cache."""
-    files: dict[str, tuple[int, str | None]]
-    """Name -> bytes, and the SHA-256 that the hub states, None for small files."""
-    offline: Exception | None = None
-    """Why only what is in the hub's cache can be had; None where the hub answers."""
+    name: str  # ``org/name``
+    revision: str  # the commit
+    folder: Path  # its configuration and tokenizer, in the hub's cache
+    files: dict[str, tuple[int, str | None]]  # name -> bytes, and the SHA-256 that the hub states, None for small files
+    offline: Exception | None = None  # why only what is in the hub's cache can be had; None where the hub answers
     _fetched: dict[Path, tuple[str, int]] = field(default_factory=dict)
 
     def download(self, needed: set[str], rename: Rename) -> Weights:
         """Fetch the weights that hold tensors of these full names; what an interrupted call has fetched is kept.
 
-        Raises:
-            UserError: no weights in a supported format, or the connection failed.
+        No weights in a supported format, or a connection that failed, are a ``UserError``.
         """
         with explain_hub_errors(self.name):
             for format_name, (index_file, single) in HF_FORMATS.items():
@@ -62,12 +57,10 @@ class Repository:
 
     def record(self, weights: Weights) -> list[dict[str, Any]]:
         """The files behind the weights for the manifest, with the hub's hashes."""
-        records = []
-        for path in weights.files:
-            file, fetched = self._fetched[path]
-            size, sha256 = self.files[file]
-            records.append({"path": file, "bytes": size, "sha256": sha256, "fetched_bytes": fetched})
-        return records
+        return [
+            {"path": file, "bytes": self.files[file][0], "sha256": self.files[file][1], "fetched_bytes": fetched}
+            for file, fetched in map(self._fetched.__getitem__, weights.files)
+        ]
 
     def _fetch(self, index_file: str, single: str, needed: set[str], rename: Rename) -> Iterable[Path]:
         """Local files that hold the needed tensors, of the shards or of the single file."""
@@ -83,12 +76,10 @@ class Repository:
             if not cached and self.offline:
                 raise cannot_download(f"{file} of {self.name}", self.offline, _ABSENT)
             remote = plans[file] = None if cached else self._open(file)
-            if remote is None:
-                continue
-            full = full or rename(remote.entries)
-            remote.choose(name for name in remote.entries if full(name) in needed)
-            if remote.chosen_bytes > _RANGED_BELOW * remote.size:
-                plans[file] = None
+            if remote:
+                full = full or rename(remote.entries)
+                remote.choose(name for name in remote.entries if full(name) in needed)
+                plans[file] = remote if remote.chosen_bytes <= _RANGED_BELOW * remote.size else None
         sizes = {file: plan.chosen_bytes if plan else self._size(file) for file, plan in plans.items()}
         total = sum(self._size(file) for file in every if not self.offline or file in self.files)
         logger.info("%s: %.2f GB of %.2f GB are needed", self.name, sum(sizes.values()) / 1e9, total / 1e9)
@@ -117,16 +108,13 @@ class Repository:
 
 
 def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
-    """Look up the repository ``org/name`` and fetch its small files.
+    """Look up the repository ``org/name`` and fetch its small files; its cache serves where the hub does not answer.
+
+    A repository or revision that is not there, no permission, or nothing in the cache is a ``UserError``.
 
     Args:
         revision: branch, tag or commit; the main branch when None.
         gated: it is known to ask for permission.
-
-    Where the hub does not answer, what its cache holds is taken.
-
-    Raises:
-        UserError: no such repository or revision, no permission, or no connection and nothing in the cache.
     """
     with explain_hub_errors(name, gated):
         try:
@@ -159,12 +147,8 @@ def _cached_repository(name: str, revision: str, error: Exception) -> Repository
     if not _COMMIT.fullmatch(commit) or not folder.is_dir():
         gone = f"{ref} names {commit!r}, whose files are gone" if commit != revision else _ABSENT
         raise cannot_download(name if revision == "main" else f"{name}@{revision}", error, gone)
-    files = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            blob = path.resolve().name
-            stated = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
-            files[path.relative_to(folder).as_posix()] = path.stat().st_size, stated
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): (path.stat().st_size, cached_sha256(path)) for path in paths}
     if HF_CONFIG not in files:
         raise cannot_download(f"{HF_CONFIG} of {name}", error, _ABSENT)
     logger.info("%s: the hub cannot be reached, its cache is used (commit %s)", name, commit)
@@ -172,6 +156,17 @@ def _cached_repository(name: str, revision: str, error: Exception) -> Repository
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cached_sha256(path: Path) -> str | None:
+    """The SHA-256 of a large file of the hub's cache, which names its blobs by it; None for other files."""
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name) else None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, which is read unless the hub's cache states it."""
+    return cached_sha256(path) or sha256_file(path)
 
 
 def cached_identity(folder: Path) -> tuple[str, str, str] | None:

@@ -83,23 +83,18 @@ def layer_map(args: SliceArgs, depth: int) -> list[int]:
 
     ``stack`` repeats all layers of a shallow reference up to n layers, as when a model trained at depth n/2 is grown;
     ``hybrid-stack`` repeats the first n/2 (or ``layers``) of a deep one (both: paper, Section 4.1). ``half-width``
-    takes all layers unless told otherwise.
-
-    Raises:
-        UserError: arguments that do not fit the depth.
+    takes all layers unless told otherwise. Arguments that do not fit the depth are a ``UserError``.
     """
-    n = args.n
+    n, stacks = args.n, args.init in ("stack", "hybrid-stack")
     if args.layers is not None:
         chosen = parse_layers(args.layers, depth)
     elif n is None or args.init == "stack":
         chosen = list(range(depth))
-    elif args.init == "hybrid-stack":
-        chosen = parse_layers(f"first:{n // 2}", depth)
-    elif n > depth:
+    elif n > depth and not stacks:
         raise UserError(f"--n {n} is more than the reference's {depth} layers; give 1 to {depth}")
     else:
-        chosen = list(range(n))
-    if n is None or args.init not in ("stack", "hybrid-stack"):
+        chosen = parse_layers(f"first:{n // 2 if stacks else n}", depth)
+    if n is None or not stacks:
         return chosen
     if n % len(chosen):
         raise UserError(f"--n {n} is not a multiple of the {len(chosen)} layers that are stacked")
@@ -114,10 +109,8 @@ def parse_layers(text: str, depth: int) -> list[int]:
 
     ``first:n``, ``last:n`` (``last`` is one layer), ``middle:n``, ``alternate`` (0, 2, 4, ...), ``a:b`` and ``a:b:c``
     as in Python, ``5-9`` with both ends, single numbers; terms are joined by ``,`` or ``+``. After a ``+`` a bare
-    ``last`` that the terms before already end with adds nothing. Layers may repeat and go backwards.
-
-    Raises:
-        UserError: not of this form, or layers the reference does not have.
+    ``last`` that the terms before already end with adds nothing. Layers may repeat and go backwards. A text of another
+    form, or layers the reference does not have, are a ``UserError``.
     """
     layers: list[int] = []
     for term in re.split(r"[,+]", text.replace(" ", "")):
@@ -129,31 +122,29 @@ def parse_layers(text: str, depth: int) -> list[int]:
 
 
 def _parse_term(term: str, text: str, depth: int) -> list[int]:
+    highest = 0
     if match := re.fullmatch(r"(first|last|middle):(\d+)", term):
         count = int(match[2])
         if not 1 <= count <= depth:
             raise UserError(f"--layers {text} asks for {count} layers; the reference has {depth}, give 1 to {depth}")
         start = {"first": 0, "last": depth - count, "middle": (depth - count) // 2}[match[1]]
-        return list(range(start, start + count))
-    if term in ("last", "alternate"):
-        return [depth - 1] if term == "last" else list(range(0, depth, 2))
-    if match := re.fullmatch(r"(\d+)(?:-(\d+))?", term):
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"--layers {text}: {term} runs backwards; write {last}-{first}")
-        _check_range(last, text, depth)
-        return list(range(first, last + 1))
-    if match := re.fullmatch(r"(\d*):(\d*)(?::([1-9]\d*))?", term):
+        layers = range(start, start + count)
+    elif term in ("last", "alternate"):
+        layers = range(depth - 1, depth) if term == "last" else range(0, depth, 2)
+    elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", term):
+        first, highest = int(match[1]), int(match[2] or match[1])
+        if highest < first:
+            raise UserError(f"--layers {text}: {term} runs backwards; write {highest}-{first}")
+        layers = range(first, highest + 1)
+    elif match := re.fullmatch(r"(\d*):(\d*)(?::([1-9]\d*))?", term):
         begin, end, step = (int(part) if part else None for part in match.groups())
-        if (end or 0) > depth or (begin or 0) >= depth:
-            _check_range(max((end or 0) - 1, begin or 0), text, depth)
-        return list(range(depth))[begin:end:step]
-    raise UserError(f"--layers {text}: {term or 'an empty term'} is not understood; use {_SYNTAX}")
-
-
-def _check_range(layer: int, text: str, depth: int) -> None:
-    if layer >= depth:
-        raise UserError(f"--layers {text} names layer {layer}; the reference has layers 0 to {depth - 1}")
+        highest = max((end or 0) - 1, begin or 0)
+        layers = range(depth)[begin:end:step]
+    else:
+        raise UserError(f"--layers {text}: {term or 'an empty term'} is not understood; use {_SYNTAX}")
+    if highest >= depth:
+        raise UserError(f"--layers {text} names layer {highest}; the reference has layers 0 to {depth - 1}")
+    return list(layers)
 
 
 def runs_of(layers: Iterable[int]) -> list[list[int]]:

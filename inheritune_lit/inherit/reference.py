@@ -28,11 +28,10 @@ from inheritune_lit.checkpoint.config import (
 from inheritune_lit.checkpoint.folder import HF_CONFIG, MODEL_CONFIG, check_files, is_litgpt_folder, suggest_final
 from inheritune_lit.checkpoint.formats import FLOATS
 from inheritune_lit.checkpoint.gguf import as_huggingface, find_gguf
-from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repository
+from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repository, sha256_of
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.references import (
     TOKENIZER_OF_SHAPES,
     Reference,
@@ -305,7 +304,7 @@ class ResolvedReference:
         assert self.reference.weights, "an opened reference"
         if self.repository:
             return {file["path"]: file["sha256"] for file in self.repository.record(self.reference.weights)}
-        return {path.name: sha256_file(path) for path in self.reference.weights.files}
+        return {path.name: sha256_of(path) for path in self.reference.weights.files}
 
 
 @contextmanager

@@ -15,12 +15,13 @@ import torch
 from inheritune_lit.checkpoint.config import GPT2Config, save_hf_config, save_lit_config
 from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
+from inheritune_lit.checkpoint.hub import sha256_of
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piece
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
-from inheritune_lit.io.manifest import read_manifest, sha256_file, write_manifest
+from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.tokenizer import check_tokenizer
 
@@ -81,7 +82,7 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
         needed = {weights.file_of[piece.name] for pieces in sources if isinstance(pieces, tuple) for piece in pieces}
         local = weights.files if weights.format == "gguf" else sorted(needed)
     with ThreadPoolExecutor(max_workers=max(1, min(len(local), os.cpu_count() or 1))) as pool:
-        hashes = [pool.submit(_sha256, file) if args.hash_sources else None for file in local]
+        hashes = [pool.submit(sha256_of, file) if args.hash_sources else None for file in local]
         copied = write_student(plan, staging, reference.folder)
         files = [
             {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256.result() if sha256 else None}
@@ -116,13 +117,6 @@ def parent_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint that this package has made, without its list of tensors; None where it has none."""
     manifest = read_manifest(folder)
     return {key: value for key, value in manifest.items() if key != "tensors"} if manifest else None
-
-
-def _sha256(file: Path) -> str:
-    # The hub's cache names its blobs by their SHA-256.
-    blob = file.resolve()
-    stated = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
-    return blob.name if stated else sha256_file(file)
 
 
 def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: bool = True) -> list[str]:
