@@ -30,21 +30,14 @@ HF_FORMATS = {"safetensors": (SAFETENSORS_INDEX, SAFETENSORS), "bin": (BIN_INDEX
 
 @dataclass
 class Weights:
-    """Tensors of one or more files.
+    """Tensors of one or more files."""
 
-    Attributes:
-        files: the files, in name order.
-        format: "safetensors", "bin" or "litgpt".
-        specs: every tensor's shape and dtype.
-        file_of: the file of every tensor.
-        tied: names that share their storage in the file, as pairs in name order, the later name first.
-    """
-
-    files: list[Path]
-    format: str
+    files: list[Path]  # in name order
+    format: str  # "safetensors", "bin", "litgpt" or "gguf"
     specs: dict[str, TensorSpec]
     file_of: dict[str, Path]
     tied: list[tuple[str, str]] = field(default_factory=list)
+    """Names that share their storage in the file, as pairs in name order, the later name first."""
     _name_in_file: dict[str, str] = field(default_factory=dict)
     _readers: dict[Path, Callable[[str], torch.Tensor]] = field(default_factory=dict)
 
@@ -114,10 +107,12 @@ def open_files(files: Iterable[Path], format_name: str) -> Weights:
                 raise UserError(f"{path} holds a tensor twice, wrapped and as it is; save one model into it")
             weights._name_in_file |= {unwrapped(name): name for name in header if unwrapped(name) != name}
         else:
-            state = load_torch_file(path)
+            state, first_at = load_torch_file(path), dict[int, str]()
             specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-            weights.tied += _tied_names(state)
             weights._readers[path] = state.__getitem__
+            for name, tensor in state.items():
+                if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
+                    weights.tied.append((max(other, name), min(other, name)))
         for name in specs:
             if name in weights.specs:
                 raise UserError(f"{name} is in both {weights.file_of[name]} and {path.name}; get the checkpoint again")
@@ -145,15 +140,6 @@ def _reader(path: Path) -> Callable[[str], torch.Tensor]:
         return raw.view(entry.dtype).view(entry.shape)
 
     return tensor
-
-
-def _tied_names(state: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
-    first_at: dict[int, str] = {}
-    tied = []
-    for name, tensor in state.items():
-        if tensor.numel() and (other := first_at.setdefault(tensor.data_ptr(), name)) != name:
-            tied.append((max(other, name), min(other, name)))
-    return tied
 
 
 _INDEX = ("a weight index", "get it again")
@@ -187,7 +173,7 @@ def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Ten
                 _check_archive(file)
             state: Any = torch.load(path, map_location="cpu", mmap=mappable, weights_only=True)
         except UnpicklingError as error:
-            raise UserError(f"{label} holds Python objects, not only tensors; use safetensors") from error
+            raise UserError(f"{label} holds Python objects and was not loaded; use safetensors") from error
         except Exception as error:  # torch and zipfile raise RuntimeError, EOFError, ... for damaged files
             raise UserError(f"{label} cannot be read ({first_line(error)}); get it again") from error
     state = state.get("model", state) if isinstance(state, dict) else state

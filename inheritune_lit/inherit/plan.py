@@ -36,37 +36,24 @@ class FreshValues:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One student tensor and what fills it: fresh values, or pieces of stored tensors, stacked top to bottom.
-
-    Attributes:
-        words: the source for people.
-        weights: the tensors that the pieces are of; None while they are not opened.
-    """
+    """One student tensor and what fills it: fresh values, or pieces of stored tensors, stacked top to bottom."""
 
     spec: TensorSpec
     source: tuple[Piece, ...] | FreshValues
-    words: str
-    weights: Weights | None = None
+    words: str  # the source for people
+    weights: Weights | None = None  # those that the pieces are of, when they are opened
 
 
 @dataclass
 class Plan:
-    """A student model and where its tensors come from.
-
-    Attributes:
-        hf: its ``config.json`` but for the dtype.
-        layers: the reference's layer behind each student layer; None where nothing is inherited.
-        tensors: every student tensor, in the order of the file.
-        aliases: names that share another tensor's storage: the tied head.
-        seed: seed of the initialisers.
-    """
+    """A student model and where its tensors come from."""
 
     config: Config
-    hf: dict[str, Any]
-    layers: list[int] | None
-    tensors: dict[str, TensorPlan]
-    aliases: dict[str, str]
-    seed: int
+    hf: dict[str, Any]  # its ``config.json`` but for the dtype
+    layers: list[int] | None  # the reference's layer behind each student layer; None where nothing is inherited
+    tensors: dict[str, TensorPlan]  # every student tensor, in the order of the file
+    aliases: dict[str, str]  # names that share another tensor's storage: the tied head
+    seed: int  # of the initialisers
 
     @property
     def name(self) -> str:

@@ -48,26 +48,17 @@ _NO_FOLDER = "no folder at {}; give a checkpoint folder, a hub repository or a k
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """A pretrained model, described by its configuration; its weights are mapped, not loaded.
-
-    Attributes:
-        org, name: for the names of what is made from it.
-        config: litgpt's configuration of the whole reference.
-        hf: its ``config.json``, or what it would say.
-        hf_keys: the weights carry Hugging Face names (else litgpt's).
-        tied: the head is the token embedding.
-        weights: its tensors, or some of them, under their full names; None until it is opened.
-    """
+    """A pretrained model, described by its configuration; its weights are mapped, not loaded."""
 
     folder: Path
-    org: str
+    org: str  # this and the name are for the names of what is made from it
     name: str
-    config: Config
-    hf: dict[str, Any]
+    config: Config  # of the whole reference
+    hf: dict[str, Any]  # its ``config.json``, or what it would say
     architecture: Architecture
-    hf_keys: bool
-    tied: bool
-    weights: Weights | None = None
+    hf_keys: bool  # the weights carry Hugging Face names, else litgpt's
+    tied: bool  # the head is the token embedding
+    weights: Weights | None = None  # its tensors, or some of them, under their full names, when it is opened
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -87,7 +78,7 @@ class ReferenceModel:
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
         """Names of the stored tensors behind litgpt tensors, in every layout that the files may have."""
-        layouts = (self, replace(self, architecture=self.architecture.with_stacked_experts()))
+        layouts = (self, replace(self, architecture=self.architecture.as_stored()))
         return {piece.name for name in names for layout in layouts for piece in layout.pieces(name) or ()}
 
     def full_names(self, names: Iterable[str]) -> Callable[[str], str]:
@@ -104,21 +95,19 @@ class ReferenceModel:
         stored: dict[str, tuple[int, ...]] = {}
         for name, shape in self.shapes.items():
             for piece in self.pieces(name) or ():
-                stored[piece.name] = max(stored.get(piece.name, ()), _stored_shape(piece, shape[1:]))
+                whole = (piece.stop, *shape[1:])  # where no later piece comes behind it
+                if piece.stack:
+                    whole = (piece.stack, piece.stop // piece.stack, *shape[1:])
+                stored[piece.name] = max(stored.get(piece.name, ()), whole[::-1] if piece.transpose else whole)
         return stored
 
     def tensor(self, name: str) -> torch.Tensor:
         """A litgpt tensor of an opened reference on the CPU as stored: zeros for a bias that the checkpoint lacks."""
-        shape, pieces, weights = self.shapes[name], self.pieces(name), self.weights
+        pieces, weights = self.pieces(name), self.weights
         if pieces is None:
-            return torch.zeros(shape)
+            return torch.zeros(self.shapes[name])
         assert weights, "an opened reference"
-        tensor, row = torch.empty(shape, dtype=weights.specs[pieces[0].name].dtype), 0
-        for piece in pieces:
-            for chunk in read_piece(weights.tensor(piece.name), piece):
-                tensor[row : row + len(chunk)] = chunk
-                row += len(chunk)
-        return tensor
+        return torch.cat([chunk for piece in pieces for chunk in read_piece(weights.tensor(piece.name), piece)])
 
     def remapped(self) -> "ReferenceModel":
         """The same with its weights mapped anew: pages that were read leave memory with the old mapping."""
@@ -228,13 +217,6 @@ def _foreign(name: str) -> str:
     return "which a model of its configuration does not have; get the reference again"
 
 
-def _stored_shape(last: Piece, columns: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a stored tensor whose last rows are a piece."""
-    if last.stack:
-        return last.stack, last.stop // last.stack, *columns
-    return (last.stop, *columns)[::-1] if last.transpose else (last.stop, *columns)
-
-
 def reference_from_table(known: Reference) -> ReferenceModel | None:
     """A named reference from litgpt's table of models, without files and network; None where the table lacks it.
 
@@ -254,20 +236,14 @@ def reference_from_table(known: Reference) -> ReferenceModel | None:
 
 @dataclass(frozen=True)
 class ResolvedReference:
-    """A reference, without weights until it is opened, and where it comes from.
-
-    Attributes:
-        source: its folder, file or repository (with the revision that was asked for), for the manifest.
-        shape_only: it has no weights.
-        revision: its commit, for a repository or a folder of the hub's cache.
-    """
+    """A reference, without weights until it is opened, and where it comes from."""
 
     reference: ReferenceModel
-    source: str
+    source: str  # its folder, file or repository (with the revision that was asked for), for the manifest
     repository: Repository | None = None
     gguf: Path | None = None
-    shape_only: bool = False
-    revision: str | None = None
+    shape_only: bool = False  # it has no weights
+    revision: str | None = None  # its commit, for a repository or a folder of the hub's cache
 
     def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
         """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.

@@ -1,8 +1,4 @@
-"""What an architecture declares, read in both directions.
-
-For rotary positions, transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes both into
-``rope_parameters``.
-"""
+"""What an architecture declares, read in both directions."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -25,12 +21,6 @@ class Entry:
     read: Callable[[dict[str, Any], str], Any] = require  # the field, from ``config.json`` and the entry's name
     write: Callable[[Any], Any] = lambda value: value  # the entry, from the field
     also: str | None = None  # its other name, which is read where the first is missing, and written beside it
-
-    def field_of(self, hf: dict[str, Any]) -> Any:
-        """The litgpt field."""
-        if self.also and hf.get(self.key) is None:
-            hf = hf | {self.key: hf.get(self.also)}
-        return self.read(hf, self.key)
 
 
 real = partial(require, kind=float)  # a positive number that must be there
@@ -143,17 +133,18 @@ class Architecture:
 
         An entry that is missing or damaged, or for which litgpt would compute something else, is a ``UserError``.
         """
-        switches = {key for key, _ in self.bias_switches.values()}
-        switches |= {key for key, value in self.defaults.items() if isinstance(value, bool)}  # null is off
-        given = {key for key, value in hf.items() if value is not None or key in NULL_MEANS_NONE or key in switches}
-        hf = self.defaults | {key: hf[key] for key in given}
+        off = {*NULL_MEANS_NONE, *(key for key, _ in self.bias_switches.values())}
+        off |= {key for key, value in self.defaults.items() if isinstance(value, bool)}
+        hf = self.defaults | {key: value for key, value in hf.items() if value is not None or key in off}
         for key, wanted in self.fixed.items():
             value = hf.get(key, wanted)
             if value != wanted and (value is not None or wanted):
                 raise UserError(f"config.json: {key} is {value!r}, only {wanted!r} is supported for this architecture")
         # litgpt has one switch for all biases: those the reference lacks become zeros.
-        fields = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
-        fields |= {name: entry.field_of(hf) for name, entry in self.entries.items()}
+        fields: dict[str, Any] = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
+        for name, entry in self.entries.items():
+            other = {entry.key: hf.get(entry.also)} if entry.also and hf.get(entry.key) is None else {}
+            fields[name] = entry.read(hf | other, entry.key)
         _check_layers(hf, fields["n_layer"], windows="sliding_window_size" in self.entries)
         fields |= rope_from_hf(hf) | self.constants
         return fields | self.more_fields(hf, fields)
@@ -171,14 +162,11 @@ class Architecture:
             entries |= rope_to_hf(config, self.partial_rope)
         return entries | self.more_entries(config)
 
-    def with_stacked_experts(self) -> "Architecture":
-        """The same, read from files where all experts are in one tensor."""
-        return replace(self, block=self.block | self.stacked, stacked={})
-
-    def as_stored(self, names: Iterable[str]) -> "Architecture":
-        """The same, with experts stored as the names say."""
+    def as_stored(self, names: Iterable[str] | None = None) -> "Architecture":
+        """The same, with all experts in one tensor where stored names say so, or where these are None."""
         endings = tuple(f".{source.name}" for source in self.stacked.values() if isinstance(source, Stored))
-        return self.with_stacked_experts() if any(name.endswith(endings) for name in names if endings) else self
+        is_stacked = names is None or any(name.endswith(endings) for name in names if endings)
+        return replace(self, block=self.block | self.stacked, stacked={}) if is_stacked else self
 
 
 def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
@@ -288,16 +276,15 @@ def litgpt_name(architecture: Architecture, name: str) -> str:
 
 _ROPE_NAMES = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
 _ROPE_NAMES |= {name: name for name in _ROPE_NAMES.values()}
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_seq_len",
-}
+_LLAMA3 = {name: name for name in ("factor", "low_freq_factor", "high_freq_factor")}
+_LLAMA3 |= {"original_max_position_embeddings": "original_max_seq_len"}
 
 
 def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """litgpt's rotary fields; a scaling that it does not compute is a ``UserError``."""
+    """litgpt's rotary fields; a scaling that it does not compute is a ``UserError``.
+
+    transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes both into ``rope_parameters``.
+    """
     rope: dict[str, Any] = {"rope_theta": 10000, "partial_rotary_factor": 1.0}
     rope |= {new: hf[name] for name, new in _ROPE_NAMES.items() if hf.get(name) is not None}
     for key in ("rope_scaling", "rope_parameters"):
@@ -307,12 +294,11 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     base, share = (require(rope, name, float) for name in ("rope_theta", "partial_rotary_factor"))
     fields: dict[str, Any] = {"rope_base": int(base) if float(base).is_integer() else base, "rotary_percentage": share}
-    if kind == "default":
-        return fields
-    scaled = {"linear": {"factor": "factor"}, "llama3": _LLAMA3}.get(kind if isinstance(kind, str) else "")
-    if scaled:
-        return fields | {"rope_adjustments": {lit: require(rope, name, float) for name, lit in scaled.items()}}
-    raise UserError(f"config.json: rope type {kind!r} is not supported (default, linear, llama3 are)")
+    scalings: dict[str, dict[str, str]] = {"default": {}, "linear": {"factor": "factor"}, "llama3": _LLAMA3}
+    if not isinstance(kind, str) or kind not in scalings:
+        raise UserError(f"config.json: rope type {kind!r} is not supported ({', '.join(scalings)} are)")
+    scaled = {lit: require(rope, name, float) for name, lit in scalings[kind].items()}
+    return fields | ({"rope_adjustments": scaled} if scaled else {})
 
 
 def rope_to_hf(config: Config, partial: bool = False) -> dict[str, Any]:

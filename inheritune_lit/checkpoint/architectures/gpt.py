@@ -108,11 +108,7 @@ FALCON = Architecture(
     model_type="falcon",
     class_name="FalconForCausalLM",
     layer_prefix="transformer.h.{}.",
-    outer={
-        "transformer.wte": "transformer.word_embeddings",
-        "transformer.ln_f": "transformer.ln_f",
-        "lm_head": "lm_head",
-    },
+    outer=LLAMA.outer | {"transformer.wte": "transformer.word_embeddings", "transformer.ln_f": "transformer.ln_f"},
     block={
         "norm_1": "input_layernorm",
         "attn.qkv": Stored("self_attention.query_key_value", interleaved=True),
