@@ -54,7 +54,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:
         model, converted, vocabulary = (folder / name for name in _FILES)
-        self._parsed, self._settings = parse_special_tokens, TokenizerSettings.read(folder)
+        self._parsed, self._settings = parse_special_tokens, TokenizerSettings(folder)
         self.model: bytes | None = None
         self.template: list[int] | None = None
         self._extra: list[Any] = []

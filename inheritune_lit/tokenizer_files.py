@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,48 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 """Fields of an added token beside its text."""
 
 
-@dataclass
 class TokenizerSettings:
-    """What the JSON files beside a tokenizer say of it, read as transformers reads them."""
+    """What the JSON files beside a tokenizer say of it, read as transformers reads them.
 
-    folder: Path
-    named: dict[str, str] = field(default_factory=dict)  # "bos", "eos" -> text
-    special: set[str] = field(default_factory=set)
-    added: dict[int, dict[str, Any]] = field(default_factory=dict)  # id -> fields of tokenizers' AddedToken
-    ids: dict[str, list[int]] = field(default_factory=dict)  # "bos", "eos" -> what the models' configurations say
-    legacy: bool = False
-    prefix_space: bool | None = None
+    Attributes:
+        named: "bos", "eos", ... -> text.
+        special: texts of special tokens.
+        added: id -> fields of tokenizers' ``AddedToken``.
+        ids: "bos", "eos" -> what the models' configurations say.
+    """
 
-    @classmethod
-    def read(cls, folder: Path) -> "TokenizerSettings":
-        settings = cls(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         files = ("tokenizer_config", "generation_config", "config", "special_tokens_map", "added_tokens")
         paths = {name: folder / f"{name}.json" for name in files}
         read = {name: read_json(path, remedy=AGAIN) if os.path.lexists(path) else {} for name, path in paths.items()}
         config, where = read["tokenizer_config"], paths["tokenizer_config"]
         if "added_tokens_decoder" not in config:  # older folders
             config = config | read["special_tokens_map"]
-        for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"):
-            if text := _token_text(config.get(f"{name}_token"), where, f"{name}_token"):
-                settings.named[name] = text
+        tokens = {name: f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
+        self.named = {name: text for name, key in tokens.items() if (text := _token_text(config.get(key), where, key))}
         more = config.get("extra_special_tokens", config.get("additional_special_tokens"))
         more = list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
         texts = [_token_text(token, where, "additional_special_tokens") for token in more]
-        settings.special = {*settings.named.values(), *texts} - {""}
+        self.special = {*self.named.values(), *texts} - {""}
         entries = config.get("added_tokens_decoder")
         if entries is None:
-            where, special = paths["added_tokens"], settings.special
+            where, special = paths["added_tokens"], self.special
             entries = {
                 number: {"content": text, "special": text in special, "normalized": text not in special}
                 for text, number in read["added_tokens"].items()
             }
         if not isinstance(entries, dict):
             raise _wrong(where, "added_tokens_decoder", entries)
-        settings.added = _added_tokens(entries.items(), where)
-        for name in ("bos", "eos"):
+        self.added = _added_tokens(entries.items(), where)
+        self.ids: dict[str, list[int]] = {"bos": [], "eos": []}
+        for name, known in self.ids.items():
             for source in ("generation_config", "config"):
                 found = _stated_ids(read[source].get(f"{name}_token_id"), paths[source], f"{name}_token_id")
-                settings.ids[name] = settings.ids.get(name) or found
-        settings.legacy = config.get("legacy") is True
-        if str(config.get("tokenizer_class", "")).startswith("Llama"):
-            settings.prefix_space = config.get("add_prefix_space")
-        return settings
+                self.ids[name] = known = known or found
+        self.legacy = config.get("legacy") is True
+        is_llama = str(config.get("tokenizer_class", "")).startswith("Llama")
+        self.prefix_space = config.get("add_prefix_space") if is_llama else None
 
 
 def _wrong(path: Path, key: str, value: Any) -> UserError:

@@ -82,13 +82,10 @@ MOST_BLOCKS = 50_000
 
 
 def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, remedy: str) -> Config:
-    """litgpt's configuration of fields that others wrote; where there is no such model, it is a ``UserError``.
+    """The configuration that ``make`` builds of fields which others wrote into the file at ``path``.
 
-    Args:
-        make: builds it.
-        fields: what it is built from; sizes are checked before, as litgpt's ``Config`` makes lists of them.
-        path: the file that says so.
-        remedy: what to do where there is no such model.
+    Sizes are checked before, as litgpt's ``Config`` makes lists of them. Where there is no such model, it is a
+    ``UserError`` with this remedy.
     """
     try:
         for name in _SIZES:

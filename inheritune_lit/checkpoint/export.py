@@ -106,14 +106,11 @@ def lineage(manifest: dict[str, Any]) -> Lineage:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported model: whether its head is the token embedding, the licence as the model card states it (None where
-    it is not known), and the names of its safetensors files. As text nothing: the command prints nothing."""
+    """An exported model; as text nothing, as the command prints nothing."""
 
     folder: Path
     parameters: int
-    tied: bool
-    licence: str | None
-    files: list[str]
+    licence: str | None  # as the model card states it; None where it is not known
 
     def __str__(self) -> str:
         return ""
@@ -146,13 +143,13 @@ def export(args: ExportArgs) -> ExportResult:
     licence = args.licence or next((each.licence for each in REFERENCES if each.repository == repository), None)
     parameters = sum(spec.numel for spec, _ in tensors.values())
     with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-        files = _write_shards(tensors, config, weights, staging, args.max_shard_bytes)
+        _write_shards(tensors, config, weights, staging, args.max_shard_bytes)
         save_hf_config(hf, staging)
         copy_files(checkpoint_dir, staging)
         (staging / "README.md").write_text(model_card(config, descent, parameters, licence), encoding="utf-8")
         write_manifest(staging, "export", {"checkpoint": checkpoint_dir.name, "origin": origin})
     logger.info("wrote %s", out_dir)
-    return ExportResult(out_dir, parameters, tied, licence, files)
+    return ExportResult(out_dir, parameters, licence)
 
 
 def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> _Tensors:
@@ -176,7 +173,7 @@ def plan_export(architecture: Architecture, config: Config, weights: Weights, ti
     return tensors
 
 
-def _write_shards(tensors: _Tensors, config: Config, weights: Weights, folder: Path, max_bytes: int) -> list[str]:
+def _write_shards(tensors: _Tensors, config: Config, weights: Weights, folder: Path, max_bytes: int) -> None:
     from huggingface_hub import split_state_dict_into_shards_factory
 
     def chunks_of(name: str) -> Iterator[torch.Tensor]:
@@ -206,4 +203,3 @@ def _write_shards(tensors: _Tensors, config: Config, weights: Weights, folder: P
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return sorted(split.filename_to_tensors)

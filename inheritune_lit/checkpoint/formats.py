@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,9 @@ class TensorEntry(TensorSpec):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file in the order of their bytes, from its header, which is checked.
+    """The tensors of a safetensors file in the order of their bytes, from its header.
 
-    Raises:
-        UserError: the file is truncated, is not safetensors, or its header contradicts itself.
+    A file that is truncated or not safetensors, or whose header contradicts itself, is a ``UserError``.
     """
     size = path.stat().st_size
     with open_regular(path) as file:
@@ -85,29 +85,23 @@ def header_length(prefix: bytes, path: object) -> int:
 def parse_header(header: bytes, path: object) -> dict[str, TensorEntry]:
     """Entries from the JSON header, in the order of their bytes, which have to fit shapes and dtypes."""
     raw = parse_json(header, Path(str(path)), "a safetensors header", "get it again")
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} has a damaged safetensors header (a {type(raw).__name__}); get it again")
-    raw.pop("__metadata__", None)
     items = []
-    for name, value in raw.items():
+    for name, value in raw.items() if isinstance(raw, dict) else [("it", raw)]:
         match value:
-            case {"dtype": str(dtype), "shape": list(sizes), "data_offsets": [int(begin), int(end)]}:
-                items.append((name, dtype, tuple(sizes), begin, end))
-            case _:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+                items.append((begin, end, name, dtype, shape))
+            case _ if name != "__metadata__":
                 raise UserError(f"{path} has a damaged safetensors header ({name} is {value!r:.80}); get it again")
     entries: dict[str, TensorEntry] = {}
     position = 0
-    for name, dtype_name, shape, begin, end in sorted(items, key=lambda item: (item[3], item[4])):
-        if dtype_name not in DTYPES:
-            raise UserError(f"{path}: {name} has dtype {dtype_name:.20}, which is not supported; {FLOATS}")
+    for begin, end, name, dtype, shape in sorted(items, key=itemgetter(0, 1)):
+        if dtype not in DTYPES:
+            raise UserError(f"{path}: {name} has dtype {dtype:.20}, which is not supported; {FLOATS}")
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise UserError(f"{path}: {name} has shape {list(shape)}; get the file again")
-        entry = entries[name] = TensorEntry(shape, DTYPES[dtype_name], 8 + len(header) + position)
+            raise UserError(f"{path}: {name} has shape {shape}; get the file again")
+        entry = entries[name] = TensorEntry(tuple(shape), DTYPES[dtype], 8 + len(header) + position)
         if (begin, end) != (position, position + entry.nbytes):
-            raise UserError(
-                f"{path}: {name} claims bytes {begin}..{end}, which do not fit its shape {list(shape)};"
-                f" get the file again"
-            )
+            raise UserError(f"{path}: {name} claims bytes {begin}..{end}, which do not fit {shape}; get it again")
         position = end
     return entries
 
@@ -131,12 +125,7 @@ ChunksOf = Callable[[str], Iterable[torch.Tensor]]
 
 
 def write_safetensors(path: Path, specs: dict[str, TensorSpec], chunks_of: ChunksOf) -> None:
-    """Write a file with tensors in this order.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-        ValueError: the chunks of a tensor do not fill it.
-    """
+    """Write a file with tensors in this order; a full disk is an ``OSError``."""
     header, offsets = build_header(specs)
     with open(path, "wb") as file:
         file.write(header)
@@ -149,15 +138,12 @@ def write_torch_checkpoint(
 ) -> None:
     """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
 
-    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place.
+    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place. A full disk is
+    an ``OSError``.
 
     Args:
         specs: the tensors in the order they should have.
         aliases: names that share the storage of a name in ``specs``, such as a tied head.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-        ValueError: the chunks of a tensor do not fill it.
     """
     # Memory that nobody touches is never taken; with ``empty`` alone, torch's deterministic mode would fill it.
     state = {

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from inheritune_lit.checkpoint.architectures.base import qkv_rows, split_name
 from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, require
 from inheritune_lit.checkpoint.tensors import (
@@ -122,7 +120,7 @@ def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
 def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
     """Plan a student of a reference; one without weights is planned from its configuration alone.
 
-    Arguments that do not fit the reference, or a needed tensor that is missing, are a ``UserError``.
+    Arguments that do not fit the reference, or tensors whose dtypes do not fit each other, are a ``UserError``.
     """
     config, layers = student_config(reference, args)
     default, stored_shapes = reference.dtype, reference.stored_shapes()
@@ -136,9 +134,11 @@ def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
             continue
         if args.init == "half-width":
             pieces = _narrow(split_name(name)[1], pieces, shape, reference.config, config)
-        dtype = _dtype_of(pieces, reference.weights) if reference.weights else default
-        words = describe(pieces, stored_shapes)
-        tensors[name] = TensorPlan(TensorSpec(shape, dtype), tuple(pieces), words, reference.weights)
+        dtypes = {reference.weights.specs[piece.name].dtype for piece in pieces} if reference.weights else {default}
+        if len(dtypes) > 1:
+            raise UserError(f"{pieces[0].name} and {pieces[-1].name} have different dtypes; get the reference again")
+        spec = TensorSpec(shape, dtypes.pop())
+        tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
     inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
     hf = carried(reference.hf) | reference.architecture.to_hf(config) | {"tie_word_embeddings": reference.tied}
     aliases = {HEAD: EMBEDDING} if reference.tied else {}
@@ -170,15 +170,6 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshV
     if module in reference.architecture.residual_modules:
         std /= (2 * config.n_layer) ** 0.5
     return FreshValues("normal", std)
-
-
-def _dtype_of(pieces: list[Piece], weights: Weights) -> torch.dtype:
-    if missing := [piece.name for piece in pieces if piece.name not in weights.specs]:
-        raise UserError(f"{weights.files[0].parent} lacks the tensor {missing[0]}; get the reference again")
-    dtypes = {weights.specs[piece.name].dtype for piece in pieces}
-    if len(dtypes) > 1:
-        raise UserError(f"{pieces[0].name} and {pieces[-1].name} have different dtypes; get the reference again")
-    return dtypes.pop()
 
 
 def half_width_config(config: Config) -> Config:

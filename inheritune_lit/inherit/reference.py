@@ -245,7 +245,7 @@ class ResolvedReference:
     shape_only: bool = False  # it has no weights
     revision: str | None = None  # its commit, for a repository or a folder of the hub's cache
 
-    def open(self, names: Iterable[str] | None = None) -> "ResolvedReference":
+    def open(self, names: set[str] | None = None) -> "ResolvedReference":
         """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.
 
         Where there are none, or they are damaged or do not fit the configuration, it is a ``UserError``.
@@ -262,9 +262,10 @@ class ResolvedReference:
             weights = open_weights(self.reference.folder)
         reference = attach_weights(self.reference, weights)
         assert reference.weights
-        # Of a local folder all tensors are known; the last layer shows whether there are as many as it says.
-        last = f"transformer.h.{reference.config.n_layer - 1}."
-        wanted = [name for name in reference.shapes if names is None or (not self.repository and name.startswith(last))]
+        wanted = set(reference.shapes if names is None else names) & reference.shapes.keys()
+        if not self.repository:  # all tensors are known: the last layer shows whether there are as many as it says
+            last = f"transformer.h.{reference.config.n_layer - 1}."
+            wanted |= {name for name in reference.shapes if name.startswith(last)}
         stored = {piece.name for name in wanted for piece in reference.pieces(name) or ()}
         if missing := sorted(stored - reference.weights.specs.keys()):
             raise UserError(
