@@ -164,12 +164,11 @@ def plan_export(architecture: Architecture, config: Config, weights: Weights, ti
         columns = first.shape[:1] if pieces[0].transpose else first.shape[1:]
         spec = TensorSpec((sum(piece.rows for piece in pieces), *columns), first.dtype)
         tensors[name] = spec, pieces
-    if isinstance(config, GPT2Config):
-        # transformers' GPT-2 always has biases; the paper's own models have none.
-        for name, (spec, _) in list(tensors.items()):
-            bias = name.removesuffix("weight") + "bias"
-            if name.endswith(".weight") and bias not in tensors and (".h." in name or "ln_f" in name):
-                tensors[bias] = TensorSpec(spec.shape[-1:], spec.dtype), []
+    # transformers' GPT-2 always has biases; the paper's own models have none.
+    for name, (spec, _) in list(tensors.items()) if isinstance(config, GPT2Config) else []:
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith(".weight") and bias not in tensors and (".h." in name or "ln_f" in name):
+            tensors[bias] = TensorSpec(spec.shape[-1:], spec.dtype), []
     return tensors
 
 

@@ -9,7 +9,6 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,10 +94,10 @@ def as_huggingface(path: Path) -> Iterator[Path]:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    from gguf import GGUFReader
+    import gguf
     from transformers import AutoConfig
 
-    reader = GGUFReader(path)
+    reader = gguf.GGUFReader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = str(metadata.get("general.architecture"))
@@ -109,7 +108,7 @@ def _convert(path: Path, folder: Path) -> None:
         raise UserError(f"{path} holds a {kind} (general.type), not a model; give the file of the model")
     ids = _write_tokenizer(metadata, path, folder)
     # Under Python 3.10 transformers cannot find gguf's version: it asks the module, which does not say.
-    vars(import_module("gguf")).setdefault("__version__", version("gguf"))
+    vars(gguf).setdefault("__version__", version("gguf"))
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     _carry_over(metadata, architecture, config.to_dict(), path)  # refuses before the weights are read
     _write_model(path, config, tensors, folder)
@@ -145,9 +144,7 @@ def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Pa
         if shown:
             logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{path} has no tensor for {missing[0]} ({len(missing)} are missing); get it again, or {_REMEDY}"
-        )
+        raise UserError(f"{path} has no tensor for {missing[0]} ({len(missing)} are missing); get it again")
     stored = sum(int(one.n_elements) for name, one in tensors.items() if not name.endswith(_ROPE_TENSORS))
     if stored != (read := sum(parameter.numel() for parameter in model.parameters())):
         # Most likely a bias or a norm of queries and keys.
@@ -253,7 +250,7 @@ def _write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> d
     kind, tokens = value("model", str), value("tokens", list, [])
     if kind not in ("gpt2", "llama") or not tokens:
         raise UserError(
-            f"{path}: tokenizer.ggml.model is {kind!r} with {len(tokens)} tokens (gpt2, llama are); {_REMEDY}"
+            f"{path}: tokenizer.ggml.model is {kind!r} with {len(tokens)} tokens, not gpt2 or llama; {_REMEDY}"
         )
     kinds, scores = value("token_type", list, [_NORMAL] * len(tokens)), value("scores", list, [0.0] * len(tokens))
     if len({len(tokens), len(kinds), len(scores)}) > 1 or len(set(tokens)) < len(tokens):

@@ -60,10 +60,8 @@ def mismatch(expected: Shapes, found: Shapes) -> str | None:
         return f"{len(missing)} tensors are missing, such as {missing[0]}"
     if extra := sorted(found.keys() - expected.keys()):
         return f"{len(extra)} tensors are not of this model, such as {extra[0]}"
-    for name, shape in expected.items():
-        if found[name] != shape:
-            return f"{name} has shape {found[name]}, not {shape}"
-    return None
+    wrong = (f"{name} has shape {found[name]}, not {shape}" for name, shape in expected.items() if found[name] != shape)
+    return next(wrong, None)
 
 
 def _block(config: Config) -> Shapes:
@@ -77,7 +75,12 @@ def _block(config: Config) -> Shapes:
     shapes |= _norm(config, "attn.norm_k", config.norm_qk, groups if whole else config.head_size)
     shapes |= _norm(config, "post_attention_norm", config.post_attention_norm)
     shapes |= _norm(config, "norm_2", config.norm_2 and not config.shared_attention_norm)
-    shapes |= _moe(config) if config.mlp_class_name == "LLaMAMoE" else _mlp(config, "mlp", config.intermediate_size)
+    if config.mlp_class_name == "LLaMAMoE":
+        shapes |= _linear("mlp.gate", config.n_expert, config.n_embd, False)
+        for expert in range(config.n_expert):
+            shapes |= _mlp(config, f"mlp.experts.{expert}", config.moe_intermediate_size or config.intermediate_size)
+    else:
+        shapes |= _mlp(config, "mlp", config.intermediate_size)
     return shapes | _norm(config, "post_mlp_norm", config.post_mlp_norm)
 
 
@@ -86,13 +89,6 @@ def _mlp(config: Config, name: str, width: int) -> Shapes:
     for part in ("fc",) if config.mlp_class_name == "GptNeoxMLP" else ("fc_1", "fc_2"):
         shapes |= _linear(f"{name}.{part}", width, config.n_embd, config.bias)
     return shapes | _linear(f"{name}.proj", config.n_embd, width, config.bias)
-
-
-def _moe(config: Config) -> Shapes:
-    shapes = _linear("mlp.gate", config.n_expert, config.n_embd, False)
-    for expert in range(config.n_expert):
-        shapes |= _mlp(config, f"mlp.experts.{expert}", config.moe_intermediate_size or config.intermediate_size)
-    return shapes
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:

@@ -1,7 +1,4 @@
-"""The tensors of a checkpoint folder by name, mapped from its files: nothing is read until it is used.
-
-This is the one place that knows how weight files are called and opened, here and on the hub.
-"""
+"""The tensors of a checkpoint folder by name, mapped from its files: nothing is read until it is used."""
 
 import mmap
 import re
@@ -58,12 +55,9 @@ class Weights:
         )
 
     def remapped(self) -> "Weights":
-        """The same tensors over new mappings: pages read through the old ones leave memory together with them.
-
-        Old files of ``torch.save`` cannot be mapped and would be read again: those of Hugging Face folders are kept.
-        """
-        kept = {path: reader for path, reader in self._readers.items() if path.suffix == ".bin"}
-        return replace(self, _readers=kept)
+        """The same tensors over new mappings: pages read through the old ones leave memory together with them."""
+        # Old files of torch.save cannot be mapped, and would be read again.
+        return replace(self, _readers={path: read for path, read in self._readers.items() if path.suffix == ".bin"})
 
 
 def open_weights(folder: Path) -> Weights:
