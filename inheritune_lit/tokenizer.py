@@ -269,12 +269,8 @@ def check_tokenizer(folder: Path, rows: int) -> None:
     tokenizer = Tokenizer(folder)
     for name, number in (("BOS", tokenizer.bos_id), ("EOS", tokenizer.eos_id)):
         if number is not None and number >= rows:
-            raise UserError(
-                f"the {name} token of {folder} is id {number}, but the model has {rows} embeddings; correct "
-                "tokenizer_config.json, or take the tokenizer of the reference"
-            )
-    if tokenizer.base_size > rows:
-        raise UserError(
-            f"{tokenizer.path} has {tokenizer.base_size} ids, but the model has {rows} embeddings; take the tokenizer "
-            "of the reference"
-        )
+            misfit = f"the {name} token of {folder} is id {number}, but the model has {rows} embeddings"
+            raise UserError(f"{misfit}; correct tokenizer_config.json, or take the tokenizer of the reference")
+    if (size := tokenizer.base_size) > rows:
+        misfit = f"{tokenizer.path} has {size} ids, but the model has {rows} embeddings"
+        raise UserError(f"{misfit}; take the tokenizer of the reference")

@@ -133,9 +133,7 @@ def require(hf: dict[str, Any], key: str, kind: type[int] | type[float] = int) -
     """A positive number of ``config.json``: int for sizes, float for the rest. Something else is a ``UserError``."""
     value = hf.get(key)
     if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
-        raise UserError(
-            f"config.json: {key} is {value!r}, a positive {kind.__name__} is needed; get the reference again"
-        )
+        raise UserError(f"config.json: {key} is {value!r}, a positive {kind.__name__} is needed; get it again")
     return value
 
 

@@ -80,10 +80,8 @@ def open_weights(folder: Path) -> Weights:
                 if weights.file_of.get(unwrapped(name)) != folder / file:
                     raise UserError(f"{index_file} puts {name} into {file}, which does not hold it; get both again")
             return weights
-    raise UserError(
-        f"{folder} holds no weights: no {WEIGHTS}, {SAFETENSORS}, {BIN} nor the index of a sharded one; give another "
-        "folder, or get it again"
-    )
+    names = f"{WEIGHTS}, {SAFETENSORS}, {BIN}"
+    raise UserError(f"{folder} holds no weights: no {names} nor an index; give another folder, or get it again")
 
 
 def open_files(files: Iterable[Path], format_name: str) -> Weights:

@@ -45,26 +45,22 @@ def check_start(
     checkpoint_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, attn_scale: AttnScale
 ) -> None:
     """Check that ``layers`` of the reference fit behind a checkpoint's: one of another shape is a ``UserError``."""
+
+    def refusal(own: str, other: object) -> UserError:
+        remedy = "start from a checkpoint that was sliced from this reference"
+        return UserError(f"{checkpoint_dir} {own}, the reference {reference.name} {other}; {remedy}")
+
     depth = reference.config.n_layer
-    remedy = "start from a checkpoint that was sliced from this reference"
     if len(layers) > depth or max(layers) >= depth:
-        raise UserError(
-            f"{checkpoint_dir} has {len(layers)} layers, up to the reference's layer {max(layers)}; {reference.name} "
-            f"has {depth}: {remedy}"
-        )
+        raise refusal(f"has {len(layers)} layers, up to the reference's layer {max(layers)}", f"has {depth}")
     ours = asdict(load_config(checkpoint_dir))
     theirs = asdict(student_config(reference, slice_options(layers, attn_scale))[0])
     for field in (*_MOST_TELLING, *sorted(theirs.keys() - _LABELS)):
         if ours.get(field) != theirs[field]:
-            raise UserError(
-                f"{checkpoint_dir} has {field} {ours.get(field)}, the reference {reference.name} {theirs[field]}; "
-                f"{remedy}"
-            )
+            raise refusal(f"has {field} {ours.get(field)}", theirs[field])
     if ((EMBEDDING, HEAD) in open_weights(checkpoint_dir).tied) != reference.tied:
         this, that = ("does not tie", "does") if reference.tied else ("ties", "does not")
-        raise UserError(
-            f"{checkpoint_dir} {this} its head to the embeddings, the reference {reference.name} {that}; {remedy}"
-        )
+        raise refusal(f"{this} its head to the embeddings", that)
 
 
 def write_grown(

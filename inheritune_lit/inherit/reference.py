@@ -141,9 +141,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
     config = load_lit_config(folder)
     architecture = architecture_of_lit(config) if hf is None else architecture_of_hf(hf)
     if hf is not None and (depth := architecture.to_lit(hf)["n_layer"]) != config.n_layer:
-        raise UserError(
-            f"{folder}: {HF_CONFIG} says {depth} layers, {MODEL_CONFIG} {config.n_layer}; get the checkpoint again"
-        )
+        raise UserError(f"{folder}: {HF_CONFIG} says {depth} layers, {MODEL_CONFIG} {config.n_layer}; get it again")
     name, hf = name or config.name or folder.resolve().name, hf or {}
     org = config.hf_config.get("org", org) if org == "local" else org
     return ReferenceModel(folder, org, name, config, hf, architecture, False, _is_tied(hf, architecture))
@@ -190,9 +188,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
             if not spec.dtype.is_floating_point:
                 raise UserError(f"{file}: {name} has dtype {spec.dtype}; {FLOATS}")
             if shape != wanted:
-                raise UserError(
-                    f"{file}: {name} has shape {shape}, its configuration says {wanted}; get the reference again"
-                )
+                raise UserError(f"{file}: {name} has shape {shape}, its configuration says {wanted}; get it again")
         elif reference.tied and name in heads:
             if embedding in weights.specs and not torch.equal(weights.tensor(embedding), weights.tensor(name)):
                 problem = f"{HF_CONFIG} says the head is tied, but {name} differs from {embedding}"
@@ -251,10 +247,8 @@ class ResolvedReference:
         Where there are none, or they are damaged or do not fit the configuration, it is a ``UserError``.
         """
         if self.shape_only:
-            raise UserError(
-                f"nobody has published weights of {self.source}: give --init random and train it, then slice the "
-                "folder of the trained one"
-            )
+            remedy = "give --init random and train it, then slice the folder of the trained one"
+            raise UserError(f"nobody has published weights of {self.source}: {remedy}")
         if self.repository:
             needed = self.reference.stored_names(self.reference.shapes if names is None else names)
             weights = self.repository.download(needed, self.reference.full_names)
@@ -262,16 +256,15 @@ class ResolvedReference:
             weights = open_weights(self.reference.folder)
         reference = attach_weights(self.reference, weights)
         assert reference.weights
-        wanted = set(reference.shapes if names is None else names) & reference.shapes.keys()
+        depth, wanted = reference.config.n_layer, set(reference.shapes if names is None else names)
+        wanted &= reference.shapes.keys()
         if not self.repository:  # all tensors are known: the last layer shows whether there are as many as it says
-            last = f"transformer.h.{reference.config.n_layer - 1}."
+            last = f"transformer.h.{depth - 1}."
             wanted |= {name for name in reference.shapes if name.startswith(last)}
         stored = {piece.name for name in wanted for piece in reference.pieces(name) or ()}
         if missing := sorted(stored - reference.weights.specs.keys()):
-            raise UserError(
-                f"{self.source} does not fit its configuration ({reference.config.n_layer} layers): {len(missing)} "
-                f"tensors are missing, such as {missing[0]}; get the checkpoint again"
-            )
+            problem = f"{len(missing)} tensors are missing, such as {missing[0]}; get it again"
+            raise UserError(f"{self.source} does not fit its configuration ({depth} layers): {problem}")
         if self.gguf:
             reference = replace(reference, weights=replace(reference.weights, files=[self.gguf], format="gguf"))
         return replace(self, reference=reference)

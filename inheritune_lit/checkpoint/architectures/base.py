@@ -73,6 +73,9 @@ GROUPED = SIZES | {"n_query_groups": Entry("num_key_value_heads", optional), "he
 """The same, with heads that share keys and values, and that are of any size."""
 
 
+_MEANS = {"use_bidirectional_attention": "it is not causal"}
+_MEANS |= dict.fromkeys(("mlp_only_layers", "decoder_sparse_step"), "it has layers without experts")
+"""What entries say with another value than the supported one, where their names do not tell."""
 NULL_MEANS_NONE = ("sliding_window", "num_key_value_heads", "attn_logit_softcapping", "final_logit_softcapping")
 """Entries that null switches off, where a missing one has the default of transformers."""
 
@@ -139,7 +142,10 @@ class Architecture:
         for key, wanted in self.fixed.items():
             value = hf.get(key, wanted)
             if value != wanted and (value is not None or wanted):
-                raise UserError(f"config.json: {key} is {value!r}, only {wanted!r} is supported for this architecture")
+                why = f" ({_MEANS[key]})" if key in _MEANS else ""
+                raise UserError(
+                    f"config.json: {key} is {value!r}{why}, only {wanted!r} is supported for this architecture"
+                )
         # litgpt has one switch for all biases: those the reference lacks become zeros.
         fields: dict[str, Any] = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
         for name, entry in self.entries.items():

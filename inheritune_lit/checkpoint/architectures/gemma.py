@@ -18,12 +18,6 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _NAMES = r"(?!.*falcon)(?!(?i:phi|qwen2\.5|qwq|qwen3|olmo-2-))"
 
 
-def _causal(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    if hf.get("use_bidirectional_attention"):
-        raise UserError("config.json: use_bidirectional_attention is True; only causal models are supported")
-    return {}
-
-
 def _sliding_layers(hf: dict[str, Any], depth: int) -> list[int]:
     """1 for every layer with a window, 0 for the others."""
     pattern = require(hf, "sliding_window_pattern")
@@ -35,7 +29,7 @@ def _sliding_layers(hf: dict[str, Any], depth: int) -> list[int]:
 
 def _layered_fields(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     sliding = _sliding_layers(hf, fields["n_layer"])
-    return _causal(hf, fields) | {"sliding_window_indices": sliding if fields["sliding_window_size"] else None}
+    return {"sliding_window_indices": sliding if fields["sliding_window_size"] else None}
 
 
 def _layered_entries(config: Config, sliding: list[int] | None) -> dict[str, Any]:
@@ -78,9 +72,8 @@ GEMMA = like(
     without=["hidden_act"],
     entries={"gelu_approximate": replace(gelu("hidden_activation", tanh="gelu_pytorch_tanh"), also="hidden_act")},
     constants={"mlp_class_name": "GemmaMLP", "scale_embeddings": True},
-    fixed={"attention_bias": False},
+    fixed={"attention_bias": False, "use_bidirectional_attention": False},
     defaults={"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16},
-    more_fields=_causal,
     litgpt_names=_NAMES + "(?!Gemma-[23]).*Gemma",
     litgpt_name="Gemma-1",
     tied_by_default=True,

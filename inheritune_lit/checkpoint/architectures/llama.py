@@ -6,10 +6,8 @@ attention and MLP, and of all of q and k. The mixtures have several MLPs per lay
 """
 
 from dataclasses import replace
-from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import GROUPED, Architecture, Entry, Stored, flag, like, real, window
-from inheritune_lit.errors import UserError
 
 WITHOUT_BIAS = Architecture(
     model_type="llama",
@@ -133,16 +131,6 @@ def _experts(module: str, gate: str, down: str, up: str) -> dict[str, str]:
     return {"mlp.gate": f"{module}.gate", **experts}
 
 
-def _without_dense_layers(hf: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    dense, step = hf.get("mlp_only_layers"), hf.get("decoder_sparse_step", 1)
-    if dense or step != 1:
-        raise UserError(
-            f"config.json: mlp_only_layers is {dense} and decoder_sparse_step {step}: layers without experts are not"
-            " supported for this architecture"
-        )
-    return {}
-
-
 _DENSE = ("mlp.fc_1", "mlp.fc_2", "mlp.proj")
 MIXTRAL = like(
     MISTRAL,
@@ -175,9 +163,7 @@ QWEN3_MOE = like(
     },
     constants={"mlp_class_name": "LLaMAMoE"},
     # litgpt's probabilities of the chosen experts add up to one.
-    fixed={"norm_topk_prob": True},
+    fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     defaults={"norm_topk_prob": False, "num_key_value_heads": 4},
-    more_fields=_without_dense_layers,
-    more_entries=lambda config: {"decoder_sparse_step": 1, "mlp_only_layers": []},
     stacked=MIXTRAL.stacked,
 )
