@@ -13,7 +13,6 @@ from typing import Any
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.tokenizer_files import (
-    AGAIN,
     FLAGS,
     TokenizerSettings,
     is_nameless,
@@ -166,10 +165,9 @@ class Tokenizer:
         stated = settings.ids[name]
         if text:
             if text not in ids:
-                raise UserError(
-                    f"{settings.folder} names the {name.upper()} token {text!r}, which {self.path.name} does not have; "
-                    f"correct {name}_token in tokenizer_config.json, or {AGAIN.replace('it', 'the files')}"
-                )
+                problem = f"names the {name.upper()} token {text!r}, which {self.path.name} does not have"
+                remedy = f"correct {name}_token in tokenizer_config.json, or copy the files again from the reference"
+                raise UserError(f"{settings.folder} {problem}; {remedy}")
             return ids[text]
         if own < 0:
             return stated[0] if stated else None
@@ -233,10 +231,7 @@ class Tokenizer:
         return self._processor.encode(text) if is_first else self.encode_inner(text)
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
-        """Token ids of each text, by some threads of SentencePiece, -1 for all cores.
-
-        The tokenizers library has a pool of its own, which ``TOKENIZERS_PARALLELISM`` switches off.
-        """
+        """Token ids of each text, by some threads of SentencePiece (-1: all cores) or the pool of tokenizers."""
         return self._encode(texts, num_threads)
 
     def encode(self, text: str) -> list[int]:

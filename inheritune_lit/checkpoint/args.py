@@ -24,6 +24,4 @@ class ExportArgs(CommandArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_shard_bytes < 1:
-            raise UserError(
-                f"--max_shard_bytes {self.max_shard_bytes} is below 1; give bytes per file, such as 5000000000"
-            )
+            raise UserError(f"--max_shard_bytes {self.max_shard_bytes} is below 1; give bytes, such as 5000000000")

@@ -39,14 +39,10 @@ from litgpt.config import Config, configs  # noqa: F401 - finds the module witho
 class GPT2Config(Config):
     """litgpt's ``Config`` with what GPT-2 adds; its key ``learned_positions`` marks the file."""
 
-    learned_positions: bool = True
-    """A learned vector per position is added to the token embedding."""
-    norm_bias: bool = True
-    """The norms have biases; released GPT-2 models do, the paper's own do not."""
-    scale_attn_by_inverse_layer_idx: bool = False
-    """Attention logits of a layer are divided by its position, counted from 1."""
-    attn_scale_layers: list[int] | None = None
-    """Layer numbers, from 0, that the scale follows; the own position where None."""
+    learned_positions: bool = True  # a learned vector per position is added to the token embedding
+    norm_bias: bool = True  # the norms have biases; released GPT-2 models do, the paper's own do not
+    scale_attn_by_inverse_layer_idx: bool = False  # attention logits of a layer are divided by its position, from 1
+    attn_scale_layers: list[int] | None = None  # layer numbers, from 0, that the scale follows; their position if None
 
     @property
     def norm_class(self) -> Callable[..., torch.nn.Module]:
@@ -165,7 +161,5 @@ def refuse_quantized(hf: dict[str, Any], path: Path) -> None:
     if key := next((key for key in _QUANTIZED if hf.get(key)), None):
         stated = hf[key] if isinstance(hf[key], dict) else {}
         method = stated.get("quant_method") or stated.get("quant_algo") or stated.get("mode") or "an unnamed method"
-        raise UserError(
-            f"{path}: the weights are quantised by {method} ({key}), which is not supported; give the floating-point "
-            f"checkpoint, or remove {key} where its weights are not quantised"
-        )
+        remedy = f"give the floating-point checkpoint, or remove {key} where its weights are not quantised"
+        raise UserError(f"{path}: the weights are quantised by {method} ({key}), which is not supported; {remedy}")

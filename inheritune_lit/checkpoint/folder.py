@@ -76,10 +76,8 @@ def check_files(folder: Path) -> None:
         for path in sorted(folder.glob(pattern)):
             # litgpt leaves its adapter beside the weights that it was merged into.
             if not (path.name.startswith(WEIGHTS) and (folder / WEIGHTS).exists()):
-                raise UserError(
-                    f"{path} belongs to an adapter, not to a whole model: merge it into its model first ({merge}), "
-                    "or remove the adapter's files"
-                )
+                remedy = f"merge it into its model first ({merge}), or remove the adapter's files"
+                raise UserError(f"{path} belongs to an adapter, not to a whole model: {remedy}")
 
 
 _ADAPTERS = {

@@ -149,10 +149,8 @@ def _write_model(path: Path, config: Any, tensors: Mapping[str, Any], folder: Pa
     if stored != (read := sum(parameter.numel() for parameter in model.parameters())):
         # Most likely a bias or a norm of queries and keys.
         left_out = next((name for name in tensors if name.endswith(".bias") or "q_norm" in name), [*tensors][-1])
-        raise UserError(
-            f"{path} holds {stored:,} values, of which transformers reads {read:,}: it would leave out tensors such as "
-            f"{left_out}; {_REMEDY}"
-        )
+        problem = f"of which transformers reads {read:,}: it would leave out tensors such as {left_out}"
+        raise UserError(f"{path} holds {stored:,} values, {problem}; {_REMEDY}")
 
 
 def _carry_over(metadata: Mapping[str, Any], architecture: str, hf: dict[str, Any], path: Path) -> None:
@@ -217,13 +215,11 @@ def _rope_scaling(
 def _llama3(divisors: list[float], base: float) -> dict[str, Any] | None:
     """Llama 3's parameters that give these divisors of the frequencies; its files keep only the result."""
     factor, low, high = round(max(divisors), 3), 1.0, 4.0
+    stored = torch.tensor(divisors, dtype=torch.float64)
+    wavelengths = 2 * math.pi * base ** (torch.arange(len(stored), dtype=torch.float64) / len(stored))
     for length in (1 << power for power in range(9, 18)):
-        expected = []
-        for i in range(len(divisors)):
-            turns = length / (2 * math.pi * base ** (i / len(divisors)))
-            smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
-            expected.append(1 / ((1 - smooth) / factor + smooth))
-        if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(expected, divisors, strict=True)):
+        smooth = ((length / wavelengths - low) / (high - low)).clamp(0, 1)
+        if torch.allclose(1 / ((1 - smooth) / factor + smooth), stored, rtol=1e-4, atol=0):
             return {
                 "rope_type": "llama3",
                 "factor": factor,
@@ -249,15 +245,12 @@ def _write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> d
 
     kind, tokens = value("model", str), value("tokens", list, [])
     if kind not in ("gpt2", "llama") or not tokens:
-        raise UserError(
-            f"{path}: tokenizer.ggml.model is {kind!r} with {len(tokens)} tokens, not gpt2 or llama; {_REMEDY}"
-        )
+        problem = f"tokenizer.ggml.model is {kind!r} with {len(tokens)} tokens (gpt2, llama are)"
+        raise UserError(f"{path}: {problem}; {_REMEDY}")
     kinds, scores = value("token_type", list, [_NORMAL] * len(tokens)), value("scores", list, [0.0] * len(tokens))
     if len({len(tokens), len(kinds), len(scores)}) > 1 or len(set(tokens)) < len(tokens):
-        raise UserError(
-            f"{path}: of {len(tokens)} tokens {len(set(tokens))} differ, with {len(kinds)} types and {len(scores)} "
-            "scores in tokenizer.ggml; get the file again"
-        )
+        counts = f"{len(tokens)} tokens, of which {len(set(tokens))} differ, {len(kinds)} types, {len(scores)} scores"
+        raise UserError(f"{path}: tokenizer.ggml has {counts}; get the file again")
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if kind == "llama" else {}  # llama.cpp's
     ids = {name: value(f"{name}_token_id", int, defaults.get(name)) for name in ("bos", "eos", "unknown", "padding")}
     if ids["padding"] not in range(len(tokens)):

@@ -149,10 +149,8 @@ def read_range(url: str, start: int, end: int) -> bytes:
     response = http_backoff("GET", url, headers=headers, timeout=60)
     hf_raise_for_status(response)
     if response.status_code != 206 or len(response.content) != end - start:
-        raise UserError(
-            f"{url}: asked for bytes {start} to {end}, got status {response.status_code} with"
-            f" {len(response.content)} bytes; download the repository and give its folder with --ref"
-        )
+        problem = f"asked for bytes {start} to {end}, got status {response.status_code}, {len(response.content)} bytes"
+        raise UserError(f"{url}: {problem}; download the repository and give its folder with --ref")
     return response.content
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -149,13 +150,9 @@ def _parse_term(term: str, text: str, depth: int) -> list[int]:
 
 def runs_of(layers: Iterable[int]) -> list[list[int]]:
     """First and last layer of each run of consecutive layers."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return runs
+    by_offset = groupby(enumerate(layers), key=lambda each: each[1] - each[0])
+    runs = [[layer for _, layer in group] for _, group in by_offset]
+    return [[run[0], run[-1]] for run in runs]
 
 
 def layers_text(layers: Iterable[int]) -> str:

@@ -103,10 +103,9 @@ def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, 
     if args.init == "half-width":
         config = half_width_config(config)
         if config.n_embd != config.n_head * config.head_size and not reference.architecture.free_head_size:
-            raise UserError(
-                f"--init half-width: {reference.config.n_head} heads of size {config.head_size} cannot be halved, and "
-                "this architecture ties head size to width; choose another --init"
-            )
+            heads = f"{reference.config.n_head} heads of size {config.head_size} cannot be halved"
+            remedy = "this architecture ties head size to width; choose another --init"
+            raise UserError(f"--init half-width: {heads}, and {remedy}")
     return config, layers
 
 

@@ -78,7 +78,9 @@ class ReferenceModel:
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
         """Names of the stored tensors behind litgpt tensors, in every layout that the files may have."""
-        layouts = (self, replace(self, architecture=self.architecture.as_stored()))
+        layouts = [self]
+        if self.architecture.stacked:
+            layouts.append(replace(self, architecture=self.architecture.as_stored()))
         return {piece.name for name in names for layout in layouts for piece in layout.pieces(name) or ()}
 
     def full_names(self, names: Iterable[str]) -> Callable[[str], str]:
@@ -219,10 +221,8 @@ def reference_from_table(known: Reference) -> ReferenceModel | None:
     The table pads vocabularies and does not say which heads are tied: the known number of parameters decides.
     """
     org, name = known.repository.split("/")
-    for entry in configs:
-        if (entry["hf_config"]["org"], entry["hf_config"]["name"]) != (org, name):
-            continue
-        padded = Config(**entry)
+    entries = [each for each in configs if (each["hf_config"]["org"], each["hf_config"]["name"]) == (org, name)]
+    for padded in (Config(**entry) for entry in entries):
         for vocabulary, tied in product((padded.vocab_size, padded.padded_vocab_size), (False, True)):
             config = replace(padded, padded_vocab_size=vocabulary)
             if count_parameters(tensor_shapes(config, tied)) == known.parameters:

@@ -142,10 +142,8 @@ class Architecture:
         for key, wanted in self.fixed.items():
             value = hf.get(key, wanted)
             if value != wanted and (value is not None or wanted):
-                why = f" ({_MEANS[key]})" if key in _MEANS else ""
-                raise UserError(
-                    f"config.json: {key} is {value!r}{why}, only {wanted!r} is supported for this architecture"
-                )
+                given = f"{value!r} ({_MEANS[key]})" if key in _MEANS else repr(value)
+                raise UserError(f"config.json: {key} is {given}, only {wanted!r} is supported for this architecture")
         # litgpt has one switch for all biases: those the reference lacks become zeros.
         fields: dict[str, Any] = {"bias": any(hf.get(*switch) for switch in self.bias_switches.values())}
         for name, entry in self.entries.items():
@@ -181,10 +179,8 @@ def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
         raise UserError(f"config.json: {depth:,} layers are more than {MOST_BLOCKS:,}; get the reference again")
     kinds = hf.get("layer_types")
     if isinstance(kinds, list) and (len(kinds) != depth or not (windows or set(map(str, kinds)) <= {"full_attention"})):
-        raise UserError(
-            f"config.json: layer_types names {len(kinds)} layers, such as {str(kinds[-1:])[1:-1]:.40}; {depth} layers"
-            " of full attention are expected"
-        )
+        named = f"{len(kinds)} layers, such as {str(kinds[-1:])[1:-1]:.40}"
+        raise UserError(f"config.json: layer_types names {named}; {depth} layers of full attention are expected")
 
 
 def like(base: Architecture, without: Iterable[str] = (), **changes: Any) -> Architecture:
@@ -239,10 +235,8 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
             return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
         source = architecture.block[_EXPERT.sub("{}", module)]
     except KeyError as error:
-        raise UserError(
-            f"{name} is not a tensor of {architecture.class_name}: {HF_CONFIG} does not fit {MODEL_CONFIG};"
-            " get the checkpoint again"
-        ) from error
+        problem = f"{HF_CONFIG} does not fit {MODEL_CONFIG}; get the checkpoint again"
+        raise UserError(f"{name} is not a tensor of {architecture.class_name}: {problem}") from error
     prefix = architecture.layer_prefix.format(layer)
     if isinstance(source, tuple):
         parts = zip(source, qkv_rows(config), strict=True)
