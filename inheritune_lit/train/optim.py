@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torch
@@ -179,7 +180,9 @@ def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
         except ImportError as error:
             raise UserError("--optimizer.name adamw8bit needs bitsandbytes; install it, or use adamw") from error
         return AdamW8bit(groups, **adam)
-    found = locate(args.name)
+    found = None
+    with suppress(ErrorDuringImport):
+        found = locate(args.name)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         known = "adamw, adamw8bit or the path of an optimizer class, such as torch.optim.SGD"
         raise UserError(f"--optimizer.name is {args.name!r}; give {known}")
