@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = "quantised weights are not supported, give the floating-point checkpoint"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
+ZIP_HEADER = struct.Struct("<26xHH")
+"""Of a zip record, without the name and the extra field, whose lengths it ends in."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,12 @@ def write_torch_checkpoint(
     except RuntimeError as error:
         # Only sizes and names are written here: torch's stream fails when the file may not grow.
         raise OSError(errno.ENOSPC, "the file cannot grow to its size") from error
-    # torch numbers storages in the order in which the state dict names them.
-    reader: Any = torch._C.PyTorchFileReader(str(path))
-    offsets = [reader.get_record_offset(f"data/{number}") for number in range(len(specs))]
+    offsets = []
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        begins = {Path(info.filename).name: info.header_offset for info in archive.infolist()}
+        for number in range(len(specs)):  # torch numbers storages in the order in which the state dict names them
+            file.seek(begins[str(number)])
+            offsets.append(file.tell() + ZIP_HEADER.size + sum(ZIP_HEADER.unpack(file.read(ZIP_HEADER.size))))
     _write_tensors(path, specs, offsets, chunks_of)
 
 

@@ -27,8 +27,6 @@ _CHUNK_BYTES = 16 << 20
 _CONNECTIONS = 4
 FIRST_READ = 1 << 18  # bytes of the first read: the header of a 7B model is about 40 kB
 _NUMBER = struct.Struct("<H")
-_ZIP_HEADER = struct.Struct("<26xHH")
-"""A record's header up to the lengths of name and extra field, which come before its bytes."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ class RemoteFile:
         self.chosen = {name: entry for name, entry in self.entries.items() if name in wanted}
         records = {name: self.records[name] for name in self.chosen if name in self.records}
         starts = sorted({record.start for record in records.values()})
-        headers = _read_ahead(self.url, ((start, start + _ZIP_HEADER.size) for start in starts))
-        shifts = {start: sum(_ZIP_HEADER.unpack(header)) for start, header in zip(starts, headers, strict=True)}
+        headers = _read_ahead(self.url, ((start, start + formats.ZIP_HEADER.size) for start in starts))
+        shifts = {start: sum(formats.ZIP_HEADER.unpack(header)) for start, header in zip(starts, headers, strict=True)}
         for name, record in records.items():
             entry, shift = self.entries[name], shifts[record.start]
-            if record.start + _ZIP_HEADER.size + shift + record.nbytes > record.end:
+            if record.start + formats.ZIP_HEADER.size + shift + record.nbytes > record.end:
                 raise UserError(f"{self.file} is damaged: record {record.name} overlaps the next; give another --ref")
             self.chosen[name] = replace(entry, begin=entry.begin + shift)
 
@@ -194,7 +192,7 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
             for record in others:
                 sparse.fetch(record.start, min(record.end, sparse.fetched_from))
             for number, record in enumerate(storages):
-                os.pwrite(sparse.fileno(), bytes(_ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
+                os.pwrite(sparse.fileno(), bytes(formats.ZIP_HEADER.size) + _NUMBER.pack(number), record.start)
             # By this torch knows an archive.
             os.pwrite(sparse.fileno(), b"PK\3\4", 0)
         entries, record_of = dict[str, formats.TensorEntry](), dict[str, _Record]()
@@ -206,7 +204,7 @@ def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile 
             if number >= len(storages) or storages[number].nbytes != storage.nbytes():
                 raise UserError(f"{file} is damaged: its state dict and its records disagree; give another --ref")
             record = record_of[key] = storages[number]
-            begin = record.start + _ZIP_HEADER.size + tensor.storage_offset() * tensor.element_size()
+            begin = record.start + formats.ZIP_HEADER.size + tensor.storage_offset() * tensor.element_size()
             entries[key] = formats.TensorEntry(tuple(tensor.shape), tensor.dtype, begin)
     in_order = dict(sorted(entries.items(), key=lambda item: item[1].begin))
     return RemoteFile(url, file, size, in_order, record_of)
@@ -225,7 +223,7 @@ def _read_directory(remote: _SparseFile, file: str) -> list[_Record] | None:
     ends = [*(info.header_offset for info in infos[1:]), end]
     placed = zip(infos, ends, strict=True)
     records = [_Record(info.filename, info.header_offset, stop, info.compress_size) for info, stop in placed]
-    fit = all(record.start + _ZIP_HEADER.size + record.nbytes <= record.end for record in records)
+    fit = all(record.start + formats.ZIP_HEADER.size + record.nbytes <= record.end for record in records)
     if not records or records[0].start < 0 or end > remote.size or not fit:
         raise UserError(f"{file} is damaged: its directory names records that overlap; give another --ref")
     return records if all(info.compress_type == zipfile.ZIP_STORED for info in infos) else None

@@ -43,7 +43,8 @@ class TrainingModel(torch.nn.Module):
         logits_NV = self.gpt(inputs_BT).flatten(0, 1)
         if self._fused is not None:
             return self._fused(logits_NV, targets_N).float()
-        loss = _cross_entropy(logits_NV := logits_NV.float(), targets_N)
+        logits_NV = logits_NV.float()
+        loss = _cross_entropy(logits_NV, targets_N)
         if self.z_loss:
             loss = loss + self.z_loss * logits_NV.logsumexp(dim=-1).square()[targets_N != PADDING].sum()
         return loss
