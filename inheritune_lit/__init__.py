@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from inheritune_lit.data.sources import iter_documents
     from inheritune_lit.errors import UserError
     from inheritune_lit.evaluation.args import EvaluateArgs
+    from inheritune_lit.evaluation.cells import CheckpointScores
     from inheritune_lit.evaluation.harness import EvaluationResult, evaluate
     from inheritune_lit.evaluation.held_out import (
         BlockLosses,
@@ -119,8 +120,8 @@ __all__ += ["FINAL", "WEIGHTS", "Config", "ExportArgs", "GPT2Config", "Weights",
 __all__ += ["is_litgpt_folder", "save_lit_config", "tensor_shapes"]
 __all__ += ["PackedDataset", "PrepareArgs", "check_fits_model", "is_validation", "iter_documents"]
 __all__ += ["load_packed_manifest", "make_mixture", "prepare"]
-__all__ += ["BlockLosses", "Comparison", "EvaluateArgs", "EvaluationResult", "HeldOutEvaluator", "Z"]
-__all__ += ["compare_losses", "evaluate", "mean_loss", "reference_identity"]
+__all__ += ["BlockLosses", "CheckpointScores", "Comparison", "EvaluateArgs", "EvaluationResult", "HeldOutEvaluator"]
+__all__ += ["Z", "compare_losses", "evaluate", "mean_loss", "reference_identity"]
 __all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of", "build_reference", "check_start"]
 __all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
 __all__ += ["slice_options", "student_config", "write_grown"]

@@ -57,14 +57,10 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, from a command line without the program's name; ``sys.argv`` when None.
 
-    Args:
-        args: command line without the program's name; ``sys.argv`` when None.
-
-    Returns:
-        Exit code: 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 where the
-        reader of a pipe is gone.
+    Returns the exit code: 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 where
+    the reader of a pipe is gone.
     """
     open_streams()
     _show_log()

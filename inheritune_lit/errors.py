@@ -33,14 +33,9 @@ def first_line(error: BaseException) -> str:
 
 
 def suggest(given: str, known: Iterable[str], otherwise: str = "", most: int = 1, cutoff: float = 0.6) -> str:
-    """Ask whether a near name was meant: "did you mean a or b?".
+    """Asks whether a near name was meant, "did you mean a or b?"; returns ``otherwise`` where none is near.
 
-    Args:
-        given: what the user wrote; upper and lower case are the same.
-        known: the names that there are.
-        otherwise: the answer where none is near.
-        most: how many names are offered.
-        cutoff: how similar they have to be, 0 to 1.
+    At most ``most`` of the known names are offered, which are as similar as ``cutoff`` (0 to 1) says, in any case.
     """
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(given.lower(), by_lower, n=most, cutoff=cutoff)

@@ -49,14 +49,9 @@ def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
 
 
 def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, Any]:
-    """Read the arguments of a command from a recipe, a YAML file of flags.
+    """Read the arguments of a command from a recipe, a YAML file of flags; another file is a ``UserError``.
 
-    Returns:
-        The values of the fields by name, required ones that it lacks left out; groups of flags, such as ``train``, as
-        their dataclasses.
-
-    Raises:
-        UserError: the file is missing, or does not hold flags of this command.
+    Returns the fields by name, those that it lacks left out; groups of flags, such as ``train``, as their dataclasses.
     """
     (name,) = find_recipes(["--config", str(path)])[1:]
     given = read_yaml(Path(name), "a recipe")
@@ -74,10 +69,8 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
 
     Hyphens in flags become underscores, aliases their flag; a word without a flag goes to the first argument;
     ``--flag`` becomes ``--flag=true``, ``--many A B`` becomes ``--many=[] --many+=A --many+=B``. Recipes come first, so
-    that every flag wins over them, and a budget wins over a recipe's budget in another unit.
-
-    Raises:
-        UserError: a word too many.
+    that every flag wins over them, and a budget wins over a recipe's budget in another unit. A word too many is a
+    ``UserError``.
     """
     flags = flags_of(kind)
     aliases = {**({"config": "recipe"} if "recipe" in flags else {"recipe": "config"}), **kind.aliases}
@@ -248,11 +241,7 @@ def unknown_command(word: str | None, commands: Iterable[str]) -> str:
 
 
 def check_choices(words: list[str], flags: Mapping[str, Any]) -> None:
-    """Check ``--flag=value`` words of flags that take one of a few: jsonargparse 4.41 cannot tell its users which.
-
-    Raises:
-        UserError: another word.
-    """
+    """Refuse other words than the few that a flag takes, as ``--flag=value``: jsonargparse 4.41 does not say which."""
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         choices = choices_of(flags.get(name))

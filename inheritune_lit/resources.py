@@ -26,10 +26,8 @@ def recipes_dir() -> Path:
 def find_recipes(args: list[str]) -> list[str]:
     """Put the program's own recipe where ``--config recipes/NAME.yaml`` in ``args`` names a file that is not there.
 
-    So the documented commands work in any folder, and a file of the user's own always goes first.
-
-    Raises:
-        UserError: there is no file of that name, or it holds no flags.
+    So the documented commands work in any folder, and a file of the user's own always goes first. No file of that
+    name, or one that holds no flags, is a ``UserError``.
     """
     found = list(args)
     for position, arg in enumerate(args):

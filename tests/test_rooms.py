@@ -97,5 +97,5 @@ def test_files_hold_one_subject():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert max(lengths.values()) <= 400, max(lengths, key=lengths.get)
     written = [length for length in lengths.values() if length]
-    assert sum(written) < 22_000 and len(lengths) < 150, "a feature pays for its lines by what it replaces"
+    assert sum(written) < 20_000 and len(lengths) < 150, "a feature pays for its lines by what it replaces"
     assert sum(written) / len(written) > 110

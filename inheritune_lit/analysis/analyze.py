@@ -39,10 +39,7 @@ def draw_sequences(data: Path, tokenizer_dir: Path, vocabulary: int, count: int,
 
     ``data`` is packed data, of which the validation part is used, or a file or folder of text that ``inheritune
     prepare`` reads, of which no sequence spans two documents. The model has its tokenizer in ``tokenizer_dir`` and
-    ``vocabulary`` embeddings.
-
-    Raises:
-        UserError: no such data, too little of it, or made for another model.
+    ``vocabulary`` embeddings. No such data, too little of it, or one made for another model, is a ``UserError``.
     """
     random = np.random.default_rng(seed)
     manifest = read_manifest(data) if data.is_dir() else None
@@ -150,10 +147,8 @@ class AnalysisResult:
 def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = None) -> AnalysisResult:
     """Measure a model's layers and heads, unless ``out_dir`` holds the same analysis, and write page and figures.
 
-    ``advise`` returns Markdown about an analysis, which is added to its page.
-
-    Raises:
-        UserError: bad input; nothing is left behind.
+    ``advise`` returns Markdown about an analysis, which is added to its page. Bad input is a ``UserError``, and nothing
+    is left behind.
     """
     other = load_analysis(args.compare) if args.compare is not None else None
     with resolve(args.ref) as resolved:

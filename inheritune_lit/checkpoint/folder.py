@@ -53,12 +53,9 @@ def is_litgpt_folder(folder: Path) -> bool:
 def check_files(folder: Path) -> None:
     """Check that the files of a checkpoint folder are its own, and a whole model's.
 
-    Links within the folder, and the hub cache's into its blobs, are fine.
-
-    Raises:
-        UserError: a link leads out of the folder (its target would be read, copied and maybe published) or in a circle;
-            a configuration or tokenizer file is a pipe, a device or a pointer of Git LFS; or there is an adapter, which
-            transformers would apply to the weights.
+    Links within the folder, and the hub cache's into its blobs, are fine. A ``UserError`` are links that lead out of
+    it (their targets would be read, copied and maybe published) or in a circle; a configuration or tokenizer file that
+    is a pipe, a device or a pointer of Git LFS; and an adapter, which transformers would apply to the weights.
     """
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":

@@ -127,7 +127,7 @@ class MixtureSampler:
     ) -> None:
         self.domain_sizes, self.seed, self.first_sample = dict(domain_sizes), seed, first_sample
         ends = np.cumsum(list(domain_sizes.values())).tolist()
-        self._size, self._weighted = ends[-1], draws is not None
+        self._size = ends[-1]
         self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
         self._undrawn = before.left(first_sample, self) if before else np.ones(self._size, dtype=bool)
         groups = [_Group("", 0, self._size, CYCLE)]
@@ -199,12 +199,8 @@ class MixtureSampler:
 
     def domain_counts(self, start: int, stop: int) -> dict[str, int]:
         """Returns how often positions start, ..., stop - 1 draw each domain."""
-        if not self._weighted:
-            counts, sizes = self.counts(start, stop), self.domain_sizes
-            return {name: int(counts[first : first + sizes[name]].sum()) for name, first in self._firsts.items()}
-        before, after = self._draws_before(start), self._draws_before(stop)
-        drawn = {group.name: new - old for group, old, new in zip(self._groups, before, after, strict=True)}
-        return {name: drawn.get(name, 0) for name in self.domain_sizes}
+        counts, sizes = self.counts(start, stop), self.domain_sizes
+        return {name: int(counts[first : first + sizes[name]].sum()) for name, first in self._firsts.items()}
 
     def _draws_before(self, position: int) -> list[int]:
         """Returns how often each group was drawn in all before a position."""

@@ -55,10 +55,8 @@ class EvaluationResult:
 def evaluate(args: EvaluateArgs) -> EvaluationResult:
     """Score checkpoints side by side, or fetch the rows for it.
 
-    Results appear in ``args.out_dir`` as tasks finish, and the same call continues there.
-
-    Raises:
-        UserError: bad input; nothing is written.
+    Results appear in ``args.out_dir`` as tasks finish, and the same call continues there. Bad input is a ``UserError``,
+    and nothing is written.
     """
     suite = load_suite(args.suite) if args.suite else suite_of_tasks(args.tasks)
     if args.fetch_data is not None:

@@ -95,11 +95,8 @@ def block_losses(
         max_blocks: how many blocks, spread evenly over the data set and so over its domains; all when None.
         label: the first rank shows progress under this name; silent when None.
         ranks: processes that share the work and all get the result; each has the same model on its device.
-        stop: asked before each forward pass; where it says yes on one rank, all of them leave.
+        stop: asked before each forward pass; where it says yes on one rank, all of them leave with ``Stopped``.
         cache: has losses that this model had before, and gets the new ones.
-
-    Raises:
-        Stopped: ``stop`` said yes.
     """
     count = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
     blocks = [number * len(dataset) // count for number in range(count)]

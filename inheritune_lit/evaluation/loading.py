@@ -31,19 +31,15 @@ Answer = tuple[int | list[int] | None, int | None]
 class LoadedTask:
     """A task and where its rows are from.
 
-    Attributes:
-        tag: the families lm-eval counts it to, such as MMLU's four groups.
-        identity: what identifies the task's part of a result: its name and version, a hash of its whole description,
-            examples in the prompt, the split that is scored, and a hash of the local files, or of the text of all rows
-            where they are the hub's.
-        answers: of each row that will be scored.
+    ``identity`` identifies the task's part of a result: its name and version, a hash of its whole description, examples
+    in the prompt, the split that is scored, and a hash of the local files, or of the text of the hub's rows.
     """
 
     name: str
     task: Task
-    tag: str | list[str] | None
+    tag: str | list[str] | None  # the families lm-eval counts it to, such as MMLU's four groups
     identity: dict[str, Any]
-    answers: list[Answer]
+    answers: list[Answer]  # of each row that will be scored
 
 
 def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
@@ -168,10 +164,8 @@ def fetch_rows(data_dir: Path, chosen: Suite) -> dict[str, dict[str, int] | None
     """Mirror the rows of a suite from the hub into the folder that ``--data_dir`` reads.
 
     What the folder already has is left alone; each task appears in it whole or not at all. Returns the number of rows
-    per split of each task, None for a task that was there already.
-
-    Raises:
-        UserError: an unknown task, or rows that the hub does not give.
+    per split of each task, None for a task that was there already. An unknown task, or rows that the hub does not give,
+    are a ``UserError``.
     """
     names = {each.task: list(mmlu_subjects().values()) if each.task == MMLU else [each.task] for each in chosen.columns}
     wanted = {task: [registered_config(name) for name in leaves] for task, leaves in names.items()}

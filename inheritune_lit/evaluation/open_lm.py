@@ -285,8 +285,7 @@ def open_lm(
         device: such as "cpu" or "cuda:0".
         ranks: processes that share the work, all with the same arguments but the device.
 
-    Raises:
-        UserError: no usable checkpoint, tokenizer or cache there, or a choice that is not offered.
+    No usable checkpoint, tokenizer or cache, or a choice that is not offered, is a ``UserError``.
     """
     for name, value, choices in (("dtype", dtype, get_args(Dtype)), ("bos", bos, get_args(Bos))):
         if value not in choices:

@@ -71,10 +71,7 @@ class ResultFolder:
     """``out_dir/<checkpoint>/<task>.json`` beside ``results.json``, ``results.md`` and ``results.csv``.
 
     The folder is a new one, or of an evaluation with the same settings; checkpoints and columns may be more. One that
-    holds something else is a ``UserError``.
-
-    Attributes:
-        requests: where scores of single requests are kept until all is finished.
+    holds something else is a ``UserError``. ``requests`` is where scores of single requests are kept until the end.
     """
 
     def __init__(self, out_dir: Path, settings: Record) -> None:
@@ -122,8 +119,7 @@ class ResultFolder:
     def read(self, checkpoint: str, task: str, identity: Record) -> Record | None:
         """The finished record of a task, None where there is none or its description has changed since.
 
-        Raises:
-            UserError: it is damaged, or another model, settings or rows made it.
+        One that is damaged, or of another model, settings or rows, is a ``UserError``.
         """
         path = self._folder(checkpoint) / f"{task}.json"
         if not path.is_file():

@@ -59,8 +59,7 @@ class FileTask:
 def read_task_file(path: Path, manager: TaskManager, data_dir: Path | None) -> list[FileTask]:
     """The tasks of a file, its own or those of its group; what it names has to be beside it or in ``data_dir``.
 
-    Raises:
-        UserError: it is no task file, or wants something that only lm-eval's own tasks may.
+    Another file, or one that wants something that only lm-eval's own tasks may, is a ``UserError``.
     """
     if not path.exists():
         raise UserError(f"cannot read the task file {path}: there is none; give the path of one")

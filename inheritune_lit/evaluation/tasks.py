@@ -17,18 +17,14 @@ from inheritune_lit.evaluation.task_files import FileTask, read_task_file, use_s
 class ResolvedTasks:
     """Tasks for lm-eval.
 
-    Attributes:
-        specs: what to pass as ``tasks``: one inline group of registered tasks, because their changes merge only in one,
-            and tasks from files, because those load only outside of one.
-        manager: what to pass as ``task_manager``.
-        leaves: names by what was asked for: a file's path becomes its task, "mmlu" its subjects.
-        rows: files of the tasks that have local rows.
+    ``specs`` are one inline group of registered tasks, because their changes merge only in one, and tasks from files,
+    because those load only outside of one.
     """
 
-    specs: list[dict[str, Any]]
-    manager: TaskManager
-    leaves: dict[str, list[str]]
-    rows: dict[str, LocalRows]
+    specs: list[dict[str, Any]]  # what to pass as ``tasks``
+    manager: TaskManager  # and as ``task_manager``
+    leaves: dict[str, list[str]]  # names by what was asked for: a file's path becomes its task, "mmlu" its subjects
+    rows: dict[str, LocalRows]  # files of the tasks that have local ones
 
     def each(self) -> dict[str, dict[str, Any]]:
         """What to pass for one task alone, by its name in lm-eval's results."""

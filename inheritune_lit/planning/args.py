@@ -96,8 +96,7 @@ class InitArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n is not None and self.n < 1:
-            raise UserError(f"--n {self.n} is below 1; give the number of layers to take")
+        check_numbers(self, "n", least=1)
         if self.tokens is not None:
             parse_count(self.tokens)
         find_gpus(self.gpu)

@@ -17,10 +17,7 @@ Curve = list[tuple[int, float]]
 
 def paper_curves(names: Sequence[str]) -> dict[str, Curve]:
     """Returns steps and losses of official runs (``eval/paper/curves.csv``) by their names, such as ``medium_log``: the
-    last part of their path, or as much of it as tells them apart.
-
-    Raises:
-        UserError: no such run, or several.
+    last part of their path, or as much of it as tells them apart. No such run, or several, are a ``UserError``.
     """
     curves: dict[str, Curve] = {}
     with (suites_dir() / "paper" / "curves.csv").open(newline="", encoding="utf-8") as file:

@@ -26,8 +26,7 @@ class Page:
 def collect(folders: list[Path]) -> list[RunRecord | Page]:
     """Reads folders of runs, evaluations, analyses and growths, and folders that hold such, in their order.
 
-    Raises:
-        UserError: a folder is missing, or holds nothing to report.
+    A folder that is missing, or holds nothing to report, is a ``UserError``.
     """
     found: list[RunRecord | Page] = []
     for folder in folders:
@@ -85,11 +84,8 @@ class Inherited:
 
 
 def read_inherited(run: RunRecord) -> Inherited | None:
-    """Returns the slice that a run goes back to over any number of runs, None where that is gone.
-
-    Raises:
-        UserError: its manifest is damaged.
-    """
+    """Returns the slice that a run goes back to over any number of runs, None where that is gone; a damaged manifest is
+    a ``UserError``."""
     if run.slice is None:
         return None
     slice = to_record(run.slice, Inherited, run.folder, "a run that goes back to a slice", _REMEDY, others=True)

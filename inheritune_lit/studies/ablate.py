@@ -45,10 +45,7 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
 
     ``out_dir`` gets ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end ``ablation.json``,
     ``.md`` and ``.png``. What is there is kept: the same call continues. Criteria that choose the same layers share
-    their runs.
-
-    Raises:
-        UserError: bad input, or ``out_dir`` holds runs with other settings.
+    their runs. Bad input, or runs with other settings in ``out_dir``, are a ``UserError``.
     """
     if (read_manifest(args.data) or {}).get("kind") != "packed_data":
         raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
@@ -100,10 +97,7 @@ def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analys
 
     "alternate" are layers at equal distances from layer 0 on, every other one where n is half. With an analysis of the
     reference, "block-influence" and "avg-rank" (protocol v4 of the paper) are the layers with the highest; ShortGPT
-    (arXiv 2403.03853) drops those with the lowest influence.
-
-    Raises:
-        UserError: the analysis lacks the measure.
+    (arXiv 2403.03853) drops those with the lowest influence. An analysis without the measure is a ``UserError``.
     """
     if criterion == "random":
         return None

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import inheritune_lit as lit
-from inheritune_lit.errors import UserError
 from inheritune_lit.io import plotting
 from inheritune_lit.io.folders import own_folder, replace_text
-from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
@@ -61,12 +59,11 @@ def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
         experiments = demo_experiments(out_dir)
         if len(run_experiments(experiments)) < len(experiments):
             return StudyResult()
-        scores, checkpoints = out_dir / "scores", [out_dir / path for path in _SCORED.values()]
-        scoring = lit.EvaluateArgs(checkpoints, tasks=str(task / f"{TASK}.yaml"), val_data=data, out_dir=scores)
-        make_once(
-            scores / "results.json", "demo: scores of every model on held-out text", partial(lit.evaluate, scoring)
-        )
-        models = _read_scores(scores / "results.json")
+        checkpoints, tasks = [out_dir / path for path in _SCORED.values()], str(task / f"{TASK}.yaml")
+        scoring = lit.EvaluateArgs(checkpoints, tasks=tasks, val_data=data, out_dir=out_dir / "scores")
+        logger.info("demo: scores of every model on held-out text")
+        scored = zip(_SCORED, lit.evaluate(scoring).checkpoints, strict=True)
+        models = {name: _model_scores(name, each) for name, each in scored}
         text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
         replace_text(out_dir / "results.md", text)
         _draw(out_dir, models)
@@ -98,17 +95,10 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
     ]
 
 
-def _read_scores(path: Path) -> dict[str, ModelScores]:
-    found, remedy = dict[str, ModelScores](), f"remove {path.parent}, and the models are scored again"
-    try:
-        for name, scored in zip(_SCORED, read_json(path, "scores", remedy)["checkpoints"], strict=True):
-            measured = (scored["held_out"], "loss"), (scored["tasks"][TASK]["acc"], "value")
-            scores = ((float(each[key]), float(each["stderr"])) for each, key in measured)
-            sizes = (int(scored["n_layer"]), int(scored["parameters"]), int(scored["manifest"].get("tokens", 0)))
-            found[name] = ModelScores(name, *sizes, *scores)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} isn't scores of the demo's models ({error}); {remedy}") from error
-    return found
+def _model_scores(name: str, scored: lit.CheckpointScores) -> ModelScores:
+    held_out, accuracy = scored.held_out or {}, scored.tasks[TASK]["acc"]
+    pairs = (held_out["loss"], held_out["stderr"]), (accuracy["value"], accuracy["stderr"])
+    return ModelScores(name, scored.n_layer, scored.parameters, (scored.manifest or {}).get("tokens", 0), *pairs)
 
 
 def score_table(models: list[ModelScores]) -> str:

@@ -32,11 +32,7 @@ def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
 
     The same call continues what was stopped or killed, with the outcome of an undisturbed one. ``out_dir`` holds a
     checkpoint and a run folder per round, ``reference.json`` with the reference's losses, and ``grow.json``, ``.md``
-    and ``.png``, the history.
-
-    Raises:
-        UserError: bad input, before any training; or what ``pretrain`` raises.
-        KeyboardInterrupt: after saving, when stopped with Ctrl-C.
+    and ``.png``, the history. Bad input is a ``UserError`` before any training; Ctrl-C saves first.
     """
     with lit.resolve_reference(args.ref) as resolved:
         # Nothing is downloaded before everything else is known to be right.

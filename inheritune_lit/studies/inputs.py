@@ -20,10 +20,7 @@ _MIN_CORPUS_CHARACTERS = 2_000_000
 
 def write_corpus(folder: Path) -> int:
     """Write ``documentation.jsonl`` and ``sources.jsonl``, one document per file of the installation, and return the
-    characters written.
-
-    Raises:
-        UserError: this Python carries too little text (a build without the standard library's sources).
+    characters written. Too little text (a Python without the standard library's sources) is a ``UserError``.
     """
     topics: dict[str, str] = {}
     with suppress(ImportError):  # of the reference that ``help()`` shows; some Pythons lack them
@@ -127,10 +124,7 @@ metadata: {{version: 1}}
 
 def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
     """Write a ``tokenizer.model`` of ``vocab_size`` pieces with LLaMA's choices: BPE, with bytes for what is unknown,
-    digits and spaces kept. Up to 40,000 of the lines are used.
-
-    Raises:
-        UserError: too little text for so many pieces.
+    digits and spaces kept. Up to 40,000 of the lines are used; too little text for the pieces is a ``UserError``.
     """
     import sentencepiece
 

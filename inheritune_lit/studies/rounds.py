@@ -35,12 +35,8 @@ class Round:
 def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None) -> list[Round]:
     """Plans all rounds that there can be, Algorithm 1 of the paper; what they cost is not known yet.
 
-    Args:
-        depth: the reference's number of layers.
-        start: the reference's layer behind each layer of a checkpoint to start from; its first ``args.n`` when None.
-
-    Raises:
-        UserError: arguments that the reference's depth rules out.
+    ``depth`` is the reference's number of layers, ``start`` its layer behind each layer of a checkpoint to start from,
+    its first ``args.n`` when None. Arguments that the depth rules out are a ``UserError``.
     """
     if start is None:
         n = max(1, depth // 2) if args.n is None else args.n
@@ -97,6 +93,7 @@ class GrowthPlan:
     """
 
     def __init__(self, args: GrowArgs, reference: lit.ReferenceModel) -> None:
+        args = replace(args, eval=args.eval.continued(args.out_dir))
         initial, train = args.initial_checkpoint_dir, args.train
         self.attn_scale, start = lit.attn_scale_of(initial), lit.layers_of(initial) if initial else None
         if initial and start:

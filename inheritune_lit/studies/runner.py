@@ -207,12 +207,8 @@ def run_experiments(
         cluster: address of a Dask scheduler whose workers run them instead; they see the same folders.
         record: gets the results so far, in the order of the experiments, after each one.
 
-    Returns:
-        The results in that order; fewer where SIGTERM or a time limit stopped one. The same call continues.
-
-    Raises:
-        UserError: an experiment failed; those that ran beside it are stopped.
-        KeyboardInterrupt: after saving, when stopped with Ctrl-C.
+    Returns the results in that order; fewer where SIGTERM or a time limit stopped one. The same call continues. One
+    that fails, with a ``UserError``, stops those beside it; Ctrl-C saves first.
     """
     names, found = [one.name for one in experiments], list[ExperimentResult]()
     with open_executor(num_workers, cluster, partial(_start_worker, num_workers)) as executor:

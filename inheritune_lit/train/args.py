@@ -1,11 +1,12 @@
 """Training arguments: litgpt's names, one meaning each. Free of torch so that ``--help`` is instant."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, Precision, check_numbers
+from inheritune_lit.io.manifest import read_manifest
 
 Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
 Documents = Literal["packed", "separate"]
@@ -123,6 +124,18 @@ class EvalArgs:
     def count(self, micro_batch_size: int) -> int | None:
         """Returns the samples per validation, None for all there are."""
         return self.samples or (self.max_iters and self.max_iters * micro_batch_size)
+
+    def continued(self, folder: Path) -> "EvalArgs":
+        """Returns them with the number of samples that the run or growth in a folder validates on, if it is theirs.
+
+        ``max_iters`` counts micro-batches, whose size may be another when it is continued.
+        """
+        recorded: Any = read_manifest(folder) or {}
+        for name in ("settings", "eval"):
+            recorded = recorded[name] if isinstance(recorded.get(name), dict) else {}
+        samples, count = recorded.get("samples"), recorded.get("max_iters")
+        same = type(samples) is int and self.samples is None and self.max_iters is not None and self.max_iters == count
+        return replace(self, samples=samples) if same else self
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         initial_optimizer: state that parameters of the same names begin with; fresh when None.
         keep_optimizer: leave the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
 
-    Raises:
-        UserError: bad input, a run with other settings in ``out_dir``, or a bad step.
-        KeyboardInterrupt: after saving, when stopped with Ctrl-C. SIGTERM saves and returns a result without ``final``.
+    Bad input, a run with other settings in ``out_dir``, or a bad step is a ``UserError``. Ctrl-C saves first; so does
+    SIGTERM, which returns a result without ``final``.
     """
     run = _Run(args, initial_optimizer)
     if args.dry_run or is_whole(args.out_dir):  # perhaps where nothing can be written
@@ -61,7 +60,7 @@ class _Run:
     """A run. Making one checks all that can be checked before anything is spent."""
 
     def __init__(self, args: PretrainArgs, initial_optimizer: Path | None) -> None:
-        args = replace(args, eval=run_folder.same_samples(args.eval, args.out_dir))
+        args = replace(args, eval=args.eval.continued(args.out_dir))
         self.args, train, start = args, args.train, args.initial_checkpoint_dir
         read_manifest(start)  # a damaged one is told before the training, not after it
         config = load_config(start)

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,17 +137,6 @@ def training_settings(train: TrainArgs, eval: EvalArgs, optimizer: OptimizerArgs
         "optimizer": asdict(optimizer),
         "fp8": speed.fp8,
     }
-
-
-def same_samples(eval: EvalArgs, run_dir: Path) -> EvalArgs:
-    """Returns the arguments with the number of samples that the run in a folder validates on.
-
-    ``max_iters`` counts micro-batches, whose size may be another when a run is continued.
-    """
-    found = read_run_manifest(run_dir)
-    recorded = found[1].settings.eval if found else {}
-    same = eval.samples is None and eval.max_iters is not None and eval.max_iters == recorded.get("max_iters")
-    return replace(eval, samples=recorded.get("samples")) if same else eval
 
 
 def data_settings(folder: Path, documents: str, mixture: Mixture) -> dict[str, Any]:

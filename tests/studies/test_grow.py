@@ -14,6 +14,7 @@ from grow_killed import run_or_die
 
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
+from inheritune_lit.cli import main
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train.loop import Trainer
@@ -61,6 +62,20 @@ def test_history_is_what_the_checkpoints_say(undisturbed, reference, packed):
     table = (undisturbed / "grow.md").read_text().splitlines()
     assert len([line for line in table if line.startswith("|")]) == 2 + 1 + 3
     assert (undisturbed / "grow.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_micro_batches_of_another_size_continue_it(command, tmp_path, capsys):
+    """They are not part of the outcome, though ``--eval.max_iters`` counts them."""
+    assert main(command(tmp_path / "grown", max_layers=2)) == 0
+    assert main(command(tmp_path / "grown", max_layers=3, train__micro_batch_size=4)) == 0
+    first, second = record(tmp_path / "grown")["rounds"]
+    assert (first["n_layer"], second["n_layer"]) == (2, 3)
+    settings = [
+        json.loads((tmp_path / "grown" / row["folder"] / "inheritune.json").read_text()) for row in (first, second)
+    ]
+    assert [each["settings"]["eval"]["samples"] for each in settings] == [32, 32]
+    assert main(command(tmp_path / "grown", max_layers=3, train__micro_batch_size=4, eval__max_iters=8)) == 2
+    assert "max_iters 4, not 8" in capsys.readouterr().err
 
 
 def test_new_layers_are_the_references_and_old_ones_go_on(undisturbed, reference):
