@@ -6,6 +6,7 @@ model is dequantised, so memory is that of the model.
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 from inheritune_lit.checkpoint.config import load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.folders import FULL_DISK, OutOfSpace
 
 _REMEDY = "give the reference's safetensors checkpoint"
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -89,6 +91,8 @@ def as_huggingface(path: Path) -> Iterator[Path]:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged file fails anywhere in gguf, numpy or transformers
+            if any(os.strerror(number) in str(error) for number in FULL_DISK):  # the error of safetensors has no number
+                raise OutOfSpace(f"too little space for {path} in {folder}; free some, or set TMPDIR") from error
             raise UserError(f"{path} cannot be read ({first_line(error)}); get it again, or {_REMEDY}") from error
         yield folder
 

@@ -1,6 +1,8 @@
 """A GGUF file as reference, against transformers' own reading of it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,15 @@ def test_damaged_gguf(gguf_file, tmp_path):
             slice_model(SliceArgs(str(gguf_file), n=1, out_dir=tmp_path / "out"))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("blocks", [1, 40])  # of 1 kB per file: too few for the tokenizer, or for the weights
+def test_too_little_space_is_not_the_files_fault(gguf_file, tmp_path, blocks):
+    command = f"{sys.executable} -m inheritune_lit slice {gguf_file} --n 2 --out_dir {tmp_path}/out"
+    done = subprocess.run(["bash", "-c", f"ulimit -f {blocks}; exec {command}"], capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("inheritune: error: ")]
+    assert "too little space for" in line and "set TMPDIR" in line
 
 
 def slice_of(path: Path, tmp_path: Path) -> Path:
