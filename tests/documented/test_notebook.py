@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from tour import NOTEBOOK, code_of
 
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 def test_every_cell_runs(tmp_path):
     program = "\n\n".join(map(code_of, CELLS))
     done = subprocess.run(

@@ -165,7 +165,7 @@ def contents(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("optimizer_state", ["reset", "keep"])
+@pytest.mark.parametrize("optimizer_state", ["reset", pytest.param("keep", marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_like_an_undisturbed_one(command, grow, tmp_path, optimizer_state):
     grow(margin=0, optimizer_state=optimizer_state)
     often = command(tmp_path / "often", margin=0, optimizer_state=optimizer_state)

@@ -22,7 +22,7 @@ from pathlib import Path
 from test_runner import experiments
 from inheritune_lit.studies.runner import run_experiments
 if __name__ == "__main__":
-    print(len(run_experiments(experiments(Path(sys.argv[1]), Path(sys.argv[2]), steps=400), num_workers=2)))
+    print(len(run_experiments(experiments(Path(sys.argv[1]), Path(sys.argv[2]), steps=250), num_workers=2)))
 """
 
 
@@ -103,8 +103,8 @@ def test_sigterm_saves_and_the_same_call_continues(inputs, tmp_path):
     told, _ = study.communicate(timeout=120)
     assert study.returncode == 0 and int(told) < 3
     assert not (tmp_path / "out" / "third").exists()
-    results = run_experiments(experiments(inputs, tmp_path / "out", steps=400))
-    undisturbed = run_experiments(experiments(inputs, tmp_path / "whole", steps=400))
+    results = run_experiments(experiments(inputs, tmp_path / "out", steps=250))
+    undisturbed = run_experiments(experiments(inputs, tmp_path / "whole", steps=250))
     assert [each.curve for each in results] == [each.curve for each in undisturbed]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 

@@ -29,7 +29,7 @@ def losses(run: Path) -> list[list[float]]:
     return [[float(row[column]) for column in columns if row[column]] for row in read_metrics(run / "metrics.csv")]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
     args = {"train__max_steps": 12, "train__save_interval": 5, "train__keep_last": 1}
     assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
