@@ -27,9 +27,7 @@ _BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
 def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
     """Parse a command line (without the program's name) to the command's name and its arguments, checked.
 
-    Raises:
-        UserError: bad arguments; the message ends with the help to look at.
-        SystemExit: after ``--help`` or ``--version``.
+    Bad arguments are a ``UserError``, which names the help to look at; ``--help`` and ``--version`` end the program.
     """
     command = next((word for word in argv if word in commands), None)
     if command is None:

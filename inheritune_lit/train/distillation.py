@@ -19,7 +19,7 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, new_folder
+from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, is_leftover, new_folder
 from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
@@ -245,6 +245,8 @@ def teach(args: TeachArgs) -> TeachResult:
             remedy = f"use the old value, remove {folder} or give another --out_dir"
             check_settings(f"{folder} was started", _settings_of(folder, again), settings, remedy)
         else:
+            if strange := [path.name for path in folder.iterdir() if not is_leftover(path)]:
+                raise UserError(f"{folder} holds {strange[0]}, which is not of `inheritune teach`; remove it")
             check_space(args.out_dir, size, "the teacher's predictions", "a smaller --top_k")
             write_manifest(folder, _KIND, {"settings": settings})
         _write(folder, settings, gpt.to(device), dataset, args.batch_size)

@@ -142,13 +142,14 @@ def test_teach_has_one_writer_and_continues_where_it_was_killed(teach, tmp_path,
         assert not working.exists()
 
 
+@pytest.mark.parametrize("name", ["inheritune.json", "done.json"])
 @pytest.mark.parametrize("damage", ["", "[]", "{}", "null", '{"settings": {}, "blocks": "2"}', "[" * 9999])
-def test_a_damaged_working_folder_of_teach_is_one_line(teach, tmp_path, capsys, damage):
+def test_a_damaged_working_folder_of_teach_is_one_line(teach, tmp_path, capsys, damage, name):
     working = tmp_path / ".taught.partial"
     working.mkdir()
-    (working / "inheritune.json").write_text(damage)
+    (working / name).write_text(damage)
     assert main(teach) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"remove {working}" in line or "was started with" in line
+    assert f"remove {working}" in line or "was started with" in line or f"{working} holds {name}" in line
     shutil.rmtree(working)
     assert main(teach) == 0
