@@ -1,7 +1,9 @@
 """The files of a litgpt checkpoint folder, and which of them travel from one to the next."""
 
+import fnmatch
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from inheritune_lit.errors import UserError
@@ -69,12 +71,17 @@ def check_files(folder: Path) -> None:
             raise UserError(f"{path} is a symlink out of its folder, to {target}; copy the file into the folder")
     for path in _files(folder, (*CONFIG_FILES, *TOKENIZER_FILES)):
         open_regular(path).close()
+    check_no_adapter(folder, [path.name for path in folder.iterdir()])
+
+
+def check_no_adapter(place: Path | str, names: Collection[str]) -> None:
+    """Refuse files of an adapter among those of a folder or repository, which are not a whole model's."""
     for pattern, merge in _ADAPTERS.items():
-        for path in sorted(folder.glob(pattern)):
+        for name in sorted(fnmatch.filter(names, pattern)):
             # litgpt leaves its adapter beside the weights that it was merged into.
-            if not (path.name.startswith(WEIGHTS) and (folder / WEIGHTS).exists()):
+            if not (name.startswith(WEIGHTS) and WEIGHTS in names):
                 remedy = f"merge it into its model first ({merge}), or remove the adapter's files"
-                raise UserError(f"{path} belongs to an adapter, not to a whole model: {remedy}")
+                raise UserError(f"{place}/{name} belongs to an adapter, not to a whole model: {remedy}")
 
 
 _ADAPTERS = {

@@ -141,12 +141,8 @@ def write_torch_checkpoint(
 ) -> None:
     """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
 
-    ``torch.save`` lays out the file from tensors without storage; the bytes are then written into place. A full disk is
-    an ``OSError``.
-
-    Args:
-        specs: the tensors in the order they should have.
-        aliases: names that share the storage of a name in ``specs``, such as a tied head.
+    ``torch.save`` lays out the file from tensors without storage, in the order of ``specs``; the bytes are then written
+    into place. ``aliases`` share the storage of a name in ``specs``, as a tied head. A full disk is an ``OSError``.
     """
     # Memory that nobody touches is never taken; with ``empty`` alone, torch's deterministic mode would fill it.
     state = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub
 
-from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, TOKENIZER_FILES
+from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, TOKENIZER_FILES, check_no_adapter
 from inheritune_lit.checkpoint.remote_files import RemoteFile, fetch_tensors, open_safetensors, open_torch_file
 from inheritune_lit.checkpoint.weights import BIN, HF_FORMATS, SAFETENSORS, Weights, open_files, read_index
 from inheritune_lit.errors import UserError
@@ -110,11 +110,8 @@ class Repository:
 def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
     """Look up the repository ``org/name`` and fetch its small files; its cache serves where the hub does not answer.
 
-    A repository or revision that is not there, no permission, or nothing in the cache is a ``UserError``.
-
-    Args:
-        revision: branch, tag or commit; the main branch when None.
-        gated: it is known to ask for permission.
+    ``revision`` is a branch, tag or commit, the main branch when None; a ``gated`` repository asks for permission. One
+    that is not there, is an adapter's, or gives no permission, and an empty cache are a ``UserError``.
     """
     with explain_hub_errors(name, gated):
         try:
@@ -128,6 +125,7 @@ def open_repository(name: str, revision: str | None = None, gated: bool = False)
             sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None)
             for sibling in info.siblings or ()
         }
+        check_no_adapter(name, files)
         if HF_CONFIG not in files:
             raise UserError(f"{name} has no {HF_CONFIG}: it is not a model of transformers; check --ref")
         wanted = [file for pattern in _SMALL_FILES for file in fnmatch.filter(files, pattern)]

@@ -75,13 +75,9 @@ def write_grown(
     """Write a trained model with more layers, which an opened reference gives.
 
     Embeddings, final norm, head and old layers are those of the trained model, byte for byte; new layers stand behind
-    them and take the trained model's dtype. A full disk, or something damaged, is a ``UserError``.
-
-    Args:
-        layers: the reference's layer behind each layer of the new model.
-        added: how many of them, the last ones, are new.
-        own_layers: new layers are copies of the model's own last ones.
-        attn_scale: see ``SliceArgs``.
+    them and take the trained model's dtype. ``layers`` are the reference's behind each of the new model's, of which the
+    last ``added`` are new: the reference's, or copies of the model's own last ones with ``own_layers``. A full disk, or
+    something damaged, is a ``UserError``.
     """
     plan, trained = build_plan(reference, slice_options(layers, attn_scale)), open_weights(trained_dir)
     old = len(layers) - added

@@ -144,11 +144,15 @@ def test_errors_in_one_line(hub, make_llama, tmp_path):
     _, ref = make_llama()
     hub.repositories["maker/tiny"] = ref
     hub.repositories["maker/none"] = tmp_path / "none"
+    hub.repositories["maker/lora"] = tmp_path / "lora"
     (tmp_path / "none").mkdir()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     hub.gated.add("meta-llama/Llama-2-7b-hf")
     for name, message in (
         ("maker/absent", "no public hub repository"),
         ("maker/none", "no config.json"),
+        ("maker/lora", "maker/lora/adapter_config.json belongs to an adapter, not to a whole model: merge it"),
         ("llama2-7b", "gated: ask for access at https://huggingface.co/meta-llama/Llama-2-7b-hf"),
         ("maker/bad name", "not a hub repository"),
     ):
