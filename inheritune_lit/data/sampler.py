@@ -114,7 +114,8 @@ class MixtureSampler:
         draws: positions per cycle for each domain that is drawn, ``CYCLE`` in all; None for epochs of all samples.
         first_sample, before: a mixture that replaces another one at this position. Domains continue where they are:
             what is left of their epoch comes first, with the samples that were added, in an order of its own where
-            there are other samples than before.
+            there are other samples than before. How often each domain had been drawn says as much, where all of them
+            are still the same.
     """
 
     def __init__(
@@ -123,17 +124,23 @@ class MixtureSampler:
         seed: int,
         draws: Mapping[str, int] | None = None,
         first_sample: int = 0,
-        before: "MixtureSampler | None" = None,
+        before: "MixtureSampler | Mapping[str, int] | None" = None,
     ) -> None:
         self.domain_sizes, self.seed, self.first_sample = dict(domain_sizes), seed, first_sample
         ends = np.cumsum(list(domain_sizes.values())).tolist()
         self._size = ends[-1]
         self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
+        counts = {} if before is None or isinstance(before, MixtureSampler) else before
+        if not isinstance(before, MixtureSampler):
+            before = (
+                MixtureSampler({name: domain_sizes[name] for name in counts}, seed) if counts and not draws else None
+            )
         self._undrawn = before.left(first_sample, self) if before else np.ones(self._size, dtype=bool)
         groups = [_Group("", 0, self._size, CYCLE)]
         if draws is not None:
             drawn = [name for name in domain_sizes if draws.get(name)]
-            groups = [_Group(name, self._firsts[name], domain_sizes[name], draws[name]) for name in drawn]
+            sizes = ((name, self._firsts[name], domain_sizes[name], draws[name], counts.get(name, 0)) for name in drawn)
+            groups = [_Group(*each) for each in sizes]
         self._groups = [self._continued(group, before) for group in groups] if before else groups
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
         self._cycle = lru_cache(maxsize=2)(self._draw_cycle)  # a batch lies in two at most

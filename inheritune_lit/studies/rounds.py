@@ -83,13 +83,9 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
 class GrowthPlan:
     """What is known before anything is spent; ``str()`` of it is the plan that people read.
 
-    Making one checks everything that can be checked without computing.
-
-    Attributes:
-        rounds: those that there can be.
-        limit: what ends growing after them: "max_layers" or "max_flops".
-        settings: everything that changes the outcome, the reference's identity aside.
-        evaluator: measures the held-out losses that decide.
+    Making one checks everything that can be checked without computing. ``rounds`` are those that there can be, ``limit``
+    is what ends growing after them, "max_layers" or "max_flops", ``settings`` are all that change the outcome, the
+    reference's identity aside, and ``evaluator`` measures the held-out losses that decide.
     """
 
     def __init__(self, args: GrowArgs, reference: lit.ReferenceModel) -> None:

@@ -212,7 +212,8 @@ def test_apportionment_is_the_nearest_in_whole_numbers(weights, total):
 def test_a_changed_mixture_goes_on_where_each_domain_is():
     blocks = {"a": 1000, "b": 5000}
     old = MixtureSampler(blocks, 9, {"a": 3000, "b": 7000})
-    new = MixtureSampler({**blocks, "c": 400}, 9, {"a": 6000, "b": 2000, "c": 2000}, 2500, old)
+    drawn = old.domain_counts(0, 2500)
+    new = MixtureSampler({**blocks, "c": 400}, 9, {"a": 6000, "b": 2000, "c": 2000}, 2500, drawn)
     order = np.concatenate([old.blocks(range(2500)), new.blocks(range(2500, 13_000))])
     for first, size in ((0, 1000), (1000, 5000), (6000, 400)):
         own = order[(order >= first) & (order < first + size)]
