@@ -130,17 +130,16 @@ class MixtureSampler:
         ends = np.cumsum(list(domain_sizes.values())).tolist()
         self._size = ends[-1]
         self._firsts = {name: end - size for (name, size), end in zip(domain_sizes.items(), ends, strict=True)}
-        counts = {} if before is None or isinstance(before, MixtureSampler) else before
-        if not isinstance(before, MixtureSampler):
-            before = (
-                MixtureSampler({name: domain_sizes[name] for name in counts}, seed) if counts and not draws else None
-            )
+        counts: Mapping[str, int] = {}
+        if isinstance(before, Mapping):
+            counts, sizes = before, {name: domain_sizes[name] for name in before}
+            before = MixtureSampler(sizes, seed) if draws is None else None
         self._undrawn = before.left(first_sample, self) if before else np.ones(self._size, dtype=bool)
         groups = [_Group("", 0, self._size, CYCLE)]
         if draws is not None:
             drawn = [name for name in domain_sizes if draws.get(name)]
-            sizes = ((name, self._firsts[name], domain_sizes[name], draws[name], counts.get(name, 0)) for name in drawn)
-            groups = [_Group(*each) for each in sizes]
+            places = [(name, self._firsts[name], domain_sizes[name]) for name in drawn]
+            groups = [_Group(*place, draws[place[0]], counts.get(place[0], 0)) for place in places]
         self._groups = [self._continued(group, before) for group in groups] if before else groups
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
         self._cycle = lru_cache(maxsize=2)(self._draw_cycle)  # a batch lies in two at most

@@ -83,8 +83,8 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
 class GrowthPlan:
     """What is known before anything is spent; ``str()`` of it is the plan that people read.
 
-    Making one checks everything that can be checked without computing. ``rounds`` are those that there can be, ``limit``
-    is what ends growing after them, "max_layers" or "max_flops", ``settings`` are all that change the outcome, the
+    Making one checks all that can be checked without computing. ``rounds`` are those that there can be, ``limit`` is
+    what ends growing after them, "max_layers" or "max_flops", ``settings`` are all that change the outcome, the
     reference's identity aside, and ``evaluator`` measures the held-out losses that decide.
     """
 
