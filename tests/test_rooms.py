@@ -81,7 +81,7 @@ def test_only_the_command_line_prints():
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         # Progress writes its lines to the stream that it is given.
-        assert not prints or room_of(path) == "cli" or path.name == "progress.py", path
+        assert not prints or room_of(path) == "cli", path
 
 
 def test_arguments_need_nothing_heavy():

@@ -75,6 +75,7 @@ class Progress:
         if self.total and self._done_before < self.done < self.total:
             line += f", {elapsed * (self.total - self.done) / (self.done - self._done_before):.0f} s left"
         try:
-            print(line, file=self.stream, flush=True)
+            self.stream.write(f"{line}\n")
+            self.stream.flush()
         except OSError:  # whoever read them has gone; the work goes on
             self.hidden = True
