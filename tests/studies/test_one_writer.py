@@ -9,7 +9,6 @@ import pytest
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import LOCK, own_folder
-from inheritune_lit.studies.demo import _read_scores
 from inheritune_lit.studies.replication import _gather
 
 SMALL = "--train.max_steps 2 --train.global_batch_size 2 --train.micro_batch_size 2 --train.max_seq_length 16 "
@@ -44,11 +43,15 @@ def test_all_processes_end_where_another_growth_has_the_folder(reference, packed
     assert done.returncode == 2 and done.stderr.count("is at work on") == 1, done.stderr
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"checkpoints": [{}]}', '{"checkpoints": 5}', "[" * 9999, ""])
-def test_damaged_scores_of_the_demo_are_named(content, tmp_path):
-    (tmp_path / "results.json").write_text(content)
-    with pytest.raises(UserError, match=r"remove .*, and the models are scored again"):
-        _read_scores(tmp_path / "results.json")
+def test_damaged_scores_of_the_demo_are_made_again(reference, packed, tmp_path):
+    """The demo takes its scores from ``evaluate``, which reads the records of tasks and writes the rest anew."""
+    words = f"eval {reference} --val_data {packed} --max_seq_length 16 --out_dir {tmp_path}/scores"
+    assert main(words.split()) == 0
+    whole = (tmp_path / "scores/results.json").read_text()
+    for content in ("[]", "{}", '{"checkpoints": [{}]}', '{"checkpoints": 5}', "[" * 9999, ""):
+        (tmp_path / "scores/results.json").write_text(content)
+        assert main(words.split()) == 0
+        assert (tmp_path / "scores/results.json").read_text() == whole
 
 
 def test_a_run_of_a_study_that_is_no_run_any_more_is_named(reference, packed, tmp_path, capsys):
