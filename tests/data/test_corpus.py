@@ -15,12 +15,12 @@ import zstandard
 from megatron_pair import parse_pair
 from random_text import make_documents
 
-from inheritune_lit.data import shards
+from inheritune_lit.data import shards, sources
 from inheritune_lit.data.args import PrepareArgs, ReadingArgs
 from inheritune_lit.data.formats import ReadReport, read_rows
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.prepare import prepare
-from inheritune_lit.data.sources import find_sources
+from inheritune_lit.data.sources import check_distinct, find_sources
 from inheritune_lit.errors import UserError
 
 TEXTS = [
@@ -136,6 +136,13 @@ def test_one_file_under_two_names_is_refused(tmp_path, tokenizer_dir, link):
     with pytest.raises(UserError, match=r"b\.jsonl (is the same file as|holds the same as) .*a\.jsonl"):
         prepare(PrepareArgs(corpus, tokenizer_dir, tmp_path / "out", domain="all"))
     assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_of_files_of_one_size_only_the_ends_are_read(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name * 5_000_000}) + "\n")
+    monkeypatch.setattr(sources, "sha256_file", lambda path: pytest.fail(f"{path} is read whole"))
+    check_distinct(find_sources(tmp_path), {})
 
 
 def test_copies_in_two_domains_are_told(tmp_path, tokenizer_dir, logged):
