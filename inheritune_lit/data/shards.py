@@ -202,16 +202,20 @@ class WorkDir:
             remove(self.shards)
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def _remove_leftovers(self) -> None:
+        for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and keeps other calls out while the block runs; an empty one is removed afterwards."""
         with explain_full_disk(self.path), own_folder(self.path, self.out_dir):
             try:
                 self.shards.mkdir(exist_ok=True)
+                self._remove_leftovers()  # which may fill the disk
                 yield
             finally:
-                for leftover in (self.path / "probe", *self.shards.glob("*.tmp-*")):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self._remove_leftovers()
                 if not any(self.shards.glob(f"*/{DONE}")):
                     self.remove()
 
