@@ -115,20 +115,24 @@ def generate(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     made: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt of each row of the cache
+    unfinished = set(alive)
     while True:
         tokens_B = _choose(head_logits(model, last_BC), settings, [generators[prompt] for prompt in alive])
-        rows = []
-        for row, (prompt, token) in enumerate(zip(alive, tokens_B.tolist(), strict=True)):
+        for prompt, token in zip(alive, tokens_B.tolist(), strict=True):
+            if prompt not in unfinished:
+                continue
             made[prompt] += [token] * (token != eos_id)
             text = decode(made[prompt]) if settings.stops else ""
-            if token != eos_id and len(made[prompt]) < settings.max_new and settings.cut(text) == text:
-                rows.append(row)
-        if not rows:
+            if token == eos_id or len(made[prompt]) == settings.max_new or settings.cut(text) != text:
+                unfinished.discard(prompt)
+        if not unfinished:
             return made
-        if len(rows) < len(alive):
+        if len(unfinished) <= len(alive) // 2:  # a copy of all that is kept: not for every sequence that ends
+            rows = [row for row, prompt in enumerate(alive) if prompt in unfinished]
             cache.keep(torch.tensor(rows, device=device))
             tokens_B, alive = tokens_B[rows], [alive[row] for row in rows]
-        positions_B = torch.tensor([lengths[prompt] + len(made[prompt]) - 1 for prompt in alive])
+        # A finished sequence that is still in the batch writes over its own last token.
+        positions_B = torch.tensor([lengths[prompt] + max(len(made[prompt]) - 1, 0) for prompt in alive])
         cache.advance(positions_B.to(device))
         last_BC = hidden_states(model, tokens_B[:, None].to(device), positions_B[:, None].to(device), cache)[:, 0]
 
