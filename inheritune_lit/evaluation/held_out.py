@@ -86,6 +86,7 @@ def block_losses(
     ranks: Ranks = Ranks(),
     stop: Callable[[], bool] | None = None,
     cache: ScoreCache | None = None,
+    check: Callable[[Tensor], None] | None = None,
 ) -> BlockLosses:
     """Next-token cross-entropy of each of the same blocks of a data set every time.
 
@@ -97,6 +98,7 @@ def block_losses(
         ranks: processes that share the work and all get the result; each has the same model on its device.
         stop: asked before each forward pass; where it says yes on one rank, all of them leave with ``Stopped``.
         cache: has losses that this model had before, and gets the new ones.
+        check: refuses losses (B,) by raising, before they are kept.
     """
     count = len(dataset) if max_blocks is None else min(max_blocks, len(dataset))
     blocks = [number * len(dataset) // count for number in range(count)]
@@ -113,6 +115,8 @@ def block_losses(
         logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
         loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
         losses_B = loss_BT.double().sum(dim=1).cpu()
+        if check:
+            check(losses_B)
         return torch.stack([torch.ones_like(losses_B), losses_B], dim=1)
 
     batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from lm_eval.evaluator import evaluate
-from torch import Tensor
 
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
@@ -101,15 +100,9 @@ class CheckpointScorer:
     def _score_held_out(self, name: str, lm: LitLM, val_data: Path) -> Scored:
         """The loss in nats per token, as ``validate`` has it."""
         block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
-
-        def model(tokens_BT: Tensor) -> Tensor:
-            logits_BTV = lm.model(tokens_BT)
-            check_finite(logits_BTV)
-            return logits_BTV
-
         dataset, batch = PackedDataset(val_data, "val", block_size), max(1, _TOKENS // block_size)
         about = {"label": f"{name}: held-out text", "ranks": self._ranks, "cache": lm.work.cache}
-        found = validate(model, dataset, batch, _most_blocks(self._args), **about)
+        found = validate(lm.model, dataset, batch, _most_blocks(self._args), check=check_finite, **about)
         return {**without_nan(asdict(found)), "block_size": block_size}, []
 
 
