@@ -134,6 +134,8 @@ class WordCache:
             spaced = f" {text}" if self._dummy_prefix else text
         lookup, words = self._cache.__getitem__, self._words
         try:
+            if len(spaced) <= _WINDOW:  # a tenth of the time for short texts goes into windows
+                return b"".join(map(lookup, words.findall(spaced)))
             return b"".join(b"".join(map(lookup, words.findall(part))) for part in _windows(spaced))
         except _NotTheSameApart:
             return self._whole(text)
