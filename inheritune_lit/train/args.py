@@ -182,6 +182,14 @@ class SpeedArgs:
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
 
+    def __post_init__(self) -> None:
+        self.check_compiled(bool(self.compile))
+
+    def check_compiled(self, compiled: bool) -> None:
+        """Refuses a loss that the compiler cannot see through, where it is to; also where ``compile`` is not given."""
+        if compiled and self.loss_kernel == "chunked":
+            raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
+
 
 @dataclass(frozen=True)
 class DistillArgs:

@@ -128,8 +128,7 @@ def choose_kernels(
         raise UserError("--speed.compile true on CPU needs a C++ compiler and Python.h; install them, or leave it out")
     if distilled:
         return Kernels("distilled", compiled)
-    if compiled and speed.loss_kernel == "chunked":
-        raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
+    speed.check_compiled(compiled)
     if speed.loss_kernel != "auto":
         return Kernels(speed.loss_kernel, compiled)
     plain = z_loss or config.final_logit_softcapping is not None or config.lm_head_bias

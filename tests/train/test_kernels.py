@@ -26,6 +26,8 @@ def test_long_runs_on_cpu_are_compiled(monkeypatch):
     assert choose_kernels(CONFIG, SpeedArgs(compile=True), CPU, 0.0, MINUTE) == Kernels("plain", compiled=True)
     with pytest.raises(UserError, match="cannot be compiled"):
         choose_kernels(CONFIG, SpeedArgs(loss_kernel="chunked"), CPU, 0.0, DAYS)
+    with pytest.raises(UserError, match="cannot be compiled"):  # already as an argument
+        SpeedArgs(compile=True, loss_kernel="chunked")
 
 
 def test_a_machine_without_compiler_runs_all_the_same():
