@@ -137,9 +137,11 @@ class MixtureSampler:
         self._undrawn = before.left(first_sample, self) if before else np.ones(self._size, dtype=bool)
         groups = [_Group("", 0, self._size, CYCLE)]
         if draws is not None:
-            drawn = [name for name in domain_sizes if draws.get(name)]
-            places = [(name, self._firsts[name], domain_sizes[name]) for name in drawn]
-            groups = [_Group(*place, draws[place[0]], counts.get(place[0], 0)) for place in places]
+            groups = [
+                _Group(name, first, domain_sizes[name], draws[name], counts.get(name, 0))
+                for name, first in self._firsts.items()
+                if draws.get(name)
+            ]
         self._groups = [self._continued(group, before) for group in groups] if before else groups
         self._turn_ends = np.cumsum([group.draws for group in self._groups])
         self._cycle = lru_cache(maxsize=2)(self._draw_cycle)  # a batch lies in two at most

@@ -41,13 +41,17 @@ class MetricsLog:
                 writer.writerows(kept)
 
         replace_file(self.path, write_rows)  # a kill here must not cost the rows that are there
-        self._send, self.close = _open_logger(self.logger_name, self.path.parent, resumed_step)
+        self._send, self._finish = _open_logger(self.logger_name, self.path.parent, resumed_step)
 
     def write(self, row: Row) -> None:
         """Append one row; columns that are not measured at this step are left empty."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         self._send(int(row["step"]), {column: value for column, value in row.items() if column != "step"})
+
+    def close(self) -> None:
+        """Flush what the logger holds, after ``open``."""
+        self._finish()
 
 
 def _open_logger(
@@ -79,7 +83,10 @@ def _open_logger(
     mlflow.set_experiment("inheritune")
     tag = "inheritune.run"
     found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{identity}'", max_results=1, output_format="list")
-    mlflow.start_run(**({"run_id": found[0].info.run_id} if found else {"run_name": name, "tags": {tag: identity}}))
+    if found:
+        mlflow.start_run(run_id=found[0].info.run_id)
+    else:
+        mlflow.start_run(run_name=name, tags={tag: identity})
     return (lambda step, values: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 
