@@ -42,13 +42,10 @@ class Tokenizer:
     With ``parse_special_tokens`` a text that spells a special token gets that token, as in transformers. A folder
     without a readable tokenizer, or whose files disagree about an id, is a ``UserError``.
 
-    Attributes:
-        path: the file that defines the tokenizer.
-        vocab_size: number of ids, added tokens included; every id is below it.
-        base_size: number of ids of the vocabulary alone.
-        bos_id, eos_id: ids, or None where the tokenizer defines none.
-        model: the SentencePiece model, None for others.
-        template: ids that a ``tokenizer.json`` puts around an empty text, None for a SentencePiece model.
+    ``path`` is the file that defines the tokenizer. Every id is below ``vocab_size``, which counts added tokens;
+    ``base_size`` counts those of the vocabulary alone. ``bos_id`` and ``eos_id`` are None where there is no such token,
+    ``model`` is the SentencePiece model, None for others, and ``template`` has the ids that a ``tokenizer.json`` puts
+    around an empty text, None for a SentencePiece model.
     """
 
     def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:

@@ -18,11 +18,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 class TokenizerSettings:
     """What the JSON files beside a tokenizer say of it, read as transformers reads them.
 
-    Attributes:
-        named: "bos", "eos", ... -> text.
-        special: texts of special tokens.
-        added: id -> fields of tokenizers' ``AddedToken``.
-        ids: "bos", "eos" -> what the models' configurations say.
+    ``named`` has the texts of "bos", "eos" and so on, ``special`` those of all special tokens, ``added`` the fields of
+    tokenizers' ``AddedToken`` by id, ``ids`` what the models' configurations say of "bos" and "eos".
     """
 
     def __init__(self, folder: Path) -> None:

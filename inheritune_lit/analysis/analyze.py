@@ -93,10 +93,8 @@ def _check_enough(found: int, count: int, length: int, place: Path) -> None:
 class AnalysisCost:
     """Computation and disk space of an analysis; ``str()`` of it is the plan that is printed.
 
-    Attributes:
-        runs: how many times a layer is run, forward, backward or without others; they count progress.
-        flops: of matrix products with weights, those of the head included.
-        disk_bytes: activations that are kept on the disk meanwhile.
+    Layers are run ``runs`` times, forward, backward or without others, which count progress; ``flops`` are those of
+    matrix products with weights, the head's too, ``disk_bytes`` those of activations that are on the disk meanwhile.
     """
 
     def __init__(self, reference: ReferenceModel, args: AnalyzeArgs) -> None:

@@ -133,9 +133,8 @@ def measure_forward(
 
     ``tau`` is the threshold of rank and mass; ``store`` keeps the input of layer l under the name "l", where given.
 
-    Returns:
-        Measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); the last token's
-        activation before each layer and after the last, fp32, (L + 1, B, C); the output of the last layer, (B, T, C).
+    Returns measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); the last token's
+    activation before each layer and after the last, fp32, (L + 1, B, C); the output of the last layer, (B, T, C).
     """
     targets_BT = tokens_BT1[:, 1:]
     x_BTC = stream.embed(tokens_BT1[:, :-1])

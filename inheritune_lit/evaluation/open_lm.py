@@ -108,15 +108,10 @@ class LitLM(TemplateLM):
     Beginnings that requests share are computed once (``scoring``), the head is applied only where a continuation is
     scored, and its log-softmax is fp32.
 
-    Args:
-        model: on its device. ``install_plans`` changes its attention; plain forward passes give what they gave before.
-        max_batch_tokens: tokens per forward pass.
-        identity: what ``provenance`` says.
-        work: results that are kept, and the processes that make more; each has the model and gets all requests.
-
-    Attributes:
-        scorer: counts the requests and tokens that were computed.
-        truncated: requests whose beginning did not fit the model's context and was cut off.
+    The model is on its device; ``install_plans`` changes its attention, and plain passes give what they gave before.
+    A pass has up to ``max_batch_tokens``. ``identity`` is what ``provenance`` says, ``work`` the results that are kept
+    and the processes that make more, each of which has the model and gets all requests. ``scorer`` counts what was
+    computed, ``truncated`` the requests whose beginning did not fit the model's context and was cut off.
     """
 
     def __init__(

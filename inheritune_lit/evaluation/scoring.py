@@ -154,10 +154,8 @@ class TreePlan:
 class Scorer:
     """Scores continuations with a model after ``install_plans``; progress is shown on ``stream``, stderr when None.
 
-    Attributes:
-        requests_scored: requests computed, which excludes repeated and cached ones.
-        tokens_computed: tokens that went through the network, of all processes.
-        tokens_minimum: nodes of the requests' prefix trees, the fewest tokens that could have gone through.
+    ``requests_scored`` counts requests that were computed, neither repeated nor cached, ``tokens_computed`` the tokens
+    that went through the network, of all processes, ``tokens_minimum`` the fewest that could have: the trees' nodes.
     """
 
     def __init__(self, model: GPT, max_batch_tokens: int, work: SharedWork, stream: TextIO | None = None) -> None:

@@ -40,11 +40,9 @@ class TaskResolver:
 
     Prompts, metrics and few-shot selection stay the registered task's; only the source of the rows changes.
 
-    Args:
-        data_dir: folder of local rows, see ``find_rows`` (MMLU's subjects together in ``mmlu/``, told apart by the
-            column ``subject``); None for the hub.
-        num_fewshot: examples in the prompt; None for the task's own number, 5 for MMLU.
-        scratch: an existing folder for rows that have to be rewritten and for the data library's cache.
+    ``data_dir`` has local rows, see ``find_rows`` (MMLU's subjects together in ``mmlu/``, told apart by the column
+    ``subject``); None is the hub. ``num_fewshot`` examples are in the prompt, when None the task's own number, 5 for
+    MMLU. ``scratch`` is an existing folder for rows that have to be rewritten and for the data library's cache.
     """
 
     def __init__(self, data_dir: Path | None, num_fewshot: int | None, scratch: Path) -> None:

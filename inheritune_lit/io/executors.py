@@ -26,10 +26,8 @@ def open_executor(
     work that has begun is stopped. A ``UserError`` says that ``distributed`` is not installed, no scheduler answers, or
     workers were killed.
 
-    Args:
-        num_workers: processes of this machine; without effect on a cluster, which has its own workers.
-        cluster: address of a Dask scheduler, such as tcp://host:8786. It gives a killed worker's work to another one.
-        initializer: called once in each process of a pool.
+    They are processes of this machine, each of which calls ``initializer`` first, or those of a ``cluster``: the
+    address of a Dask scheduler, such as tcp://host:8786, which gives a killed worker's work to another one.
     """
     if cluster is not None:
         return _dask_executor(cluster)

@@ -83,12 +83,9 @@ def new_folder(out_dir: Path, replace: bool = False, keep: bool = False) -> Iter
     ``out_dir`` stays as it was; what a killed process left there is removed by the next call. A ``UserError`` says that
     another process is making ``out_dir``, it holds something, before or after the work, or it cannot be written.
 
-    Args:
-        out_dir: the folder to be.
-        replace: an older folder of this name stays until the new one is whole, and is removed then. A kill leaves the
-            one or the other, if need be under a name that ``restore`` sets right.
-        keep: work that goes on for long is continued: what is in the staging folder stays there when the block ends
-            with an error, and for the next call.
+    With ``replace`` an older folder of this name stays until the new one is whole, and is removed then; a kill leaves
+    one of them, if need be under a name that ``restore`` sets right. With ``keep`` long work is continued: what is in
+    the staging folder stays there when the block ends with an error, and for the next call.
     """
     check = check_replaceable if replace else check_vacant
     check(out_dir)

@@ -9,27 +9,17 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts work done towards a total, by any number of threads, and shows it.
-
-    Args:
-        label: what is being done, a few words.
-        total: amount of work, or None when it is not known.
-        unit: unit of ``total``, such as "step" or "B" for bytes.
-        done: work done before, when something is continued.
-        interval_s: seconds between plain lines where the output is not a terminal.
-        stream: where to write; stderr by default, so results on stdout stay clean.
-        hidden: count, but show nothing.
-    """
+    """Counts work done towards a total, by any number of threads, and shows it."""
 
     def __init__(
         self,
-        label: str,
-        total: int | None,
-        unit: str,
-        done: int = 0,
-        interval_s: float = 10.0,
-        stream: TextIO | None = None,
-        hidden: bool = False,
+        label: str,  # what is being done, a few words
+        total: int | None,  # amount of work, None when it is not known
+        unit: str,  # of the total, such as "step" or "B" for bytes
+        done: int = 0,  # before, when something is continued
+        interval_s: float = 10.0,  # between plain lines where the output is not a terminal
+        stream: TextIO | None = None,  # where to write; stderr by default, so results on stdout stay clean
+        hidden: bool = False,  # count, but show nothing
     ) -> None:
         self.label, self.total, self.unit, self.interval_s = label, total, unit, interval_s
         self.stream, self.hidden = stream if stream is not None else sys.stderr, hidden

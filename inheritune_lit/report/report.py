@@ -264,12 +264,10 @@ li { overflow-wrap: anywhere; }
 
 
 def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Path]) -> str:
-    """Returns Markdown as a page that opens offline.
+    """Returns Markdown as a page that opens offline, and that a browser loads again after ``refresh_s``, if not None.
 
-    Args:
-        text: names its figures, PNG files, relative to ``base``.
-        refresh_s: seconds after which a browser loads the page again; None for a finished page.
-        folders: where figures may lie; another image is left out, whatever a page says.
+    The text names its figures, PNG files in ``base`` or one of the folders, relative to ``base``; another image is left
+    out, whatever a page says.
     """
     allowed = {folder.resolve() for folder in (base, *folders)}
 

@@ -37,9 +37,8 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
     The run folder holds ``metrics.csv``, ``state.pth`` while the run lasts, and at its end ``final/``, a litgpt
     checkpoint.
 
-    Args:
-        initial_optimizer: state that parameters of the same names begin with; fresh when None.
-        keep_optimizer: leave the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
+    Parameters begin with the state that ``initial_optimizer`` has under their names, afresh when None;
+    ``keep_optimizer`` leaves the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
 
     Bad input, a run with other settings in ``out_dir``, or a bad step is a ``UserError``. Ctrl-C saves first; so does
     SIGTERM, which returns a result without ``final``.
