@@ -108,10 +108,7 @@ def normalize_argv(argv: list[str], kind: type[CommandArgs], command: str = "") 
 
 
 def _values(words: list[str], kind: type[CommandArgs], command: str) -> dict[str, Any]:
-    """The values of a command's fields.
-
-    jsonargparse 4.41 takes anything for a group of flags, such as ``train``, and null for any flag: both are checked.
-    """
+    """The values of a command's fields: jsonargparse 4.41 takes anything for a group of flags, null for any flag."""
     parser = _parser_of(command, kind)
     groups = [name for name, of in get_type_hints(kind).items() if is_dataclass(of)]
     for path in (Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")):

@@ -252,10 +252,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_tokenizer(folder: Path, rows: int) -> None:
-    """Refuses a folder whose tokenizer is damaged, contradicts itself, or does not fit a model of so many embeddings.
-
-    A folder without a tokenizer is fine.
-    """
+    """Refuses a tokenizer that is damaged, contradicts itself, or does not fit so many embeddings; none is fine."""
     if not has_tokenizer(folder):
         return
     tokenizer = Tokenizer(folder)

@@ -184,10 +184,7 @@ _MARGIN = 3e-5
 
 
 def count_to_reach(energies_NT: Tensor, tau: float) -> Tensor:
-    """Returns how many of the largest energies hold a share ``tau`` of their sum, (N,), int64.
-
-    Energies are squared singular values, or squared norms of columns, fp64, in any order.
-    """
+    """Returns how many of the largest energies, fp64 squares in any order, hold a share ``tau`` of all, (N,), int64."""
     running_NT = energies_NT.sort(dim=-1, descending=True).values.cumsum(dim=-1)
     return (running_NT < (tau - TIE) * running_NT[:, -1:]).sum(dim=-1) + 1
 

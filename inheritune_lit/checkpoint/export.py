@@ -117,10 +117,7 @@ class ExportResult:
 
 
 def export(args: ExportArgs) -> ExportResult:
-    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
-
-    No checkpoint, weights that disagree with their configuration, or an occupied ``out_dir`` are a ``UserError``.
-    """
+    """Write a folder that transformers loads; bad or misfitting weights or a full ``out_dir`` are a ``UserError``."""
     checkpoint_dir, out_dir = args.checkpoint_dir, args.out_dir
     config = load_config(checkpoint_dir)
     check_vacant(out_dir)

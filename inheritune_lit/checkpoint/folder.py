@@ -101,10 +101,7 @@ _CODE = ("auto_map", "custom_pipelines")
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_FILES, GENERATION_CONFIG)) -> list[str]:
-    """Copy those of ``names`` (``*`` matches) that exist in ``source``, which is checked first, and return their names.
-
-    Files of JSON lose the entries that name Python files of the source.
-    """
+    """Copy those of ``names`` (``*`` matches) in ``source``, checked, JSON without code; return their names."""
     check_files(source)
     found = [path.relative_to(source).as_posix() for path in _files(source, names)]
     for name in found:

@@ -59,10 +59,7 @@ class TensorEntry(TensorSpec):
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file in the order of their bytes, from its header.
-
-    A file that is truncated or not safetensors, or whose header contradicts itself, is a ``UserError``.
-    """
+    """The tensors of a safetensors file in the order of their bytes; a truncated or damaged one is a ``UserError``."""
     size = path.stat().st_size
     with open_regular(path) as file:
         expected = 8 + header_length(file.read(8), path)

@@ -84,10 +84,7 @@ def open_safetensors(url: str, file: str, size: int) -> RemoteFile:
 
 
 def fetch_tensors(remote: RemoteFile, folder: Path) -> Path:
-    """Write the chosen tensors into a file of their own, named after the remote file and the choice of tensors.
-
-    An interrupted call is continued.
-    """
+    """Write the chosen tensors into a file named after the remote one and the choice; a stopped call is continued."""
     digest = hashlib.sha256("\n".join(remote.chosen).encode()).hexdigest()[:12]
     path = folder / f"{Path(remote.file).stem}~{digest}.safetensors"
     if path.is_file():

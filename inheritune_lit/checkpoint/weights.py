@@ -61,10 +61,7 @@ class Weights:
 
 
 def open_weights(folder: Path) -> Weights:
-    """Find and map the weights of a Hugging Face or litgpt folder.
-
-    No weights, or a file that is missing, truncated or contradicts its index, are a ``UserError``.
-    """
+    """Map a folder's weights; none, or files missing, truncated or contradicting their index, are a ``UserError``."""
     if is_litgpt_folder(folder) and (folder / WEIGHTS).is_file():
         return open_files([folder / WEIGHTS], "litgpt")
     for format_name, (index_file, single) in HF_FORMATS.items():

@@ -102,10 +102,7 @@ def _string_field(row: Any, path: str) -> str:
 
 
 def _check_text(text: str) -> str:
-    """Refuses half a surrogate pair, and what is plainly not text.
-
-    That is one with many control characters, such as UTF-16 without its mark, or bytes taken for characters.
-    """
+    """Refuses half a surrogate pair, and many control characters, as of UTF-16 without its mark or of other bytes."""
     content = text.encode("utf-8")
     if 5 * (len(content) - len(content.translate(None, _CONTROLS))) > len(content):
         raise _NoText("not text, it is full of control characters")

@@ -53,10 +53,7 @@ class VerifyResult:
 
 
 def verify_packed(folder: Path) -> VerifyResult:
-    """Compares every file's size and SHA-256, and every domain's counts, with the manifest of a packed folder.
-
-    What differs, is missing, or is there without being listed is a ``UserError``.
-    """
+    """Compares files' sizes and SHA-256, and domains' counts, with the manifest; a difference is a ``UserError``."""
     manifest = load_packed_manifest(folder)
     files = manifest.files
     if files is None:

@@ -126,10 +126,7 @@ def _new_sources(out_dir: Path, manifest: PackedManifest, sources: Sequence[Sour
 
 
 def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
-    """Returns the quotas of a subset; none where everything is taken.
-
-    A name of the mixture without a domain (see ``divide_domains``), or a domain without one, is a ``UserError``.
-    """
+    """Returns a subset's quotas, none of everything; a mixture that does not fit the domains is a ``UserError``."""
     if args.max_tokens is None:
         return []
     if args.mixture is None:

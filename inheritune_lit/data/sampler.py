@@ -343,10 +343,7 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
 
 
 def apportion(weights: Mapping[str, float | Fraction], total: int) -> dict[str, int]:
-    """Returns whole numbers that sum to ``total``, as near to the weights as can be (largest remainder; ties by name).
-
-    Weights are 0 or more each, at least one above 0.
-    """
+    """Returns whole numbers that sum to ``total``, nearest to weights not all 0 (largest remainder; ties by name)."""
     # Exact, so that every platform rounds alike.
     whole = sum(Fraction(weight) for weight in weights.values())
     quotas = {name: total * Fraction(weight) / whole for name, weight in weights.items()}

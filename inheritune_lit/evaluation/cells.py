@@ -231,10 +231,7 @@ def _difference(records: list[Record], first: list[Record] | None, metric: str) 
 
 
 def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:
-    """The paper's rule (Table 5): at least 90% of the reference, or above at least two baselines.
-
-    ``value`` is in the unit of the paper's rows, higher is better; ``title`` is the column's.
-    """
+    """The paper's rule (Table 5), in its rows' unit: at least 90% of the reference, or above at least two baselines."""
     rows = [row for row in paper if title in row.scores]
     if any(value >= 0.9 * row.scores[title] for row in rows if row.role == "reference"):
         return True

@@ -54,10 +54,7 @@ class GenerationSettings:
 
 
 class KeyValueCache:
-    """Attention of a batch that grows by one token per sequence and pass, to at most ``capacity`` tokens each.
-
-    The first pass takes the prompts.
-    """
+    """Attention of a batch: the first pass takes prompts, others a token per sequence, at most ``capacity`` in all."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -43,10 +43,7 @@ class LoadedTask:
 
 
 def load_tasks(resolved: ResolvedTasks, limit: int | None) -> list[LoadedTask]:
-    """Read the rows of every task and try its prompt on those that will be scored: ``limit`` of them, all when None.
-
-    Rows that cannot be had or are of the wrong shape are a ``UserError``.
-    """
+    """Read every task's rows and try the prompts of ``limit`` (None: all); rows that do not fit are a ``UserError``."""
     return [_load(name, spec, resolved, limit) for name, spec in resolved.each().items()]
 
 
@@ -143,10 +140,7 @@ def _check_shots(name: str, task: Task, num_fewshot: int) -> None:
 
 
 def _description_sha256(task: Task) -> str:
-    """Hash of all that makes prompts and scores: templates, code, metrics, filters and settings.
-
-    Where rows come from is not part of it: they have a hash of their own.
-    """
+    """Hash of all that makes prompts and scores: templates, code, metrics, filters, settings; rows have their own."""
     config = task.dump_config()
     for key in ("dataset_path", "dataset_name", "dataset_kwargs", "num_fewshot"):
         config.pop(key, None)

@@ -38,10 +38,7 @@ class LocalRows:
 
 
 def find_rows(data_dir: Path, task: str, dataset_path: str | None, dataset_name: str | None) -> LocalRows:
-    """The rows of a task: ``data_dir/<task>/<split>.jsonl``, or a copy of the hub's folder of its data set.
-
-    No folder, no files in it, or files of two formats are a ``UserError``.
-    """
+    """Rows in ``data_dir/<task>``, or in a copy of the hub's folder; none, or of two formats, are a ``UserError``."""
     names = [task, "truthfulqa_mc"] if task in ("truthfulqa_mc1", "truthfulqa_mc2") else [task]  # they share rows
     names += [dataset_path, dataset_path.split("/")[-1]] if dataset_path else []
     present = [data_dir / name for name in names if (data_dir / name).is_dir()]

@@ -117,10 +117,7 @@ class ResultFolder:
         return any(self._folder(checkpoint).glob("*.json"))
 
     def read(self, checkpoint: str, task: str, identity: Record) -> Record | None:
-        """The finished record of a task, None where there is none or its description has changed since.
-
-        One that is damaged, or of another model, settings or rows, is a ``UserError``.
-        """
+        """A task's finished record, None of one described otherwise; one damaged or of other settings is refused."""
         path = self._folder(checkpoint) / f"{task}.json"
         if not path.is_file():
             return None
@@ -172,10 +169,7 @@ def _json(value: Any) -> str:
 
 
 def results_markdown(suite: Suite, models: Sequence[CheckpointScores], limit: int | None) -> str:
-    """The table in the paper's shape, then every score with what can be said of it.
-
-    The first model is the one that the others are compared with; ``limit`` is that of rows per task.
-    """
+    """The paper's table, then all that can be said of each score; the first model is what others are compared with."""
     parts = [f"# {suite.title}\n"]
     if limit is not None:
         parts.append(f"Only the first {limit} rows of each task: not comparable with full scores.\n")

@@ -44,10 +44,7 @@ Scored = tuple[Record, list[Record]]
 
 
 class CheckpointScorer:
-    """Scores one checkpoint after the other on tasks and, where ``args`` say so, packed data.
-
-    Finished records are kept in ``folder`` and looked for there; None keeps none.
-    """
+    """Scores checkpoints on tasks and, if ``args`` say so, packed data; finished records are kept in ``folder``."""
 
     def __init__(self, args: EvaluateArgs, tasks: list[LoadedTask], ranks: Ranks, folder: ResultFolder | None) -> None:
         self._args, self._tasks, self._ranks, self._folder = args, tasks, ranks, folder

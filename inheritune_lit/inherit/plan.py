@@ -79,10 +79,7 @@ class Plan:
 
 
 def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, list[int]]:
-    """A student's configuration, and the reference's layer behind each of its layers; no weights are needed.
-
-    Arguments that do not fit the reference are a ``UserError``.
-    """
+    """A student's configuration and the reference's layer behind each of its own; bad arguments are a ``UserError``."""
     config = reference.config
     layers = layer_map(args, config.n_layer)
     if reference.tied and args.embeddings != args.head:

@@ -316,10 +316,7 @@ VOCABULARY = 50304
 
 
 def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
-    """A reference that only has a shape: no biases, tied head, attention divided by the layer's number.
-
-    BOS and EOS are those of the tokenizer that it is given, GPT-2's where there is none.
-    """
+    """GPT-2 without biases, head tied, attention divided by the layer's number, with its tokenizer's BOS and EOS."""
     tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer(tokenizer_dir) else None
     hf: dict[str, Any] = {
         "model_type": "gpt2",

@@ -154,11 +154,7 @@ def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: 
 
 
 def _initial_values(values: FreshValues, spec: TensorSpec, seed: int, name: str) -> Iterator[torch.Tensor]:
-    """Fresh values of one tensor as flat chunks, drawn in fp32.
-
-    They depend on the seed and the tensor's name alone, so neither the order of tensors nor what else is inherited
-    changes them.
-    """
+    """Fresh values of one tensor as flat chunks, drawn in fp32 from the seed and the tensor's name alone."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     step = CHUNK_BYTES // 4

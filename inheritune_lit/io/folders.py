@@ -53,10 +53,7 @@ def check_replaceable(out_dir: Path) -> None:
 
 
 def check_space(out_dir: Path, needed: int, what: str, smaller: str) -> None:
-    """Refuse an output of so many bytes that does not fit on the disk; what the folder holds will be replaced.
-
-    ``what`` takes the space, ``smaller`` would take less of it.
-    """
+    """Refuse ``needed`` bytes for ``what`` that do not fit beside what is replaced; ``smaller`` would take less."""
     there = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.is_dir())
     held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
     free = shutil.disk_usage(there).free + held
@@ -202,10 +199,7 @@ def explain_full_disk(out_dir: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Replace a file, or write a new one; a kill or a failure leaves the old one or the new one, whole.
-
-    ``write`` writes the path that it is given, beside ``path``.
-    """
+    """Make or replace a file whole or not at all: ``write`` writes the path beside ``path`` that it is given."""
     aside = path.with_name(_PARTIAL.format(path.name))
     try:
         write(aside)
@@ -236,10 +230,7 @@ def _is_mount(folder: Path) -> bool:
 
 
 def _take(folder: Path, output: Path) -> TextIO:
-    """Make a folder and hold its lock, until the file is closed or this process ends.
-
-    Where another process holds it, that is a ``UserError``; where it cannot be written, an ``OSError``.
-    """
+    """Make a folder and lock it until the file is closed or this process ends; one that is held is a ``UserError``."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

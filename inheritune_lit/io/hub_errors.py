@@ -9,10 +9,7 @@ from inheritune_lit.errors import UserError, first_line
 
 @contextmanager
 def explain_hub_errors(name: str, gated: bool = False, is_dataset: bool = False) -> Iterator[None]:
-    """Turn what the hub's client raises about the repository ``org/name`` into a ``UserError``, with the remedy.
-
-    ``gated`` says that it is known to ask for permission.
-    """
+    """Turn what the hub's client raises about ``org/name``, known to be ``gated`` or not, into a ``UserError``."""
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     flag, page = ("--source", f"datasets/{name}") if is_dataset else ("--ref", name)

@@ -60,10 +60,7 @@ def open_streams() -> None:
 
 @contextmanager
 def handle_signals(handler: Callable[[int, Any], Any], *numbers: signal.Signals) -> Iterator[bool]:
-    """Calls ``handler`` for these signals, instead of their usual effect, while the block runs.
-
-    Yields whether it does: Python lets only the main thread handle signals.
-    """
+    """Calls ``handler`` for these signals while the block runs; yields whether it does: only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield False
         return

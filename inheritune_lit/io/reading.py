@@ -58,10 +58,7 @@ def read_json(path: Path, what: str = "JSON", remedy: str = AGAIN) -> dict[str, 
 
 
 def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = AGAIN) -> Any:
-    """Parse JSON of any type; ``path`` is where it comes from.
-
-    What is no JSON, nested too deep, or has numbers of thousands of digits is a ``UserError``.
-    """
+    """Parse any JSON of ``path``; none, nested too deep, or numbers of thousands of digits are a ``UserError``."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

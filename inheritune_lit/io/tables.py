@@ -7,10 +7,7 @@ from inheritune_lit.errors import printable
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Returns a table whose columns are aligned right, but for those whose numbers are in ``left``.
-
-    A cell stays one cell, whatever it holds.
-    """
+    """Returns a table, aligned right but for the columns numbered in ``left``; a cell stays one, whatever it holds."""
     marks = ["---" if number in left else "--:" for number in range(len(header))]
     lines = [f"|{'|'.join(marks)}|", *(f"| {' | '.join(map(_cell, row))} |" for row in rows)]
     return "\n".join([f"| {' | '.join(map(_cell, header))} |", *lines])

@@ -24,10 +24,7 @@ class Depth:
 
 @dataclass(frozen=True)
 class Advice:
-    """Every n from 1 to the reference's depth, and the settings it holds for; ``str()`` of it is Markdown.
-
-    The loss was measured on ``sequences`` sequences of ``seq_length`` tokens.
-    """
+    """Every n, its loss on ``sequences`` of ``seq_length`` tokens, and the settings; ``str()`` of it is Markdown."""
 
     depths: list[Depth]
     sequences: int

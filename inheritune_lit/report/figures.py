@@ -73,10 +73,7 @@ def draw_beside_paper(runs: Mapping[str, RunRecord], official: dict[str, Curve],
 
 
 def draw_layer_map(slice: Inherited, path: Path) -> None:
-    """Draws which layer of the reference each layer of a slice comes from.
-
-    Both models are rows of boxes from the embeddings to the head; what is inherited is blue.
-    """
+    """Draws a slice and its reference as rows of boxes, which layer comes from which, and what is inherited in blue."""
     depth, layers, count = slice.reference.n_layer, slice.layers or [], slice.n_layer
     figure, (axes,) = new_figure(size=(min(13, 2 + 0.3 * max(depth, count)), 2.6))
     for height, taken in ((1.0, [layer in layers for layer in range(depth)]), (0.0, [True] * count)):

@@ -24,10 +24,7 @@ class Page:
 
 
 def collect(folders: list[Path]) -> list[RunRecord | Page]:
-    """Reads folders of runs, evaluations, analyses and growths, and folders that hold such, in their order.
-
-    A folder that is missing, or holds nothing to report, is a ``UserError``.
-    """
+    """Reads folders of runs, evaluations, analyses and growths, or that hold such; one without is a ``UserError``."""
     found: list[RunRecord | Page] = []
     for folder in folders:
         if not folder.is_dir():

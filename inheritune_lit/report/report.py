@@ -45,10 +45,7 @@ class ReportResult:
 
 
 def make_report(args: ReportArgs) -> ReportResult:
-    """Writes ``report.html`` (all in one file), ``report.md`` and the figures as PNG.
-
-    Nothing to report, or an ``out_dir`` that holds something else, is a ``UserError``.
-    """
+    """Writes page, text and figures; nothing to report, or an ``out_dir`` with something else, is a ``UserError``."""
     official, out_dir, found = paper_curves(args.paper_curves or []), args.out_dir, collect(args.runs)
     _check_own(out_dir)
     with own_folder(out_dir):

@@ -254,10 +254,7 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
 
 
 def hf_tensors(architecture: Architecture, config: Config, shapes: Shapes) -> dict[str, list[Piece]]:
-    """The Hugging Face tensors that litgpt's, of these shapes, become, as pieces of those from top to bottom.
-
-    This is the inverse of ``hf_pieces``.
-    """
+    """The Hugging Face tensors of litgpt's of these shapes, as pieces from top to bottom: ``hf_pieces`` inverted."""
     placed: dict[str, list[tuple[int, Piece]]] = {}
     for name, shape in shapes.items():
         row = 0
