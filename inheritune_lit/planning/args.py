@@ -32,8 +32,8 @@ class PlanArgs(CommandArgs):
     checkpoint."""
     _: KW_ONLY
     gpu: str | None = None
-    """GPU: rtx3090, rtx4090, l4, a10g, a100-40gb, a6000, l40s, a100-80gb, h100, h200 or b200, or this machine's cpu;
-    the usual ones when not given."""
+    """GPU: rtx3090, rtx4090, l4, a10g, rtx5090, a100-40gb, a40, a6000, l40, l40s, rtx6000-ada, a100-80gb, h100,
+    rtx-pro-6000, h20, h200-nvl, h200 or b200, or this machine's cpu; the usual ones when not given."""
     teacher: str | None = None
     """A teacher that runs along, as pretrain takes with --distill.teacher; the recipe's when not given."""
     devices: int = 1

@@ -16,25 +16,35 @@ class Gpu:
     peak_flops: float
 
 
-_DATA_SHEETS: tuple[tuple[str, float, dict[str, int]], ...] = (
-    ("RTX 3090", 71e12, {"rtx3090": 24}),
-    ("RTX 4090", 165.2e12, {"rtx4090": 24}),
-    ("L4", 121e12, {"l4": 24}),
-    ("A10G", 70e12, {"a10g": 24}),
-    ("A100", 312e12, {"a100-40gb": 40, "a100-80gb": 80}),
-    ("A6000", 154.8e12, {"a6000": 48}),
-    ("L40S", 362e12, {"l40s": 48}),
-    ("H100 PCIe", 756e12, {}),
-    ("H100 NVL", 835e12, {}),
-    ("H100", 989e12, {"h100": 80}),
-    ("H200", 989e12, {"h200": 141}),
-    ("GH200", 989e12, {}),
-    ("B200", 2250e12, {"b200": 180}),
+DATA_SHEETS: tuple[tuple[str, float, dict[str, int]], ...] = (
+    ("rtx 3090", 71, {"rtx3090": 24}),
+    ("rtx 3090 ti", 80, {}),
+    ("rtx 4090", 165.2, {"rtx4090": 24}),
+    ("rtx 5090", 209.5, {"rtx5090": 32}),
+    ("l4", 121, {"l4": 24}),
+    ("a10g", 70, {"a10g": 24}),
+    ("a40", 149.7, {"a40": 48}),
+    ("rtx a6000", 154.8, {"a6000": 48}),
+    ("l40", 181, {"l40": 48}),
+    ("l40s", 362, {"l40s": 48}),
+    ("rtx 6000 ada", 364, {"rtx6000-ada": 48}),
+    ("rtx pro 6000 blackwell", 503.8, {"rtx-pro-6000": 96}),
+    ("a100, a100 pcie, a800, a800 pcie", 312, {"a100-40gb": 40, "a100-80gb": 80}),
+    ("h20", 148, {"h20": 96}),
+    ("h100 pcie, h800 pcie", 756, {}),
+    ("h100 nvl", 835, {}),
+    ("h100, h800", 989, {"h100": 80}),
+    ("h200 nvl", 835.5, {"h200-nvl": 141}),
+    ("h200, gh200", 989, {"h200": 141}),
+    ("b200", 2250, {"b200": 180}),
 )
-"""Words of the name that CUDA gives, peak of matrix products in bf16 with fp32 accumulation and without sparsity in
-FLOP/s (from the makers' data sheets), and GB of memory by the names that users type."""
-DENSE_BF16_FLOPS = {known: flops for known, flops, _ in _DATA_SHEETS}
-_SOLD = (Gpu(name, gigabytes * 10**9, flops) for _, flops, sizes in _DATA_SHEETS for name, gigabytes in sizes.items())
+"""Names that CUDA gives, without ``_FORM``; peak of matrix products in bf16 with fp32 accumulation and without
+sparsity in TFLOP/s (from the makers' data sheets); GB of memory by the names that users type."""
+_FORM = {"nvidia", "geforce", "generation", "server", "workstation", "edition"}
+_FORM |= {"sxm4", "sxm5", "40gb", "80gb", "480gb", "hbm3"}
+"""Words of such a name that say who makes a GPU and in which form, not how fast it is. GH200's GB are the host's."""
+DENSE_BF16_FLOPS = {name: 1e12 * rate for names, rate, _ in DATA_SHEETS for name in names.split(", ")}
+_SOLD = (Gpu(name, gb * 10**9, 1e12 * rate) for _, rate, sizes in DATA_SHEETS for name, gb in sizes.items())
 GPUS = sorted(_SOLD, key=lambda gpu: gpu.memory)
 USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")  # shown where none is named
 
@@ -48,7 +58,6 @@ def find_gpus(name: str | None, flag: str = "--gpu") -> list[Gpu]:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak of a GPU by the name that CUDA gives it, None where it is not in the table."""
-    name = device_name.replace("-", " ").lower()
-    matches = [known for known in DENSE_BF16_FLOPS if all(part in name for part in known.lower().split())]
-    return DENSE_BF16_FLOPS[max(matches, key=len)] if matches else None
+    """Peak of a GPU by the name that CUDA gives it, None where it is not in the table, as a part of a GPU (MIG)."""
+    words = device_name.lower().replace("-", " ").split()
+    return DENSE_BF16_FLOPS.get(" ".join(word for word in words if word not in _FORM))

@@ -13,6 +13,7 @@ from inheritune_lit.checkpoint.architectures.table import ARCHITECTURES
 from inheritune_lit.cli import COMMANDS
 from inheritune_lit.io.arguments import first_argument, kinds_of
 from inheritune_lit.references import REFERENCES
+from inheritune_lit.train.gpus import DATA_SHEETS
 
 DOCS = Path(__file__).parents[2] / "docs"
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "mapping"}
@@ -118,7 +119,14 @@ def _references() -> Iterator[str]:
         yield f"| `{one.name}` | {one.layers} | {one.width} | {one.parameters:,} | {licence} | {one.repository} |"
 
 
-_MAKERS = {"flags": _flags, "architectures": _architectures, "references": _references}
+def _gpus() -> Iterator[str]:
+    yield from ("| `--gpu` | memory | CUDA's names, without maker and form | dense bf16 peak |", "|---|--:|---|--:|")
+    for names, rate, sizes in DATA_SHEETS:
+        memory = ", ".join(f"{size} GB" for size in sizes.values())
+        yield f"| {', '.join(f'`{name}`' for name in sizes)} | {memory} | {names} | {rate:,} TFLOP/s |"
+
+
+_MAKERS = {"flags": _flags, "architectures": _architectures, "references": _references, "gpus": _gpus}
 
 if __name__ == "__main__":
     for path in DOCS.glob("*.md"):

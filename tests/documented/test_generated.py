@@ -1,4 +1,4 @@
-"""The tables of flags and architectures in docs/ are those of the code."""
+"""The tables of flags, architectures and GPUs in docs/ are those of the code."""
 
 import pytest
 from generated import DOCS, rewrite
@@ -7,7 +7,7 @@ from inheritune_lit.cli import COMMANDS
 from inheritune_lit.io.arguments import flags_of
 
 
-@pytest.mark.parametrize("name", ["flags", "architectures"])
+@pytest.mark.parametrize("name", ["flags", "architectures", "gpu"])
 def test_tables_are_those_of_the_code(name):
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     assert "<!-- made by" in page

@@ -16,7 +16,7 @@ from inheritune_lit.inherit.plan import half_width_config
 from inheritune_lit.inherit.reference import describe_shape
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.references import SHAPES, Shape, find_shape
-from inheritune_lit.train.gpus import DENSE_BF16_FLOPS
+from inheritune_lit.train.gpus import find_gpus
 
 PAPER = Path(__file__).parents[2] / "recipes" / "paper"
 RECIPES = sorted(PAPER.glob("*.yaml"))
@@ -46,8 +46,9 @@ def test_stated_cost(recipe):
         assert int(parameters.replace(",", "")) == int(n) * (12 * width**2 + 2 * width) + (50304 + 1025) * width
         flops = flops_per_token(student, 1024) + (flops_per_token(config, 1024) / 3 if teacher else 0)
         assert float(gflops) == pytest.approx(flops / 1e9, abs=0.006)
-        for card, stated_hours in zip(("A6000", "A100", "H100"), hours, strict=True):
-            assert int(stated_hours) == pytest.approx(flops * tokens / (DENSE_BF16_FLOPS[card] / 2) / 3600, abs=0.6)
+        for card, stated_hours in zip(("a6000", "a100-80gb", "h100"), hours, strict=True):
+            half = find_gpus(card)[0].peak_flops / 2
+            assert int(stated_hours) == pytest.approx(flops * tokens / half / 3600, abs=0.6)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
