@@ -169,10 +169,9 @@ class Tokenizer:
         if own < 0:
             return stated[0] if stated else None
         if stated and own not in stated:
-            raise UserError(
-                f"the {name.upper()} token of {settings.folder} is id {own} by {self.path.name}, but {stated[0]} by "
-                f"its generation_config.json or config.json; name the right one, {name}_token, in tokenizer_config.json"
-            )
+            other = f"{stated[0]} by its generation_config.json or config.json"
+            problem = f"the {name.upper()} token of {settings.folder} is id {own} by {self.path.name}, but {other}"
+            raise UserError(f"{problem}; name the right one, {name}_token, in tokenizer_config.json")
         return own
 
     def split(self, text: str) -> Iterator[int | tuple[str, bool]]:

@@ -42,10 +42,9 @@ def open_bytes(path: Path) -> Iterator[tuple[io.BufferedReader, BinaryIO]]:
     except (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError) as error:
         _refuse_unreadable(path, error)
         if "memory" in str(error).lower():
-            raise UserError(
-                f"{path} needs more than {_MAX_MEMORY >> 20} MiB of memory to decompress; "
-                "compress it again with a smaller window, such as `zstd` without --long"
-            ) from error
+            needs = f"{path} needs more than {_MAX_MEMORY >> 20} MiB of memory to decompress"
+            remedy = "compress it again with a smaller window, such as `zstd` without --long"
+            raise UserError(f"{needs}; {remedy}") from error
         raise UserError(f"{path} is cut short or damaged ({error}); fetch it again") from error
 
 

@@ -28,16 +28,13 @@ def check_fits_model(folder: Path, checkpoint_dir: Path, padded_vocab_size: int)
     """Refuses packed data made with another tokenizer than a checkpoint's, or too large for its model's embeddings."""
     manifest = load_packed_manifest(folder)
     if manifest.max_token_id >= padded_vocab_size:
-        raise UserError(
-            f"vocabulary too large for the model: {folder} holds token id {manifest.max_token_id}, {checkpoint_dir} "
-            f"has {padded_vocab_size} embeddings; prepare the data with the model's own tokenizer"
-        )
-    tokenizer = Tokenizer(checkpoint_dir)
-    if tokenizer.sha256() != manifest.tokenizer.sha256:
-        raise UserError(
-            f"{folder} was made with another tokenizer (SHA-256 {manifest.tokenizer.sha256[:12]}...) than "
-            f"{tokenizer.path} ({tokenizer.sha256()[:12]}...); prepare the data with `--tokenizer_dir {checkpoint_dir}`"
-        )
+        misfit = f"{folder} holds token id {manifest.max_token_id}, {checkpoint_dir} has {padded_vocab_size} embeddings"
+        remedy = "prepare the data with the model's own tokenizer"
+        raise UserError(f"vocabulary too large for the model: {misfit}; {remedy}")
+    tokenizer, made_with = Tokenizer(checkpoint_dir), manifest.tokenizer.sha256
+    if (own := tokenizer.sha256()) != made_with:
+        problem = f"another tokenizer (SHA-256 {made_with[:12]}...) than {tokenizer.path} ({own[:12]}...)"
+        raise UserError(f"{folder} was made with {problem}; prepare the data with `--tokenizer_dir {checkpoint_dir}`")
 
 
 @dataclass(frozen=True)
@@ -167,12 +164,11 @@ class PackedDataset:
         # Each mapping holds a file open, and there may be thousands of domains.
         self._tokens = lru_cache(maxsize=256)(self._map)
         if not self._ends.any():
-            many = f" in any of its {len(self._names)} domains, which --domain of `inheritune prepare` joins"
-            raise UserError(
-                f"{folder / split} holds {self._held} tokens, too few for one sample of {block_size}"
-                f"{many if self._held > block_size else ''}; "
-                "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
-            )
+            few = f"{folder / split} holds {self._held} tokens, too few for one sample of {block_size}"
+            if self._held > block_size:
+                few += f" in any of its {len(self._names)} domains, which --domain of `inheritune prepare` joins"
+            remedy = "give more text or shorter samples (--train.max_seq_length, or --seq_length of analyze)"
+            raise UserError(f"{few}; {remedy}")
 
     def _map(self, domain: str) -> np.ndarray:
         tokens, _ = _open(self.folder / self.split / domain, self._counts[domain])
@@ -217,11 +213,9 @@ class PackedDataset:
         """Refuse ids that the tokenizer did not give; they would lie outside of the embedding."""
         outside = (tokens > self._max_token_id) | ((tokens < 0) & (tokens != other))
         if outside.any():
-            raise UserError(
-                f"{self.folder / self.split / domain}.bin is damaged: it holds token id {tokens[outside][0]}, the "
-                f"manifest says 0 to {self._max_token_id}; restore it, or run `inheritune prepare` with another "
-                "--out_dir"
-            )
+            damage = f"it holds token id {tokens[outside][0]}, the manifest says 0 to {self._max_token_id}"
+            remedy = "restore it, or run `inheritune prepare` with another --out_dir"
+            raise UserError(f"{self.folder / self.split / domain}.bin is damaged: {damage}; {remedy}")
 
     def targets(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns how many targets some samples have, int64, shape (B,); their tokens are not read."""
@@ -254,8 +248,6 @@ def _open(prefix: Path, recorded: Count) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, dtype=np.uint16), np.zeros(0, dtype=np.int32)
     tokens, lengths = open_documents(prefix)
     if Count(len(lengths), len(tokens)) != recorded:
-        raise UserError(
-            f"{prefix} holds {len(tokens)} tokens of {len(lengths)} documents, the manifest says {recorded.tokens} "
-            f"of {recorded.documents}; {REMEDY}"
-        )
+        stated = f"the manifest says {recorded.tokens} of {recorded.documents}"
+        raise UserError(f"{prefix} holds {len(tokens)} tokens of {len(lengths)} documents, {stated}; {REMEDY}")
     return tokens, lengths

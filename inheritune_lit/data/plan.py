@@ -101,10 +101,8 @@ def make_plan(args: PrepareArgs) -> PreparePlan:
         before.check_same(settings, f"{args.out_dir} was made with", "give another --out_dir or remove it")
         new = _new_sources(args.out_dir, before, sources)
         if new and args.max_tokens is not None:
-            raise UserError(
-                f"{args.out_dir} is a random subset of {len(before.sources)} files, which {new[0].path} would "
-                "change; give another --out_dir"
-            )
+            subset = f"{args.out_dir} is a random subset of {len(before.sources)} files"
+            raise UserError(f"{subset}, which {new[0].path} would change; give another --out_dir")
     quotas = quotas_of(args, sorted({file.domain for file in sources}))
     return PreparePlan(args, new, before, plan_shards(new, args), quotas, settings)
 

@@ -325,20 +325,16 @@ def make_mixture(domains: dict[str, DomainSize], weights: Weights) -> Mixture:
         if not weight:
             continue
         if not samples:
-            raise UserError(
-                f"--mixture.weights.{name} is {weight}, but {name} has no training sample of this length; give 0"
-            )
+            none = f"{name} has no training sample of this length"
+            raise UserError(f"--mixture.weights.{name} is {weight}, but {none}; give 0")
         by_domain |= {domain: Fraction(weight) * domains[domain].samples / samples for domain in covered}
     if not by_domain:
         raise UserError("--mixture.weights are all 0; give at least one above 0")
     draws = apportion(by_domain, CYCLE)
     for domain, part in by_domain.items():
         if part and not draws[domain]:
-            share = float(part / sum(by_domain.values()))
-            raise UserError(
-                f"--mixture.weights give {domain} {share:.2g} of the samples, less than one in {CYCLE:,}; give it "
-                "more, or 0 to leave it out"
-            )
+            few = f"{float(part / sum(by_domain.values())):.2g} of the samples, less than one in {CYCLE:,}"
+            raise UserError(f"--mixture.weights give {domain} {few}; give it more, or 0 to leave it out")
     return Mixture(domains, {domain: count for domain, count in draws.items() if count})
 
 

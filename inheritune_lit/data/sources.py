@@ -87,10 +87,8 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
         logger.warning(f"inheritune: warning: left out of {source}: {', '.join(told)}; read are {READ}")
     domains = {file.domain for file in files}
     if len(domains) > _MAX_DOMAINS:
-        raise UserError(
-            f"{source} would make {len(domains)} domains, such as {min(domains)!r}; "
-            "put a domain's files into a folder, or name one for all files with --domain"
-        )
+        remedy = "put a domain's files into a folder, or name one for all files with --domain"
+        raise UserError(f"{source} would make {len(domains)} domains, such as {min(domains)!r}; {remedy}")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -172,9 +170,8 @@ def _domain_of(name: str, path: str, args: ReadingArgs) -> str:
 def check_domain(domain: str, place: str) -> str:
     """Returns a domain's name, or raises a ``UserError`` about its place where it cannot be a file's name."""
     if not _SAFE_NAME.fullmatch(domain):
-        raise UserError(
-            f"{place} names the domain {domain!r}; use letters, digits and any of _ . + -, for instance with --domain"
-        )
+        remedy = "use letters, digits and any of _ . + -, for instance with --domain"
+        raise UserError(f"{place} names the domain {domain!r}; {remedy}")
     return domain
 
 
@@ -193,9 +190,8 @@ def _walk(source: Path, left_out: LeftOut) -> Iterator[Path]:
 
     def refuse_outside(path: Path | str, real: str) -> None:
         if not any(Path(real).is_relative_to(root) for root in inside):
-            raise UserError(
-                f"{path} is a link out of {source}, to {real}; copy that into it, or give its folder as --source"
-            )
+            remedy = "copy that into it, or give its folder as --source"
+            raise UserError(f"{path} is a link out of {source}, to {real}; {remedy}")
 
     inside, seen = [root := source.resolve()], set()
     # Snapshots in the hub's cache are links to its blobs.

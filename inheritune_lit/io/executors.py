@@ -103,10 +103,9 @@ def _dask_executor(address: str) -> Iterator[Executor]:
     try:
         yield client.get_executor()
     except KilledWorker as error:
-        raise UserError(
-            f"several workers of {address} ended while they did the same piece of work, perhaps for want of memory; "
-            "run the same command again with more memory per worker"
-        ) from error
+        ended = f"several workers of {address} ended while they did the same piece of work"
+        remedy = "run the same command again with more memory per worker"
+        raise UserError(f"{ended}, perhaps for want of memory; {remedy}") from error
     except CancelledError as error:
         raise UserError(f"the Dask scheduler at {address} is gone; run the same command again to continue") from error
     finally:

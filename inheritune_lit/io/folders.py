@@ -58,10 +58,8 @@ def check_space(out_dir: Path, needed: int, what: str, smaller: str) -> None:
     held = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
     free = shutil.disk_usage(there).free + held
     if needed > free:
-        raise UserError(
-            f"{out_dir} needs {needed / 1e9:.1f} GB for {what}, {free / 1e9:.1f} GB are free on its disk; make room, "
-            f"give another --out_dir or {smaller}"
-        )
+        lack = f"{out_dir} needs {needed / 1e9:.1f} GB for {what}, {free / 1e9:.1f} GB are free on its disk"
+        raise UserError(f"{lack}; make room, give another --out_dir or {smaller}")
 
 
 def make_folder(folder: Path, output: Path) -> None:

@@ -20,10 +20,8 @@ def explain_hub_errors(name: str, gated: bool = False, is_dataset: bool = False)
         yield
     except (GatedRepoError, RepositoryNotFoundError) as error:
         if gated or isinstance(error, GatedRepoError):
-            raise UserError(
-                f"{name} is gated: ask for access at https://huggingface.co/{page}, then log in with `hf auth login` "
-                "or set HF_TOKEN"
-            ) from error
+            access = f"{name} is gated: ask for access at https://huggingface.co/{page}"
+            raise UserError(f"{access}, then log in with `hf auth login` or set HF_TOKEN") from error
         raise UserError(f"no folder and no public hub repository is called {name!r}; check {flag}") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{name} has no such revision (branch, tag or commit); check {flag}") from error

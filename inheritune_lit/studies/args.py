@@ -69,9 +69,8 @@ class GrowArgs(TrainingArgs):
             raise UserError("--optimizer_state keep is for layers that continue; with --old_layers inherited use reset")
         if inherited and (own or self.initial_checkpoint_dir is not None):
             other = "--new_layers own" if own else "--initial_checkpoint_dir"
-            raise UserError(
-                f"--old_layers inherited takes every layer from the reference, {other} does not; give one of them"
-            )
+            every = "--old_layers inherited takes every layer from the reference"
+            raise UserError(f"{every}, {other} does not; give one of them")
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,8 @@ class ReproduceArgs(CommandArgs):
         super().__post_init__()
         check_numbers(self, "num_workers", least=1)
         if not 1 <= self.baseline_seeds <= self.seeds:
-            raise UserError(
-                f"--seeds {self.seeds} --baseline_seeds {self.baseline_seeds}; give 1 or more, and at most as many "
-                "seeds of baselines"
-            )
+            given = f"--seeds {self.seeds} --baseline_seeds {self.baseline_seeds}"
+            raise UserError(f"{given}; give 1 or more, and at most as many seeds of baselines")
 
 
 @dataclass(frozen=True)

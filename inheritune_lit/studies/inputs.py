@@ -32,10 +32,9 @@ def write_corpus(folder: Path) -> int:
             (folder / f"{domain}.jsonl").write_text("".join(lines), encoding="utf-8")
         total += sum(map(len, lines))
     if total < _MIN_CORPUS_CHARACTERS:
-        raise UserError(
-            f"this Python's standard library holds only {total:,} characters of text, the demo needs "
-            f"{_MIN_CORPUS_CHARACTERS:,}; use a Python with its sources, such as python.org's"
-        )
+        found = f"{total:,} characters of text, the demo needs {_MIN_CORPUS_CHARACTERS:,}"
+        remedy = "use a Python with its sources, such as python.org's"
+        raise UserError(f"this Python's standard library holds only {found}; {remedy}")
     return total
 
 
@@ -145,7 +144,6 @@ def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"the text makes no tokenizer of {vocab_size:,} pieces, give more text ({' '.join(str(error).split())})"
-        ) from error
+        problem = f"the text makes no tokenizer of {vocab_size:,} pieces, give more text"
+        raise UserError(f"{problem} ({' '.join(str(error).split())})") from error
     path.write_bytes(model.getvalue())

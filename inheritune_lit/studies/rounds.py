@@ -45,10 +45,8 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
         start = tuple(range(n))
     first, count, limit = len(start), args.grow_by, depth if args.max_layers is None else args.max_layers
     if not first <= limit <= depth:
-        raise UserError(
-            f"--max_layers is {limit}; the start has {first} layers and the reference {depth}, beyond which there is "
-            f"nothing to grow: give {first} to {depth}"
-        )
+        ends = f"the start has {first} layers and the reference {depth}, beyond which there is nothing to grow"
+        raise UserError(f"--max_layers is {limit}; {ends}: give {first} to {depth}")
     own, layers, listed = args.new_layers == "own", list(start), list(range(first, depth))  # "next"
     if args.new_layers not in ("next", "own"):
         try:
@@ -70,10 +68,8 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
             end = f"--new_layers {args.new_layers}, which are {len(listed)}"
         elif own and limit == depth:
             end = f"its own layers or the reference's {depth}"
-        raise UserError(
-            f"--grow_by {count} on {first} layers grows past {end}; give a smaller --grow_by, a smaller start, or "
-            f"--max_layers {first} to train without growing"
-        )
+        remedy = f"give a smaller --grow_by, a smaller start, or --max_layers {first} to train without growing"
+        raise UserError(f"--grow_by {count} on {first} layers grows past {end}; {remedy}")
     return [
         Round(number, f"round-{number:02}-{len(layers)}l", len(layers), layers, count if number > 1 else 0)
         for number, layers in enumerate(every, start=1)
@@ -113,20 +109,17 @@ class GrowthPlan:
             of_round = run.total_steps * run.tokens_per_step * run.flops_per_token
             samples, tokens, flops = run.val_blocks, tokens + run.tokens, flops + of_round
             if samples < 2:
-                raise UserError(
-                    f"{args.data} and --eval.max_iters give {samples} validation sample; the comparison with the "
-                    "reference needs at least 2 for a standard error, and many for a small one"
-                )
+                given = f"{args.data} and --eval.max_iters give {samples} validation sample"
+                needed = "needs at least 2 for a standard error, and many for a small one"
+                raise UserError(f"{given}; the comparison with the reference {needed}")
             if args.max_flops is not None and flops > args.max_flops:
                 self.limit = "max_flops"
                 break
             of_run = replace(one, parameters=parameters, steps=run.total_steps, tokens=run.tokens, flops=of_round)
             self.rounds.append(replace(of_run, tokens_in_all=tokens, flops_in_all=flops))
         if not self.rounds:
-            raise UserError(
-                f"--max_flops is {args.max_flops:g}; the first round alone takes {flops:.2e}: give more, or a smaller "
-                "training budget"
-            )
+            needed = f"the first round alone takes {flops:.2e}: give more, or a smaller training budget"
+            raise UserError(f"--max_flops is {args.max_flops:g}; {needed}")
         names = ("grow_by", "new_layers", "old_layers", "seed", "margin", "optimizer_state")
         self.settings = {
             **{name: getattr(args, name) for name in names},

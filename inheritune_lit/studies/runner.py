@@ -188,10 +188,9 @@ def _read_result(experiment: Experiment) -> ExperimentResult:
             curve=curve,
         )
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} does not hold a finished run that starts from a slice ({error}); remove it and its -start "
-            "folder or slice, and the same command makes them again"
-        ) from error
+        problem = f"{folder} does not hold a finished run that starts from a slice ({error})"
+        remedy = "remove it and its -start folder or slice, and the same command makes them again"
+        raise UserError(f"{problem}; {remedy}") from error
 
 
 def run_experiments(
