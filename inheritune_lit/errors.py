@@ -33,10 +33,7 @@ def first_line(error: BaseException) -> str:
 
 
 def suggest(given: str, known: Iterable[str], otherwise: str = "", most: int = 1, cutoff: float = 0.6) -> str:
-    """Asks whether a near name was meant, "did you mean a or b?"; returns ``otherwise`` where none is near.
-
-    At most ``most`` of the known names are offered, which are as similar as ``cutoff`` (0 to 1) says, in any case.
-    """
+    """Asks "did you mean a or b?" of ``most`` known names as near as ``cutoff`` (0 to 1), or returns ``otherwise``."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(given.lower(), by_lower, n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(by_lower[name] for name in near)}?" if near else otherwise

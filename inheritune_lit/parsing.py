@@ -25,10 +25,7 @@ _BUDGETS = ("train.max_tokens", "train.max_steps", "train.epochs")
 
 
 def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
-    """Parse a command line (without the program's name) to the command's name and its arguments, checked.
-
-    Bad arguments are a ``UserError``, which names the help to look at; ``--help`` and ``--version`` end the program.
-    """
+    """Parse a command line to a command and its checked arguments, or end with help; bad ones are a ``UserError``."""
     command = next((word for word in argv if word in commands), None)
     if command is None:
         word = next((word for word in argv if not word.startswith("-")), None)
@@ -47,10 +44,7 @@ def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
 
 
 def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, Any]:
-    """Read the arguments of a command from a recipe, a YAML file of flags; another file is a ``UserError``.
-
-    Returns the fields by name, those that it lacks left out; groups of flags, such as ``train``, as their dataclasses.
-    """
+    """A recipe's fields by name, as far as it has them, groups as their dataclasses; others are a ``UserError``."""
     (name,) = find_recipes(["--config", str(path)])[1:]
     given = read_yaml(Path(name), "a recipe")
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]

@@ -24,11 +24,7 @@ def recipes_dir() -> Path:
 
 
 def find_recipes(args: list[str]) -> list[str]:
-    """Put the program's own recipe where ``--config recipes/NAME.yaml`` in ``args`` names a file that is not there.
-
-    So the documented commands work in any folder, and a file of the user's own always goes first. No file of that
-    name, or one that holds no flags, is a ``UserError``.
-    """
+    """Put the program's own recipe for ``--config recipes/NAME.yaml`` unless that is there; none is a ``UserError``."""
     found = list(args)
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")

@@ -1,7 +1,4 @@
-"""Measures of attention, of what a layer does to its input, and the lazy layers that follow; formulas and sources.
-
-Approximate rank is computed for many attention matrices at a time, exactly.
-"""
+"""Measures of attention, of what a layer does to its input, and the lazy layers that follow; formulas and sources."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

@@ -49,10 +49,7 @@ def draw_figures(analysis: Analysis, folder: Path, compare: Analysis | None = No
 
 
 def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
-    """Max rank and max mass against the layer with their standard deviation: Figures 1 and 9 of the paper.
-
-    One row of panels per measure, one column per model; a model's lazy layers are grey.
-    """
+    """Max rank and mass by layer with deviations, lazy layers grey, a column per model: the paper's Figures 1 and 9."""
     count = len(analyses)
     figure, panels = new_figure(count, 2, (6.2, 2.9), sharey="row")
     for column, analysis in enumerate(analyses):
@@ -242,10 +239,7 @@ PAGE = "analysis.md"
 def write_report(
     analysis: Analysis, folder: Path, compare: Analysis | None = None, advice: str | None = None
 ) -> list[str]:
-    """Write the page of an analysis and its figures into a folder, and return the names of the files.
-
-    Both show another model beside the first where there is one; ``advice`` is Markdown on the choice of n.
-    """
+    """Write an analysis's page, with ``advice`` on n, and figures, another model's beside; return the files' names."""
     figures = draw_figures(analysis, folder, compare)
     loss, settings = analysis.loss, analysis.settings
     definitions = [[title(name), each.formula, each.unit, each.source] for name, each in analysis.measures.items()]

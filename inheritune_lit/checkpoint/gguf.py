@@ -235,10 +235,7 @@ def _llama3(divisors: list[float], base: float) -> dict[str, Any] | None:
 
 
 def _write_tokenizer(metadata: Mapping[str, Any], path: Path, folder: Path) -> dict[str, int | None]:
-    """Write the tokenizer of a GGUF file into a folder; one of unknown kind or rules, or none, is a ``UserError``.
-
-    Returns the ids of BOS, EOS, unknown and padding, None for those that the file does not have.
-    """
+    """Write a GGUF file's tokenizer, or refuse it; returns the ids of BOS, EOS, unknown and padding, None of none."""
 
     def value(key: str, kind: type, default: Any = None) -> Any:
         found = metadata.get(f"tokenizer.ggml.{key}", default)

@@ -29,10 +29,7 @@ _MAX_EXPANSION, _HARMLESS_BYTES = 200, 1 << 28
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[io.BufferedReader, BinaryIO]]:
-    """Yields a file's decompressed stream, and the file itself, whose position tells how far reading has come.
-
-    A file that cannot be read, is cut short or damaged is a ``UserError``, also where reading finds it.
-    """
+    """Yields a file's decompressed stream and the file, whose position is the progress; damage is a ``UserError``."""
     from zstandard import ZstdError
 
     try:

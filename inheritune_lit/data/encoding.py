@@ -120,10 +120,7 @@ class WordCache:
         return cache if exact else None
 
     def encode(self, text: str) -> bytes:
-        """Returns the token ids of a text, back to back in the machine's byte order.
-
-        Raises ``UnbrokenText`` where a stretch of more than ``max_unbroken`` characters has no place to cut.
-        """
+        """Returns a text's ids back to back; ``UnbrokenText`` where over ``max_unbroken`` characters have no cut."""
         if not text:
             return b""
         if SPACE in text:

@@ -149,10 +149,7 @@ def consecutive_spans(counts: Iterable[tuple[Path, str, Count]]) -> Iterator[Doc
 
 
 def open_documents(prefix: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Maps a pair of files into memory, ours or Megatron's own; one that is damaged or missing is a ``UserError``.
-
-    Returns all token ids, shape (tokens,), and the documents' lengths in tokens, shape (documents,).
-    """
+    """Maps a pair, also Megatron's: token ids (tokens,), and lengths (documents,); a damaged one is a ``UserError``."""
     index, tokens = beside(prefix, "idx"), beside(prefix, "bin")
     dtype, lengths = _read_index(index)
     _check_size(tokens, expected := int(lengths.sum(dtype=np.int64)) * dtype.itemsize)

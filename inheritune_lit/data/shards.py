@@ -80,11 +80,7 @@ class Shard:
 
 
 def plan_shards(sources: list[SourceFile], args: ReadingArgs) -> list[Shard]:
-    """Cuts sources, which are in the order of their documents, into shards.
-
-    Large plain files are cut by bytes, parquet by row groups, and small files are bundled. A parquet file that cannot
-    be read is a ``UserError``.
-    """
+    """Cuts large plain files by bytes, parquet by row groups, bundles small ones; a bad file is a ``UserError``."""
     bundles: list[list[SourceRange]] = []
     left = 0
     for part in (part for source in sources for part in _cut(source, args)):
@@ -159,10 +155,7 @@ class ShardRecord:
 
 
 class WorkDir:
-    """``.<name of the output>.prepare``: shards, the ``ShardSettings`` that they follow (``plan``), and a lock.
-
-    Nothing is made until it is locked. It lies beside the folder itself where the output is a link to one.
-    """
+    """``.<name of the output>.prepare`` beside the real output, made when locked: shards and settings they follow."""
 
     def __init__(self, out_dir: Path) -> None:
         self.out_dir, self._real = out_dir, Path(os.path.realpath(out_dir))

@@ -20,17 +20,13 @@ _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completio
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a task wants its texts: at most ``max_new`` tokens, cut off at the first of the strings in ``stops``.
+    """How a task wants its texts."""
 
-    Temperature 0 takes the likeliest token always; others sample among the ``top_k`` likeliest (None for all) that
-    together have the probability ``top_p``.
-    """
-
-    max_new: int
-    stops: tuple[str, ...]
-    temperature: float
-    top_k: int | None
-    top_p: float
+    max_new: int  # tokens at most
+    stops: tuple[str, ...]  # strings, at the first of which a text is cut off
+    temperature: float  # 0 takes the likeliest token always
+    top_k: int | None  # likeliest tokens to sample among, None for all
+    top_p: float  # the probability that those have together
 
     @classmethod
     def of(cls, asked: dict[str, Any]) -> "GenerationSettings":

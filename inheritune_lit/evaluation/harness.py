@@ -33,16 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What ``evaluate`` found, with the settings that all scores have in common.
-
-    ``str()`` of it is the table as Markdown, empty where this process is not the first or rows were only fetched;
-    ``fetched`` is then the number of rows per split of each task, None for a task that was there already.
-    """
+    """What ``evaluate`` found, with the settings that all scores have in common; ``str()`` of it is ``text``."""
 
     settings: dict[str, Any]
     checkpoints: list[CheckpointScores]
-    text: str
-    fetched: dict[str, dict[str, int] | None] | None = None
+    text: str  # the table as Markdown, empty where this process is not the first or rows were only fetched
+    fetched: dict[str, dict[str, int] | None] | None = None  # rows per split by task, None of one that was there
 
     def __str__(self) -> str:
         return self.text
@@ -53,11 +49,7 @@ class EvaluationResult:
 
 
 def evaluate(args: EvaluateArgs) -> EvaluationResult:
-    """Score checkpoints side by side, or fetch the rows for it.
-
-    Results appear in ``args.out_dir`` as tasks finish, and the same call continues there. Bad input is a ``UserError``,
-    and nothing is written.
-    """
+    """Score checkpoints side by side, or continue in ``args.out_dir``, or fetch rows; bad input is a ``UserError``."""
     suite = load_suite(args.suite) if args.suite else suite_of_tasks(args.tasks)
     if args.fetch_data is not None:
         return EvaluationResult({}, [], "", fetch_rows(args.fetch_data, suite))
@@ -110,10 +102,7 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
 
 
 def _checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> dict[str, Path]:
-    """Folders by a short name: their own, or their parent's for a run's ``final``; the whole path where those clash.
-
-    Every one is looked at before the first hour is spent on the first of them.
-    """
+    """Folders by a short name (a run's for its ``final``), all checked first; by their whole path where names clash."""
     for checkpoint_dir in checkpoint_dirs:
         if is_litgpt_folder(checkpoint_dir) or not checkpoint_dir.is_dir():
             config = load_config(checkpoint_dir)

@@ -50,13 +50,10 @@ class ValidationResult(DomainLoss):
 
 @dataclass(frozen=True)
 class BlockLosses:
-    """What a paired comparison needs of the single blocks, in the order in which every model gets them.
+    """What a paired comparison needs of the single blocks, in the order in which every model gets them."""
 
-    ``losses`` are in nats, summed over a block's targets; ``targets`` says how many these are.
-    """
-
-    losses: list[float]
-    targets: list[int]
+    losses: list[float]  # in nats, summed over a block's targets
+    targets: list[int]  # how many these are
     domains: list[str]
 
 
@@ -152,10 +149,7 @@ class HeldOutEvaluator:
     precision: str
 
     def measure(self, path: Path, identity: dict[str, Any], label: str, load: Callable[..., GPT]) -> BlockLosses:
-        """Losses from the file ``path`` where it holds those of the same model and data, else measured and kept there.
-
-        ``identity`` is what the model is, JSON types only; ``load`` gives it for ``dtype`` and ``device``.
-        """
+        """Losses kept in ``path`` for this ``identity`` (JSON types) and data, or of ``load``'s model, kept there."""
         device = self.fabric.device
         of = {
             "model": identity,

@@ -96,10 +96,7 @@ def write_rows(folder: Path, splits: dict[str, Rows]) -> LocalRows:
 
 
 class LocalTaskRows:
-    """Finds tasks' rows in a folder (``find_rows``); it is a ``UserError`` if there are none or they are damaged.
-
-    Rows of LogiQA and of MMLU's ``subjects`` are rewritten into ``scratch`` where they have another shape.
-    """
+    """Finds tasks' rows (``find_rows``); LogiQA's and MMLU's are rewritten into ``scratch`` where they need it."""
 
     def __init__(self, data_dir: Path, scratch: Path, subjects: Collection[str]) -> None:
         self._data_dir, self._scratch, self._known = data_dir, scratch, set(subjects)
@@ -152,10 +149,7 @@ class LocalTaskRows:
 
 
 def parse_logiqa(path: Path) -> Rows:
-    """Rows of LogiQA's original text file, as the loading script of its data set on the hub would read them.
-
-    It has blocks of label, context, question and four options, a blank line between; others are a ``UserError``.
-    """
+    """Rows of LogiQA's original text, as its loading script reads them: blocks of label, context, question, options."""
     rows, text = [], read_text(path, "LogiQA's rows", "copy it again")
     for number, block in enumerate(re.split(r"\n\s*\n", text.strip()), start=1):
         lines = block.splitlines()

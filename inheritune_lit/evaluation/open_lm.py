@@ -177,10 +177,7 @@ class LitLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The model's continuation of each context, up to a stop string, EOS or the task's limit.
-
-        A task that asks for more tokens than the context has, or for a setting not offered, is a ``UserError``.
-        """
+        """Each context's continuation to a stop, EOS or the task's limit; what is not offered is a ``UserError``."""
         texts = [""] * len(requests)
         groups: dict[GenerationSettings, list[int]] = {}
         for number, request in enumerate(requests):

@@ -48,17 +48,14 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Suite:
-    """Columns, and the paper's rows for them, whose figures stand in ``source``.
-
-    ``bold_rule``: the paper's rule for bold figures applies; ``average``: the table has the mean of its columns.
-    """
+    """Columns, and the paper's rows for them, whose figures stand in ``source``."""
 
     name: str
     title: str
     columns: list[Column]
     source: str = ""
-    bold_rule: bool = False
-    average: bool = False
+    bold_rule: bool = False  # the paper's rule for bold figures applies
+    average: bool = False  # the table has the mean of its columns
     paper: list[PaperRow] = field(default_factory=list)
 
 

@@ -45,22 +45,16 @@ _SECONDS = 10
 
 @dataclass(frozen=True)
 class FileTask:
-    """A task that a file describes: the whole of it, or what it changes of the task of lm-eval's that ``base`` names.
-
-    ``rows`` are its local ones, None where they are the hub's or the base's.
-    """
+    """A task that a file describes: the whole of it, or what it changes of lm-eval's task that ``base`` names."""
 
     name: str
     config: Config
     base: str | None
-    rows: LocalRows | None
+    rows: LocalRows | None  # its local ones, None where they are the hub's or the base's
 
 
 def read_task_file(path: Path, manager: TaskManager, data_dir: Path | None) -> list[FileTask]:
-    """The tasks of a file, its own or those of its group; what it names has to be beside it or in ``data_dir``.
-
-    Another file, or one that wants something that only lm-eval's own tasks may, is a ``UserError``.
-    """
+    """The tasks of a file or its group, which name what is beside it or in ``data_dir``; others are a ``UserError``."""
     if not path.exists():
         raise UserError(f"cannot read the task file {path}: there is none; give the path of one")
     roots = [folder.resolve() for folder in (path.parent, data_dir) if folder is not None]

@@ -10,10 +10,7 @@ from inheritune_lit.model.load import with_weights
 
 
 def load_reference(folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Transformer:
-    """Build the model of a Hugging Face folder in a dtype, as stored when None; a tied head stays tied.
-
-    A folder that is not a checkpoint, or whose architecture or weights do not fit, is a ``UserError``.
-    """
+    """Build a folder's model in a dtype, as stored when None, tied as it is; one that misfits is a ``UserError``."""
     resolved = ResolvedReference(open_reference(folder, "local"), str(folder)).open()
     return build_reference(resolved.reference, dtype, device)
 

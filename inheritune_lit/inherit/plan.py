@@ -114,10 +114,7 @@ def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
 
 
 def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
-    """Plan a student of a reference; one without weights is planned from its configuration alone.
-
-    Arguments that do not fit the reference, or tensors whose dtypes do not fit each other, are a ``UserError``.
-    """
+    """Plan a student of a reference, with weights or without; what does not fit together is a ``UserError``."""
     config, layers = student_config(reference, args)
     default, stored_shapes = reference.dtype, reference.stored_shapes()
     tensors: dict[str, TensorPlan] = {}

@@ -150,10 +150,7 @@ def open_reference(folder: Path, org: str, name: str | None = None) -> Reference
 
 
 def reference_of_hf(folder: Path, org: str, name: str, hf: dict[str, Any], **overrides: Any) -> ReferenceModel:
-    """The model that a ``config.json`` describes; ``overrides`` are fields of litgpt's configuration.
-
-    Where there is no such model, or its architecture is not supported, it is a ``UserError``.
-    """
+    """The model that a ``config.json`` describes; ``overrides`` are litgpt's fields. One not supported is refused."""
     architecture, vocabulary = architecture_of_hf(hf), require(hf, "vocab_size")
     fields = {"vocab_size": vocabulary, "padded_vocab_size": vocabulary, **architecture.to_lit(hf), **overrides}
     fields |= {"name": litgpt_name(architecture, name), "hf_config": {"org": org, "name": name}}
@@ -242,10 +239,7 @@ class ResolvedReference:
     revision: str | None = None  # its commit, for a repository or a folder of the hub's cache
 
     def open(self, names: set[str] | None = None) -> "ResolvedReference":
-        """The same with its weights, which are mapped, or downloaded from the hub: those of the litgpt names, or all.
-
-        Where there are none, or they are damaged or do not fit the configuration, it is a ``UserError``.
-        """
+        """The same with its weights, mapped or downloaded, for the litgpt names or all; unfit ones are refused."""
         if self.shape_only:
             remedy = "give --init random and train it, then slice the folder of the trained one"
             raise UserError(f"nobody has published weights of {self.source}: {remedy}")

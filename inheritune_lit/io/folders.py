@@ -24,11 +24,7 @@ class OutOfSpace(UserError):
 
 
 def check_vacant(out_dir: Path) -> None:
-    """Refuse an output folder that already holds something, or that cannot be made or replaced.
-
-    That is a file, a folder that is not empty, a mount point, the current folder, or what lies below a file or a folder
-    without permission.
-    """
+    """Refuse an output that is a file, holds files, or cannot be written or replaced (a mount, the current folder)."""
     if out_dir.is_dir():
         if any(not is_leftover(path) for path in out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")

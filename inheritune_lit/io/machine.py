@@ -41,11 +41,7 @@ def explain_machine(error: BaseException) -> str | None:
 
 
 def open_streams() -> None:
-    """Make stdin, stdout and stderr usable: closed ones lead nowhere, and narrow ones get what they can show.
-
-    Where the program was started with a stream closed (``2>&-``), the next file it opens would take its number, and be
-    written into by everybody who writes to that stream.
-    """
+    """Open closed standard streams, whose numbers files opened next would get; let narrow ones escape characters."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)

@@ -83,11 +83,7 @@ def check_settings(
     remedy: str = "give another --out_dir",
     free: tuple[str, ...] = (),
 ) -> None:
-    """Check that recorded settings are the wanted ones, but for those in ``free``.
-
-    One that differs is a ``UserError``: "runs/a was made with seed 1, not 2; give another --out_dir", where the subject
-    is "runs/a was made".
-    """
+    """Refuse settings not ``free`` that differ: "runs/a was made with seed 1, not 2; give another --out_dir"."""
     for name, old, new in differences(recorded, wanted):
         if not any(f"{name}.".startswith(f"{each}.") for each in free):
             raise UserError(f"{subject} with {name} {old!r}, not {new!r}; {remedy}")

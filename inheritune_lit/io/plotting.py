@@ -32,10 +32,7 @@ _END_LABEL = "label at the end of a curve"
 
 
 def style(number: int) -> dict[str, Any]:
-    """Returns colour, line style and marker of the curve of a number, as ``Axes.plot`` takes them.
-
-    The three go round with different periods: curves of the same colour differ in line style and marker.
-    """
+    """Returns a curve's colour, line style and marker as ``Axes.plot`` takes them; the three have different periods."""
     choices = {"color": COLOURS, "linestyle": _LINES, "marker": _MARKERS, "markersize": [3.5], "linewidth": [1.3]}
     return {name: values[number % len(values)] for name, values in choices.items()}
 
@@ -136,10 +133,7 @@ def zoom_in(axes: Axes, start: float, stop: float) -> None:
 
 
 def label_ends(axes: Axes) -> None:
-    """Writes the label of every curve right of the panel, at the height where the curve ends.
-
-    A thin line leads from the curve's end to the label; ``save_png`` moves labels apart that would overlap.
-    """
+    """Writes the label of every curve right of the panel, with a line to its end; ``save_png`` moves labels apart."""
     beside = axes.transAxes + ScaledTranslation(8 / 72, 0, axes.figure.dpi_scale_trans)
     for line in axes.lines:
         y = np.asarray(line.get_ydata(), dtype=float)
@@ -201,10 +195,7 @@ def _spread_labels(axes: Axes) -> None:
 
 
 def spread_apart(heights: np.ndarray, apart: float) -> np.ndarray:
-    """Returns ascending heights moved so that neighbours are at least ``apart`` from each other.
-
-    They move as little as possible, by least squares, and stay between 0 and 1 where there is space for them.
-    """
+    """Returns ascending heights moved by least squares until ``apart``, and within 0 to 1 where there is space."""
     places = apart * np.arange(len(heights))
     moved = heights + (isotonic_regression(heights - places).x - (heights - places))
     return np.minimum(np.maximum(moved, places), 1 - places[::-1])

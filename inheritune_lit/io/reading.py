@@ -18,11 +18,7 @@ AGAIN = "restore it, or make it again"
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading.
-
-    What would block or never end, such as a pipe or a device, and what git leaves of a file that Git LFS keeps, is a
-    ``UserError``; one that cannot be opened is an ``OSError``.
-    """
+    """Open a file to read; one that blocks or never ends, or is a Git LFS pointer, is refused."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     problem = "" if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else "is not a regular file; give a file"
     if not problem and file.peek().startswith(b"version https://git-lfs.github.com/spec/"):
@@ -34,10 +30,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: int = 64 << 20) -> str:
-    """Read a UTF-8 text.
-
-    One that is missing, larger than ``max_bytes``, no regular file or no text is a ``UserError``, which says ``what``
-    it should be, such as "a recipe", and the ``remedy``.
+    """Read UTF-8 text; a file missing, too large, irregular or no text is a ``UserError`` of ``what`` and ``remedy``.
     """
     try:
         with open_regular(path) as file:

@@ -21,11 +21,7 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def read_record(path: Path, kind: type[Record], what: str, remedy: str) -> Record:
-    """Reads a dataclass that ``write_record`` wrote.
-
-    A file that is missing or damaged, or has a value of another type, is a ``UserError`` that names the value. It says
-    ``what`` the file should be, such as "the result of an analysis", and the ``remedy``.
-    """
+    """Reads what ``write_record`` wrote; a file that is missing or has other values is a ``UserError``."""
     return to_record(read_json(path, what, remedy), kind, path, what, remedy)
 
 

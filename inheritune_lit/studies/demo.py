@@ -41,11 +41,7 @@ class ModelScores:
 
 
 def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
-    """Trains, slices, continues and compares; ends with ``out_dir/results.md`` and ``out_dir/results.png``.
-
-    Parts that are already in ``out_dir`` are kept, and a stopped training is continued. A Python that carries too
-    little text is a ``UserError``.
-    """
+    """Trains, slices, continues and compares, or goes on with that; ends with ``results.md`` and ``results.png``."""
     started, out_dir = time.monotonic(), args.out_dir
     logger.info("demo: about four minutes on two cores, offline")
     with own_folder(out_dir):

@@ -178,16 +178,12 @@ class GrownRound(Round, lit.Comparison):
 
 @dataclass
 class Growth:
-    """``grow.json``.
-
-    ``outcome`` is "met", or what ended growing before that: "max_layers" or "max_flops"; ``final`` is the last round's
-    checkpoint in the folder of the growth. Both are None while it is going on.
-    """
+    """``grow.json``."""
 
     reference: GrownReference
     rounds: list[GrownRound]
-    outcome: str | None = None
-    final: str | None = None
+    outcome: str | None = None  # "met", "max_layers" or "max_flops", whatever ended growing; None while it is going on
+    final: str | None = None  # the last round's checkpoint in the folder of the growth, at the end
 
     def save(self, folder: Path) -> None:
         """Writes the record, the table and the figure, each whole or not at all."""

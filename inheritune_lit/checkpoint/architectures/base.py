@@ -132,10 +132,7 @@ class Architecture:
     norm_init: str = "ones"  # how a norm's weight begins: "zeros" where the norm adds one to it (Gemma)
 
     def to_lit(self, hf: dict[str, Any]) -> dict[str, Any]:
-        """``config.json`` as fields of litgpt's ``Config``, without name and vocabulary.
-
-        An entry that is missing or damaged, or for which litgpt would compute something else, is a ``UserError``.
-        """
+        """``config.json`` as litgpt's fields, but name and vocabulary; what it would compute otherwise is refused."""
         off = {*NULL_MEANS_NONE, *(key for key, _ in self.bias_switches.values())}
         off |= {key for key, value in self.defaults.items() if isinstance(value, bool)}
         hf = self.defaults | {key: value for key, value in hf.items() if value is not None or key in off}
@@ -278,10 +275,7 @@ _LLAMA3 |= {"original_max_position_embeddings": "original_max_seq_len"}
 
 
 def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """litgpt's rotary fields; a scaling that it does not compute is a ``UserError``.
-
-    transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes both into ``rope_parameters``.
-    """
+    """litgpt's rotary fields, from the entries of transformers 4 or 5; a scaling that litgpt lacks is refused."""
     rope: dict[str, Any] = {"rope_theta": 10000, "partial_rotary_factor": 1.0}
     rope |= {new: hf[name] for name, new in _ROPE_NAMES.items() if hf.get(name) is not None}
     for key in ("rope_scaling", "rope_parameters"):

@@ -27,11 +27,7 @@ def architecture_of_hf(hf: dict[str, Any]) -> Architecture:
 
 
 def architecture_of_lit(config: Config) -> Architecture:
-    """The architecture of a litgpt model that comes without ``config.json``.
-
-    It is the first one whose ``config.json`` can say all of the configuration: a Mistral without a window is a LLaMA.
-    Where none can, it is a ``UserError``.
-    """
+    """The first architecture whose ``config.json`` can say all of the configuration; none is a ``UserError``."""
     if isinstance(config, GPT2Config):
         return gpt.GPT2
     for architecture in ARCHITECTURES[:-1]:
