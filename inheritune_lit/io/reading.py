@@ -30,8 +30,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, what: str = "text", remedy: str = AGAIN, max_bytes: int = 64 << 20) -> str:
-    """Read UTF-8 text; a file missing, too large, irregular or no text is a ``UserError`` of ``what`` and ``remedy``.
-    """
+    """Read UTF-8 text; a file missing, too large, irregular or no text is a ``UserError`` of ``what`` and a remedy."""
     try:
         with open_regular(path) as file:
             content = file.read(max_bytes + 1)
