@@ -10,19 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from inheritune_lit import tokenizer_files as files
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.tokenizer_files import (
-    FLAGS,
-    TokenizerSettings,
-    is_nameless,
-    parse_proto,
-    processor_of,
-    read_fast,
-    read_gpt2,
-    read_sentencepiece,
-    same_vocabulary,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +40,13 @@ class Tokenizer:
 
     def __init__(self, folder: Path, parse_special_tokens: bool = True) -> None:
         model, converted, vocabulary = (folder / name for name in _FILES)
-        self._parsed, self._settings = parse_special_tokens, TokenizerSettings(folder)
+        self._parsed, self._settings = parse_special_tokens, files.TokenizerSettings(folder)
         self.model: bytes | None = None
         self.template: list[int] | None = None
         self._extra: list[Any] = []
-        proto, problem = read_sentencepiece(model) if os.path.lexists(model) else (None, "")
-        fast, stated = read_fast(converted) if os.path.lexists(converted) else (None, {})
-        if proto is not None and fast is not None and not same_vocabulary(proto, fast):
+        proto, problem = files.read_sentencepiece(model) if os.path.lexists(model) else (None, "")
+        fast, stated = files.read_fast(converted) if os.path.lexists(converted) else (None, {})
+        if proto is not None and fast is not None and not files.same_vocabulary(proto, fast):
             words = "%s and tokenizer.json have different vocabularies; tokenizer.json is taken, as transformers does"
             logger.warning(words, model)
             proto = None
@@ -67,7 +57,7 @@ class Tokenizer:
         elif problem:
             raise UserError(problem)
         elif os.path.lexists(vocabulary) and os.path.lexists(folder / "merges.txt"):
-            self._load_huggingface(vocabulary, read_gpt2(vocabulary), {})
+            self._load_huggingface(vocabulary, files.read_gpt2(vocabulary), {})
         else:
             raise UserError(f"no tokenizer in {folder}: neither tokenizer.model nor tokenizer.json is there")
 
@@ -76,7 +66,7 @@ class Tokenizer:
         if settings.prefix_space is False:
             proto.normalizer_spec.add_dummy_prefix = False
         self.model = proto.SerializeToString()
-        self._processor = processor = processor_of(self.model)
+        self._processor = processor = files.processor_of(self.model)
         self.base_size = self.vocab_size = size = processor.vocab_size()
         known = {piece.piece: number for number, piece in enumerate(pieces)}
         own = [i for i in (processor.bos_id(), processor.eos_id(), processor.unk_id()) if 0 <= i < size]
@@ -88,13 +78,14 @@ class Tokenizer:
         for number, fields in in_order:
             content = fields["content"]
             # transformers gives a new token the next id, and leaves one of the vocabulary where it is.
-            if (real := known.get(content, self.vocab_size)) != number and not is_nameless(pieces, number):
+            if (real := known.get(content, self.vocab_size)) != number and not files.is_nameless(pieces, number):
                 raise self._contradiction(content, number, real)
             known[content], self.vocab_size = number, max(self.vocab_size, number + 1)
             fields["special"] = fields.get("special", False) or content in settings.special
         # SentencePiece finds its user-defined symbols itself.
         self._added = [one for i, one in in_order if i >= size or pieces[i].type != pieces[i].USER_DEFINED]
-        self._extra = [[i, *(one.get(key) for key in ("content", *FLAGS))] for i, one in added.items() if i >= size]
+        keys = ("content", *files.FLAGS)
+        self._extra = [[i, *map(one.get, keys)] for i, one in added.items() if i >= size]
         self._spelled = [one["content"] for one in self._added if self._parsed or not one["special"]]
         self.bos_id = self._special_id("bos", self._ids | known, processor.bos_id())
         self.eos_id = self._special_id("eos", self._ids | known, processor.eos_id())
@@ -203,13 +194,13 @@ class Tokenizer:
     @cached_property
     def inner_model(self) -> bytes:
         """The SentencePiece model for the parts of a text that do not come first."""
-        proto = parse_proto(self.model or b"")
+        proto = files.parse_proto(self.model or b"")
         proto.normalizer_spec.add_dummy_prefix = False
         return proto.SerializeToString()
 
     @cached_property
     def _inner_processor(self) -> Any:
-        return processor_of(self.inner_model)
+        return files.processor_of(self.inner_model)
 
     def encode_inner(self, text: str) -> list[int]:
         """Token ids of a part of a text for a SentencePiece model, where the part does not come first."""

@@ -9,17 +9,8 @@ from litgpt.model import CausalSelfAttention
 from torch import Tensor
 from torch.nn import functional as F
 
+from inheritune_lit.analysis import result
 from inheritune_lit.analysis.args import AnalyzeArgs
-from inheritune_lit.analysis.result import (
-    AttentionMap,
-    ByLayer,
-    LazyLayers,
-    MapCollection,
-    Measure,
-    Protocols,
-    ProtocolV2,
-    ProtocolV4,
-)
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import parse_layers, runs_of
 from inheritune_lit.model.attention import Captured
@@ -115,7 +106,9 @@ class MapCollector:
 
     def __init__(self, args: AnalyzeArgs, layers: int, heads: int) -> None:
         tokens, strings = min(_MAP_TOKENS, args.seq_length), min(_MAP_STRINGS, args.num_sequences)
-        self.result = MapCollection() if args.maps == "none" else MapCollection(args.maps, tokens, strings)
+        self.result = (
+            result.MapCollection() if args.maps == "none" else result.MapCollection(args.maps, tokens, strings)
+        )
         scaled = [int(place * layers) for place in _FIGURE_2]
         self._layers = scaled if args.map_layers is None else parse_layers(args.map_layers, layers)
         self._heads = list(range(heads)) if args.map_heads is None else args.map_heads
@@ -134,45 +127,41 @@ class MapCollector:
         map_HTT = (matrices_BHTT.softmax(dim=-1) if full else matrices_BHTT).mean(dim=0)
         for head in self._heads:
             weights = [[round(weight, 5) for weight in row] for row in map_HTT[head].tolist()]
-            maps.attention.append(AttentionMap(layer, head, weights))
+            maps.attention.append(result.AttentionMap(layer, head, weights))
 
 
 _V2, _V4 = "arXiv 2404.08634v2, Section 2", "arXiv 2404.08634v4"
 _SANYAL, _NOCI = f"Sanyal et al. 2024, {_V2}", f"Noci et al. 2022, arXiv 2206.03126; {_V2}"
 _ZHAI, _VEIT = "Zhai et al. 2023, arXiv 2303.06296", "Veit et al. 2016, arXiv 1605.06431, Section 4.1"
+_XIAO, _GU = "Xiao et al. 2023, arXiv 2309.17453", "Gu et al. 2024, arXiv 2410.10781, Section 3"
+_MEN, _KOBAYASHI = "Men et al. 2024, arXiv 2403.03853, Eq. 1", "Kobayashi et al. 2020, arXiv 2004.10102"
 _GROMOV, _LENS = "Gromov et al. 2024, arXiv 2403.17887, Section 3.1", "nostalgebraist 2020, the logit lens"
 _SINGULAR, _LOSS = "singular values", "nats per token"
 _RANK = "k* = min k: the k largest squared singular values of the attention matrix hold a share tau of them all"
 _MASS = "m* = min m: the m heaviest columns hold a share tau of the squared Frobenius norm"
 _MAX = "v2: mean over sequences of max over heads of k*; v4: max over heads of mean over sequences of k*"
-_LENS_LOSS = "cross-entropy of head(norm(x_n)): the first n layers without training"
-_WITHOUT_SINK = f"{_ZHAI}, without the sink of Xiao et al. 2023, arXiv 2309.17453"
-MEASURES = {
-    "attention_rank": Measure(_RANK, _SANYAL, _SINGULAR),
-    "attention_mass": Measure(_MASS, _SANYAL, "columns"),
-    "entropy": Measure("mean over rows of -sum_j a_j ln a_j", f"{_ZHAI}, Section 3", "nats"),
-    "entropy_without_sink": Measure(
-        "entropy of the rows without the first token, scaled to sum to 1", _WITHOUT_SINK, "nats"
-    ),
-    "sink_mass": Measure("mean attention to the first token", "Gu et al. 2024, arXiv 2410.10781, Section 3", "share"),
-    "head_output_norm": Measure(
-        "mean over tokens of |W_O A V|_2, for one head", "Kobayashi et al. 2020, arXiv 2004.10102", "norm"
-    ),
-    "block_influence": Measure(
-        "1 - mean over tokens of cos(x_l, x_(l+1))", "Men et al. 2024, arXiv 2403.03853, Eq. 1", "1 - cosine"
-    ),
-    "output_variance": Measure("variance of the entries of x_(l+1)", "Sun et al. 2025, arXiv 2502.05795", "variance"),
-    "angular_distance": Measure("arccos(cos(x_l, x_(l+n))) / pi, of the last token", _GROMOV, "angle / pi"),
-    "logit_lens_loss": Measure(_LENS_LOSS, _LENS, _LOSS),
-    "drop_loss": Measure("cross-entropy with the layers left out", _VEIT, _LOSS),
-    "drop_increase": Measure("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
-    "grad_norm_q": Measure("|dloss/dW_Q|_F, per sequence", _NOCI, "norm"),
-    "grad_norm_k": Measure("|dloss/dW_K|_F, per sequence", _NOCI, "norm"),
-    "max_rank": Measure(_MAX, f"{_V2}; {_V4}", _SINGULAR),
-    "max_mass": Measure("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),
-    "avg_rank": Measure("mean over sequences and heads of k*", _V4, _SINGULAR),
-    "avg_mass": Measure("mean over sequences and heads of m*", _V4, "columns"),
+_REST = "entropy of the rows without the first token, scaled to sum to 1"
+_DEFINITIONS = {  # formula, source, unit
+    "attention_rank": (_RANK, _SANYAL, _SINGULAR),
+    "attention_mass": (_MASS, _SANYAL, "columns"),
+    "entropy": ("mean over rows of -sum_j a_j ln a_j", f"{_ZHAI}, Section 3", "nats"),
+    "entropy_without_sink": (_REST, f"{_ZHAI}, without the sink of {_XIAO}", "nats"),
+    "sink_mass": ("mean attention to the first token", _GU, "share"),
+    "head_output_norm": ("mean over tokens of |W_O A V|_2, for one head", _KOBAYASHI, "norm"),
+    "block_influence": ("1 - mean over tokens of cos(x_l, x_(l+1))", _MEN, "1 - cosine"),
+    "output_variance": ("variance of the entries of x_(l+1)", "Sun et al. 2025, arXiv 2502.05795", "variance"),
+    "angular_distance": ("arccos(cos(x_l, x_(l+n))) / pi, of the last token", _GROMOV, "angle / pi"),
+    "logit_lens_loss": ("cross-entropy of head(norm(x_n)): the first n layers without training", _LENS, _LOSS),
+    "drop_loss": ("cross-entropy with the layers left out", _VEIT, _LOSS),
+    "drop_increase": ("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
+    "grad_norm_q": ("|dloss/dW_Q|_F, per sequence", _NOCI, "norm"),
+    "grad_norm_k": ("|dloss/dW_K|_F, per sequence", _NOCI, "norm"),
+    "max_rank": (_MAX, f"{_V2}; {_V4}", _SINGULAR),
+    "max_mass": ("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),
+    "avg_rank": ("mean over sequences and heads of k*", _V4, _SINGULAR),
+    "avg_mass": ("mean over sequences and heads of m*", _V4, "columns"),
 }
+MEASURES = {name: result.Measure(*definition) for name, definition in _DEFINITIONS.items()}
 TIE = 1e-9
 """A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
 _CHUNK = 64
@@ -228,16 +217,16 @@ def mean_and_std(values_B: Tensor) -> dict[str, list]:
     return {"mean": values_B.mean(dim=0).tolist(), "std": std.tolist()}
 
 
-def both_protocols(rank_BLH: Tensor, mass_BLH: Tensor) -> Protocols:
+def both_protocols(rank_BLH: Tensor, mass_BLH: Tensor) -> result.Protocols:
     """Returns rank and mass of layers by both versions of the paper, from those of each sequence and head."""
-    largest = [ByLayer(**mean_and_std(each_BLH.amax(dim=-1))) for each_BLH in (rank_BLH, mass_BLH)]
+    largest = [result.ByLayer(**mean_and_std(each_BLH.amax(dim=-1))) for each_BLH in (rank_BLH, mass_BLH)]
     both_LH = rank_BLH.mean(dim=0), mass_BLH.mean(dim=0)
     max_of_means = [each_LH.amax(dim=-1).tolist() for each_LH in both_LH]
     mean_of_means = [each_LH.mean(dim=-1).tolist() for each_LH in both_LH]
-    return Protocols(v2=ProtocolV2(*largest), v4=ProtocolV4(*max_of_means, *mean_of_means))
+    return result.Protocols(v2=result.ProtocolV2(*largest), v4=result.ProtocolV4(*max_of_means, *mean_of_means))
 
 
-def lazy_layers(protocols: Protocols, protocol: str) -> LazyLayers:
+def lazy_layers(protocols: result.Protocols, protocol: str) -> result.LazyLayers:
     """Returns lazy layers and groups by one version of the paper.
 
     A layer is lazy where MaxRank, rounded down, is 1. Version 4 also calls a run of layers a lazy group where AvgRank,
@@ -247,4 +236,4 @@ def lazy_layers(protocols: Protocols, protocol: str) -> LazyLayers:
     max_rank, grouped = (v2, v2) if protocol == "v2" else (v4.max_rank, v4.avg_rank)
     layers = [layer for layer, rank in enumerate(max_rank) if int(rank) == 1]
     groups = runs_of(layer for layer, rank in enumerate(grouped) if int(rank) == 1)
-    return LazyLayers(layers, groups, layers[0] if layers else None)
+    return result.LazyLayers(layers, groups, layers[0] if layers else None)

@@ -10,22 +10,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from inheritune_lit.data import containers
 from inheritune_lit.data.args import ReadingArgs
-from inheritune_lit.data.containers import (
-    COMPRESSIONS,
-    group_rows,
-    open_bytes,
-    open_parquet,
-    row_group_bytes,
-    text_column,
-)
 from inheritune_lit.errors import UserError, first_line
 
 Row = tuple[str, str | None]
 """Text and domain; the domain is None where rows do not name theirs."""
 Parse = Callable[[Any, ReadingArgs], Row]
 
-READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(COMPRESSIONS)}) or .parquet"
+READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(containers.COMPRESSIONS)}) or .parquet"
 """Endings that are read, upper or lower case."""
 _JSON = (".jsonl", ".ndjson", ".json")
 _BOM = b"\xef\xbb\xbf"
@@ -145,7 +138,7 @@ class FileFormat:
 def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
     """Returns the format of a file, or None for a file that holds no corpus (see ``READ``)."""
     name = name.lower()
-    plain = not name.endswith(COMPRESSIONS)
+    plain = not name.endswith(containers.COMPRESSIONS)
     stem = name if plain else name.rpartition(".")[0]
     lines = partial(FileFormat, ranges="bytes" if plain else None, text_share=0.9 if plain else 2.5)
     if stem.endswith(_JSON):
@@ -157,7 +150,7 @@ def format_of(name: str, args: ReadingArgs) -> FileFormat | None:
 
 def stem_of(name: str) -> str:
     """Returns a file's name without the endings that tell its format."""
-    for ending in (*COMPRESSIONS, *_JSON, ".txt", ".parquet"):
+    for ending in (*containers.COMPRESSIONS, *_JSON, ".txt", ".parquet"):
         if name.lower().endswith(ending):
             name = name[: -len(ending)]
     return name
@@ -230,7 +223,7 @@ def _read_lines(
 ) -> Iterator[Row]:
     """Reads the lines that begin in a range of bytes and are not blank."""
     limit = args.max_document_bytes
-    with open_bytes(path) as (stream, file):
+    with containers.open_bytes(path) as (stream, file):
         if parse is _json_row and _begins_array(stream):
             if not start:  # whoever has the beginning reads it all
                 yield from _read_array(path, stream, file, args, report)
@@ -301,7 +294,7 @@ def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs,
 
 def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
     """Reads a file that is one document."""
-    with open_bytes(path) as (stream, file):
+    with containers.open_bytes(path) as (stream, file):
         content = stream.read(args.max_document_bytes + 1)
         report.bytes_read = file.tell()
     yield from _counted(_raw_row, content.removeprefix(_BOM), len(content), args, report, 1)
@@ -318,13 +311,13 @@ def _skip_line(stream: BinaryIO) -> int:
 
 
 def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
-    with open_parquet(path) as file:
-        columns = [text_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
-        sizes = row_group_bytes(file)
+    with containers.open_parquet(path) as file:
+        columns = [containers.text_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
+        sizes = containers.row_group_bytes(file)
         number = sum(file.metadata.row_group(group).num_rows for group in range(start))
         for group in range(start, len(sizes) if stop is None else stop):
             rows_in_group, before, first = file.metadata.row_group(group).num_rows, report.bytes_read, number
-            for row in group_rows(file, path, group, columns):
+            for row in containers.group_rows(file, path, group, columns):
                 number += 1
                 report.bytes_read = before + sizes[group] * (number - first) // max(1, rows_in_group)
                 for text, domain in _counted(_parquet_row, row, 0, args, report, number):

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from inheritune_lit.data import shards
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.data.encoding import DocumentEncoder
 from inheritune_lit.data.formats import ROW_COUNTS, ReadReport
@@ -37,15 +38,6 @@ from inheritune_lit.data.manifest import (
 from inheritune_lit.data.megatron import DocumentSpan, beside, consecutive_spans, write_index
 from inheritune_lit.data.packed import VerifyResult, verify_packed
 from inheritune_lit.data.plan import PreparePlan, choose_documents, estimate_thresholds, make_plan
-from inheritune_lit.data.shards import (
-    RangeRecord,
-    ShardContext,
-    ShardRecord,
-    ShardSettings,
-    ShardWriter,
-    WorkDir,
-    write_shard,
-)
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.executors import available_cores, open_executor
 from inheritune_lit.io.folders import OutOfSpace, explain_full_disk, new_folder
@@ -100,7 +92,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
     if args.verify is not None:
         return verify_packed(args.verify)
     assert args.out_dir is not None, "PrepareArgs checks it"
-    workdir = WorkDir(args.out_dir)
+    workdir = shards.WorkDir(args.out_dir)
     if not args.dry_run:
         workdir.restore_output()
     plan = make_plan(args)
@@ -139,7 +131,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
     return PrepareResult(args.out_dir, domains, time.monotonic() - start)
 
 
-def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executor | None) -> None:
+def _write_missing_shards(plan: PreparePlan, workdir: shards.WorkDir, executor: Executor | None) -> None:
     args, settings = plan.args, workdir.read_settings()
     if settings is None:
         thresholds = None
@@ -149,12 +141,12 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
             encoder = DocumentEncoder(args.tokenizer_dir, plan.settings.dtype, args.parse_special_tokens)
             ranges = [part for shard in plan.shards for part in shard.ranges]
             thresholds = estimate_thresholds(plan.quotas, ranges, encoder, args, workdir.path / "probe")
-        settings = ShardSettings(**vars(plan.settings), thresholds=thresholds)
+        settings = shards.ShardSettings(**vars(plan.settings), thresholds=thresholds)
         write_record(workdir.plan, settings)  # once for all calls and workers
     elif plan.quotas and (new := {file.domain for file in plan.sources} - (settings.thresholds or {}).keys()):
         former = f"{workdir.path} holds unfinished work on a corpus without {', '.join(sorted(new))}"
         raise UserError(f"{former}; remove that folder")
-    context = ShardContext(workdir.shards, Path.cwd(), args, settings)
+    context = shards.ShardContext(workdir.shards, Path.cwd(), args, settings)
     finished = set(workdir.finished(plan.shards))
     missing = [shard for shard in plan.shards if shard not in finished]
     if not missing:
@@ -173,13 +165,13 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
         workers = min(args.num_workers or available_cores(), worth, len(missing))
         with nullcontext(executor) if executor else open_executor(workers, args.cluster) as opened:
             if opened is None:
-                writer = ShardWriter(context)
+                writer = shards.ShardWriter(context)
                 for shard in missing:
                     writer.write(shard, report)
                 return
             # The largest first, so that none is left over at the end.
             by_size = sorted(missing, key=lambda shard: shard.bytes, reverse=True)
-            futures = [opened.submit(write_shard, context, shard) for shard in by_size]
+            futures = [opened.submit(shards.write_shard, context, shard) for shard in by_size]
             try:
                 for step in chain.from_iterable(future.result() for future in as_completed(futures)):
                     report(*step)
@@ -188,7 +180,7 @@ def _write_missing_shards(plan: PreparePlan, workdir: WorkDir, executor: Executo
                     future.cancel()
 
 
-def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
+def _finalize(workdir: shards.WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     """Merges all shards of a plan into the output, beside what was packed before, and removes the workdir.
 
     Returns what the output holds by domain. Too many broken rows, or a split without a document, are a ``UserError``.
@@ -196,7 +188,7 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     settings, out_dir = plan.settings, workdir.out_dir
     before = plan.packed_before or PackedManifest(**vars(settings), max_token_id=0, domains={})
     folders = [workdir.shards / shard.id for shard in plan.shards]
-    records = [(folder, record) for folder in folders for record in ShardRecord.read(folder).ranges]
+    records = [(folder, record) for folder in folders for record in shards.ShardRecord.read(folder).ranges]
     read = _read_sources(plan, [record for _, record in records])
     sources = sorted([*read, *before.sources], key=lambda source: source.name)
     counts = [
@@ -239,7 +231,7 @@ def _finalize(workdir: WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
     return domains
 
 
-def _read_sources(plan: PreparePlan, records: Sequence[RangeRecord]) -> list[PackedSource]:
+def _read_sources(plan: PreparePlan, records: Sequence[shards.RangeRecord]) -> list[PackedSource]:
     """Returns the sources that the ranges were cut from, refuses those with too many broken rows, warns of others."""
     reports: defaultdict[str, ReadReport] = defaultdict(ReadReport)
     hashes = {record.source: record.sha256 for record in records if record.sha256}  # by the range that begins a file
@@ -327,7 +319,7 @@ def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _check_filled(workdir: WorkDir, domains: Mapping[str, PackedDomain], rows: int) -> None:
+def _check_filled(workdir: shards.WorkDir, domains: Mapping[str, PackedDomain], rows: int) -> None:
     """Refuses a corpus that does not fill both splits; warns about a domain that is missing from one."""
     for split, advice in (("train", "give more text"), ("val", "give more text or a larger --val_fraction")):
         bare = [name for name, domain in domains.items() if not domain[split].documents]

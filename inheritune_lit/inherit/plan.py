@@ -3,18 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inheritune_lit.checkpoint import tensors
 from inheritune_lit.checkpoint.architectures.base import qkv_rows, split_name
 from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, require
-from inheritune_lit.checkpoint.tensors import (
-    EMBEDDING,
-    HEAD,
-    Piece,
-    TensorSpec,
-    count_parameters,
-    describe,
-    select_rows,
-    tensor_shapes,
-)
 from inheritune_lit.checkpoint.weights import Weights
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs, layer_map
@@ -36,8 +27,8 @@ class FreshValues:
 class TensorPlan:
     """One student tensor and what fills it: fresh values, or pieces of stored tensors, stacked top to bottom."""
 
-    spec: TensorSpec
-    source: tuple[Piece, ...] | FreshValues
+    spec: tensors.TensorSpec
+    source: tuple[tensors.Piece, ...] | FreshValues
     words: str  # the source for people
     weights: Weights | None = None  # those that the pieces are of, when they are opened
 
@@ -60,7 +51,7 @@ class Plan:
 
     def parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied head counted once; or those without token embedding, learned positions, head."""
-        return count_parameters({name: tensor.spec.shape for name, tensor in self.tensors.items()}, embeddings)
+        return tensors.count_parameters({name: tensor.spec.shape for name, tensor in self.tensors.items()}, embeddings)
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +61,7 @@ class Plan:
     @property
     def dtype(self) -> str:
         """Floating-point type of the token embedding, such as "bfloat16"."""
-        return str(self.tensors[EMBEDDING].spec.dtype).removeprefix("torch.")
+        return str(self.tensors[tensors.EMBEDDING].spec.dtype).removeprefix("torch.")
 
     def sources(self) -> dict[str, str]:
         """Student tensor -> what feeds it, in words."""
@@ -109,7 +100,7 @@ def student_config(reference: ReferenceModel, args: SliceArgs) -> tuple[Config, 
 def inherited_names(reference: ReferenceModel, args: SliceArgs) -> set[str]:
     """litgpt names of the reference's tensors that the student takes something of; no weights are needed."""
     config, layers = student_config(reference, args)
-    sources = (_source_name(name, layers, args) for name in tensor_shapes(config, reference.tied))
+    sources = (_source_name(name, layers, args) for name in tensors.tensor_shapes(config, reference.tied))
     return set(filter(None, sources))
 
 
@@ -117,25 +108,25 @@ def build_plan(reference: ReferenceModel, args: SliceArgs) -> Plan:
     """Plan a student of a reference, with weights or without; what does not fit together is a ``UserError``."""
     config, layers = student_config(reference, args)
     default, stored_shapes = reference.dtype, reference.stored_shapes()
-    tensors: dict[str, TensorPlan] = {}
-    for name, shape in tensor_shapes(config, reference.tied).items():
+    planned: dict[str, TensorPlan] = {}
+    for name, shape in tensors.tensor_shapes(config, reference.tied).items():
         source = _source_name(name, layers, args)
         pieces = reference.pieces(source) if source is not None else None
         if pieces is None:
             fresh = FreshValues("zeros") if source is not None else _initialiser(reference, config, name)
-            tensors[name] = TensorPlan(TensorSpec(shape, default), fresh, str(fresh))
+            planned[name] = TensorPlan(tensors.TensorSpec(shape, default), fresh, str(fresh))
             continue
         if args.init == "half-width":
             pieces = _narrow(split_name(name)[1], pieces, shape, reference.config, config)
         dtypes = {reference.weights.specs[piece.name].dtype for piece in pieces} if reference.weights else {default}
         if len(dtypes) > 1:
             raise UserError(f"{pieces[0].name} and {pieces[-1].name} have different dtypes; get the reference again")
-        spec = TensorSpec(shape, dtypes.pop())
-        tensors[name] = TensorPlan(spec, tuple(pieces), describe(pieces, stored_shapes), reference.weights)
-    inherits = any(isinstance(tensor.source, tuple) for tensor in tensors.values())
+        spec = tensors.TensorSpec(shape, dtypes.pop())
+        planned[name] = TensorPlan(spec, tuple(pieces), tensors.describe(pieces, stored_shapes), reference.weights)
+    inherits = any(isinstance(tensor.source, tuple) for tensor in planned.values())
     hf = carried(reference.hf) | reference.architecture.to_hf(config) | {"tie_word_embeddings": reference.tied}
-    aliases = {HEAD: EMBEDDING} if reference.tied else {}
-    return Plan(config, hf, layers if inherits else None, tensors, aliases, args.seed)
+    aliases = {tensors.HEAD: tensors.EMBEDDING} if reference.tied else {}
+    return Plan(config, hf, layers if inherits else None, planned, aliases, args.seed)
 
 
 def _source_name(name: str, layers: list[int], args: SliceArgs) -> str | None:
@@ -184,12 +175,12 @@ def half_width_config(config: Config) -> Config:
 
 
 def _narrow(
-    module: str, pieces: list[Piece], shape: tuple[int, ...], reference: Config, student: Config
-) -> list[Piece]:
+    module: str, pieces: list[tensors.Piece], shape: tuple[int, ...], reference: Config, student: Config
+) -> list[tensors.Piece]:
     """The part of a litgpt tensor of the reference that the narrow model keeps, for its own tensor's shape."""
     ranges = [(0, shape[0])]
     if module == "attn.qkv":
         starts = (0, qkv_rows(reference)[0], sum(qkv_rows(reference)[:2]))
         ranges = [(start, start + rows) for start, rows in zip(starts, qkv_rows(student), strict=True)]
-    kept = select_rows(pieces, ranges)
+    kept = tensors.select_rows(pieces, ranges)
     return kept if len(shape) == 1 else [replace(piece, columns=shape[1]) for piece in kept]

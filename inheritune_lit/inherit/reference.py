@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from inheritune_lit import references
 from inheritune_lit.checkpoint.architectures.base import Architecture, full_name, hf_pieces, litgpt_name, split_name
 from inheritune_lit.checkpoint.architectures.table import architecture_of_hf, architecture_of_lit
 from inheritune_lit.checkpoint.config import (
@@ -32,14 +33,6 @@ from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repo
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
-from inheritune_lit.references import (
-    TOKENIZER_OF_SHAPES,
-    Reference,
-    Shape,
-    find_reference,
-    find_shape,
-    unknown_reference,
-)
 from inheritune_lit.tokenizer import Tokenizer, has_tokenizer
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -212,7 +205,7 @@ def _foreign(name: str) -> str:
     return "which a model of its configuration does not have; get the reference again"
 
 
-def reference_from_table(known: Reference) -> ReferenceModel | None:
+def reference_from_table(known: references.Reference) -> ReferenceModel | None:
     """A named reference from litgpt's table of models, without files and network; None where the table lacks it.
 
     The table pads vocabularies and does not say which heads are tied: the known number of parameters decides.
@@ -279,7 +272,7 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
     is not there or damaged is a ``UserError``.
     """
     path = Path(ref).expanduser()
-    if tokenizer_dir is not None and (path.is_dir() or not find_shape(ref)):
+    if tokenizer_dir is not None and (path.is_dir() or not references.find_shape(ref)):
         raise UserError(f"--tokenizer_dir {tokenizer_dir}: --ref {ref} brings its own tokenizer; leave it out")
     if gguf := find_gguf(path):
         with as_huggingface(gguf) as folder:
@@ -287,8 +280,8 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
     elif path.is_dir():
         org, name, revision = cached_identity(path) or ("local", None, None)
         yield ResolvedReference(open_reference(path, org, name), str(path), revision=revision)
-    elif shape := find_shape(ref):
-        folder = tokenizer_dir or open_repository(TOKENIZER_OF_SHAPES).folder
+    elif shape := references.find_shape(ref):
+        folder = tokenizer_dir or open_repository(references.TOKENIZER_OF_SHAPES).folder
         Tokenizer(folder)  # or the new model would have none
         yield ResolvedReference(describe_shape(shape, folder), shape.name, shape_only=True)
     else:
@@ -297,9 +290,9 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
             raise UserError(f"--ref {ref} names no revision behind the @; give a branch, tag or commit, or no @")
         if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
             raise UserError(_NO_FOLDER.format(name))
-        known = find_reference(name)
+        known = references.find_reference(name)
         if known is None and name.count("/") != 1:
-            raise unknown_reference(name)
+            raise references.unknown_reference(name)
         repository = open_repository(known.repository if known else name, revision or None, bool(known and known.gated))
         reference = open_reference(repository.folder, *repository.name.split("/"))
         yield ResolvedReference(reference, repository.name + at + revision, repository, revision=repository.revision)
@@ -309,7 +302,7 @@ VOCABULARY = 50304
 """GPT-2's 50,257 tokens and 47 that no text has: a multiple of 64 (the paper's code)."""
 
 
-def describe_shape(shape: Shape, tokenizer_dir: Path) -> ReferenceModel:
+def describe_shape(shape: references.Shape, tokenizer_dir: Path) -> ReferenceModel:
     """GPT-2 without biases, head tied, attention divided by the layer's number, with its tokenizer's BOS and EOS."""
     tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer(tokenizer_dir) else None
     hf: dict[str, Any] = {
