@@ -306,7 +306,7 @@ def _measures_by_layer(analysis: Analysis) -> str:
     correlations = []
     for row, (name, values) in enumerate(ranked.items()):
         with_others = [_told(spearman(values, other), ".2f") for other in list(ranked.values())[:row]]
-        correlations.append([name, *with_others, "1", *[""] * (len(ranked) - row - 1)])
+        correlations.append([name, *with_others, "1"])
     return f"""## Measures by layer
 
 Means over sequences, and over heads where a head has its own; `analysis.json` has standard deviations and single heads.

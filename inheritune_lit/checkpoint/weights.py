@@ -16,8 +16,8 @@ from inheritune_lit.checkpoint.folder import WEIGHTS, is_litgpt_folder
 from inheritune_lit.checkpoint.formats import DTYPE_NAMES, FLOATS, MAX_HEADER_BYTES, read_header
 from inheritune_lit.checkpoint.tensors import TensorSpec
 from inheritune_lit.errors import UserError, first_line
-from inheritune_lit.io.reading import open_regular, read_json
-from inheritune_lit.io.records import to_record
+from inheritune_lit.io.reading import open_regular
+from inheritune_lit.io.records import read_record
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -131,9 +131,6 @@ def _reader(path: Path) -> Callable[[str], torch.Tensor]:
     return tensor
 
 
-_INDEX = ("a weight index", "get it again")
-
-
 @dataclass(frozen=True)
 class _Index:
     weight_map: dict[str, str]
@@ -141,7 +138,7 @@ class _Index:
 
 def read_index(path: Path) -> dict[str, str]:
     """Which file holds which tensor, from a Hugging Face index; one that names files elsewhere is a ``UserError``."""
-    files = to_record(read_json(path, *_INDEX), _Index, path, *_INDEX, others=True).weight_map
+    files = read_record(path, _Index, "a weight index", "get it again", others=True).weight_map
     for file in files.values():
         if Path(file).name != file or file in (".", ".."):
             raise UserError(f"{path} names a file outside its folder: {file!r}; do not use this checkpoint")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class ReadingArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_document_bytes < 1:
-            raise UserError(f"--max_document_bytes is {self.max_document_bytes}; give a positive number")
+        check_numbers(self, "max_document_bytes", least=1)
         if self.domain is not None and self.domain_field is not None:
             raise UserError("--domain and --domain_field both name the domain; give one of them")
 
@@ -81,9 +80,7 @@ class PrepareArgs(ReadingArgs):
             raise UserError(f"--val_fraction is {self.val_fraction}; give a number between 0 and 1, such as 0.01")
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"--seed is {self.seed}; give a number from 0 to 2^64 - 1")
-        for name, number in {"max_tokens": self.max_tokens, "num_workers": self.num_workers}.items():
-            if number is not None and number < 1:
-                raise UserError(f"--{name} is {number}; give at least 1")
+        check_numbers(self, "max_tokens", "num_workers", least=1)
         if self.num_workers is not None and self.cluster is not None:
             raise UserError("--num_workers counts processes of this machine, --cluster has its own; give one of them")
         if self.mixture is None:

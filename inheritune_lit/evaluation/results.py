@@ -205,7 +205,7 @@ def _wide(suite: Suite, models: Sequence[CheckpointScores]) -> str:
         row = [f"{known[cell.title]:g}" if cell.title in known else "" for cell in first]
         row += [_number(math.fsum(known.values()) / len(known))] if suite.average else []
         rows.append([f"{paper.model} ({NOT_RERUN})", "", *row])
-    return _table(header, rows)
+    return markdown_table(header, rows) + "\n"
 
 
 def _legend(suite: Suite, models: Sequence[CheckpointScores]) -> str:
@@ -239,7 +239,7 @@ def _long(models: Sequence[CheckpointScores]) -> str:
             value, above = _noisy(cell.value, cell.stderr), _yes_no(cell.above)
             rows.append([cell.title, model.name, value, str(cell.n), floor, above, compared])
     header = ["score", "model", "value", "rows", "floor", "above the floor", f"differs from {models[0].name}"]
-    return _table(header, rows, left=(0, 1, 5, 6))
+    return markdown_table(header, rows, left=(0, 1, 5, 6)) + "\n"
 
 
 def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
@@ -287,9 +287,3 @@ def _number(value: float | None) -> str:
 
 def _yes_no(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
-
-
-def _table(header: list[str], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
-    """A table; rows that end early have empty cells there."""
-    padded = [[*row, *[""] * (len(header) - len(row))] for row in rows]
-    return markdown_table(header, padded, left) + "\n"

@@ -20,9 +20,9 @@ def write_record(path: Path, record: Any) -> None:
     replace_text(path, json.dumps(without_nan(asdict(record)), indent=1, allow_nan=False) + "\n")
 
 
-def read_record(path: Path, kind: type[Record], what: str, remedy: str) -> Record:
+def read_record(path: Path, kind: type[Record], what: str, remedy: str, others: bool = False) -> Record:
     """Reads what ``write_record`` wrote; a file that is missing or has other values is a ``UserError``."""
-    return to_record(read_json(path, what, remedy), kind, path, what, remedy)
+    return to_record(read_json(path, what, remedy), kind, path, what, remedy, others)
 
 
 def to_record(

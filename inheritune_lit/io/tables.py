@@ -7,10 +7,14 @@ from inheritune_lit.errors import printable
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Returns a table, aligned right but for the columns numbered in ``left``; a cell stays one, whatever it holds."""
+    """Returns a table, aligned right but for the columns numbered in ``left``; rows that end early have empty cells.
+
+    A cell stays one cell, whatever it holds.
+    """
     marks = ["---" if number in left else "--:" for number in range(len(header))]
-    lines = [f"|{'|'.join(marks)}|", *(f"| {' | '.join(map(_cell, row))} |" for row in rows)]
-    return "\n".join([f"| {' | '.join(map(_cell, header))} |", *lines])
+    padded = [[*map(_cell, row), *[""] * (len(header) - len(row))] for row in (header, *rows)]
+    first, *lines = [f"| {' | '.join(row)} |" for row in padded]
+    return "\n".join([first, f"|{'|'.join(marks)}|", *lines])
 
 
 def plain(name: str) -> str:

@@ -158,7 +158,7 @@ def ablation_text(record: AblationRecord) -> str:
         trained, extremes = f"{_loss(one.loss)} ± {_loss(one.std)}", f"{_loss(one.low)} to {_loss(one.high)}"
         gap = [f"{one.difference:+.4f} ± {_loss(one.difference_std)}", f"{one.lower_in} of {seeds}"]
         cells = [one.title, lit.layers_text(one.layers or []) or _FRESH, _loss(one.untrained), trained, extremes]
-        rows.append([*cells, *(["", ""] if one is first else gap)])
+        rows.append(cells if one is first else [*cells, *gap])
     header = ["criterion", "layers", "untrained", "trained", "range", f"minus {first.title}", "lower in"]
     shared = [f"{one.title} chose the same layers as {one.same_as}" for one in found if one.same_as]
     verdict = f"No criterion has a lower mean than {first.title}."

@@ -196,7 +196,7 @@ class Growth:
         ref = self.reference
         tokens = "" if ref.tokens is None else f"{ref.tokens:,}"
         sizes = [str(ref.n_layer), f"{ref.parameters:,}", tokens, ""]
-        rows = [["reference", *sizes, f"{ref.loss:.4f} ± {ref.stderr:.4f}", "", ""]]
+        rows = [["reference", *sizes, f"{ref.loss:.4f} ± {ref.stderr:.4f}"]]
         for row in self.rounds:
             sizes = [str(row.n_layer), f"{row.parameters:,}", f"{row.tokens_in_all:,}", f"{row.flops_in_all:.2e}"]
             loss, gap = f"{row.loss:.4f} ± {row.loss_stderr:.4f}", f"{row.difference:+.4f} ± {row.stderr:.4f}"
