@@ -1,7 +1,4 @@
-"""The ``inheritune`` command: a table of argument dataclasses and the library functions that take them.
-
-What is heavy is imported after the arguments are checked.
-"""
+"""The ``inheritune`` command: argument dataclasses, and library functions that are imported once these are checked."""
 
 import logging
 import os
@@ -59,8 +56,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
 def main(args: list[str] | None = None) -> int:
     """Run one command, from a command line without the program's name; ``sys.argv`` when None.
 
-    Returns the exit code: 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 where
-    the reader of a pipe is gone.
+    Returns 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 for a closed pipe.
     """
     open_streams()
     _show_log()

@@ -91,11 +91,7 @@ def _check_enough(found: int, count: int, length: int, place: Path) -> None:
 
 
 class AnalysisCost:
-    """Computation and disk space of an analysis; ``str()`` of it is the plan that is printed.
-
-    Layers are run ``runs`` times, forward, backward or without others, which count progress; ``flops`` are those of
-    matrix products with weights, the head's too, ``disk_bytes`` those of activations that are on the disk meanwhile.
-    """
+    """Computation and disk space of an analysis; ``str()`` of it is the plan that is printed."""
 
     def __init__(self, reference: ReferenceModel, args: AnalyzeArgs) -> None:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
@@ -103,7 +99,7 @@ class AnalysisCost:
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
         every = passes.spans(depth, args.drop_length) if dropping else []
         dropped_runs = sum(depth - start - length for start, length in every)
-        self.runs = depth * (1 + args.gradients) + dropped_runs
+        self.runs = depth * (1 + args.gradients) + dropped_runs  # of layers, forward, backward or without others
         # Backward is a second forward pass and the gradient of its input; gradients of the weights are never formed.
         times = 1 + 2 * args.gradients
         of_all = depth * times * block + (depth + times) * head
@@ -111,7 +107,7 @@ class AnalysisCost:
         self.flops = 2 * args.seq_length * (args.num_sequences * of_all + dropping * of_dropped)
         kept = depth * args.num_sequences if args.gradients or dropping else 0
         kept += dropping * sum(start + length < depth for start, length in every)
-        self.disk_bytes = kept * args.seq_length * config.n_embd * 4
+        self.disk_bytes = kept * args.seq_length * config.n_embd * 4  # of activations meanwhile
         sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
         if dropping:
             sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
@@ -143,10 +139,9 @@ class AnalysisResult:
 
 
 def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = None) -> AnalysisResult:
-    """Measure a model's layers and heads, unless ``out_dir`` holds the same analysis, and write page and figures.
+    """Measure a model, unless ``out_dir`` holds that analysis, and write its page; bad input is a ``UserError``.
 
-    ``advise`` returns Markdown about an analysis, which is added to its page. Bad input is a ``UserError``, and nothing
-    is left behind.
+    ``advise`` returns Markdown about an analysis, which is added to its page.
     """
     other = load_analysis(args.compare) if args.compare is not None else None
     with resolve(args.ref) as resolved:

@@ -65,10 +65,9 @@ def measure_heads(layer: int, attention: CausalSelfAttention, captured: Captured
 
 
 def head_output_norm(heads_BHTD: Tensor, proj_CI: Tensor) -> Tensor:
-    """Mean over tokens of the norm of what each head writes into the residual stream, (B, H).
+    """Mean norm of what each head writes into the residual stream, (B, H) (Kobayashi et al. 2020, arXiv 2004.10102).
 
-    Kobayashi et al. 2020 (arXiv 2004.10102). ``proj_CI`` is W_O of all heads side by side, I = H D; norms are taken
-    through W_O^T W_O of the head, which is small.
+    ``proj_CI`` is W_O of all heads side by side, I = H D; norms are taken through a head's W_O^T W_O, which is small.
     """
     H, D = heads_BHTD.shape[1], heads_BHTD.shape[3]
     proj_HCD = proj_CI.view(-1, H, D).transpose(0, 1)
@@ -227,10 +226,9 @@ def both_protocols(rank_BLH: Tensor, mass_BLH: Tensor) -> result.Protocols:
 
 
 def lazy_layers(protocols: result.Protocols, protocol: str) -> result.LazyLayers:
-    """Returns lazy layers and groups by one version of the paper.
+    """Returns lazy layers, where MaxRank, rounded down, is 1, and lazy groups by one version of the paper.
 
-    A layer is lazy where MaxRank, rounded down, is 1. Version 4 also calls a run of layers a lazy group where AvgRank,
-    rounded down, is 1; for version 2 the groups are the runs of lazy layers.
+    Groups are for version 4 the runs of layers where AvgRank, rounded down, is 1, for version 2 those of lazy layers.
     """
     v2, v4 = protocols.v2.max_rank.mean, protocols.v4
     max_rank, grouped = (v2, v2) if protocol == "v2" else (v4.max_rank, v4.avg_rank)

@@ -29,10 +29,7 @@ _MAPS_PER_ROW = 16
 
 
 def draw_figures(analysis: Analysis, folder: Path, compare: Analysis | None = None) -> list[str]:
-    """Write the figures of an analysis, and of another model beside it, as PNG files into a folder; return their names.
-
-    Those whose measures are absent are left out.
-    """
+    """Write the figures of one or two analyses as PNG files, where the measures are there, and return their names."""
     both = [analysis] if compare is None else [analysis, compare]
     figures: dict[str, Figure | None] = {
         "rank_and_mass.png": rank_and_mass_figure(both),
@@ -99,10 +96,9 @@ def depth_figure(analyses: Sequence[Analysis]) -> Figure | None:
 
 
 def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
-    """Attention matrices of chosen layers and heads, darker for more attention: Figure 2 of the paper.
+    """Attention matrices of chosen layers and heads, darker for more: Figure 2 of the paper; None without maps.
 
-    A layer's heads stand in one row, or several where they are many; the second model stands below the first. None
-    where no maps were asked for.
+    A layer's heads stand in one row, or several where they are many; the second model stands below the first.
     """
     shown = [analysis for analysis in analyses if analysis.maps.attention]
     grids = [_grid(analysis.maps.attention) for analysis in shown]
@@ -260,10 +256,9 @@ def write_report(
 
 
 def by_layer(analysis: Analysis) -> dict[str, list[float]]:
-    """Every measure as one number per layer, by name; NaN where it could not be measured.
+    """Every measure as one number per layer, by name, means over heads; NaN where it could not be measured.
 
-    Measures of heads are averaged over the heads; rank and mass are those of both protocols. The logit-lens loss of a
-    layer is that of a model that ends after it.
+    Rank and mass are those of both protocols; the logit-lens loss is that of a model that ends after the layer.
     """
     columns = {f"{title(name)} (v2)": each.mean for name, each in vars(analysis.protocols.v2).items()}
     for name, values in vars(analysis.protocols.v4).items():

@@ -53,10 +53,7 @@ _TOKENS = 1 << 10
 
 
 class LayerStream:
-    """litgpt's model of an opened reference in fp32, of which embeddings, one layer, or the head are in memory.
-
-    ``report`` is called after every run of a layer.
-    """
+    """A reference's model in fp32, one part in memory at a time; ``report`` is called after every run of a layer."""
 
     def __init__(
         self, reference: ReferenceModel, seq_length: int, device: torch.device, report: Callable[[], Any] = lambda: None

@@ -78,10 +78,9 @@ MOST_BLOCKS = 50_000
 
 
 def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, remedy: str) -> Config:
-    """The configuration that ``make`` builds of fields which others wrote into the file at ``path``.
+    """The configuration that ``make`` builds of fields which others wrote; an impossible one is a ``UserError``.
 
-    Sizes are checked before, as litgpt's ``Config`` makes lists of them. Where there is no such model, it is a
-    ``UserError`` with this remedy.
+    Sizes are checked before, as litgpt's ``Config`` makes lists of them.
     """
     try:
         for name in _SIZES:
@@ -141,10 +140,9 @@ _SHAPES = (
 
 
 def carried(hf: dict[str, Any]) -> dict[str, Any]:
-    """What another model than the one it was written for keeps of a ``config.json``: plain values and token ids.
+    """What another model keeps of a ``config.json``: plain values and token ids; sizes are stated anew.
 
-    Sizes are stated anew. Objects and lists name files (``auto_map``), methods (``quantization_config``), layers or
-    shapes that are not there any more; null would not be read everywhere.
+    Objects and lists name files, methods, layers or shapes that are not there any more; null is not read everywhere.
     """
     return {
         key: value

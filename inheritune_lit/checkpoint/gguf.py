@@ -75,8 +75,7 @@ def find_gguf(ref: Path) -> Path | None:
 def as_huggingface(path: Path) -> Iterator[Path]:
     """A temporary Hugging Face folder with the file's model in bfloat16 and its tokenizer.
 
-    A file that is damaged, of an unknown architecture, or says something about its model that would be lost, is a
-    ``UserError``, and so are libraries that are not installed.
+    A file that is damaged or unknown, or that would lose something, or a missing library, is a ``UserError``.
     """
     missing = [name for name in ("transformers", "gguf") if find_spec(name) is None]
     if missing:

@@ -43,10 +43,7 @@ class Repository:
     _fetched: dict[Path, tuple[str, int]] = field(default_factory=dict)
 
     def download(self, needed: set[str], rename: Rename) -> Weights:
-        """Fetch the weights that hold tensors of these full names; what an interrupted call has fetched is kept.
-
-        No weights in a supported format, or a connection that failed, are a ``UserError``.
-        """
+        """Fetch weights of these full names, keeping what a stopped call fetched; none to be had is a ``UserError``."""
         with explain_hub_errors(self.name):
             for format_name, (index_file, single) in HF_FORMATS.items():
                 if index_file in self.files or single in self.files:
@@ -108,10 +105,9 @@ class Repository:
 
 
 def open_repository(name: str, revision: str | None = None, gated: bool = False) -> Repository:
-    """Look up the repository ``org/name`` and fetch its small files; its cache serves where the hub does not answer.
+    """Look up ``org/name`` and fetch its small files; its cache serves where the hub does not answer.
 
-    ``revision`` is a branch, tag or commit, the main branch when None; a ``gated`` repository asks for permission. One
-    that is not there, is an adapter's, or gives no permission, and an empty cache are a ``UserError``.
+    ``revision`` is a branch, tag or commit, the main branch when None; what is not to be had is a ``UserError``.
     """
     with explain_hub_errors(name, gated):
         try:

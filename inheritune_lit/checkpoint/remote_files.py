@@ -170,10 +170,9 @@ class _SparseFile(io.FileIO):
 
 
 def open_torch_file(url: str, file: str, size: int, folder: Path) -> RemoteFile | None:
-    """Find out what a remote file of ``torch.save`` holds, with a sparse file in ``folder``, which is removed.
+    """Find what a remote file of ``torch.save`` holds, by a sparse file in ``folder``; damage is a ``UserError``.
 
-    It is None where tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous. A
-    file that is damaged or holds something other than tensors is a ``UserError``.
+    None where tensors cannot be had by ranges: the file is old and not an archive, or a view is not contiguous.
     """
     with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as name:
         path = Path(name) / file

@@ -82,10 +82,9 @@ def open_weights(folder: Path) -> Weights:
 
 
 def open_files(files: Iterable[Path], format_name: str) -> Weights:
-    """Map files, each of which holds a part of the tensors: safetensors by their suffix, or else of ``torch.save``.
+    """Map files that hold a part of the tensors each: safetensors by their suffix, or else of ``torch.save``.
 
-    ``format_name`` is that of the files that these come from. A file that is truncated or damaged, or a tensor that two
-    of them hold, is a ``UserError``.
+    ``format_name`` is that of what they come from; a damaged file, or a tensor that two hold, is a ``UserError``.
     """
     weights = Weights(list(files), format_name, {}, {})
     for path in weights.files:
@@ -146,10 +145,9 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def load_torch_file(path: Path, label: str | None = None) -> dict[str, torch.Tensor]:
-    """Map a state dict written by ``torch.save``, or the one under "model" in it; ``label`` stands for it in errors.
+    """Map a state dict of ``torch.save``, or the one under "model" in it; ``label`` stands for it in errors.
 
-    Nothing is read until it is used, and nothing but tensors and containers is ever unpickled. A file that is damaged
-    or holds something other than tensors is a ``UserError``.
+    Nothing but tensors and containers is unpickled, or read before it is used; other content is a ``UserError``.
     """
     label = label or str(path)
     with open_regular(path) as file:

@@ -64,10 +64,7 @@ def _decompressed(file: BinaryIO, ending: str) -> io.RawIOBase | None:
 
 
 class _Frames(io.RawIOBase):
-    """Decompressed bytes of frames, one behind the other; where one is cut off, an ``EOFError``.
-
-    The libraries' own streams end without a word there (zstandard), or have no limit on memory (lzma).
-    """
+    """Decompressed bytes of frames; the libraries' streams hide a cut-off one (zstandard) or have no limit (lzma)."""
 
     def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], limit: tuple[int, ...] = ()) -> None:
         self._file, self._new_frame, self._limit, self._ready = file, new_frame, limit, memoryview(b"")
@@ -121,10 +118,7 @@ def row_group_bytes(file: "ParquetFile") -> list[int]:
 def group_rows(
     file: "ParquetFile", path: Path, group: int, columns: list[str] | None
 ) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """Yields the rows of a row group, or why one of them is not text: parquet does not force strings to be UTF-8.
-
-    A row group that expands to far more than it stores is a ``UserError``.
-    """
+    """Yields rows of a group, or why one is not text, as parquet allows; one that expands by far is a ``UserError``."""
     record = file.metadata.row_group(group)
     chunks = [record.column(number) for number in range(record.num_columns)]
     expanded = sum(chunk.total_uncompressed_size for chunk in chunks)

@@ -77,13 +77,11 @@ class UnbrokenText(Exception):
 
 
 class WordCache:
-    """Encoder of whole documents.
+    """Encoder of whole documents; ``create`` checks that a model's vocabulary and normalisation allow it.
 
-    ``create`` checks that a model's vocabulary and normalisation allow it; what cannot be cut exactly (a text that
-    spells SentencePiece's own sign for a space, or that normalises differently in parts) goes to the model whole.
-
-    Matches of the pattern ``words`` are encoded apart; each begins with its spaces, if any. ``normalise`` and
-    ``dummy_prefix`` say whether the model normalises a text and puts a space before it.
+    What cannot be cut exactly (a text with SentencePiece's own sign for a space, or that normalises differently in
+    parts) goes to the model whole. Matches of ``words`` are encoded apart; each begins with its spaces, if any.
+    ``normalise`` and ``dummy_prefix`` say whether the model normalises a text and puts a space before it.
     """
 
     max_unbroken = 1 << 23  # characters; SentencePiece takes about 35 bytes of memory for each

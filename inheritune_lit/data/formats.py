@@ -103,11 +103,9 @@ def _check_text(text: str) -> str:
 
 
 def is_validation(text: str, val_fraction: float) -> bool:
-    """Returns whether a document belongs to the validation split.
+    """Returns whether a document is for validation, by comparing the first eight bytes of its SHA-256 with the share.
 
-    The first eight bytes of its SHA-256, read as a number in [0, 1), are compared with the fraction. So the split never
-    changes when documents are added, moved or reordered; exact duplicates land on the same side; and a larger fraction
-    only adds documents.
+    So the split stays when documents come or move, duplicates land on one side, and a larger share only adds some.
     """
     return int.from_bytes(_digest(text)[:8], "big") < val_fraction * 2**64
 

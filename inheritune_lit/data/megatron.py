@@ -35,10 +35,7 @@ def beside(prefix: Path, ending: str) -> Path:
 
 
 class DocumentWriter(AbstractContextManager):
-    """Appends documents to ``prefix.bin`` as "uint16" or "int32"; ``prefix.idx`` follows when the block ends.
-
-    They wait in memory until ``flush``. No file is held open in between, so there may be thousands of writers.
-    """
+    """Appends documents to ``prefix.bin``, ``prefix.idx`` at the end; they wait for ``flush``, no file stays open."""
 
     def __init__(self, prefix: Path, dtype: str) -> None:
         self._prefix, self._dtype = prefix, np.dtype(dtype)
@@ -71,10 +68,7 @@ class DocumentWriter(AbstractContextManager):
 
 
 def write_index(prefix: Path, dtype: str, lengths: Iterable[np.ndarray], documents: int) -> None:
-    """Writes ``prefix.idx`` of the documents' lengths in tokens (int32), in memory that does not depend on how many.
-
-    ``dtype`` is that of the tokens, "uint16" or "int32".
-    """
+    """Writes ``prefix.idx`` of documents' lengths (int32) in tokens of a dtype, in memory that does not grow."""
     position, itemsize = 0, np.dtype(dtype).itemsize
     with beside(prefix, "idx").open("w+b") as index:
         index.write(_HEADER.pack(MAGIC, VERSION, _CODE_OF[dtype], documents, documents + 1))

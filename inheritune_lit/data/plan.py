@@ -143,10 +143,9 @@ def quotas_of(args: PrepareArgs, domains: Sequence[str]) -> list[Quota]:
 def estimate_thresholds(
     quotas: Sequence[Quota], ranges: Sequence[SourceRange], encoder: DocumentEncoder, args: PrepareArgs, scratch: Path
 ) -> dict[str, int]:
-    """Returns thresholds on documents' keys, by domain, that let through somewhat more than the quotas.
+    """Returns thresholds on documents' keys by domain that let through somewhat more than the quotas.
 
-    Of the ranges, which are the whole corpus, a few megabytes per quota are encoded; files of the hub are fetched into
-    ``scratch`` for it.
+    A few megabytes per quota of the ranges, the whole corpus, are encoded, fetched into ``scratch`` from the hub.
     """
     thresholds = {}
     for quota in quotas:
@@ -163,8 +162,7 @@ def estimate_thresholds(
 def keep_share(tokens: int, lengths: Sequence[int], read: int, total: int, margin: float) -> float:
     """Returns the share of documents to let through so that at least ``tokens`` come, but for very bad luck.
 
-    It is estimated from the lengths in tokens of some documents, which take ``read`` of ``total`` stored bytes; there
-    may be ``margin`` times fewer tokens than estimated.
+    It is estimated from lengths in ``read`` of ``total`` bytes; there may be ``margin`` times fewer tokens than that.
     """
     if not lengths or (read >= total and sum(lengths) <= tokens):
         return 1.0

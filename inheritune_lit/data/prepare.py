@@ -284,10 +284,7 @@ def _domains(sources: Sequence[PackedSource], spans: Iterable[DocumentSpan], by_
 def _merge_spans(
     prefix: Path, dtype: str, spans: Sequence[DocumentSpan], report: Callable[[int], None]
 ) -> tuple[int, dict[str, PackedFile]]:
-    """Writes the kept documents of spans as ``prefix.bin`` and ``prefix.idx``; nothing where there is none.
-
-    ``report`` is called with each span's tokens when it is done. Returns the largest token id, and the files by ending.
-    """
+    """Writes the kept documents of spans as a pair, if any; returns the largest token id and the files by ending."""
     documents = sum(span.kept.documents for span in spans)
     if not documents:
         report(sum(span.size.tokens for span in spans))

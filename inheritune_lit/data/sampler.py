@@ -290,10 +290,9 @@ class Mixture:
 
 
 def divide_domains(names: Iterable[str], domains: Iterable[str]) -> dict[str, list[str]]:
-    """Returns the domains that each name of a mixture stands for.
+    """Returns the domains of each name of a mixture: a domain goes to its own name, else to the longest that begins it.
 
-    A domain goes to its own name, else to the longest name that it begins with, followed by an underscore: "cc" stands
-    for "cc_2019-30" and "cc_2023-06", where these are not named themselves.
+    "cc" stands for "cc_2019-30" and "cc_2023-06", where these are not named themselves.
     """
     divided: dict[str, list[str]] = {name: [] for name in names}
     for domain in domains:

@@ -53,15 +53,13 @@ class SourceFile:
 
 
 def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[SourceFile]:
-    """Returns the files of a corpus, sorted by name.
+    """Returns the files of a corpus, sorted by name; what is left out is logged.
 
-    A file's domain is ``args.domain``; else the first folder below the source (``arxiv/*.jsonl``,
-    ``common_crawl/2019-30/*.jsonl.zst``: RedPajama-Data-1T); else its own name without ``_sample`` and
-    ``-00000-of-00010`` (``arxiv_sample.jsonl``: RedPajama-Data-1T-Sample).
+    A file's domain is ``args.domain``, else the first folder below the source (``arxiv/*.jsonl``: RedPajama-Data-1T),
+    else its own name without ``_sample`` and ``-00000-of-00010`` (``arxiv_sample.jsonl``: its sample).
 
     The source is a folder, a file, ``hf://datasets/org/name[@revision][/folder]``, or ``org/name`` on the hub. Nothing
-    there, nothing readable there, a link that leads out of the folder, or a file without a usable domain is a
-    ``UserError``. What is left out is logged.
+    readable there, a link that leads out of the folder, or a file without a usable domain is a ``UserError``.
     """
     source, left_out = str(source), LeftOut(list)
     if is_hub_source(source):
@@ -93,10 +91,9 @@ def find_sources(source: str | Path, args: ReadingArgs = ReadingArgs()) -> list[
 
 
 def check_distinct(files: Sequence[SourceFile], known: Mapping[str, str]) -> None:
-    """Refuses one text in two files: the same file by a link, another form of a file beside it, or a copy.
+    """Refuses one text in two files: one file by a link, another form of it, or a copy; logged in another domain.
 
-    A copy in another domain may be meant, so it is logged. ``known`` has the SHA-256 of files that were packed before;
-    these are not compared with each other.
+    ``known`` has the SHA-256 of files that were packed before; these are not compared with each other.
     """
     met: dict[Hashable, SourceFile] = {}
 
@@ -140,8 +137,7 @@ def iter_documents(
 ) -> Iterator[str]:
     """Yields the texts of a local corpus that are not blank, in the order in which ``prepare`` packs them.
 
-    With ``max_characters`` an equal part from the beginning of each file; the last text of a file is cut there. A
-    source on the hub or without anything readable, or a file with too many broken rows, is a ``UserError``.
+    With ``max_characters`` an equal part of the beginning of each file; a corpus that is not fit is a ``UserError``.
     """
     if is_hub_source(str(source)):
         raise UserError(f"{source} is not on this machine; give a file or folder of text")

@@ -25,10 +25,7 @@ class Floor:
 
 
 def floor_of(records: list[dict[str, Any]], metric: str, kind: FloorKind, weights: list[float]) -> Floor | None:
-    """The floor (``Column.floor``) of an accuracy, computed from the very rows that were scored; None where none is.
-
-    ``records`` are of one task, or of MMLU's subjects with their ``weights`` in the mean.
-    """
+    """The floor of an accuracy on the rows that were scored, MMLU's subjects by ``weights``; None where none is."""
     # The right choices of each row of each record: there may be several.
     right = [[set(a if isinstance(a, list) else [a]) for a in record["answers"]] for record in records]
     sets = {frozenset(row) for rows in right for row in rows}
@@ -70,8 +67,7 @@ def mcnemar_exact(first: Sequence[float], second: Sequence[float]) -> float:
 def compare(first: np.ndarray, second: np.ndarray, score: Score | None = None) -> Difference | None:
     """Compare two models on the same rows, with one value per row (N,) or several (N, K); None for a single row.
 
-    Rights and wrongs go through McNemar's exact test, everything else through a paired bootstrap of ``score``, which is
-    the mean when None.
+    Rights and wrongs take McNemar's exact test, others a paired bootstrap of ``score``, which is the mean when None.
     """
     if len(first) < 2:
         return None
@@ -137,31 +133,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """What a checkpoint scored, under a short name as tables have it, in ``seconds`` over all attempts.
+    """What a checkpoint scored."""
 
-    ``tasks`` is ``{task: {metric: {"value", "stderr", "n", ...}}}``, ``held_out`` the loss on packed data in nats per
-    token, None where none was asked for; ``truncated`` counts prompts that lost their beginning.
-    """
-
-    name: str
+    name: str  # short, as tables have it
     path: str
     weights_sha256: str
     tokenizer_sha256: str
     n_layer: int
     parameters: int
     manifest: dict[str, Any] | None
-    held_out: dict[str, Any] | None
-    tasks: dict[str, dict[str, Any]]
-    truncated: int
-    seconds: float
+    held_out: dict[str, Any] | None  # loss on packed data in nats per token; None where none was asked for
+    tasks: dict[str, dict[str, Any]]  # {task: {metric: {"value", "stderr", "n", ...}}}
+    truncated: int  # prompts that lost their beginning
+    seconds: float  # over all attempts
     cells: list[Cell]
 
 
 def cells_of(suite: Suite, records: dict[str, list[Record]], first: dict[str, list[Record]] | None) -> list[Cell]:
     """A model's cells; a column without a metric becomes one for each metric that its task has.
 
-    ``records`` are of the column's task, or of MMLU's subjects, by the column's ``task``; ``first`` are those of the
-    model to compare with, None for that model itself.
+    ``records`` are those of a column's task (MMLU: of its subjects), ``first`` the compared model's, None for itself.
     """
     cells = []
     for column in suite.columns:

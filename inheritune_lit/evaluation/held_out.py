@@ -135,17 +135,13 @@ def mean_loss(losses: Sequence[float], targets: Sequence[int]) -> tuple[float, f
 
 @dataclass(frozen=True)
 class HeldOutEvaluator:
-    """Measures every model in the same way: same samples, same precision, same devices, which share the samples.
-
-    ``data`` is the validation part of packed data, cut into samples as ``documents`` says; ``blocks`` of them are
-    measured, the same ones as in training's own validation, ``batch_size`` per forward pass.
-    """
+    """Measures every model in the same way: same samples, same precision, same devices, which share the samples."""
 
     fabric: Fabric
-    data: PackedDataset
-    documents: str
-    blocks: int
-    batch_size: int
+    data: PackedDataset  # the validation part
+    documents: str  # how it was cut into samples
+    blocks: int  # samples that are measured, the same ones as in training's own validation
+    batch_size: int  # samples per forward pass
     precision: str
 
     def measure(self, path: Path, identity: dict[str, Any], label: str, load: Callable[..., GPT]) -> BlockLosses:
@@ -192,20 +188,14 @@ Verdict = Literal["met", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model against the reference on the same samples, in nats per token.
-
-    ``difference`` is the mean of the samples' differences, model minus reference; its ``stderr`` is far below that of
-    either loss, because what makes a sample hard for both cancels. ``verdict`` is "met" if the difference is at most
-    ``margin`` with 95% confidence (a test of non-inferiority), "worse" if it is above with the same confidence, and
-    "undecided" if the samples are too few to tell.
-    """
+    """A model against the reference on the same samples, in nats per token: a test of non-inferiority."""
 
     loss: float
     reference: float
-    difference: float
-    stderr: float
+    difference: float  # mean over the samples, model minus reference
+    stderr: float  # of it, far below that of either loss, because what makes a sample hard for both cancels
     margin: float
-    verdict: Verdict
+    verdict: Verdict  # "met" where at most the margin with 95% confidence, "worse" where above it, else "undecided"
 
     @property
     def met(self) -> bool:

@@ -29,16 +29,12 @@ Answer = tuple[int | list[int] | None, int | None]
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task and where its rows are from.
-
-    ``identity`` identifies the task's part of a result: its name and version, a hash of its whole description, examples
-    in the prompt, the split that is scored, and a hash of the local files, or of the text of the hub's rows.
-    """
+    """A task and where its rows are from."""
 
     name: str
     task: Task
     tag: str | list[str] | None  # the families lm-eval counts it to, such as MMLU's four groups
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # of its part of a result: name, version, hashes of description and rows, examples, split
     answers: list[Answer]  # of each row that will be scored
 
 

@@ -225,10 +225,9 @@ class LitLM(TemplateLM):
         return self.scorer.score([self._request(context, continuation) for _, context, continuation in requests])
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation, as lm-eval splits them.
+        """Ids of context and continuation, as lm-eval splits them: white space before a continuation belongs to it.
 
-        White space before a continuation belongs to it, so a context of nothing else is an empty one. A continuation
-        whose text the tokenizer merges into the context's last token is encoded alone.
+        A continuation whose text the tokenizer merges into the context's last token is encoded alone.
         """
         if context.strip():
             before, ids = self._encode_pair(context, continuation)

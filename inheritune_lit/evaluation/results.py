@@ -68,10 +68,9 @@ class _HeldOutRecord(ValidationResult):
 
 
 class ResultFolder:
-    """``out_dir/<checkpoint>/<task>.json`` beside ``results.json``, ``results.md`` and ``results.csv``.
+    """``out_dir/<checkpoint>/<task>.json`` beside the results; ``requests`` keeps scores of single ones until the end.
 
-    The folder is a new one, or of an evaluation with the same settings; checkpoints and columns may be more. One that
-    holds something else is a ``UserError``. ``requests`` is where scores of single requests are kept until the end.
+    The folder is new, or of an evaluation with the same settings and maybe less to score, else a ``UserError``.
     """
 
     def __init__(self, out_dir: Path, settings: Record) -> None:

@@ -124,10 +124,7 @@ class SharedWork:
     ranks: Ranks
 
     def find(self, names: list[str], empty_NW: Tensor, to_row: Callable[[Any], list[Any]]) -> tuple[Tensor, list[int]]:
-        """Rows (N, W) of what is on disk, as the first process sees it, and the numbers of what is not.
-
-        ``names`` are the requests' (``request_key``); ``to_row`` gives the beginning of a result's row.
-        """
+        """Rows (N, W) of ``names``, by ``to_row`` where the first process has results, and the others' numbers."""
         for number, name in enumerate(names if self.ranks.is_first else []):
             if (result := self.cache.get(name)) is not None:
                 row = to_row(result)

@@ -62,8 +62,7 @@ def tree_size(keys: Sequence[bytes]) -> int:
 def split_rows(keys: Sequence[bytes], capacity: int) -> list[list[bytes]]:
     """Cut sorted, distinct keys into rows of at most ``capacity`` tokens; a longer sequence has a row of its own.
 
-    A row begins with a whole sequence, so what it shares with the row before is computed again: rows lose little when
-    ``capacity`` is several times the shared beginning.
+    A row begins with a whole sequence: little is computed again where ``capacity`` is several times what is shared.
     """
     rows: list[list[bytes]] = []
     tokens = 0
@@ -79,17 +78,12 @@ def split_rows(keys: Sequence[bytes], capacity: int) -> list[list[bytes]]:
 
 @dataclass(frozen=True)
 class Row:
-    """Part of a prefix tree; L nodes in depth-first order.
-
-    A node's depth is the number of its ancestors, which is its token's position in its sequences. Its end is the index
-    behind its last descendant: node x descends from y where y <= x < end[y]. ``paths`` are the nodes of each sequence,
-    from its first token to its last.
-    """
+    """Part of a prefix tree; L nodes in depth-first order."""
 
     tokens_L: np.ndarray
-    depth_L: np.ndarray
-    end_L: np.ndarray
-    paths: list[np.ndarray]
+    depth_L: np.ndarray  # number of a node's ancestors, which is its token's position in its sequences
+    end_L: np.ndarray  # index behind a node's last descendant: node x descends from y where y <= x < end[y]
+    paths: list[np.ndarray]  # nodes of each sequence, from its first token to its last
 
 
 def build_row(keys: Iterable[bytes]) -> Row:

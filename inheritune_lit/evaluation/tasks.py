@@ -55,10 +55,9 @@ class TaskResolver:
         self._local_rows = LocalTaskRows(data_dir, scratch, self._subjects) if data_dir else None
 
     def resolve(self, asked: list[str], shots: dict[str, int | None] | None = None) -> ResolvedTasks:
-        """Descriptions of the tasks asked for, which are names or YAML files; "mmlu" becomes its subjects.
+        """Descriptions of tasks by name or YAML file, "mmlu" as its subjects; one that is missing is a ``UserError``.
 
-        ``shots`` are examples in the prompt for some of them; the resolver's own number goes before. An unknown task,
-        or a task whose local rows are missing, is a ``UserError``.
+        ``shots`` are examples in the prompt for some of them; the resolver's own number goes before.
         """
         registered: dict[str, dict[str, Any]] = {}
         own: dict[str, dict[str, Any]] = {}

@@ -159,8 +159,7 @@ def _initialiser(reference: ReferenceModel, config: Config, name: str) -> FreshV
 def half_width_config(config: Config) -> Config:
     """The configuration at half the width, where embedding and MLP size are even and there are no experts.
 
-    The head size stays. Query groups are halved, rounding up, and keep their number of heads; with one group its heads
-    are halved.
+    Query groups are halved, rounding up, and keep head size and number of heads; one group's heads are halved.
     """
     if config.mlp_class_name == "LLaMAMoE":
         # Half of the experts, or all of them at half their width? The router's choice would be another either way.

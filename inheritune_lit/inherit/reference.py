@@ -118,10 +118,9 @@ class ReferenceModel:
 
 
 def open_reference(folder: Path, org: str, name: str | None = None) -> ReferenceModel:
-    """Read the configuration of a Hugging Face or litgpt folder; its weights need not be there.
+    """Read the configuration of a Hugging Face or litgpt folder, not its weights; another folder is a ``UserError``.
 
-    ``org`` made it, "local" where unknown; ``name`` is the one it carries, else the folder's, when None. A folder that
-    is not a checkpoint, or whose configuration is damaged or not supported, is a ``UserError``.
+    ``org`` made it, "local" where unknown; ``name`` is the one it carries, else the folder's, when None.
     """
     if not folder.is_dir():
         raise UserError(_NO_FOLDER.format(folder))
@@ -266,10 +265,9 @@ class ResolvedReference:
 
 @contextmanager
 def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedReference]:
-    """Find a reference and read its configuration; it is there for the length of the block.
+    """Find a reference, for the length of the block, and read its configuration; a bad one is a ``UserError``.
 
-    ``tokenizer_dir`` is GPT-2's tokenizer for a shape without weights, fetched from the hub when None. A reference that
-    is not there or damaged is a ``UserError``.
+    ``tokenizer_dir`` is GPT-2's tokenizer for a shape without weights, fetched from the hub when None.
     """
     path = Path(ref).expanduser()
     if tokenizer_dir is not None and (path.is_dir() or not references.find_shape(ref)):

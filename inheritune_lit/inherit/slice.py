@@ -122,8 +122,7 @@ def parent_of(folder: Path) -> dict[str, Any] | None:
 def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: bool = True) -> list[str]:
     """Write the checkpoint of a plan without its manifest; warns of tensors that hold NaN or infinity.
 
-    Inherited values are the stored ones, byte for byte where the plan asks for their dtype. Tokenizer and generation
-    settings are copied from ``tokenizer_dir``; the names of these files are returned.
+    Inherited values are copied byte for byte in one dtype; returns the names of files from ``tokenizer_dir``.
     """
     not_finite: set[str] = set()
 

@@ -22,12 +22,10 @@ def open_executor(
 ) -> AbstractContextManager[Executor | None]:
     """Returns a context that gives an executor; None for one worker without a cluster, which means this process.
 
-    Results are asked for inside the block, which explains the death of a worker. When the block ends with an exception,
-    work that has begun is stopped. A ``UserError`` says that ``distributed`` is not installed, no scheduler answers, or
-    workers were killed.
-
-    They are processes of this machine, each of which calls ``initializer`` first, or those of a ``cluster``: the
-    address of a Dask scheduler, such as tcp://host:8786, which gives a killed worker's work to another one.
+    It has processes of this machine, which call ``initializer`` first, or those of a ``cluster``, the address of a Dask
+    scheduler such as tcp://host:8786, which gives a killed worker's work to another one. Results are asked for inside
+    the block; one that ends with an exception stops what has begun. Killed workers, no scheduler, or no ``distributed``
+    are a ``UserError``.
     """
     if cluster is not None:
         return _dask_executor(cluster)

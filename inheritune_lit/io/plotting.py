@@ -65,8 +65,7 @@ def draw_curve(
 ) -> None:
     """Draws a curve in the style of its number, which a thing keeps in all panels, with ``changes`` of the style.
 
-    The label is for ``label_ends``, None for a further curve of the same thing; ``stderr`` is half the length of each
-    error bar.
+    ``label`` is for ``label_ends``, None for a further curve; ``stderr`` is half the length of each error bar.
     """
     look = style(number) | changes
     places, heights = _drawable(x), _drawable(y)

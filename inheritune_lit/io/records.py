@@ -28,10 +28,9 @@ def read_record(path: Path, kind: type[Record], what: str, remedy: str, others: 
 def to_record(
     content: Any, kind: type[Record], path: Path, what: str, remedy: str = AGAIN, others: bool = False
 ) -> Record:
-    """Returns what was read from a JSON or YAML file as a dataclass; a union takes the first type that fits.
+    """Returns what was read from a file as a dataclass; a union takes the first type that fits.
 
-    A value that is missing, unknown or of another type is a ``UserError`` that names it, and says ``what`` the file
-    should be, such as "packed data". With ``others``, values that the dataclass does not have are left out instead.
+    A value missing, unknown (left out with ``others``) or of another type is named in a ``UserError`` with ``what``.
     """
     try:
         return _build(kind, content, "", others)

@@ -7,10 +7,7 @@ from inheritune_lit.errors import printable
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Returns a table, aligned right but for the columns numbered in ``left``; rows that end early have empty cells.
-
-    A cell stays one cell, whatever it holds.
-    """
+    """Returns a table, aligned right but for columns in ``left``; short rows have empty cells, and a cell stays one."""
     marks = ["---" if number in left else "--:" for number in range(len(header))]
     padded = [[*map(_cell, row), *[""] * (len(header) - len(row))] for row in (header, *rows)]
     first, *lines = [f"| {' | '.join(row)} |" for row in padded]

@@ -263,8 +263,7 @@ li { overflow-wrap: anywhere; }
 def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Path]) -> str:
     """Returns Markdown as a page that opens offline, and that a browser loads again after ``refresh_s``, if not None.
 
-    The text names its figures, PNG files in ``base`` or one of the folders, relative to ``base``; another image is left
-    out, whatever a page says.
+    Its figures are PNG files in ``base`` or a folder, named relative to ``base``; any other image is left out.
     """
     allowed = {folder.resolve() for folder in (base, *folders)}
 

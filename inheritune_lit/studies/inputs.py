@@ -86,8 +86,7 @@ _CHOICES = 4
 def write_task(folder: Path, documents: Iterable[str], seed: int = 1337, per_document: int = 12) -> None:
     """Write rows from at least four held-out texts, and the task's lm-eval description, ``demo_next_passage.yaml``.
 
-    Each row, of at most ``per_document`` from one text, shows a stretch of it and four stretches of the same length:
-    the one that follows, and three from other places of the texts. Chance is 25%.
+    A row, of ``per_document`` at most of one text, shows a stretch and four, of which one follows it; chance is 25%.
     """
     draw = random.Random(seed)
     span = _CONTEXT_CHARACTERS + _CHOICE_CHARACTERS

@@ -71,10 +71,9 @@ class ReplicationRecord:
 
 
 def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
-    """Trains every model of the grid on equal data, and writes the tables and figures as ``replication.md``.
+    """Trains every model of the grid on equal data for ``replication.md``; the same call keeps those that are done.
 
-    The same call continues; models that are done are kept. A seed is that of weights and of the order of samples: with
-    one seed all models see the same samples.
+    A seed is that of weights and of the order of samples: with one seed all models see the same samples.
     """
     scale, out_dir = SCALES[args.scale], args.out_dir
     chosen = _choose(experiments(scale, out_dir), args.only)

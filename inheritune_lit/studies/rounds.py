@@ -33,10 +33,9 @@ class Round:
 
 
 def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None) -> list[Round]:
-    """Plans all rounds that there can be, Algorithm 1 of the paper; what they cost is not known yet.
+    """Plans all rounds that there can be, Algorithm 1 of the paper, not yet what they cost.
 
-    ``depth`` is the reference's number of layers, ``start`` its layer behind each layer of a checkpoint to start from,
-    its first ``args.n`` when None. Arguments that the depth rules out are a ``UserError``.
+    ``start`` has a checkpoint's layers of a reference of ``depth``, its first ``args.n`` when None; others are refused.
     """
     if start is None:
         n = max(1, depth // 2) if args.n is None else args.n
