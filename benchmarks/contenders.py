@@ -1,14 +1,18 @@
-"""One contender of the training benchmarks in a process of its own: `python benchmarks/contenders.py NAME FOLDER`.
+"""One contender of the training benchmarks in a process of its own:
+
+    python benchmarks/contenders.py NAME FOLDER [--micro_batch_size 4]
 
 FOLDER holds spec.json, tokens.npy (steps, samples, T + 1), checkpoint/ (litgpt) and hf/ (the same weights). The result
 goes to FOLDER/NAME.json: seconds and loss of each optimizer step, peak memory, and what ran.
 """
 
+import argparse
 import json
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,7 @@ class Clock:
             "warm_up_seconds": round(sum(self._seconds[: self._warm_up]), 2),
             "losses": [round(loss, 5) for loss in self.losses],
             "peak_memory_mb": round(peak / 1e6, 1),
+            **({"reserved_memory_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)} if self._cuda else {}),
         }
 
     def _watch(self) -> None:
@@ -67,7 +72,7 @@ class TokenArray:
     def __init__(self, tokens_NT1: np.ndarray) -> None:
         self._tokens_NT1 = tokens_NT1
 
-    def samples(self, samples: range) -> range:
+    def blocks(self, samples: range) -> range:
         """The samples in their order."""
         return samples
 
@@ -87,13 +92,18 @@ def ours(
     precision: str,
     speed: dict[str, Any],
     optimizer: str = "adamw",
+    attention: str | None = None,
 ) -> Result:
-    """The training step of ``inheritune pretrain``."""
+    """The training step of ``inheritune pretrain``, with the plan's prediction of its memory.
+
+    ``attention`` is "flash" or "cudnn" where the kernel is not to be the one that training chooses.
+    """
+    from inheritune_lit.model.attention import attention_kernel
     from inheritune_lit.model.load import load_model
     from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
     from inheritune_lit.train.loop import Trainer
-    from inheritune_lit.train.plan import RunPlan
-    from inheritune_lit.train.setup import build_fabric, choose_kernels, set_up
+    from inheritune_lit.train.plan import ResourceEstimate
+    from inheritune_lit.train.setup import build_fabric, check_machine, choose_kernels, set_up
 
     clock = Clock(spec["warm_up"])
     steps, samples, T = len(tokens_SNT1), tokens_SNT1.shape[1], tokens_SNT1.shape[2] - 1
@@ -105,13 +115,16 @@ def ours(
         max_loss_jump=None,
     )
     adamw, chosen = OptimizerArgs(name=optimizer, lr=spec["lr"]), SpeedArgs(**speed)
+    args = TrainingArgs(train=train, optimizer=adamw, speed=chosen)
     fabric = build_fabric(1, 1, "auto", precision)
+    check_machine(args, fabric.device)
     gpt = load_model(folder / "checkpoint", dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
     kernels = choose_kernels(gpt.config, chosen, fabric.device, 0.0, spec["flops"])
-    args = TrainingArgs(train=train, optimizer=adamw, speed=chosen)
+    plan = _plan(gpt.config, spec, steps, samples, T)
+    predicted = ResourceEstimate(gpt.config, plan, args, precision, kernels, fabric.device).memory
     state = set_up(fabric, gpt, args, T, precision, kernels)
-    accumulation = samples // spec["micro_batch_size"]
-    plan = RunPlan(steps, 0, 0, accumulation, T, samples * T, 0, 0, spec["flops_per_token"], None)
+    if attention:
+        _swap_kernel(gpt, attention)
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
     trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
@@ -119,7 +132,64 @@ def ours(
         trainer.step = step
         clock.start()
         clock.stop(trainer.train_step()[0])
-    return clock.result() | {"kernels": _kernels(trainer.train_step) if torch.cuda.is_available() else None}
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    return clock.result() | {
+        "attention": attention or attention_kernel(gpt, T, fabric.device, dtype),
+        "loss_kernel": kernels.loss,
+        "predicted_memory_mb": round(predicted.total / 1e6, 1),
+        "predicted_parts_mb": {name: round(count / 1e6, 1) for name, count in asdict(predicted).items()},
+        **_kernels(trainer.train_step),
+    }
+
+
+def _plan(config: Any, spec: dict[str, Any], steps: int, samples: int, T: int) -> Any:
+    from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
+    from inheritune_lit.train.plan import RunPlan
+
+    return RunPlan(
+        total_steps=steps,
+        budget=0,
+        tokens=0,
+        accumulation=samples // spec["micro_batch_size"],
+        block_size=T,
+        tokens_per_step=samples * T,
+        val_blocks=0,
+        parameters=count_parameters(tensor_shapes(config, tied=False)),
+        flops_per_token=spec["flops_per_token"],
+        peak_flops=None,
+    )
+
+
+def predicted_bytes(config: Any, spec: dict[str, Any], samples: int, T: int, device: torch.device) -> int:
+    """What ``inheritune pretrain`` predicts for a step in bf16-mixed, which needs more than bf16-true."""
+    from inheritune_lit.train.args import SpeedArgs, TrainArgs, TrainingArgs
+    from inheritune_lit.train.plan import ResourceEstimate
+    from inheritune_lit.train.setup import choose_kernels
+
+    train = TrainArgs(global_batch_size=samples, micro_batch_size=spec["micro_batch_size"])
+    kernels = choose_kernels(config, SpeedArgs(), device, 0.0, spec["flops"])
+    plan = _plan(config, spec, 1, samples, T)
+    return ResourceEstimate(config, plan, TrainingArgs(train=train), "bf16-mixed", kernels, device).memory.total
+
+
+def _swap_kernel(gpt: Any, name: str) -> None:
+    """Compute attention by one kernel and no other; an error where it does not apply."""
+    from torch.nn import functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from inheritune_lit.model.attention import swap_attention
+
+    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
+
+    def attend(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        size = self.config.head_size
+        q, k, v = (F.pad(x, (0, -size % 8)) for x in (q, k, v))
+        with sdpa_kernel([backend]):
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=size**-0.5)
+        return y_BHTD[..., :size].transpose(1, 2)
+
+    for block in gpt.transformer.h:
+        swap_attention(block.attn, attend)
 
 
 def litgpt(folder: Path, spec: dict[str, Any], tokens_SNT1: np.ndarray, precision: str, compiled: bool) -> Result:
@@ -145,8 +215,8 @@ def litgpt(folder: Path, spec: dict[str, Any], tokens_SNT1: np.ndarray, precisio
     fabric.load_raw(folder / "checkpoint" / "lit_model.pth", model)
     size, samples = spec["micro_batch_size"], tokens_SNT1.shape[1]
     accumulation = samples // size
-    for tokens_NT1 in tokens_SNT1:
-        clock.start()
+
+    def train_step(tokens_NT1: np.ndarray) -> float:
         total = torch.zeros((), device=fabric.device)
         for start in range(0, samples, size):
             tokens_BT1 = fabric.to_device(torch.from_numpy(tokens_NT1[start : start + size]))
@@ -156,8 +226,12 @@ def litgpt(folder: Path, spec: dict[str, Any], tokens_SNT1: np.ndarray, precisio
         fabric.clip_gradients(model, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
-        clock.stop(total.item() / accumulation)
-    return clock.result()
+        return total.item() / accumulation
+
+    for tokens_NT1 in tokens_SNT1:
+        clock.start()
+        clock.stop(train_step(tokens_NT1))
+    return clock.result() | _kernels(lambda: train_step(tokens_SNT1[-1]))
 
 
 def transformers(
@@ -193,8 +267,9 @@ def transformers(
             if "loss" in logs:
                 clock.stop(float(logs["loss"]))
 
+    made = tempfile.TemporaryDirectory()  # the Trainer wants one, and leaves nothing in it
     arguments = hf.TrainingArguments(
-        output_dir=str(folder / "trainer"),
+        output_dir=made.name,
         per_device_train_batch_size=spec["micro_batch_size"],
         gradient_accumulation_steps=tokens_SNT1.shape[1] // spec["micro_batch_size"],
         max_steps=len(tokens_SNT1),
@@ -218,15 +293,27 @@ def transformers(
     return clock.result()
 
 
-def _kernels(step: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The GPU kernels that took the most time in one more step."""
+_ATTENTION = ("flash", "fmha", "cudnn", "sdpa", "attention", "attn")  # parts of the names of attention's kernels
+
+
+def _kernels(step: Callable[[], Any]) -> Result:
+    """Milliseconds of the GPU kernels of one more step: those that take longest, and attention's."""
+    if not torch.cuda.is_available():
+        return {}
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         step()
         torch.cuda.synchronize()
-    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)[:12]
-    return [{"kernel": event.key[:80], "ms": round(event.self_device_time_total / 1e3, 1)} for event in events]
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
+    rows = [(event.key[:120], round(event.self_device_time_total / 1e3, 1), event.count) for event in events]
+    attention = [row for row in rows if any(part in row[0].lower() for part in _ATTENTION) and "triton" not in row[0]]
+    names = ("kernel", "ms", "launches")
+    return {
+        "kernels": [dict(zip(names, row, strict=True)) for row in rows[:20]],
+        "attention_kernels": [dict(zip(names, row, strict=True)) for row in attention],
+        "kernel_ms": round(sum(row[1] for row in rows), 1),
+    }
 
 
 CONTENDERS: dict[str, Callable[[Path, dict[str, Any], np.ndarray], Result]] = {
@@ -236,6 +323,9 @@ CONTENDERS: dict[str, Callable[[Path, dict[str, Any], np.ndarray], Result]] = {
     "ours-bf16-mixed": lambda *a: ours(*a, "bf16-mixed", {}),
     "ours-bf16-mixed-eager": lambda *a: ours(*a, "bf16-mixed", {"compile": False}),
     "ours-bf16-true": lambda *a: ours(*a, "bf16-true", {}),
+    "ours-bf16-mixed-flash": lambda *a: ours(*a, "bf16-mixed", {}, attention="flash"),
+    "ours-bf16-mixed-cudnn": lambda *a: ours(*a, "bf16-mixed", {}, attention="cudnn"),
+    "ours-bf16-mixed-liger": lambda *a: ours(*a, "bf16-mixed", {"loss_kernel": "liger"}),
     "ours-fp8": lambda *a: ours(*a, "bf16-mixed", {"fp8": True}),
     "ours-24gb": lambda *a: ours(*a, "bf16-true", {"activation_checkpointing": True}, "adamw8bit"),
     "litgpt-fp32": lambda *a: litgpt(*a, "32-true", compiled=True),
@@ -249,13 +339,19 @@ CONTENDERS: dict[str, Callable[[Path, dict[str, Any], np.ndarray], Result]] = {
 }
 
 
-def main(name: str, folder: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(CONTENDERS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--micro_batch_size", type=int, help="instead of spec.json's")
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    spec = json.loads((folder / "spec.json").read_text())
-    result = CONTENDERS[name](folder, spec, np.load(folder / "tokens.npy"))
-    (folder / f"{name}.json").write_text(json.dumps(result))
+    folder, spec = arguments.folder, json.loads((arguments.folder / "spec.json").read_text())
+    size = spec["micro_batch_size"] = arguments.micro_batch_size or spec["micro_batch_size"]
+    result = CONTENDERS[arguments.name](folder, spec, np.load(folder / "tokens.npy"))
+    (folder / f"{arguments.name}.json").write_text(json.dumps({**result, "micro_batch_size": size}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main()
