@@ -3,7 +3,7 @@
     python benchmarks/gpu_wheels.py wheels [--evaluation] [--bitsandbytes] [--python 3.12] [--platform x86_64]
 
 Needs pip and a network. Packages that they depend on in turn, torch above all, are left out: the machine has its own.
-About 13 MB for training, 14 MB more for lm-eval's tasks (``--evaluation``), 43 MB more for 8-bit optimizers and 4-bit
+About 13 MB for training, 11 MB more for lm-eval's tasks (``--evaluation``), 43 MB more for 8-bit optimizers and 4-bit
 weights (``--bitsandbytes``).
 """
 
