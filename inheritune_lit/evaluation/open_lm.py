@@ -26,7 +26,7 @@ from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
-from inheritune_lit.model.attention import install_plans, pad_head_size
+from inheritune_lit.model.attention import fuse_attention, install_plans
 from inheritune_lit.model.devices import free_memory
 from inheritune_lit.model.load import Quantization, load_model, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer
@@ -293,7 +293,7 @@ def open_lm(
         quantize_linears(model, quantize, device)
         model.cos, model.sin = model.rope_cache(device=torch.device(device))
     if torch.device(device).type == "cuda":
-        pad_head_size(model)
+        fuse_attention(model, torch.device(device))
     encoder = Encoder(tokenizer, model.config.padded_vocab_size, bos)
     hashes = [sha256_file(path) for path in open_weights(checkpoint_dir).files]
     config = {key: value for key, value in asdict(model.config).items() if key not in ("name", "hf_config")}

@@ -5,7 +5,7 @@ a forward pass can hand over an ``AttentionPlan`` instead, which calls that meth
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from litgpt.model import GPT, CausalSelfAttention, do_softcapping
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Attend = Callable[..., torch.Tensor]
 """litgpt's method: q (B, H, T, D), k and v (B, H, S, D), a mask or None; result (B, T, H, D)."""
@@ -28,17 +29,38 @@ def swap_attention(attention: CausalSelfAttention, attend: Callable[..., torch.T
     return before
 
 
-def pad_head_size(model: GPT) -> bool:
-    """Pad queries, keys and values with zeros inside attention; False where a head size of n * 8 does not need it.
+def fuse_attention(model: GPT, device: torch.device) -> None:
+    """Let attention on a GPU run in PyTorch's fused kernels, on as little as they need; soft-capped logits have none.
 
-    OpenLLaMA-3B's is 100. Zeros add nothing to a dot product, the scale stays that of the true size, and the added
-    columns of the output are cut off: the result is the same, and the fast kernels apply.
+    Heads are padded with zeros to a size of n * 8 inside attention (OpenLLaMA-3B's is 100): zeros add nothing to a dot
+    product, the scale stays that of the true size, and the added columns are cut off. Keys and values that queries
+    share are not repeated where there is no mask.
     """
-    if model.config.head_size % _MULTIPLE == 0 or model.config.attention_logit_softcapping is not None:
-        return False
+    if model.config.attention_logit_softcapping is not None:
+        return
+    repeats, kernels = model.config.n_head // model.config.n_query_groups, _kernels(device)
+    missing = -model.config.head_size % _MULTIPLE
+
+    def attend(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
+        shared = mask is None and repeats > 1
+        if shared and k.shape[1] == q.shape[1]:  # litgpt has repeated them
+            k, v = k[:, ::repeats], v[:, ::repeats]
+        if missing:
+            q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
+        options = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": shared, "scale": _scale(self)}
+        with sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext():
+            y_BHTD = F.scaled_dot_product_attention(q, k, v, **options)
+        return y_BHTD[..., : self.config.head_size].transpose(1, 2)
+
     for block in model.transformer.h:
-        swap_attention(block.attn, _padded_attention)
-    return True
+        swap_attention(block.attn, attend)
+
+
+def _kernels(device: torch.device) -> list[SDPBackend]:
+    """The order of kernels to try: cuDNN's first on Hopper and Blackwell, where it is the fastest; else PyTorch's."""
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    names = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH") if hopper else ()
+    return [getattr(SDPBackend, name) for name in names]
 
 
 def _scale(attention: CausalSelfAttention) -> float:
@@ -46,25 +68,22 @@ def _scale(attention: CausalSelfAttention) -> float:
     return (config.attention_scores_scalar or config.head_size) ** -0.5 * attention.mscale * attention.mscale
 
 
-def _padded_attention(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
-    size = self.config.head_size
-    q, k, v = (F.pad(x, (0, -size % _MULTIPLE)) for x in (q, k, v))
-    y_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=_scale(self), is_causal=mask is None)
-    return y_BHTD[..., :size].transpose(1, 2)
-
-
 def attention_kernel(model: GPT, block_size: int, device: torch.device, dtype: torch.dtype) -> str:
     """Name of the kernel that PyTorch chooses for attention over a block in a dtype, such as "flash_attention"."""
     config = model.config
     if config.attention_logit_softcapping is not None:
         return "eager (logit soft-capping)"
-    size = config.head_size + -config.head_size % _MULTIPLE * (device.type == "cuda")
-    shape = (1, config.n_head, block_size, size)
-    q, k, v = (torch.empty(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    windowed = config.sliding_window_size is not None
-    mask = torch.zeros(block_size, block_size, dtype=dtype, device=device) if windowed else None
-    chosen = torch._fused_sdp_choice(q, k, v, attn_mask=mask, is_causal=mask is None)
-    return torch.nn.attention.SDPBackend(chosen).name.lower()
+    windowed = config.sliding_window_size is not None and config.sliding_window_size < block_size
+    fused = device.type == "cuda"
+    shared = fused and not windowed and config.n_query_groups < config.n_head
+    size, groups = config.head_size, config.n_query_groups if shared else config.n_head
+    shapes = [(1, heads, block_size, size + -size % _MULTIPLE * fused) for heads in (config.n_head, groups, groups)]
+    q, k, v = (torch.empty(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+    mask = torch.zeros(block_size, block_size, dtype=torch.bool, device=device) if windowed else None
+    kernels = _kernels(device)
+    with sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext():
+        chosen = torch._fused_sdp_choice(q, k, v, attn_mask=mask, is_causal=not windowed, enable_gqa=shared)
+    return SDPBackend(chosen).name.lower()
 
 
 class Captured(NamedTuple):

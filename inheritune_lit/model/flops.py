@@ -1,14 +1,20 @@
 """What a model costs: FLOPs per token, and the bytes that its blocks keep for the backward pass."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from functorch.compile import aot_function, min_cut_rematerialization_partition, nop
+from litgpt.model import CausalSelfAttention
+from torch._functorch import config as functorch_config
+from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.io.arguments import Precision
-from inheritune_lit.model.attention import swap_attention
-from inheritune_lit.model.gpt import build_model, rope_of_layer
+from inheritune_lit.model.attention import install_plans, swap_attention
+from inheritune_lit.model.gpt import Transformer, build_model
 
 LONGEST_BLOCK = 2048  # most tokens per sample where no number is given: the paper's
 
@@ -22,43 +28,97 @@ def flops_per_token(config: Config, block_size: int) -> float:
     return 6.0 * (matrices + config.n_layer * config.n_head * config.head_size * block_size)
 
 
-def kept_bytes(config: Config, samples: int, block_size: int, precision: Precision) -> int:
-    """Bytes that autograd keeps of one block for the backward pass, counted by autograd itself without any data."""
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+_kept: dict[str, int] = {}
+
+
+def kept_bytes(config: Config, block_size: int, precision: Precision, compiled: bool, budget: float = 1.0) -> int:
+    """Bytes per sample that the blocks of a model on a GPU keep for the backward pass, found without any data.
+
+    Autograd says what it keeps, or where the model is to be compiled, the partitioner of torch.compile, with the
+    ``budget`` of ``SpeedArgs.activation_budget``. Weights are not counted: linear layers have theirs in the type that
+    they compute in.
+    """
+    key = repr((config, block_size, precision, compiled, budget))
+    if key not in _kept:
+        if config.mlp_class_name == "LLaMAMoE":  # as many elements as the experts of a token
+            width = (config.moe_intermediate_size or config.intermediate_size) * config.n_expert_per_token
+            config = replace(config, mlp_class_name="LLaMAMLP", intermediate_size=width)
+        if compiled and budget < 1:  # what is kept of a layer depends on the others
+            _kept[key] = _count_kept(config, block_size, precision, compiled, budget)
+        else:
+            one, two = (
+                _count_kept(replace(config, n_layer=layers), block_size, precision, compiled, 1.0) for layers in (1, 2)
+            )
+            _kept[key] = one + (config.n_layer - 1) * (two - one)
+    return _kept[key]
+
+
+def _count_kept(config: Config, block_size: int, precision: Precision, compiled: bool, budget: float) -> int:
+    sizes: dict[int, int] = {}
+    keep: list[torch.Tensor] = []  # so that no storage's address is used twice
+
+    def note(tensor: torch.Tensor, counts: bool = True) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes.setdefault(storage._cdata, storage.nbytes() * counts)
+        keep.append(tensor)
+        return tensor
+
+    def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **options: Any) -> Any:
+        graphs = min_cut_rematerialization_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **options)
+        nodes = list(graphs[0].graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder":
+                note(node.meta["val"], counts=False)
+        for node in nodes[-1].args[0][num_fwd_outputs:]:
+            if isinstance(node.meta["val"], torch.Tensor):  # others are sizes
+                note(node.meta["val"])
+        return graphs
+
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        model = _blocks(config, block_size, precision)
+        tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), "cos": model.cos, "sin": model.sin}
+        tokens_BT = torch.zeros(1, block_size, dtype=torch.long)
+        for tensor in (*tensors.values(), tokens_BT):
+            note(tensor, counts=False)
+        if compiled:
+
+            def run(state: list[torch.Tensor], tokens_BT: torch.Tensor) -> torch.Tensor:
+                return torch.func.functional_call(model, dict(zip(tensors, state, strict=True)), (tokens_BT,))
+
+            traced = aot_function(run, nop, nop, partition_fn=partition, decompositions=select_decomp_table())
+            with functorch_config.patch(activation_memory_budget=budget):
+                traced(list(tensors.values()), tokens_BT)
+        else:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                model(tokens_BT)
+    return sum(sizes.values())
+
+
+def _blocks(config: Config, block_size: int, precision: Precision) -> Transformer:
+    """A model without its head, as it is trained on a GPU, of fake tensors."""
     default = torch.get_default_dtype()
-    with FakeTensorMode():
-        torch.set_default_dtype(dtype)
-        try:
-            model = build_model(replace(config, n_layer=1, block_size=block_size))
-        finally:
-            torch.set_default_dtype(default)
-        block = model.transformer.h[0]
-        x_BTC = torch.empty(samples, block_size, config.n_embd, dtype=dtype, requires_grad=True)
-        cos, sin = (table[:block_size].unsqueeze(0) for table in model.rope_cache())
-        rope = rope_of_layer(model, (cos, sin), 0)
-        swap_attention(block.attn, lambda _, q, k, v, mask=None: _FlashLike.apply(q, k, v).transpose(1, 2))
-        sizes: dict[int, int] = {parameter.untyped_storage()._cdata: 0 for parameter in block.parameters()}
-        keep: list[torch.Tensor] = []  # so that no storage's address is used twice
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            sizes.setdefault(storage._cdata, storage.nbytes())
-            keep.append(tensor)
-            return tensor
-
-        with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"),
-        ):
-            block(x_BTC, *rope)
-        return sum(sizes.values())
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    try:
+        model = build_model(replace(config, block_size=block_size))
+    finally:
+        torch.set_default_dtype(default)
+    model.cos, model.sin = model.rope_cache()
+    model.forward = model.hidden_states
+    if config.sliding_window_size is not None:
+        install_plans(model)
+    if precision == "bf16-mixed":
+        for linear in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+            for name, parameter in list(linear.named_parameters()):
+                setattr(linear, name, torch.nn.Parameter(parameter.detach().bfloat16()))
+    if config.attention_logit_softcapping is None:
+        for block in model.transformer.h:
+            swap_attention(block.attn, _flash_attention)
+    return model
 
 
-class _FlashLike(torch.autograd.Function):
-    """Keeps what a fused attention kernel keeps: inputs, output, and one number per row. It is never run backward."""
-
-    @staticmethod
-    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, output, torch.empty(q.shape[:-1], dtype=torch.float32))
-        return output
+def _flash_attention(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
+    """What ``fuse_attention`` makes of attention on a GPU, by the kernel for CPUs, which keeps the same."""
+    repeats, size = self.config.n_head // self.config.n_query_groups, self.config.head_size
+    q, k, v = (F.pad(x, (0, -size % 8)) for x in (q, k[:, ::repeats], v[:, ::repeats]))
+    y_BHTD, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+    return y_BHTD[..., :size].transpose(1, 2)

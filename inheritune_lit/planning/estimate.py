@@ -137,7 +137,7 @@ class TrainingJob:
             tokens = batch * self.block_size
             loss, held = "distilled", lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, precision)
         size, settings = (model.parameters, batch, self.block_size), (precision, self.speed, self.optimizer)
-        return lit.step_memory(model.config, *size, *settings, loss_kernel=loss, compiled=True, teacher=held)
+        return lit.step_memory(model.config, *size, *settings, loss, True, devices=self.devices, teacher=held)
 
     def seconds(self, gpu: lit.Gpu) -> float:
         """The run's duration on a kind of GPU."""

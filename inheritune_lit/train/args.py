@@ -179,14 +179,25 @@ class SpeedArgs:
     """How the loss is computed: whole logits, 1024 tokens of logits at a time, or Liger-Kernel's fused loss"""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more computing, far less memory"""
+    activation_budget: float = 1.0
+    """Share of a compiled model's activations to keep for the backward pass, 0 to 1: torch recomputes the rest, what
+    costs least first; less memory than nothing recomputed, less computing than activation_checkpointing"""
     fp8: bool = False
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
 
     def __post_init__(self) -> None:
-        self.check_compiled(bool(self.compile))
+        if not 0 <= self.activation_budget <= 1:
+            raise UserError(f"--speed.activation_budget is {self.activation_budget}; give a share from 0 to 1")
+        if self.activation_budget < 1 and self.activation_checkpointing:
+            given = f"--speed.activation_budget {self.activation_budget} and --speed.activation_checkpointing true"
+            raise UserError(f"{given} both recompute; give one")
+        if self.compile is not None:
+            self.check_compiled(self.compile)
 
     def check_compiled(self, compiled: bool) -> None:
-        """Refuses a loss that the compiler cannot see through, where it is to; also where ``compile`` is not given."""
+        """Refuses what cannot be compiled where it is to be, and what only the compiler does where it is not."""
+        if self.activation_budget < 1 and not compiled:
+            raise UserError(f"--speed.activation_budget {self.activation_budget} needs --speed.compile true")
         if compiled and self.loss_kernel == "chunked":
             raise UserError("--speed.loss_kernel chunked cannot be compiled; use plain, or --speed.compile false")
 

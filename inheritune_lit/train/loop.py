@@ -21,7 +21,7 @@ from inheritune_lit.model.devices import peak_memory
 from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
-from inheritune_lit.train.optim import MAX_SKIPPED, LossGuard, clip_gradients, learning_rate
+from inheritune_lit.train.optim import MAX_SKIPPED, LossGuard, MasterWeights, clip_gradients, learning_rate
 from inheritune_lit.train.plan import RunPlan
 from inheritune_lit.train.run_folder import RunResult
 from inheritune_lit.train.saving import BEST, Counters, Saver, writing
@@ -167,8 +167,8 @@ class Trainer:
         for micro in range(self.plan.accumulation):
             summed = self._loss(micro_batch_samples(self.step, micro, size, micro_size, self._ranks.rank, world))
             losses.append(summed.detach())
-            last = micro == self.plan.accumulation - 1
-            with self.fabric.no_backward_sync(self.state.loss, enabled=not last and world > 1):
+            waits = micro < self.plan.accumulation - 1 or isinstance(self.state.optimizer, MasterWeights)
+            with self.fabric.no_backward_sync(self.state.loss, enabled=waits and world > 1):
                 # Over the step's targets, so that each counts the same however they fall into micro-batches and ranks;
                 # ranks average their gradients.
                 self.fabric.backward(summed * (world / targets))
@@ -176,7 +176,9 @@ class Trainer:
             if self._stop and world == 1 and left > _PATIENCE:
                 self._log(f"the step would take {left:.0f} s more: it is left, and done when the run is continued")
                 raise _StepLeft
-        norm = clip_gradients(self.state.gpt.parameters(), self.train.max_norm)
+        if isinstance(self.state.optimizer, MasterWeights) and world > 1:
+            self.state.optimizer.reduce(world)
+        norm = clip_gradients(self.state.optimizer, self.train.max_norm)
         micro_losses_M = self._ranks.add_up(torch.stack(losses))
         loss, grad_norm = micro_losses_M.double().sum().item() / targets, norm.item()
         if fault := self.guard.fault(loss, grad_norm):

@@ -21,8 +21,9 @@ class TrainingModel(torch.nn.Module):
     """A model and its loss as one module, so that both are compiled and distributed as one.
 
     The kernel "plain" is ``F.cross_entropy`` on whole logits, "chunked" never holds more than the logits of 1024
-    tokens, "liger" is Liger-Kernel's fused in-place kernel, for CUDA. ``z_loss`` is the weight of the squared
-    log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot compute is a ``UserError``.
+    tokens, "liger" is Liger-Kernel's fused kernel for CUDA, on fp32 logits: on bf16 ones it would sum in bf16.
+    ``z_loss`` is the weight of the squared log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot compute
+    is a ``UserError``.
     """
 
     def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
@@ -42,7 +43,7 @@ class TrainingModel(torch.nn.Module):
             return chunked_loss(self.gpt, hidden_NC, lambda logits, chunk: _cross_entropy(logits, targets_N[chunk]))
         logits_NV = self.gpt(inputs_BT).flatten(0, 1)
         if self._fused is not None:
-            return self._fused(logits_NV, targets_N).float()
+            return self._fused(logits_NV.float(), targets_N)
         logits_NV = logits_NV.float()
         loss = _cross_entropy(logits_NV, targets_N)
         if self.z_loss:

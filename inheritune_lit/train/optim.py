@@ -1,7 +1,8 @@
 """How a step changes the weights: learning rate, judging steps, clipping, and the optimizer with its state by name."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,16 @@ class LossGuard:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> torch.Tensor:
-    """Scale gradients down to ``max_norm`` (None only measures) and return their norm before, an fp32 scalar.
+def clip_gradients(optimizer: "Optimizer", max_norm: float | None) -> torch.Tensor:
+    """Scale an optimizer's gradients down to ``max_norm`` (None only measures); their norm before, an fp32 scalar.
 
-    Norms are taken in fp32 whatever the gradients are in: bf16 has two digits. Shards of one parameter on several ranks
-    count as the whole; parameters without gradient are left out.
+    A fused optimizer is told the scale and applies it in its step, which saves a pass over the gradients. Norms are
+    taken in fp32 whatever the gradients are in: bf16 has two digits. Shards of one parameter on several ranks count as
+    the whole; parameters without gradient are left out.
     """
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    sharded = isinstance(gradients[0], DTensor)
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     total = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in local]).square().sum()
     if isinstance(gradients[0], DTensor):
@@ -85,86 +89,107 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float | N
     norm = total.sqrt()
     if max_norm is not None:
         # As torch.nn.utils.clip_grad_norm_: no scale above 1, and no division by zero.
-        torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        inner: Any = optimizer.optimizer if isinstance(optimizer, MasterWeights) else optimizer
+        if inner.defaults.get("fused") and not sharded:
+            inner.grad_scale = scale.reciprocal()  # by which the step divides, as ``torch.amp.GradScaler`` has it do
+        else:
+            torch._foreach_mul_(local, scale)
     return norm
 
 
 Groups = list[dict[str, Any]]
-Parameters = list[torch.nn.Parameter]
-BUCKET_ELEMENTS = 1 << 27  # parameters whose fp32 gradients are in memory at a time: half a GB
 
 
-class MasterWeights(torch.optim.Optimizer):
-    """An optimizer over fp32 copies of low-precision parameters.
+class MasterWeights:
+    """An optimizer over fp32 copies, the masters, of low-precision parameters, which add up their gradients too.
 
-    bf16 has 8 bits of precision: an update below 1/256 of a weight is lost when it is added to it. Here it is added to
-    the copy, and the weight is the copy rounded. Parameters are stepped in buckets, each with an optimizer of its own,
-    so that only one bucket's gradients exist in fp32. ``build`` makes an optimizer from groups of copies with the same
-    options as those of the parameters; what that does to one parameter must not depend on the others.
+    bf16 has 8 bits of precision: an update below 1/256 of a weight is lost when it is added to it, and so is a small
+    gradient in the sum over many micro-batches. Both are added in fp32 here, gradients as soon as the backward pass has
+    them; once a step the weights become their masters, rounded. Parameters in fp32 are their own masters.
+
+    Args:
+        masters: of every parameter that is trained.
+        optimizer: over the masters.
     """
 
-    def __init__(self, groups: Groups, build: Callable[[Groups], torch.optim.Optimizer]) -> None:
-        super().__init__(groups, {})
-        self.buckets: list[tuple[dict[str, Any], Parameters, Parameters, torch.optim.Optimizer]] = []
-        for group in self.param_groups:
-            for bucket in _split(group["params"]):
-                masters = [torch.nn.Parameter(parameter.detach().float().clone()) for parameter in bucket]
-                self.buckets.append((group, bucket, masters, build([{**group, "params": masters}])))
+    def __init__(self, masters: dict[torch.nn.Parameter, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.masters = optimizer, masters
+        self._rounded = [parameter for parameter, master in masters.items() if master is not parameter]
+        for parameter in self._rounded:
+            parameter.register_post_accumulate_grad_hook(self._take_gradient)
+
+    @property
+    def param_groups(self) -> Groups:
+        """The masters' groups, whose options may be changed."""
+        return self.optimizer.param_groups
+
+    def _take_gradient(self, parameter: torch.nn.Parameter) -> None:
+        master, gradient = self.masters[parameter], parameter.grad
+        if gradient is not None:
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # what it takes no closure for
-        """One step of the inner optimizers on the copies, which are then rounded into the parameters."""
-        for group, bucket, masters, inner in self.buckets:
-            inner.param_groups[0].update({**group, "params": masters})
-            for parameter, master in zip(bucket, masters, strict=True):
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-            inner.step()
-            for parameter, master in zip(bucket, masters, strict=True):
-                parameter.copy_(master)
-                master.grad = None
+    def reduce(self, world_size: int) -> None:
+        """Average the summed gradients over ranks, in fp32."""
+        for parameter in self._rounded:
+            if (gradient := self.masters[parameter].grad) is not None:
+                torch.distributed.all_reduce(gradient)
+                gradient.div_(world_size)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of the optimizer on the masters, which are then rounded into the parameters."""
+        self.optimizer.step()
+        self._round()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """State and copies of every bucket."""
-        buckets = [
-            {"optimizer": inner.state_dict(), "masters": [master.detach() for master in masters]}
-            for _, _, masters, inner in self.buckets
-        ]
-        return {"buckets": buckets}
+        """The optimizer's state, and the masters in the order of the parameters."""
+        masters = [self.masters[parameter].detach() for parameter in self._rounded]
+        return {"optimizer": self.optimizer.state_dict(), "masters": masters}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over; the parameters become the rounded copies."""
-        for (_, bucket, masters, inner), state in zip(self.buckets, state_dict["buckets"], strict=True):
-            inner.load_state_dict(state["optimizer"])
-            for parameter, master, saved in zip(bucket, masters, state["masters"], strict=True):
-                master.copy_(saved)
-                parameter.copy_(master)
+        """Take a state over; the parameters become the rounded masters."""
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        for parameter, saved in zip(self._rounded, state_dict["masters"], strict=True):
+            self.masters[parameter].copy_(saved)
+        self._round()
+
+    def _round(self) -> None:
+        torch._foreach_copy_([*self._rounded], [self.masters[parameter].detach() for parameter in self._rounded])
 
 
-def _split(parameters: Parameters) -> Iterator[Parameters]:
-    """Buckets of at most ``BUCKET_ELEMENTS``, or of one larger parameter."""
-    bucket = parameters[:1]
-    for parameter in parameters[1:]:
-        if sum(each.numel() for each in (*bucket, parameter)) > BUCKET_ELEMENTS:
-            yield bucket
-            bucket = []
-        bucket.append(parameter)
-    yield bucket
+Optimizer = torch.optim.Optimizer | MasterWeights
 
 
-def build_optimizer(model: torch.nn.Module, args: OptimizerArgs) -> torch.optim.Optimizer:
-    """The optimizer over all parameters that are trained; in bf16 they get fp32 copies if ``args.master_weights``.
+def build_optimizer(model: torch.nn.Module, args: OptimizerArgs, round_linear: bool = False) -> Optimizer:
+    """The optimizer over all parameters that are trained; in bf16 they get fp32 masters if ``args.master_weights``.
 
+    ``round_linear`` turns fp32 weights of linear layers into masters and leaves them rounded to bf16 in the model:
+    what autocast does anew in every micro-batch is done once a step. Weights that other modules share stay as they are.
     An optimizer that does not exist, or does not take the arguments, is a ``UserError``.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    masters = {parameter: parameter for parameter in parameters}
+    low = [each for each in parameters if args.master_weights and each.dtype != torch.float32]
+    masters.update({parameter: torch.nn.Parameter(parameter.detach().float()) for parameter in low})
+    if round_linear:
+        owners = Counter(each for module in model.modules() for each in module.parameters(recurse=False))
+        linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        for parameter in (each for module in linear for each in module.parameters() if owners[each] == 1):
+            masters[parameter] = torch.nn.Parameter(parameter.detach())
+            parameter.data = parameter.detach().bfloat16()
     groups: Groups = [{"params": [], "weight_decay": decay} for decay in (args.weight_decay, 0.0)]
-    for parameter in parameters:
-        groups[args.decay == "matrices" and parameter.dim() < 2]["params"].append(parameter)
-    groups = [group for group in groups if group["params"]]
-    if args.master_weights and any(parameter.dtype != torch.float32 for parameter in parameters):
-        return MasterWeights(groups, lambda copies: _build(copies, args))
-    return _build(groups, args)
+    for master in masters.values():
+        groups[args.decay == "matrices" and master.dim() < 2]["params"].append(master)
+    optimizer = _build([group for group in groups if group["params"]], args)
+    return MasterWeights(masters, optimizer) if low or round_linear else optimizer
 
 
 def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
@@ -197,39 +222,39 @@ OPTIMIZER = "optimizer.pth"
 _MASTER = "master"
 
 
-def save_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Write name -> state of every parameter, such as ``exp_avg``, ``exp_avg_sq`` and ``step`` of AdamW."""
-    content: dict[str, dict[str, Any]] = {}
-    for names, inner, masters in _parts(model, optimizer):
-        states = inner.state_dict()["state"]
-        content |= {name: dict(states.get(number, {})) for number, name in enumerate(names)}
-        for name, master in zip(names, masters, strict=False):
-            content[name][_MASTER] = master.detach()
+    inner, names, masters = _parts(model, optimizer)
+    states = inner.state_dict()["state"]
+    content: dict[str, dict[str, Any]] = {name: dict(states.get(number, {})) for number, name in enumerate(names)}
+    for name, master in masters.items():
+        content[name][_MASTER] = master.detach()
     replace_file(path, lambda aside: torch.save(content, aside))
 
 
-def load_optimizer(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Give parameters the state saved under their names, if there is one; a file of something else is a UserError."""
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        for names, inner, masters in _parts(model, optimizer):
-            saved = {number: dict(content[name]) for number, name in enumerate(names) if content.get(name)}
-            copies = {number: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
-            with torch.no_grad():
-                for number, master in enumerate(masters):
-                    master.copy_(copies.get(number, master))
-            inner.load_state_dict({**inner.state_dict(), "state": saved})
+        inner, names, masters = _parts(model, optimizer)
+        saved = {number: dict(content[name]) for number, name in enumerate(names) if content.get(name)}
+        copies = {names[number]: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
+        with torch.no_grad():
+            for name, master in masters.items():
+                master.copy_(copies.get(name, master))
+        inner.load_state_dict({**inner.state_dict(), "state": saved})
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} is not an optimizer state of this model; give --optimizer_state reset") from error
 
 
 def _parts(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[list[str], torch.optim.Optimizer, list[torch.nn.Parameter]]]:
-    """Plain optimizers with their parameters' names in order, and the fp32 copies where they work on such."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    model: torch.nn.Module, optimizer: Optimizer
+) -> tuple[torch.optim.Optimizer, list[str], dict[str, torch.nn.Parameter]]:
+    """A plain optimizer with the names of what it trains in its order, and the masters of parameters by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    masters: dict[str, torch.nn.Parameter] = {}
     if isinstance(optimizer, MasterWeights):
-        for _, bucket, masters, inner in optimizer.buckets:
-            yield [names[each] for each in bucket], inner, masters
-    else:
-        yield [names[each] for group in optimizer.param_groups for each in group["params"]], optimizer, []
+        masters = {names[each]: master for each, master in optimizer.masters.items() if master is not each}
+        names = {optimizer.masters[parameter]: name for parameter, name in names.items()}
+        optimizer = optimizer.optimizer
+    return optimizer, [names[each] for group in optimizer.param_groups for each in group["params"]], masters

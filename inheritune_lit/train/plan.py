@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.config import Config, GPT2Config
 from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
 from inheritune_lit.data.sampler import Mixture
 from inheritune_lit.errors import UserError
@@ -114,12 +114,14 @@ def plan_run(
 class StepMemory:
     """Bytes on one device during a training step."""
 
-    weights: int
-    gradients: int
-    optimizer: int  # its state, and fp32 copies of weights
+    weights: int  # that the forward pass reads
+    gradients: int  # summed over the step's micro-batches
+    optimizer: int  # its state, and fp32 masters of weights
     casts: int  # bf16 copies of fp32 weights that the backward pass needs
     activations: int  # what the forward pass of one micro-batch keeps for the backward pass
     loss: int  # logits and their gradients
+    fresh: int  # gradients of one micro-batch that are not summed yet, when its activations are gone
+    checkpoint: int  # weights as they are written
     teacher: int = 0  # a teacher and its forward pass
 
     @property
@@ -129,13 +131,13 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All of them at once, as when a step's second micro-batch turns around."""
-        return self.model + self.casts + self.activations + self.loss + self.teacher
+        """The most at once: a step's second micro-batch turns around, or is at the end of its backward pass."""
+        return self.model + self.casts + max(self.activations + self.loss, self.fresh) + self.teacher
 
     def kept_on_disk(self, train: TrainArgs) -> tuple[int, int]:
         """Bytes of the state to continue from (two of it, while one replaces the other) and of the checkpoints."""
         checkpoints = 1 + train.keep_last + 2 * train.keep_best
-        return 2 * (self.weights + self.optimizer), checkpoints * self.weights
+        return 2 * (self.weights + self.optimizer), checkpoints * self.checkpoint
 
     def __str__(self) -> str:
         batch = self.total - self.model - self.teacher
@@ -157,53 +159,61 @@ def step_memory(
     optimizer: OptimizerArgs,
     loss_kernel: str,
     compiled: bool,
-    shards: int = 1,
+    devices: int = 1,
+    sharded: bool = False,
     teacher: int = 0,
 ) -> StepMemory:
     """Predict the memory of one training step on one device, with a chosen loss kernel, not "auto".
 
-    The parameters, a tied head counted once, are shared by ``shards`` devices, each of which holds a ``teacher`` of so
-    many bytes.
+    The parameters, a tied head counted once, are on each of the ``devices`` or sharded over them; each device holds a
+    ``teacher`` of so many bytes.
     """
-    low = precision == "bf16-true"
-    each, half = 2 if low else 4, 4 if precision == "32-true" else 2
-    state = (2 if optimizer.name == "adamw8bit" else 8) + 4 * (low and optimizer.master_weights)
-    if compiled:
-        # What cannot be recomputed without a matrix product: both residual sums, queries, keys and values as attention
-        # takes them, its output, and the MLP's products. 73 KB per token and layer for the OpenLLaMA-3B slice in bf16.
-        mlp = 2 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 1
-        elements = 2 * config.n_embd + 4 * config.n_head * config.head_size + mlp * config.intermediate_size
-        fixed, kept = 0, elements * block_size * half
-    else:
-        # Casts of weights, whatever the batch, and bytes per sample.
-        one, two = (kept_bytes(config, samples, block_size, precision) for samples in (1, 2))
-        fixed, kept = 2 * one - two, two - one
-    activations, held = config.n_layer * kept, config.n_layer
+    vocabulary, width, tokens = config.padded_vocab_size, config.n_embd, micro_batch_size * block_size
+    half, mixed, low = 4 if precision == "32-true" else 2, precision == "bf16-mixed", precision == "bf16-true"
+    positions = config.block_size if isinstance(config, GPT2Config) else 0
+    linear = parameters - (vocabulary + positions) * width
+    rounded = {"bf16-true": parameters, "bf16-mixed": linear if devices == 1 else 0, "32-true": 0}[precision]
+    mastered = rounded if optimizer.master_weights else 0
+    rounded = rounded if low else mastered
+    weights = 4 * parameters - 2 * rounded
+    gradients = 4 * parameters - 2 * (rounded - mastered)
+    state = (2 if optimizer.name == "adamw8bit" else 8) * parameters + 4 * mastered
+    casts = 2 * (linear - rounded) * mixed
+    if mixed and parameters < count_parameters(tensor_shapes(config, tied=False)):
+        casts += 2 * vocabulary * width  # of a tied head, which is the embedding in fp32
+    if sharded:  # two blocks are gathered at a time
+        casts = 4 * linear // config.n_layer
     if speed.activation_checkpointing:
-        activations, held = kept + (config.n_layer - 1) * block_size * config.n_embd * each, 1
-    weights, optimizer_bytes = each * parameters // shards, state * parameters // shards
-    vocabulary, tokens = config.padded_vocab_size, micro_batch_size * block_size
-    chunk, ends = min(tokens, CHUNK_TOKENS), (4 * vocabulary + half * tokens) * config.n_embd
+        block = kept_bytes(replace(config, n_layer=1), block_size, precision, compiled)
+        kept = block + (config.n_layer - 1) * block_size * width * (2 if low else 4)
+    else:
+        kept = kept_bytes(config, block_size, precision, compiled, speed.activation_budget)
+    chunk, ends = min(tokens, CHUNK_TOKENS), (4 * vocabulary + half * tokens) * width
     loss = {
         # A chunk's logits in both types and their gradient, and the finished gradients of head and hidden states.
         "chunked": chunk * vocabulary * (8 + half) + ends,
         # Student and teacher: logits, softened logits, log-probabilities, and what autograd adds.
         "distilled": chunk * vocabulary * (32 + 2 * half) + 2 * ends,
-        "liger": tokens * vocabulary * half,  # the gradient takes the logits' place
-        "plain": tokens * vocabulary * (8 + half),
+        "liger": tokens * vocabulary * (4 + half),  # the gradient takes the place of the logits in fp32
+        # Compiled, the gradient takes the logits' place, and nothing is in fp32.
+        "plain": tokens * vocabulary * (half if compiled else 8 + half),
     }[loss_kernel]
-    return StepMemory(weights, weights, optimizer_bytes, held * fixed, micro_batch_size * activations, loss, teacher)
+    shards, fresh = devices if sharded else 1, weights if compiled else 0
+    held = (weights // shards, gradients // shards, state // shards)
+    batch, written = (micro_batch_size * kept, loss, fresh // shards), weights + 2 * rounded * mixed
+    return StepMemory(*held, casts, *batch, written, teacher)
 
 
 def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: int) -> int:
     """How many samples per forward pass fit into ``available`` bytes, from the prediction for another number."""
-    batch = memory.activations + memory.loss
-    return max(0, int((available - memory.total + batch) / (batch / micro_batch_size)))
+    left = available - memory.model - memory.casts - memory.teacher
+    fits = left >= memory.fresh
+    return max(0, int(left * micro_batch_size / (memory.activations + memory.loss))) if fits else 0
 
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """What a run needs of one device; ``shards`` and ``teacher`` as of ``step_memory``."""
+    """What a run needs of one device; ``devices`` and ``teacher`` as of ``step_memory``."""
 
     config: Config
     plan: RunPlan
@@ -211,7 +221,7 @@ class ResourceEstimate:
     precision: Precision
     kernels: setup.Kernels
     device: torch.device
-    shards: int = 1
+    devices: int = 1
     teacher: int = 0
 
     @cached_property
@@ -222,9 +232,8 @@ class ResourceEstimate:
     def _memory(self, speed: SpeedArgs) -> StepMemory:
         size = (self.plan.parameters, self.args.train.micro_batch_size, self.plan.block_size)
         loss, compiled, optimizer = self.kernels.loss, self.kernels.compiled, self.args.optimizer
-        return step_memory(
-            self.config, *size, self.precision, speed, optimizer, loss, compiled, self.shards, self.teacher
-        )
+        held = (self.devices, self.args.sharded, self.teacher)
+        return step_memory(self.config, *size, self.precision, speed, optimizer, loss, compiled, *held)
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
@@ -297,7 +306,7 @@ def measure_steps(
         summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
         fabric.backward(summed / tokens_BT1[:, 1:].numel())
         halfway = _now(device)
-        clip_gradients(gpt.parameters(), train.max_norm)
+        clip_gradients(state.optimizer, train.max_norm)
         state.optimizer.step()
         state.optimizer.zero_grad()
         times.append((halfway - start, _now(device) - halfway))

@@ -85,8 +85,8 @@ class _Run:
         self.kernels = setup.choose_kernels(config, args.speed, device, train.z_loss, flops, teacher is not None)
         # Hashed as it is read, however it is written down.
         shape = read_yaml(start / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
-        shards, held = world if args.sharded else 1, teacher.memory if teacher else 0
-        self.estimate = ResourceEstimate(config, plan, args, precision, self.kernels, device, shards, held)
+        held = teacher.memory if teacher else 0
+        self.estimate = ResourceEstimate(config, plan, args, precision, self.kernels, device, world, held)
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),

@@ -84,9 +84,7 @@ def writing(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot save {what} to {path}: {reason.strerror}; {remedy}") from error
 
 
-def restore_state(
-    run_dir: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, sharded: bool = False
-) -> dict[str, Any]:
+def restore_state(run_dir: Path, model: torch.nn.Module, optimizer: Any, sharded: bool = False) -> dict[str, Any]:
     """Put a saved state into model and optimizer, and return its counters; empty where nothing was saved.
 
     A sharded state may be of another number of ranks. A damaged file, or a state that was saved by a strategy of the
@@ -151,7 +149,8 @@ class Saver:
 
     def __init__(self, fabric: Fabric, state: TrainState, args: PretrainArgs) -> None:
         self.is_first, self.sharded, self._barrier = fabric.global_rank == 0, args.sharded, fabric.barrier
-        self.gpt, self.optimizer = state.gpt, state.optimizer
+        self.state, self.gpt = state, state.gpt
+        self.optimizer: Any = state.optimizer  # a plain one where the model is sharded
         self.run_dir, self.initial_dir, self.keep_last = args.out_dir, args.initial_checkpoint_dir, args.train.keep_last
         self._pool = ThreadPoolExecutor(1) if args.train.async_save else None
         self._running: Future[None] | None = None
@@ -208,7 +207,7 @@ class Saver:
         copied; its manifest is the ``parent`` beside the ``record``.
         """
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
-        state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.gpt.state_dict()
+        state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.state.weights()
         if self.is_first:
             first: dict[int, str] = {}
             originals = {key: first.setdefault(tensor.data_ptr(), key) for key, tensor in state.items()}

@@ -15,20 +15,21 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from lightning.fabric.strategies import Strategy as FabricStrategy
 from litgpt.model import GPT
+from torch._functorch import config as functorch_config
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.machine import handle_signals
-from inheritune_lit.model.attention import attention_kernel, pad_head_size
+from inheritune_lit.model.attention import attention_kernel, fuse_attention, install_plans
 from inheritune_lit.model.devices import device_count, has_compiler, launch
 from inheritune_lit.model.gpt import checkpoint_activations
 from inheritune_lit.train.args import Precision, SpeedArgs, Strategy, TrainingArgs
 from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.gpus import peak_flops
-from inheritune_lit.train.loss import DistillationModel, Kernel, TrainingModel, liger_loss
-from inheritune_lit.train.optim import build_optimizer
+from inheritune_lit.train.loss import DistillationModel, Kernel, TrainingModel
+from inheritune_lit.train.optim import MasterWeights, Optimizer, build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,10 @@ def choose_kernels(
 ) -> Kernels:
     """What the settings mean on a device; the FLOPs are those of the whole run.
 
-    The loss that "auto" means is the fused one on CUDA where Liger-Kernel is installed, and chunks on CPU: as fast as
-    whole logits, they bound their memory, but the compiler cannot see through them. A teacher has a loss of its own,
-    which is not compiled. Settings that contradict each other, or need a compiler that is not there, are a UserError.
+    The loss that "auto" means is the plain one where it is compiled, which then never holds logits in fp32, and chunks
+    elsewhere: as fast, they bound the memory, but the compiler cannot see through them. A teacher has a loss of its
+    own, which is not compiled. Settings that contradict each other, or need a compiler that is not there, are a
+    UserError.
     """
     compiled = speed.compile
     if compiled is None:
@@ -132,8 +134,6 @@ def choose_kernels(
     if speed.loss_kernel != "auto":
         return Kernels(speed.loss_kernel, compiled)
     plain = z_loss or config.final_logit_softcapping is not None or config.lm_head_bias
-    if device.type == "cuda":
-        return Kernels("liger" if liger_loss() and not plain else "plain", compiled)
     return Kernels("plain" if compiled or plain else "chunked", compiled)
 
 
@@ -162,7 +162,16 @@ class TrainState:
 
     gpt: GPT
     loss: Any  # of model and loss, wrapped by fabric: inputs (B, T) and targets (B, T) to summed nats
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
+    mixed: bool = False  # whether fp32 masters, where there are any, are the weights
+
+    def weights(self) -> dict[str, Any]:
+        """The model's tensors by name, as they are written into checkpoints."""
+        state: dict[str, Any] = self.gpt.state_dict()
+        if self.mixed and isinstance(self.optimizer, MasterWeights):
+            masters, named = self.optimizer.masters, self.gpt.named_parameters(remove_duplicate=False)
+            state |= {name: masters[parameter].detach() for name, parameter in named}
+        return state
 
 
 def set_up(
@@ -190,6 +199,8 @@ def set_up(
             config=Float8LinearConfig.from_recipe_name("tensorwise"),
             module_filter_fn=lambda module, name: name != "lm_head" and not any(n % 16 for n in module.weight.shape),
         )
+    if kernels.compiled:
+        functorch_config.activation_memory_budget = args.speed.activation_budget
     chosen = _apply_kernels(gpt, kernels, args.speed, precision, fabric.device)
     if fabric.global_rank == 0:
         logger.info(f"      {chosen}")
@@ -202,14 +213,20 @@ def set_up(
         model = TrainingModel(gpt, kernels.loss, args.train.z_loss)
         if kernels.compiled:
             model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    return TrainState(gpt, fabric.setup_module(model), build_optimizer(gpt, args.optimizer))
+    mixed, module = precision == "bf16-mixed", fabric.setup_module(model)
+    # Several devices leave the rounding to autocast: their strategies reduce the gradients of fp32 weights.
+    rounded = mixed and fabric.world_size == 1 and args.optimizer.master_weights
+    return TrainState(gpt, module, build_optimizer(gpt, args.optimizer, rounded), mixed)
 
 
 def _apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
     """Make attention fast where it is not, and return all the kernels in one line."""
-    padded = " with padded heads" if device.type == "cuda" and pad_head_size(gpt) else ""
+    if device.type == "cuda":
+        fuse_attention(gpt, device)
+    if gpt.config.sliding_window_size is not None:
+        install_plans(gpt)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
-    words = [f"attention {attention_kernel(gpt, gpt.max_seq_length, device, dtype)}{padded}", f"loss {kernels.loss}"]
+    words = [f"attention {attention_kernel(gpt, gpt.max_seq_length, device, dtype)}", f"loss {kernels.loss}"]
     words += ["compiled"] * kernels.compiled + ["fp8"] * speed.fp8
     words += ["activations recomputed"] * speed.activation_checkpointing
     return ", ".join(words)

@@ -4,12 +4,16 @@ from copy import deepcopy
 
 import pytest
 import torch
+from tiny import SHAPE
 from torch.nn import functional as F
 
+from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
-from inheritune_lit.train import optim as master_weights
+from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train.args import OptimizerArgs, TrainArgs
+from inheritune_lit.train.loss import TrainingModel
 from inheritune_lit.train.optim import LossGuard, MasterWeights, build_optimizer, clip_gradients, learning_rate
+from inheritune_lit.train.setup import TrainState
 
 
 def linear(dtype: torch.dtype) -> torch.nn.Linear:
@@ -26,7 +30,8 @@ def train(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, steps: int, 
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         for parameter in layer.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16().to(parameter.dtype) + 1
+            gradient = torch.randn(parameter.shape, generator=generator).bfloat16().to(parameter.dtype) + 1
+            (parameter * gradient).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -48,8 +53,7 @@ def test_small_updates_move_bf16_weights_as_they_move_fp32_ones():
     assert isinstance(build_optimizer(linear(torch.float32), args), torch.optim.AdamW)
 
 
-def test_master_weights_continue_from_their_state(monkeypatch):
-    monkeypatch.setattr(master_weights, "BUCKET_ELEMENTS", 100)  # the layer's two parameters in buckets of their own
+def test_master_weights_continue_from_their_state():
     args = OptimizerArgs(lr=1e-4)
     whole = linear(torch.bfloat16)
     optimizer = build_optimizer(whole, args)
@@ -99,17 +103,69 @@ def test_unknown_optimizers_are_one_line(args, told):
         build_optimizer(linear(torch.float32), args)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["adamw", "torch.optim.SGD"])  # one that is fused, one that is not
 @pytest.mark.parametrize("max_norm", [None, 0.5, 1e9])
-def test_clipping_is_torchs_in_fp32(dtype, max_norm):
-    layer, twin = linear(dtype), linear(torch.float32)
-    for parameter, other in zip(layer.parameters(), twin.parameters(), strict=True):
-        parameter.grad = torch.randn(parameter.shape).to(dtype)
-        other.grad = parameter.grad.float().clone()
-    norm = clip_gradients(layer.parameters(), max_norm)
-    expected = torch.nn.utils.clip_grad_norm_(twin.parameters(), float("inf") if max_norm is None else max_norm)
-    torch.testing.assert_close(norm, expected)
-    torch.testing.assert_close(layer.weight.grad.float(), twin.weight.grad, rtol=0.01, atol=1e-6)
+def test_clipping_is_torchs(name, max_norm):
+    args = OptimizerArgs(name=name, lr=1e-2, weight_decay=0.1)
+    layer, twin = linear(torch.float32), linear(torch.float32)
+    optimizer, plain = build_optimizer(layer, args), build_optimizer(twin, args)
+    for step in range(3):
+        for parameter, other in zip(layer.parameters(), twin.parameters(), strict=True):
+            parameter.grad = torch.randn(parameter.shape) / 10**step
+            other.grad = parameter.grad.clone()
+        norm = clip_gradients(optimizer, max_norm)
+        expected = torch.nn.utils.clip_grad_norm_(twin.parameters(), float("inf") if max_norm is None else max_norm)
+        torch.testing.assert_close(norm, expected)
+        optimizer.step()
+        plain.step()
+        torch.testing.assert_close(layer.weight, twin.weight, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_of_bf16_weights_are_measured_and_added_in_fp32():
+    layer, exact = linear(torch.bfloat16), linear(torch.float32)
+    optimizer = build_optimizer(layer, OptimizerArgs())
+    total, parts = torch.zeros(16, 16), torch.randn(64, 16, 16).bfloat16()
+    parts[1:] /= 300  # each below half a unit of the first in bf16
+    for part in parts:
+        (layer.weight * part).sum().backward()
+        total += part.float()
+    assert layer.weight.grad is None
+    exact.weight.grad = total
+    expected = torch.nn.utils.clip_grad_norm_([exact.weight], 1e9)
+    torch.testing.assert_close(clip_gradients(optimizer, None), expected)
+    assert torch.equal(optimizer.masters[layer.weight].grad, total)
+    optimizer.zero_grad()
+    assert optimizer.masters[layer.weight].grad is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rounding_once_a_step_is_autocast_bit_for_bit(tied):
+    """bf16-mixed: two steps of two micro-batches, against fp32 weights that autocast rounds in every forward pass."""
+    torch.manual_seed(0)
+    plain = build_model(Config(**SHAPE))
+    if tied:
+        plain.lm_head.weight = plain.transformer.wte.weight
+    models, args = [plain, deepcopy(plain)], OptimizerArgs(lr=1e-2)
+    optimizers = [build_optimizer(plain, args), build_optimizer(models[1], args, round_linear=True)]
+    assert models[1].transformer.h[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert models[1].transformer.wte.weight.dtype == torch.float32
+    tokens_MBT = torch.randint(0, 60, (4, 2, 9))
+    for micro, tokens_BT in enumerate(tokens_MBT):
+        losses = []
+        for model in models:
+            with torch.autocast("cpu", torch.bfloat16):
+                losses.append(TrainingModel(model, "plain")(tokens_BT[:, :-1], tokens_BT[:, 1:]))
+            losses[-1].backward()
+        assert torch.equal(*losses)
+        if micro % 2:
+            assert torch.equal(*(clip_gradients(optimizer, 1.0) for optimizer in optimizers))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    weights = TrainState(models[1], None, optimizers[1], mixed=True).weights()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+        assert weights[name].dtype == torch.float32
 
 
 def test_the_guard_knows_a_jump_from_noise():
