@@ -119,6 +119,6 @@ def _blocks(config: Config, block_size: int, precision: Precision) -> Transforme
 def _flash_attention(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
     """What ``fuse_attention`` makes of attention on a GPU, by the kernel for CPUs, which keeps the same."""
     repeats, size = self.config.n_head // self.config.n_query_groups, self.config.head_size
-    q, k, v = (F.pad(x, (0, -size % 8)) for x in (q, k[:, ::repeats], v[:, ::repeats]))
+    q, k, v = (F.pad(x, (0, -size % 8)) if size % 8 else x for x in (q, k[:, ::repeats], v[:, ::repeats]))
     y_BHTD, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
     return y_BHTD[..., :size].transpose(1, 2)

@@ -98,12 +98,13 @@ def simulate(
         _note_phases(training, seen, phases)
         with seen.memory.recorded() as recording, _flop_counter(flops) as counted:
             training.step()
+        devices = _devices(training)
     tokens = train.global_batch_size * block
     report: Report = {
         "model": {"title": model.title, "parameters": model.parameters, "micro": micro, "block": block},
         "precision": precision,
         "kernels": vars(training.kernels),
-        "devices": _devices(training),
+        "devices": devices,
         "live_gb": _gb(live),
         **_peak(recording),
         "phases": phases,

@@ -14,7 +14,7 @@ from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, fit_time
 from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
-from inheritune_lit.train.args import TrainArgs
+from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
 from inheritune_lit.train.gpus import GPUS, find_gpus
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +48,20 @@ def test_the_papers_main_run(job):
     assert 19 < fit_time(job, find_gpus("a6000")[0], 8)[0] < 20
     data, state, checkpoints = job.disk()
     assert data == 2 * 10**9
-    assert state == 2 * 12 * job.model.parameters and checkpoints == 4 * job.model.parameters
+    # Twice: AdamW's two moments, fp32 weights, and in bf16 what linear layers compute with. The checkpoint is in fp32.
+    linear = job.model.parameters - 32_000 * 3200
+    assert state == 2 * (12 * job.model.parameters + 2 * linear) and checkpoints == 4 * job.model.parameters
 
 
 @pytest.mark.parametrize("card", [card.name for card in GPUS])
 def test_largest_micro_batch_fits_and_one_more_does_not(job, card):
     each = fit_gpu(job, find_gpus(card)[0])
     room = each.gpu.memory * 0.94
+    if each.job is None:
+        speed = SpeedArgs(activation_checkpointing=True)
+        smallest = replace(job, speed=speed, optimizer=OptimizerArgs(name="adamw8bit"))
+        assert smallest.memory(1).total > room
+        return
     assert each.job.memory(each.micro_batch_size).total <= room < each.job.memory(each.micro_batch_size + 1).total
 
 
@@ -144,7 +151,7 @@ def test_a_recipe_may_be_the_first_argument_and_the_plan_is_data(monkeypatch, ca
     assert found == plan(PlanArgs(recipe=recipe, tokens="8B", gpu="a6000"))
     # 310 hours of training; validation, one hour, comes on top.
     assert round(found.hours["a6000"] - found.job.validation_flops / 77.4e12 / 3600) == 310
-    assert found.parameters == 1_815_638_400 and found.memory.weights == 4 * found.parameters
+    assert found.parameters == 1_815_638_400 and found.memory.checkpoint == 4 * found.parameters
     assert found.flops - found.job.validation_flops == pytest.approx(8e9 * 10.79e9, rel=1e-3)
     assert main(["plan", recipe, "--tokens", "8B", "--gpu", "a6000"]) == 0
     assert capsys.readouterr().out == f"{found}\n"
