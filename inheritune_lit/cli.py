@@ -62,9 +62,8 @@ def main(args: list[str] | None = None) -> int:
     _show_log()
     try:
         os.getcwd()  # torch ends the process where the current folder is gone
-        command, arguments = parse(
-            sys.argv[1:] if args is None else args, {name: kind for name, (kind, _) in COMMANDS.items()}
-        )
+        kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+        command, arguments = parse(sys.argv[1:] if args is None else args, kinds)
         module, _, name = COMMANDS[command][1].partition(":")
         function = getattr(import_module(f"inheritune_lit.{module}"), name)
         text = str(function(arguments) if fields(arguments) else function())

@@ -3,8 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-_MOST = 2000
-"""Characters of a message; a value that somebody wrote into a file may have any number."""
+_MOST = 2000  # characters of a message; a value that somebody wrote into a file may have any number
 
 
 class UserError(Exception):

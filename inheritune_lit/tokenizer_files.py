@@ -11,8 +11,7 @@ from inheritune_lit.io.reading import open_regular, parse_json, read_json, read_
 
 AGAIN = "copy it again from the reference"
 _MAX_MODEL_BYTES = 256 << 20
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-"""Fields of an added token beside its text."""
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # fields of an added token beside its text
 
 
 class TokenizerSettings:

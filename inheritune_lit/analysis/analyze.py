@@ -28,10 +28,8 @@ from inheritune_lit.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_CHARACTERS = 1 << 26
-"""Most characters of text that are read, equally many of each source file."""
-_LONGEST = 1 << 20
-"""Most characters of a document that are used."""
+_CHARACTERS = 1 << 26  # most characters of text that are read, equally many of each source file
+_LONGEST = 1 << 20  # most characters of a document that are used
 
 
 def draw_sequences(data: Path, tokenizer_dir: Path, vocabulary: int, count: int, length: int, seed: int) -> Tensor:

@@ -96,8 +96,7 @@ def angular_distances(last_LBC: Tensor) -> dict[int, list[float]]:
 
 
 _MAP_TOKENS, _MAP_STRINGS = 40, 3
-_FIGURE_2 = (4 / 24, 7 / 24, 20 / 24, 22 / 24)
-"""Where in the depth the layers of the paper's Figure 2 are."""
+_FIGURE_2 = (4 / 24, 7 / 24, 20 / 24, 22 / 24)  # where in the depth the layers of the paper's Figure 2 are
 
 
 class MapCollector:
@@ -105,9 +104,9 @@ class MapCollector:
 
     def __init__(self, args: AnalyzeArgs, layers: int, heads: int) -> None:
         tokens, strings = min(_MAP_TOKENS, args.seq_length), min(_MAP_STRINGS, args.num_sequences)
-        self.result = (
-            result.MapCollection() if args.maps == "none" else result.MapCollection(args.maps, tokens, strings)
-        )
+        self.result = result.MapCollection()
+        if args.maps != "none":
+            self.result = result.MapCollection(args.maps, tokens, strings)
         scaled = [int(place * layers) for place in _FIGURE_2]
         self._layers = scaled if args.map_layers is None else parse_layers(args.map_layers, layers)
         self._heads = list(range(heads)) if args.map_heads is None else args.map_heads

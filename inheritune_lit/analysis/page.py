@@ -21,8 +21,7 @@ from inheritune_lit.io.plotting import GREY, draw_curve, new_figure, save_png, s
 from inheritune_lit.io.tables import markdown_table
 
 _LAZY = Patch(facecolor="0.88", label="lazy layer")
-_DECADES = 50
-"""How far the largest value of a panel is above its smallest where the axis is logarithmic."""
+_DECADES = 50  # how far the largest value of a panel is above its smallest where the axis is logarithmic
 _LOG_SCALE = ("attention_rank", "attention_mass", "head_output_norm")
 """Measures of heads where the difference between 1 and 2 matters more than that between 50 and 51."""
 _MAPS_PER_ROW = 16

@@ -46,10 +46,8 @@ def check_capturable(config: Config) -> None:
 
 
 RunBlock = Callable[[Tensor], Tensor]
-_LOGITS = 1 << 25
-"""Most logits that are in memory at a time."""
-_TOKENS = 1 << 10
-"""Tokens per call of a layer."""
+_LOGITS = 1 << 25  # most logits that are in memory at a time
+_TOKENS = 1 << 10  # tokens per call of a layer
 
 
 class LayerStream:
@@ -180,9 +178,7 @@ def gradient_norms(
             for rows in stream.chunks(len(targets_BT)):
                 x_bTC = store.get(str(layer), rows).to(stream.device).requires_grad_()
                 seen: list[Tensor] = []  # the projection's input and output
-                hook = block.attn.qkv.register_forward_hook(
-                    lambda _, args, output, seen=seen: seen.extend((*args, output))
-                )
+                hook = block.attn.qkv.register_forward_hook(lambda _, x, y, seen=seen: seen.extend((*x, y)))
                 with hook, torch.enable_grad():
                     y_bTC = run(x_bTC)
                 gradient_BTC[rows], of_qkv = torch.autograd.grad(y_bTC, (x_bTC, seen[1]), gradient_BTC[rows])

@@ -13,8 +13,7 @@ WEIGHTS = "lit_model.pth"
 MODEL_CONFIG = "model_config.yaml"
 HF_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-FINAL = "final"
-"""The checkpoint in the folder of a finished run."""
+FINAL = "final"  # the checkpoint in the folder of a finished run
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",

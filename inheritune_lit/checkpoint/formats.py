@@ -41,10 +41,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = "quantised weights are not supported, give the floating-point checkpoint"
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
-ZIP_HEADER = struct.Struct("<26xHH")
-"""Of a zip record, without the name and the extra field, whose lengths it ends in."""
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+ZIP_HEADER = struct.Struct("<26xHH")  # of a zip record, without the name and the extra field, whose lengths it ends in
 
 
 @dataclass(frozen=True)

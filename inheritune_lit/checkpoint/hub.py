@@ -25,10 +25,8 @@ Rename = Callable[[Iterable[str]], Callable[[str], str]]
 
 _SMALL_FILES = (HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *(index for index, _ in HF_FORMATS.values()))
 _ABSENT = "it is not in the hub's cache"
-_PATIENCE = 5.0
-"""Seconds to wait for the hub's answer before its cache is taken."""
-_RANGED_BELOW = 0.9
-"""A file of which a larger share is needed is downloaded whole, into the hub's own cache."""
+_PATIENCE = 5.0  # seconds to wait for the hub's answer before its cache is taken
+_RANGED_BELOW = 0.9  # a file of which a larger share is needed is downloaded whole, into the hub's own cache
 
 
 @dataclass

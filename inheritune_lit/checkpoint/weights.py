@@ -201,9 +201,7 @@ def _tensor_problem(tensor: Any) -> str | None:
     return None
 
 
-_WRAPPERS = re.compile(
-    r"(?<![^.])(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
-)
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_forward_module|_(?:fsdp|checkpoint)_wrapped_module|module)\.")
 
 
 def unwrapped(name: str) -> str:

@@ -58,8 +58,7 @@ class DocumentEncoder:
         return array(self._typecode, ids).tobytes()
 
 
-SPACE = "\u2581"
-"""The sign that SentencePiece puts in place of a space."""
+SPACE = "\u2581"  # the sign that SentencePiece puts in place of a space
 
 _PROBES = (
     "Two words",

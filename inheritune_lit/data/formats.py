@@ -14,8 +14,8 @@ from inheritune_lit.data import containers
 from inheritune_lit.data.args import ReadingArgs
 from inheritune_lit.errors import UserError, first_line
 
-Row = tuple[str, str | None]
-"""Text and domain; the domain is None where rows do not name theirs."""
+Row = tuple[str, str | None]  # text and domain; the domain is None where rows do not name theirs
+Rows = Iterator[Row]
 Parse = Callable[[Any, ReadingArgs], Row]
 
 READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(containers.COMPRESSIONS)}) or .parquet"
@@ -23,8 +23,7 @@ READ = f".jsonl, .ndjson, .json, .txt (each also with {', '.join(containers.COMP
 _JSON = (".jsonl", ".ndjson", ".json")
 _BOM = b"\xef\xbb\xbf"
 _BINARY_CHARACTERS = 8000
-ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")
-"""Counts of a ``ReadReport`` that the manifest keeps."""
+ROW_COUNTS = ("rows", "empty_rows", "broken_rows", "long_rows")  # counts of a ``ReadReport`` that the manifest keeps
 _MAX_BROKEN_SHARE = 0.01
 _CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x1b"))
 
@@ -128,7 +127,7 @@ def ids_hash(ids: bytes) -> bytes:
 class FileFormat:
     """How files of a kind are read; ``ranges`` says what a part of one is counted in, None where it is read whole."""
 
-    read: Callable[[Path, ReadingArgs, ReadReport, int, int | None], Iterator[Row]]  # see ``read_rows``
+    read: Callable[[Path, ReadingArgs, ReadReport, int, int | None], Rows]  # see ``read_rows``
     ranges: Literal["bytes", "row groups"] | None
     text_share: float  # bytes of text per stored byte, roughly
 
@@ -154,9 +153,7 @@ def stem_of(name: str) -> str:
     return name
 
 
-def read_rows(
-    path: Path, args: ReadingArgs, report: ReadReport, start: int = 0, stop: int | None = None
-) -> Iterator[Row]:
+def read_rows(path: Path, args: ReadingArgs, report: ReadReport, start: int = 0, stop: int | None = None) -> Rows:
     """Yields the rows of a file of a known format, and counts them in the report on the way.
 
     They are those from position ``start`` to before ``stop`` (None for the end), which count what the format's
@@ -200,7 +197,7 @@ def _parquet_row(row: dict[str, Any] | UnicodeDecodeError, args: ReadingArgs) ->
 
 def _counted(
     parse: Parse, content: Any, size: int, args: ReadingArgs, report: ReadReport, line: int, start: int = 0
-) -> Iterator[Row]:
+) -> Rows:
     """Yields what ``parse`` makes of a row of ``size`` bytes, and counts it; nothing where it is too long or broken."""
     report.rows += 1
     if size > args.max_document_bytes:
@@ -216,9 +213,7 @@ def _counted(
         report.first_broken = report.first_broken or Fault(line, start, reason)
 
 
-def _read_lines(
-    parse: Parse, path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None
-) -> Iterator[Row]:
+def _read_lines(parse: Parse, path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Rows:
     """Reads the lines that begin in a range of bytes and are not blank."""
     limit = args.max_document_bytes
     with containers.open_bytes(path) as (stream, file):
@@ -249,7 +244,7 @@ def _begins_array(stream: BufferedReader) -> bool:
     return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]", b"")
 
 
-def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs, report: ReadReport) -> Iterator[Row]:
+def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs, report: ReadReport) -> Rows:
     """Reads the objects of an array, in memory that depends on the longest of them only."""
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     parse, content, place, before = json.JSONDecoder().raw_decode, "", 0, "["
@@ -290,7 +285,7 @@ def _read_array(path: Path, stream: BinaryIO, file: BinaryIO, args: ReadingArgs,
         yield from _counted(_fields, row, size, args, report, report.rows + 1)
 
 
-def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
+def _read_txt(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Rows:
     """Reads a file that is one document."""
     with containers.open_bytes(path) as (stream, file):
         content = stream.read(args.max_document_bytes + 1)
@@ -308,7 +303,7 @@ def _skip_line(stream: BinaryIO) -> int:
     return skipped
 
 
-def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Iterator[Row]:
+def _read_parquet(path: Path, args: ReadingArgs, report: ReadReport, start: int, stop: int | None) -> Rows:
     with containers.open_parquet(path) as file:
         columns = [containers.text_column(file, path, name) for name in (args.text_field, args.domain_field) if name]
         sizes = containers.row_group_bytes(file)

@@ -16,8 +16,7 @@ from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.tokenizer import Tokenizer
 
-PADDING = -100
-"""Stands where a sample has no token; as a target, torch's cross-entropy ignores it."""
+PADDING = -100  # stands where a sample has no token; as a target, torch's cross-entropy ignores it
 _STRIDE = 128  # documents per entry of the index, which takes an eighth of a byte per document
 _CHECKED = 4096
 _CHUNK = _STRIDE << 13

@@ -44,8 +44,7 @@ _HOPELESS_ROWS = 1000
 _HELD_BYTES = 1 << 23
 _MAX_DOMAINS = 10_000
 
-Report = Callable[[int, Count], None]
-"""Takes bytes read and documents packed since the last call."""
+Report = Callable[[int, Count], None]  # takes bytes read and documents packed since the last call
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ _MAX_KINDS = 20
 _ENDS_BYTES = 1 << 20
 _COPY = "holds the same as"
 
-LeftOut = defaultdict[str, list[str]]
-"""Names of what is not read, by the reason."""
+LeftOut = defaultdict[str, list[str]]  # names of what is not read, by the reason
 
 
 @dataclass(frozen=True)

@@ -180,8 +180,7 @@ def reference_identity(opened: ResolvedReference) -> dict[str, Any]:
     return {"source": opened.source, "files": opened.file_hashes()}
 
 
-Z = 1.645
-"""Standard errors of a one-sided bound with 95% confidence."""
+Z = 1.645  # standard errors of a one-sided bound with 95% confidence
 
 Verdict = Literal["met", "worse", "undecided"]
 

@@ -21,8 +21,7 @@ from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record, without_nan
 from inheritune_lit.io.tables import markdown_table
 
-HELD_OUT = "held_out"
-"""Name of the record of packed data beside those of tasks."""
+HELD_OUT = "held_out"  # name of the record of packed data beside those of tasks
 _GROWS = ("checkpoints", "columns")
 _DESCRIBES = ("task_sha256", "task_version", "num_fewshot", "split")
 """What changes with a task's description: its old score is of another task, and is replaced."""
@@ -36,8 +35,7 @@ _CSV = (
     *("differs_from", "difference", "p_value", "test", "source"),
 )
 
-Record = dict[str, Any]
-"""What was found and what it is of, ready for JSON."""
+Record = dict[str, Any]  # what was found and what it is of, ready for JSON
 
 
 @dataclass(frozen=True)

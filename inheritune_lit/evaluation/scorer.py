@@ -36,11 +36,9 @@ logger = logging.getLogger(__name__)
 _OF_ONE_ROW = {"fewshot_context", "construct_requests", "process_results", "doc_to_prefix", "doc_to_target"}
 """What lm-eval calls for a single row."""
 
-_TOKENS = 8192
-"""Of packed data, per forward pass."""
+_TOKENS = 8192  # of packed data, per forward pass
 
-Scored = tuple[Record, list[Record]]
-"""A record, and lm-eval's samples."""
+Scored = tuple[Record, list[Record]]  # a record, and lm-eval's samples
 
 
 class CheckpointScorer:

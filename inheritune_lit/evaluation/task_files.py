@@ -37,10 +37,8 @@ _DROPPED = ("cache_dir", "trust_remote_code")
 _TASK_FIELDS = [field.name for field in fields(TaskConfig)]
 _GROUP_FIELDS = [field.name for field in fields(GroupConfig)]
 _MOST_REPEATS = 1024
-_BYTES = 1 << 27
-"""Memory that a template may take."""
-_SECONDS = 10
-"""Seconds that a template may take."""
+_BYTES = 1 << 27  # memory that a template may take
+_SECONDS = 10  # seconds that a template may take
 
 
 @dataclass(frozen=True)

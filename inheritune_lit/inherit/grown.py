@@ -41,24 +41,22 @@ def slice_options(layers: tuple[int, ...], attn_scale: AttnScale) -> SliceArgs:
     return SliceArgs("", layers=",".join(map(str, layers)), attn_scale=attn_scale)
 
 
-def check_start(
-    checkpoint_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, attn_scale: AttnScale
-) -> None:
+def check_start(start_dir: Path, layers: tuple[int, ...], reference: ReferenceModel, attn_scale: AttnScale) -> None:
     """Check that ``layers`` of the reference fit behind a checkpoint's: one of another shape is a ``UserError``."""
 
     def refusal(own: str, other: object) -> UserError:
         remedy = "start from a checkpoint that was sliced from this reference"
-        return UserError(f"{checkpoint_dir} {own}, the reference {reference.name} {other}; {remedy}")
+        return UserError(f"{start_dir} {own}, the reference {reference.name} {other}; {remedy}")
 
     depth = reference.config.n_layer
     if len(layers) > depth or max(layers) >= depth:
         raise refusal(f"has {len(layers)} layers, up to the reference's layer {max(layers)}", f"has {depth}")
-    ours = asdict(load_config(checkpoint_dir))
+    ours = asdict(load_config(start_dir))
     theirs = asdict(student_config(reference, slice_options(layers, attn_scale))[0])
     for field in (*_MOST_TELLING, *sorted(theirs.keys() - _LABELS)):
         if ours.get(field) != theirs[field]:
             raise refusal(f"has {field} {ours.get(field)}", theirs[field])
-    if ((EMBEDDING, HEAD) in open_weights(checkpoint_dir).tied) != reference.tied:
+    if ((EMBEDDING, HEAD) in open_weights(start_dir).tied) != reference.tied:
         this, that = ("does not tie", "does") if reference.tied else ("ties", "does not")
         raise refusal(f"{this} its head to the embeddings", that)
 

@@ -296,8 +296,7 @@ def resolve(ref: str, tokenizer_dir: Path | None = None) -> Iterator[ResolvedRef
         yield ResolvedReference(reference, repository.name + at + revision, repository, revision=repository.revision)
 
 
-VOCABULARY = 50304
-"""GPT-2's 50,257 tokens and 47 that no text has: a multiple of 64 (the paper's code)."""
+VOCABULARY = 50304  # GPT-2's 50,257 tokens and 47 that no text has: a multiple of 64 (the paper's code)
 
 
 def describe_shape(shape: references.Shape, tokenizer_dir: Path) -> ReferenceModel:

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from inheritune_lit.errors import UserError
 
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-"""Fabric's names of how weights are kept and computed with."""
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]  # Fabric's names of how weights are kept and computed with
 
 
 @dataclass(frozen=True)

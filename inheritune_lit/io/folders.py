@@ -12,11 +12,9 @@ from typing import Any, TextIO
 
 from inheritune_lit.errors import UserError
 
-LOCK = ".lock"
-"""Name of the file that a folder's writer holds; it says who that is."""
+LOCK = ".lock"  # name of the file that a folder's writer holds; it says who that is
 _PARTIAL, _OLD = ".{}.partial", ".{}.old"
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Numbers of the errors that more space would have avoided."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of the errors that more space would have avoided
 
 
 class OutOfSpace(UserError):

@@ -23,8 +23,7 @@ _FRESH = "fresh weights"
 _MEASURED = ("block-influence", "avg-rank")
 _TOKENS = 100  # per sequence of an analysis, the paper's
 logger = logging.getLogger(__name__)
-Chosen = dict[Criterion, list[int] | None]
-"""Layers by criterion, None for fresh weights."""
+Chosen = dict[Criterion, list[int] | None]  # layers by criterion, None for fresh weights
 
 
 @dataclass(frozen=True)

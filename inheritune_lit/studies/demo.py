@@ -130,10 +130,8 @@ def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     for name in ("slice", "random"):
         run = lit.read_run(out_dir / name)
         assert run is not None  # it was trained just now
-        tokens, values, stderrs = (
-            [row[key] for row in run.validations] for key in ("tokens", "val_loss", "val_stderr")
-        )
-        plotting.draw_curve(losses, number_of[name], tokens, values, name, stderrs)
+        tokens, values, errors = ([row[key] for row in run.validations] for key in ("tokens", "val_loss", "val_stderr"))
+        plotting.draw_curve(losses, number_of[name], tokens, values, name, errors)
     losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
     plotting.engineering_ticks(losses.xaxis)
     plotting.label_ends(losses)

@@ -122,9 +122,8 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
         name: str, title: str, *groups: str, of: str = "reference", steps: int = T, distill: Any = None, **slicing: Any
     ) -> runner.Experiment:
         """A model that starts from a slice of another one, or with random weights where ``of`` is empty."""
-        folder, initial, source, teacher = (
-            out_dir / "runs" / f"{each}-s{seed}" for each in (name, f"{name}-start", of, "reference")
-        )
+        names = name, f"{name}-start", of, "reference"
+        folder, initial, source, teacher = (out_dir / "runs" / f"{each}-s{seed}" for each in names)
         ref, options = (source / "final", slicing) if of else (out_dir / "shape", {"init": "random", **slicing})
         train = lit.TrainArgs(
             global_batch_size=scale.batch,
