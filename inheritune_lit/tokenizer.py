@@ -139,10 +139,8 @@ class Tokenizer:
         self._decode = lambda ids, skip: processor.decode(ids, skip_special_tokens=skip)
 
     def _contradiction(self, content: str, stated: int, real: int | None) -> UserError:
-        return UserError(
-            f"{self._settings.folder}: {content!r} is id {stated} in one of its JSON files, but {real} by "
-            f"{self.path.name}; correct the file that is wrong"
-        )
+        problem = f"{content!r} is id {stated} in one of its JSON files, but {real} by {self.path.name}"
+        return UserError(f"{self._settings.folder}: {problem}; correct the file that is wrong")
 
     def _special_id(self, name: str, ids: Mapping[str, int], own: int) -> int | None:
         """Id of BOS or EOS: what the JSON files name, else the tokenizer's ``own``, else what the configurations say.

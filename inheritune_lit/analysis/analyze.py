@@ -21,7 +21,7 @@ from inheritune_lit.data.sources import is_hub_source, iter_documents
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
-from inheritune_lit.io.manifest import check_settings, read_manifest, write_manifest
+from inheritune_lit.io.manifest import OLD_VALUE, check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
 from inheritune_lit.tokenizer import Tokenizer
@@ -110,10 +110,8 @@ class AnalysisCost:
         if dropping:
             sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
         cost = f"{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, {self.disk_bytes / 1e9:,.3g} GB"
-        self._text = (
-            f"model     {reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}\n"
-            f"sequences {sequences}\ncost      {cost} on the disk meanwhile"
-        )
+        model = f"{reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}"
+        self._text = f"model     {model}\nsequences {sequences}\ncost      {cost} on the disk meanwhile"
 
     def __str__(self) -> str:
         return self._text
@@ -148,8 +146,7 @@ def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = 
             analysis = load_analysis(args.out_dir)
             found = {"source": analysis.model.source, **analysis.settings}
             wanted = {"source": resolved.source, **args.settings()}
-            remedy = "use the old value or give another --out_dir"
-            check_settings(f"{args.out_dir} holds an analysis", found, wanted, remedy)
+            check_settings(f"{args.out_dir} holds an analysis", found, wanted, OLD_VALUE)
         else:
             analysis, cost = _analyze(resolved, args)
     if analysis is None or args.dry_run:

@@ -275,10 +275,8 @@ def by_layer(analysis: Analysis) -> dict[str, list[float]]:
 def sentence(analysis: Analysis) -> str:
     """How many layers are lazy, where they begin, and under which settings that was measured."""
     model, settings, lazy = analysis.model, analysis.settings, analysis.lazy.layers
-    measured = (
-        f"{settings['num_sequences']} sequences, T={settings['seq_length']}, tau={settings['tau']:g}, "
-        f"protocol {settings['protocol']}"
-    )
+    measured = f"{settings['num_sequences']} sequences, T={settings['seq_length']}, tau={settings['tau']:g}"
+    measured += f", protocol {settings['protocol']}"
     if not lazy:
         return f"{model.name}: none of {model.n_layer} layers is lazy ({measured})."
     count = f"{len(lazy)} of {model.n_layer} layers {'is' if len(lazy) == 1 else 'are'} lazy"

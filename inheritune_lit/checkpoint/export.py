@@ -47,10 +47,8 @@ def model_card(config: Config, origin: Lineage, parameters: int, licence: str | 
     if config.attention_logit_softcapping is not None:
         facts += ['* transformers soft-caps attention logits only with `attn_implementation="eager"`.']
     title = printable(f"# {config.hf_config.get('name') or config.name}")
-    what = (
-        f"A decoder with {config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters,"
-        " made with the Inheritune recipe (arXiv 2404.08634)."
-    )
+    size = f"{config.n_layer} layers, width {config.n_embd} and {parameters:,} parameters"
+    what = f"A decoder with {size}, made with the Inheritune recipe (arXiv 2404.08634)."
     return "\n".join([*front, "---", "", title, "", what, "", *facts, ""])
 
 

@@ -223,13 +223,8 @@ def _llama3(divisors: list[float], base: float) -> dict[str, Any] | None:
     for length in (1 << power for power in range(9, 18)):
         smooth = ((length / wavelengths - low) / (high - low)).clamp(0, 1)
         if torch.allclose(1 / ((1 - smooth) / factor + smooth), stored, rtol=1e-4, atol=0):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            }
+            names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+            return {"rope_type": "llama3", **dict(zip(names, (factor, low, high, length), strict=True))}
     return None
 
 

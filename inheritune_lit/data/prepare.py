@@ -224,10 +224,9 @@ def _finalize(workdir: shards.WorkDir, plan: PreparePlan) -> dict[str, PackedDom
         write_manifest(staging, "packed_data", asdict(manifest))
     workdir.remove()
     for quota, tokens in short:
-        logger.warning(
-            f"inheritune: warning: {', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens: "
-            "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
-        )
+        few = f"{', '.join(quota.domains)} gave only {tokens:,} of {quota.tokens:,} tokens"
+        reason = "that is all, or, with --drop_duplicates, duplicates are many; give a larger --max_tokens then"
+        logger.warning(f"inheritune: warning: {few}: {reason}")
     return domains
 
 

@@ -209,10 +209,9 @@ class Comparison:
             "worse": f"worse than the reference: {low:+.4f} > {self.margin:g}",
             "undecided": f"undecided: {low:+.4f} to {high:+.4f} holds {self.margin:g}, more samples would tell",
         }[self.verdict]
-        return (
-            f"held-out loss {self.loss:.4f}, reference {self.reference:.4f}: difference {self.difference:+.4f} ± "
-            f"{self.stderr:.4f} (paired), margin {self.margin:g}; {decision}"
-        )
+        losses = f"held-out loss {self.loss:.4f}, reference {self.reference:.4f}"
+        difference = f"difference {self.difference:+.4f} ± {self.stderr:.4f} (paired)"
+        return f"{losses}: {difference}, margin {self.margin:g}; {decision}"
 
 
 def compare(model: BlockLosses, reference: BlockLosses, margin: float) -> Comparison:

@@ -210,10 +210,8 @@ def _legend(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     if len(models) > 1:
         told.append(f"≠ differs from {models[0].name} on the same rows (p < {LEVEL})")
     if suite.bold_rule:
-        told.append(
-            "bold by the paper's rule: at least 90% of its reference's figure or above at least two of its baselines', "
-            "whatever the noise and the floor"
-        )
+        rule = "at least 90% of its reference's figure or above at least two of its baselines'"
+        told.append(f"bold by the paper's rule: {rule}, whatever the noise and the floor")
     if suite.source:
         told.append(f'figures marked "{NOT_RERUN}": {suite.source}')
     told += [f"random weights, {c.title}: {c.random_init['source']}" for c in suite.columns if c.random_init]

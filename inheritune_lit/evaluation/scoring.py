@@ -194,11 +194,9 @@ class Scorer:
         # Each target is predicted by one node: were there fewer, every score behind would be another request's.
         assert len(owners_M) == len(targets_M) and all(0 < len(ids) <= len(p) for p, ids in wanted)
         order_M = np.argsort(owners_M, kind="stable")
-        logprobs_M, greedy_M = self._score_targets(
-            hidden_LC[torch.from_numpy(nodes_N).to(self._device)],
-            torch.from_numpy(targets_M[order_M]).to(self._device),
-            torch.from_numpy(owners_M[order_M]).to(self._device),
-        )
+        hidden_NC = hidden_LC[torch.from_numpy(nodes_N).to(self._device)]
+        in_order = (torch.from_numpy(each_M[order_M]).to(self._device) for each_M in (targets_M, owners_M))
+        logprobs_M, greedy_M = self._score_targets(hidden_NC, *in_order)
         requests_M = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(ids) for _, ids in wanted])[order_M])
         sums_J2 = torch.zeros(len(wanted), 2, dtype=torch.float64)
         check_finite(logprobs_M)

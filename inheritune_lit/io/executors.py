@@ -82,10 +82,8 @@ def _explain_death(processes: Sequence[BaseProcess]) -> str:
     # The pool sends SIGTERM to those that are left when one has ended.
     code = min((one.exitcode for one in processes if one.exitcode not in (None, 0, -signal.SIGTERM)), default=1)
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return (
-        f"a worker process ended with {cause}, perhaps for want of memory; run the same command again, "
-        "with a smaller --num_workers if it is not the first time"
-    )
+    remedy = "run the same command again, with a smaller --num_workers if it is not the first time"
+    return f"a worker process ended with {cause}, perhaps for want of memory; {remedy}"
 
 
 @contextmanager

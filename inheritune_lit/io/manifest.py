@@ -16,6 +16,8 @@ from inheritune_lit.io.folders import check_vacant, replace_text
 from inheritune_lit.io.reading import read_json
 
 MANIFEST = "inheritune.json"
+_ANOTHER, OLD_VALUE = "give another --out_dir", "use the old value or give another --out_dir"
+Settings = Mapping[str, Any]
 _PACKAGES = ("litgpt", "lightning", "torch", "lm-eval", "transformers", "safetensors", "sentencepiece")
 
 
@@ -55,11 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def check_folder(
-    folder: Path,
-    kind: str,
-    settings: dict[str, Any],
-    free: tuple[str, ...] = (),
-    remedy: str = "use the old value or give another --out_dir",
+    folder: Path, kind: str, settings: Settings, free: tuple[str, ...] = (), remedy: str = OLD_VALUE
 ) -> dict[str, Any] | None:
     """The manifest of a folder that was started with the same settings, None where nothing was started.
 
@@ -77,11 +75,7 @@ def check_folder(
 
 
 def check_settings(
-    subject: str,
-    recorded: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    remedy: str = "give another --out_dir",
-    free: tuple[str, ...] = (),
+    subject: str, recorded: Settings, wanted: Settings, remedy: str = _ANOTHER, free: tuple[str, ...] = ()
 ) -> None:
     """Refuse settings not ``free`` that differ: "runs/a was made with seed 1, not 2; give another --out_dir"."""
     for name, old, new in differences(recorded, wanted):

@@ -22,6 +22,7 @@ from inheritune_lit.io.folders import replace_file
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers tell apart; their yellow is too light for lines on white."""
 GREY = "0.45"
+Floats = Sequence[float]
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HATCHES = ("", "//", "..", "\\\\", "xx")
@@ -55,19 +56,13 @@ def new_figure(
 
 
 def draw_curve(
-    axes: Axes,
-    number: int,
-    x: Sequence[float],
-    y: Sequence[float],
-    label: str | None = None,
-    stderr: Sequence[float] | None = None,
-    **changes: Any,
+    axes: Axes, number: int, x: Floats, y: Floats, label: str | None = None, stderr: Floats | None = None, **other: Any
 ) -> None:
-    """Draws a curve in the style of its number, which a thing keeps in all panels, with ``changes`` of the style.
+    """Draws a curve in the style of its number, which a thing keeps in all panels, ``other`` looks aside.
 
     ``label`` is for ``label_ends``, None for a further curve; ``stderr`` is half the length of each error bar.
     """
-    look = style(number) | changes
+    look = style(number) | other
     places, heights = _drawable(x), _drawable(y)
     axes.plot(places, heights, label=label, **look)
     if stderr is not None and len(y):
@@ -75,7 +70,7 @@ def draw_curve(
         axes.errorbar(places, heights, fmt="none", **bars)
 
 
-def _drawable(values: Sequence[float]) -> np.ndarray:
+def _drawable(values: Floats) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     return np.where(np.abs(array) < _MOST, array, np.nan)
 
@@ -88,8 +83,8 @@ def draw_level(axes: Axes, value: float, label: str) -> None:
 def draw_bars(
     axes: Axes,
     names: Sequence[str],
-    values: Sequence[float],
-    errors: Sequence[float] | None = None,
+    values: Floats,
+    errors: Floats | None = None,
     numbers: Sequence[int] | None = None,
     value_format: str = "{:.3g}",
 ) -> None:

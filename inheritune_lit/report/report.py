@@ -159,10 +159,9 @@ def _sentence(slice: Inherited) -> str:
     if slice.layers is None:
         return f"Nothing: the shape of {plain(reference.name)} at {slice.n_layer} layers, with random weights."
     outer = [name.replace("_", " ") for name in ("embeddings", "final_norm", "head") if getattr(slice, name)]
-    return (
-        f"Layers {', '.join(map(str, slice.layers))} of the {reference.n_layer} of {plain(reference.name)} "
-        f"({plain(', '.join(slice.parts or []))}), and its {', '.join(outer) or 'nothing else'}; {plain(slice.init)}."
-    )
+    layers = f"Layers {', '.join(map(str, slice.layers))} of the {reference.n_layer} of {plain(reference.name)}"
+    parts, rest = plain(", ".join(slice.parts or [])), ", ".join(outer) or "nothing else"
+    return f"{layers} ({parts}), and its {rest}; {plain(slice.init)}."
 
 
 def _page(page: Page, base: Path) -> list[str]:

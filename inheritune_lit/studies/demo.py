@@ -115,11 +115,9 @@ def conclusion(models: dict[str, ModelScores]) -> str:
     noise = (random[1] ** 2 + inherited[1] ** 2) ** 0.5  # unpaired, so the true noise of the gap is smaller
     verdict = "ahead of" if gap > 2 * noise else "behind" if gap < -2 * noise else "not distinguishable from"
     behind = inherited[0] - reference[0]
-    return (
-        f"On equal tokens the slice is {verdict} the random model of its size: its loss is {abs(gap):.3f} "
-        f"{'lower' if gap >= 0 else 'higher'} (±{noise:.3f}); it is {abs(behind):.3f} "
-        f"{'above' if behind >= 0 else 'below'} the reference, which has twice its layers.\n"
-    )
+    ahead = f"{verdict} the random model of its size: its loss is {abs(gap):.3f} {'lower' if gap >= 0 else 'higher'}"
+    rest = f"{abs(behind):.3f} {'above' if behind >= 0 else 'below'} the reference, which has twice its layers"
+    return f"On equal tokens the slice is {ahead} (±{noise:.3f}); it is {rest}.\n"
 
 
 def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:

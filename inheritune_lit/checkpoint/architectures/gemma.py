@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from inheritune_lit.checkpoint.architectures.base import Entry, gelu, like, optional, rope_from_hf, rope_to_hf, window
-from inheritune_lit.checkpoint.architectures.llama import QK_NORMS, WITHOUT_BIAS
+from inheritune_lit.checkpoint.architectures.llama import POST_NORMS, QK_NORMS, WITHOUT_BIAS
 from inheritune_lit.checkpoint.config import Config, require
 from inheritune_lit.errors import UserError
 
@@ -83,11 +83,7 @@ GEMMA2 = like(
     GEMMA,
     model_type="gemma2",
     class_name="Gemma2ForCausalLM",
-    block={
-        "post_attention_norm": "post_attention_layernorm",
-        "norm_2": "pre_feedforward_layernorm",
-        "post_mlp_norm": "post_feedforward_layernorm",
-    },
+    block=POST_NORMS | {"norm_2": "pre_feedforward_layernorm"},
     entries={
         "attention_scores_scalar": Entry("query_pre_attn_scalar"),
         "sliding_window_size": Entry("sliding_window", window),

@@ -33,6 +33,7 @@ WITHOUT_BIAS = Architecture(
 )
 LLAMA = replace(WITHOUT_BIAS, bias_switches={"attn": ("attention_bias", False), "mlp": ("mlp_bias", False)})
 QK_NORMS: dict[str, str] = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"}
+POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
 
 MISTRAL = like(
     WITHOUT_BIAS,
@@ -113,7 +114,7 @@ OLMO2 = like(
     model_type="olmo2",
     class_name="Olmo2ForCausalLM",
     without=["norm_1", "norm_2"],
-    block=QK_NORMS | {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"},
+    block=QK_NORMS | POST_NORMS,
     constants={"norm_1": False, "norm_2": False, "post_attention_norm": True, "post_mlp_norm": True}
     | {"norm_qk": True, "norm_qk_type": "olmo2"},
     fixed={"attention_bias": False},
