@@ -81,7 +81,6 @@ class AnalyzeArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "ref", str(self.ref))
         if not 0 < self.tau <= 1:
             raise UserError(f"--tau is {self.tau}; give a share above 0 and at most 1, such as 0.9")
         least = {"num_sequences": 1, "seq_length": 2, "drop_length": 0, "drop_sequences": 1, "seed": 0}

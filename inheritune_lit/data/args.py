@@ -70,8 +70,6 @@ class PrepareArgs(ReadingArgs):
     """Print the plan and stop."""
 
     def __post_init__(self) -> None:
-        if self.source is not None:
-            object.__setattr__(self, "source", str(self.source))
         super().__post_init__()
         for name in ("source", "tokenizer_dir", "out_dir") if self.verify is None else ():
             if getattr(self, name) is None:

@@ -55,7 +55,6 @@ class SliceArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "ref", str(self.ref))
         for part in self.inherited_parts:
             if part not in PARTS:
                 known = ",".join(PARTS)

@@ -16,7 +16,7 @@ class CommandArgs:
     """Base of the arguments of a command: a library function takes them, and the command line is made of them.
 
     A subclass declares and explains each argument, and checks in ``__post_init__`` what can be checked without torch.
-    Its first field that is not keyword-only may be given without a flag. Paths may be strings.
+    Its first field that is not keyword-only may be given without a flag. Paths may be strings, strings paths.
     """
 
     aliases: ClassVar[dict[str, str]] = {}
@@ -28,6 +28,8 @@ class CommandArgs:
             value, kinds = getattr(self, field.name), kinds_of(hints[field.name])
             if isinstance(value, str) and Path in kinds and str not in kinds:
                 object.__setattr__(self, field.name, Path(value))
+            elif isinstance(value, Path) and str in kinds and Path not in kinds:
+                object.__setattr__(self, field.name, str(value))
             elif isinstance(value, list) and list[Path] in kinds:
                 object.__setattr__(self, field.name, [Path(each) for each in value])
 

@@ -73,9 +73,8 @@ def advise(analysis: lit.Analysis, reference: lit.ReferenceModel, training: lit.
     block_size, gpu = _block_and_gpu(training, reference.config)
     depth, settings = reference.config.n_layer, analysis.settings
     if analysis.model.n_layer != depth:
-        raise UserError(
-            f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has {depth}; analyze it again"
-        )
+        other = f"the analysis is of {analysis.model.n_layer} layers, {reference.folder} has {depth}"
+        raise UserError(f"{other}; analyze it again")
     lens, lazy = analysis.layers["logit_lens_loss"], sorted(analysis.lazy.layers)
     marks = {"paper's choice, k/2": [depth // 2], "all layers before the first lazy one": lazy[:1]}
     marks["the reference"] = [depth]
@@ -94,9 +93,8 @@ def _block_and_gpu(training: lit.AdviceArgs, config: lit.Config) -> tuple[int, l
     (gpu,) = lit.find_gpus(training.gpu, "--advice.gpu")
     block_size = training.max_seq_length or min(config.block_size, lit.LONGEST_BLOCK)
     if block_size > config.block_size:
-        raise UserError(
-            f"--advice.max_seq_length is {block_size}; give 1 to {config.block_size}, what the model attends to"
-        )
+        remedy = f"give 1 to {config.block_size}, what the model attends to"
+        raise UserError(f"--advice.max_seq_length is {block_size}; {remedy}")
     return block_size, gpu
 
 

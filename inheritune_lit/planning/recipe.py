@@ -104,10 +104,8 @@ def _plan(model: ModelSpec, tokens: int, gpu: lit.Gpu) -> Plan:
     train = lit.TrainArgs(batch, micro_batch_size=1, max_seq_length=block, max_tokens=tokens, lr_warmup_steps=warm_up)
     fit = fit_gpu(TrainingJob(model, tokens, block, train, eval=_VALIDATION), gpu)
     if fit.job is None:
-        raise UserError(
-            f"{model.title} does not fit --gpu {gpu.name} even with recomputing and 8-bit AdamW; give fewer layers "
-            "with --n, or a larger GPU"
-        )
+        problem = f"{model.title} does not fit --gpu {gpu.name} even with recomputing and 8-bit AdamW"
+        raise UserError(f"{problem}; give fewer layers with --n, or a larger GPU")
     job = replace(fit.job, train=replace(train, micro_batch_size=fit.dividing_micro_batch))
     return Plan(job, (replace(fit, job=job, hours=job.seconds(gpu) / 3600),))
 
