@@ -45,7 +45,7 @@ CONTENDERS = [
 ]
 """In the order of what must not be missing."""
 SHARE = 0.85  # of the free memory that the plan may fill: litgpt needs more than ours
-TIMEOUT, SMALL_TIMEOUT, EXPECTED = 120.0, 150.0, 45.0  # seconds; what a contender takes until one was seen
+TIMEOUT, SMALL_TIMEOUT, EXPECTED = 150.0, 150.0, 45.0  # seconds; what a contender takes until one was seen
 
 
 class Budget:
@@ -151,11 +151,16 @@ def small_pass(folder: Path, names: list[str], budget: Budget, save: Callable[[d
     folder.mkdir(parents=True, exist_ok=True)
     spec = build_inputs(folder, SMALL, 3, SMALL_SAMPLES, SMALL_SAMPLES // 2, SMALL_LENGTH, 1)
     found: dict[str, Row] = {}
-    with ThreadPoolExecutor(max(1, min(len(names), (os.cpu_count() or 1) // 2))) as pool:
+    cores = os.cpu_count() or 1
+    together = max(1, min(len(names), cores // 2))
+    settings = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores // together))}
+    with ThreadPoolExecutor(together) as pool:
 
         def run(name: str) -> Row:
             seconds = budget.grant(SMALL_TIMEOUT, 1.0)
-            return run_contender(folder, name, seconds) if seconds else {"skipped": "nothing is left of the budget"}
+            if seconds is None:
+                return {"skipped": "nothing is left of the budget"}
+            return run_contender(folder, name, seconds, settings=settings)
 
         for name, row in zip(names, pool.map(run, names), strict=True):
             print(f"  tiny {name}: {row.get('failed') or row.get('skipped') or 'ran'}", flush=True)

@@ -9,6 +9,7 @@ rows for ``inheritune eval``. A short run measures the speed, and from it follow
 """
 
 import argparse
+import csv
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from record import Record, Row
 
 LARGE = {"global_batch_size": 64, "micro_batch_size": 16, "max_seq_length": 1024}
 SMALL = {"global_batch_size": 4, "micro_batch_size": 2, "max_seq_length": 32}
+SCORE = ("model", "column", "unit", "score", "stderr")  # of a row of results.csv
 SHORT, LEAST = 20, 10  # steps of the run that measures, and of the real one
 
 
@@ -55,9 +57,9 @@ def text(found: Row) -> str:
     """The record for reading."""
     machine = found.get("machine", {})
     lines = [found.get("command", ""), f"{machine.get('card') or 'no GPU'}, " + json.dumps(machine)]
-    lines += [
-        f"{name}: {json.dumps(found[name])}" for name in ("short", "run", "failed", "evaluation") if name in found
-    ]
+    lines += [f"{name}: {json.dumps(found[name])}" for name in ("short", "run", "failed") if name in found]
+    for score in found.get("evaluation", []):
+        lines.append(f"{score['dtype']:10}{score['model']:8}{score['column']:20}{score['score']} ± {score['stderr']}")
     state = "finished" if found["finished"] else "not finished"
     return "\n".join([*found.get("plan", []), *lines, f"{state} after {found.get('seconds', 0):.0f} s", ""])
 
@@ -123,18 +125,20 @@ def run(arguments: argparse.Namespace, folder: Path) -> Record:
     if not final.is_dir():
         record.write(failed=f"stopped after {limit} s, before its end")
     elif find_spec("lm_eval") is None:
-        record.write(evaluation="skipped: lm-eval is not here; gpu_wheels.py --evaluation brings it")
+        record.write(failed="not evaluated: lm-eval is not here; gpu_wheels.py --evaluation brings it")
     else:
         common = ["--val_data", arguments.data, "--val_blocks", 256, "--max_seq_length", size["max_seq_length"]]
         if arguments.task_rows:
             common += ["--tasks", arguments.tasks, "--data_dir", arguments.task_rows]
             common += ["--limit", 8 if arguments.small else 200]
-        results = {}
+        scores: list[Row] = []
         for dtype in ("bfloat16", "float32"):  # that both are close shows that bfloat16 will do
             to = folder / f"scores-{dtype}"
             commands.call(f"eval-{dtype}", "eval", start, final, *common, "--dtype", dtype, "--out_dir", to)
-            results[dtype] = (to / "results.csv").read_text().splitlines()
-            record.write(evaluation=results)
+            with (to / "results.csv").open(newline="") as results:
+                for row in csv.DictReader(results):
+                    scores.append({"dtype": dtype, **{name: row[name] for name in SCORE}})
+            record.write(evaluation=scores)
     record.write(finished=True)
     return record
 

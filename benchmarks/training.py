@@ -67,10 +67,17 @@ def run_rounds(folder: Path, names: list[str], rounds: int) -> dict[str, Row]:
     return results
 
 
-def run_contender(folder: Path, name: str, timeout: float | None = None, micro_batch_size: int | None = None) -> Row:
+def run_contender(
+    folder: Path,
+    name: str,
+    timeout: float | None = None,
+    micro_batch_size: int | None = None,
+    settings: dict[str, str] | None = None,
+) -> Row:
     """Its result, or a row that says why it ``failed``; all it wrote is in ``logs/NAME.txt``.
 
-    After ``timeout`` seconds it is ended, and with it all processes that it has started.
+    After ``timeout`` seconds it is ended, and with it all processes that it has started. ``settings`` are added to its
+    environment.
     """
     (folder / f"{name}.json").unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -78,7 +85,8 @@ def run_contender(folder: Path, name: str, timeout: float | None = None, micro_b
     if micro_batch_size:
         command += ["--micro_batch_size", str(micro_batch_size)]
     # Otherwise glibc's heap counts for up to half of the memory as soon as tensors of several sizes come and go.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+    environment = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+    environment = {**os.environ, **environment, **(settings or {})}
     log = folder / "logs" / f"{name}.txt"
     began = time.monotonic()
     with log.open("w") as stream:

@@ -1,10 +1,11 @@
 """Training on a GPU: losses as on a CPU, the kernels that are meant, the memory that was planned, exact restarts."""
 
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
-from gpu_steps import DEVICE, SHAPE, WEIGHTS, draw_tokens, train, train_plainly
+from gpu_steps import DEVICE, MICRO, SAMPLES, SHAPE, WEIGHTS, draw_tokens, train, train_plainly
 from train_command import kill_at_step, losses_of, pretrain_command
 
 from inheritune_lit.checkpoint.config import Config
@@ -78,11 +79,12 @@ def test_attention_runs_in_a_fused_kernel(build, tokens_NT1, precision, compiled
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         step()
         torch.cuda.synchronize()
-    names = [event.key.lower() for event in profiled.key_averages()]
-    fused = [name for name in names if "flash" in name or ("cudnn" in name and "sdpa" in name)]
+    launches = {event.key.lower(): event.count for event in profiled.key_averages()}
+    fused = {name: count for name, count in launches.items() if "flash" in name or ("cudnn" in name and "sdpa" in name)}
     backward = [name for name in fused if "bwd" in name or "bprop" in name or "backward" in name]
-    assert len(fused) > len(backward) > 0, names
-    assert not any("softmax" in name and "log" not in name for name in names if "triton" not in name), names
+    each = 2 * SAMPLES // MICRO  # layers, micro-batches
+    assert sum(count for name, count in fused.items() if name not in backward) >= each, launches
+    assert sum(fused[name] for name in backward) >= each, launches
 
 
 # Large enough that what no plan counts, such as the fused optimizer's workspace, does not weigh.
@@ -114,7 +116,9 @@ def test_a_killed_run_continues_bit_for_bit_where_it_is_asked_for(checkpoint, pa
 def test_out_of_memory_is_one_line_that_says_what_fits(checkpoint, packed, tmp_path, capsys):
     if DEVICE.type != "cuda":
         pytest.skip("fills a GPU")
-    limit = torch.cuda.memory_allocated() + 60_000_000  # bytes
+    gc.collect()
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_allocated() + 200_000_000  # bytes: enough for the model, not for its activations
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         size = {"train__global_batch_size": 64, "train__micro_batch_size": 64, "train__max_seq_length": 256}
