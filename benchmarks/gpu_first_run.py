@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -187,9 +188,16 @@ def full_pass(
         return predicted_bytes(config, {**spec, "micro_batch_size": size}, samples, length, device)
 
     available = SHARE * (free_memory(device) or 0)
-    size = spec["micro_batch_size"] = choose_micro_batch(predict, available, samples)
-    record.write(**spec, predicted_gb=round(predict(size) / 1e9, 2), available_gb=round(available / 1e9, 2))
-    print(f"micro-batch {size}: {predict(size) / 1e9:.2f} GB predicted, {available / 1e9:.2f} to be filled", flush=True)
+    try:
+        size = choose_micro_batch(predict, available, samples)
+        record.write(predicted_gb=round(predict(size) / 1e9, 2), available_gb=round(available / 1e9, 2))
+        print(f"micro-batch {size}: {predict(size) / 1e9:.2f} GB predicted, {available / 1e9:.2f} free", flush=True)
+    except Exception:  # a plan that fails is to be told, and not to cost the measurements
+        size = SAMPLES // 8
+        record.write(prediction_failed=traceback.format_exc())
+        print(f"micro-batch {size}: the plan failed, see the record", flush=True)
+    spec["micro_batch_size"] = size
+    record.write(**spec)
 
     def run(name: str, seconds: float, micro_batch_size: int) -> Row:
         row = run_contender(folder, name, seconds, micro_batch_size)
