@@ -14,7 +14,7 @@ from inheritune_lit.errors import UserError, printable
 from inheritune_lit.evaluation.args import EvaluateArgs
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.io.arguments import CommandArgs
-from inheritune_lit.io.machine import explain_machine, open_streams
+from inheritune_lit.io.machine import explain_machine, open_streams, prepare_cuda
 from inheritune_lit.parsing import parse
 from inheritune_lit.planning.args import InitArgs, PlanArgs
 from inheritune_lit.report.args import ReportArgs
@@ -51,6 +51,9 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "demo": (DemoArgs, "studies.demo:run_demo"),
 }
 """Each command's arguments, and the function that takes them; ``str()`` of what it returns is printed."""
+SMALLER = {"teach": "--batch_size", "grow": "--train.micro_batch_size", "plan": "--micro_batch_size"}
+SMALLER |= {"eval": "--max_batch_tokens", "analyze": "--seq_length or --num_sequences"}
+"""What to make smaller where memory runs out, but for training, which tells how small."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -59,7 +62,9 @@ def main(args: list[str] | None = None) -> int:
     Returns 0 for success, 2 for bad input or a machine that lacks something, 130 for Ctrl-C, 141 for a closed pipe.
     """
     open_streams()
+    prepare_cuda()
     _show_log()
+    command = ""
     try:
         os.getcwd()  # torch ends the process where the current folder is gone
         kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
@@ -79,7 +84,8 @@ def main(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        if (message := str(error) if isinstance(error, UserError) else explain_machine(error)) is None:
+        smaller = [f"a smaller {SMALLER[command]}"] if command in SMALLER else []
+        if (message := str(error) if isinstance(error, UserError) else explain_machine(error, *smaller)) is None:
             raise
         print(f"inheritune: error: {UserError(message)}", file=sys.stderr)
         return 2

@@ -35,8 +35,8 @@ class EvaluateArgs(CommandArgs):
     """Rows per task (per subject, for MMLU), and samples of --val_data; all when not given."""
     num_fewshot: int | None = None
     """Examples in the prompt; the suite's or the task's default when not given, 5 for MMLU."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Floating-point type of the weights."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Floating-point type of weights and activations; bfloat16 on a GPU that has it, else float32, when not given."""
     quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None
     """bitsandbytes type of the weights: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8."""
     bos: Literal["none", "model"] = "none"

@@ -26,7 +26,7 @@ from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.io.manifest import read_manifest
-from inheritune_lit.model.devices import device_count, launch, on_first_rank
+from inheritune_lit.model.devices import device_count, has_native_bf16, launch, on_first_rank, tell_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
     checkpoints = _checkpoints(args.checkpoint_dir or [], args.val_data)
     fabric = launch(device_count(args.devices, args.num_nodes), args.num_nodes)
     ranks = Ranks.of(fabric)
+    args = replace(args, dtype=args.dtype or ("bfloat16" if has_native_bf16() else "float32"))
+    if ranks.is_first:
+        tell_bf16(ranks.device, args.dtype == "bfloat16")
     settings = {
         "suite": suite.name if suite.columns else None,
         **{name: getattr(args, name) for name in ("limit", "num_fewshot", "dtype", "quantize", "bos")},

@@ -95,7 +95,8 @@ class CheckpointScorer:
     def _score_held_out(self, name: str, lm: LitLM, val_data: Path) -> Scored:
         """The loss in nats per token, as ``validate`` has it."""
         block_size = self._args.max_seq_length or min(lm.max_length, LONGEST_BLOCK)
-        dataset, batch = PackedDataset(val_data, "val", block_size), max(1, _TOKENS // block_size)
+        dataset, most = PackedDataset(val_data, "val", block_size), self._args.max_batch_tokens or _TOKENS
+        batch = max(1, min(_TOKENS, most) // block_size)
         about = {"label": f"{name}: held-out text", "ranks": self._ranks, "cache": lm.work.cache}
         found = validate(lm.model, dataset, batch, _most_blocks(self._args), check=check_finite, **about)
         return {**without_nan(asdict(found)), "block_size": block_size}, []

@@ -25,12 +25,24 @@ _REMEDIES = {
 }
 
 
-def explain_machine(error: BaseException) -> str | None:
-    """What is wrong, where, and what to do about it, of an error that the machine causes; None of any other."""
+_NO_MEMORY = ("not enough memory", "out of memory", "ALLOC_FAILED")  # torch on a CPU, on a GPU, and cuBLAS
+
+
+def prepare_cuda() -> None:
+    """Lets CUDA's memory grow in place unless the user chose otherwise; before torch is imported, which reads it."""
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
+def explain_machine(error: BaseException, smaller: str = "smaller batches or a smaller model") -> str | None:
+    """What is wrong, where, and what to do about it, of an error that the machine causes; None of any other.
+
+    ``smaller`` is what needs less memory where that of torch ran out.
+    """
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "start new thread" in str(error)):
         return "too little memory is left, or a limit is set (ulimit -v, -u); free some or raise the limit"
-    if isinstance(error, RuntimeError) and "not enough memory" in str(error):  # torch's allocator on a CPU
-        return f"{first_line(error)}; free memory, or give smaller batches or a smaller model"
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY):
+        return f"{first_line(error).partition(' Including')[0].rstrip('.')}; free memory, or give {smaller}"
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.errno == errno.ENOENT and not _has_current_folder():

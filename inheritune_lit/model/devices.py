@@ -1,14 +1,17 @@
 """Devices: processes on several of them through Lightning Fabric, their memory, and the compiler for the CPU."""
 
 import atexit
+import logging
 import os
 import resource
+import shutil
 import sys
 import sysconfig
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +20,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import Strategy
 
 from inheritune_lit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def device_count(devices: int | Literal["auto"], num_nodes: int) -> int:
@@ -112,6 +117,21 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def has_native_bf16() -> bool:
+    """Whether there is a GPU that computes in bf16 itself; V100 and T4 emulate it, slower than fp32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def tell_bf16(device: torch.device, used: bool) -> None:
+    """Log, on a GPU that emulates bf16, that it is ``used`` nonetheless, or what is computed in instead."""
+    if device.type != "cuda" or has_native_bf16():
+        return
+    if used:
+        logger.warning("inheritune: warning: this GPU has no bf16 and emulates it, slowly: fp32 is faster")
+    else:
+        logger.info("      this GPU has no bf16: computed in fp32")
+
+
 def has_compiler() -> bool:
     """Whether torch can compile for the CPU."""
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -121,4 +141,19 @@ def has_compiler() -> bool:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):
         return False
+    return _has_python_headers()
+
+
+def missing_for_triton() -> str:
+    """What torch needs to compile for a GPU and is not there, empty for nothing: Triton builds its launcher in C."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    needs = {
+        "the package triton": find_spec("triton") is not None,
+        "a C compiler (gcc, clang, or what CC names)": any(map(shutil.which, compilers)),
+        "Python.h (python3-dev)": _has_python_headers(),
+    }
+    return " and ".join(name for name, found in needs.items() if not found)
+
+
+def _has_python_headers() -> bool:
     return Path(sysconfig.get_path("include"), "Python.h").is_file()

@@ -92,6 +92,8 @@ def quantize_linears(model: GPT, mode: Quantization, device: Device) -> None:
             model.transformer.h.set_submodule(name, layer)
         model.to(device)
         _try_each(model.transformer.h[0], device, model.transformer.wte.weight.dtype)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         kind, reason = torch.device(device).type, first_line(error)
         raise UserError(f"bitsandbytes cannot do {mode} on {kind} ({reason}); choose another --quantize") from error

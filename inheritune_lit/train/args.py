@@ -253,7 +253,7 @@ class TrainingArgs(CommandArgs):
     speed: SpeedArgs = SpeedArgs()
     """Kernels, compiler, memory."""
     precision: Precision | None = None
-    """bf16-mixed on a GPU, 32-true on CPU, when not given; bf16-true keeps fp32 copies of the weights."""
+    """bf16-mixed on a GPU that has bf16, else 32-true, when not given; bf16-true keeps fp32 copies of the weights."""
     devices: int | Literal["auto"] = 1
     """GPUs (or CPU processes) per node, or "auto" for every GPU."""
     num_nodes: int = 1
@@ -267,6 +267,9 @@ class TrainingArgs(CommandArgs):
     document and pads what is left."""
     seed: int = 1337
     """Seed of the data order."""
+    deterministic: bool = False
+    """On CUDA too, a run that was stopped continues with the same bits, by kernels that are slower; it may change when
+    a run is continued. On CPU that is always so."""
     logger_name: LoggerName = "csv"
     """Logger beside ``metrics.csv``."""
     dry_run: bool = False

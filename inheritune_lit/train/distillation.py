@@ -24,6 +24,7 @@ from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, 
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
+from inheritune_lit.model.devices import has_native_bf16, tell_bf16
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.tokenizer import Tokenizer
@@ -218,7 +219,8 @@ def teach(args: TeachArgs) -> TeachResult:
     check_vacant(args.out_dir)
     dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights_dtype = torch.bfloat16 if has_native_bf16() else torch.float32
+    tell_bf16(device, used=False)
     gpt, name, identity = open_teacher(args.teacher, args.data, args.max_seq_length, weights_dtype)
     vocabulary = gpt.config.padded_vocab_size
     if args.top_k > vocabulary:

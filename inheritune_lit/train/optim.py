@@ -243,6 +243,8 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> 
             for name, master in masters.items():
                 master.copy_(copies.get(name, master))
         inner.load_state_dict({**inner.state_dict(), "state": saved})
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path} is not an optimizer state of this model; give --optimizer_state reset") from error
 

@@ -298,18 +298,19 @@ def measure_steps(
     if tied:
         gpt.lm_head.weight = gpt.transformer.wte.weight
     kernels = setup.choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
-    state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
-    gpt.train()
-    times = []
-    for _ in range(_WARM_UP + _TIMED):
-        start = _now(device)
-        summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
-        fabric.backward(summed / tokens_BT1[:, 1:].numel())
-        halfway = _now(device)
-        clip_gradients(state.optimizer, train.max_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        times.append((halfway - start, _now(device) - halfway))
+    with setup.training_switches(device, precision, args.deterministic):
+        state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
+        gpt.train()
+        times = []
+        for _ in range(_WARM_UP + _TIMED):
+            start = _now(device)
+            summed = state.loss(tokens_BT1[:, :-1], tokens_BT1[:, 1:])
+            fabric.backward(summed / tokens_BT1[:, 1:].numel())
+            halfway = _now(device)
+            clip_gradients(state.optimizer, train.max_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            times.append((halfway - start, _now(device) - halfway))
     accumulation = train.accumulation(devices)
     batch_seconds, update_seconds = (median(each) for each in zip(*times[_WARM_UP:], strict=True))
     rate = accumulation * train.micro_batch_size * block_size / (accumulation * batch_seconds + update_seconds)

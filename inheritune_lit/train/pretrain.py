@@ -51,8 +51,12 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         if run.finished:
             return run.finished
     run_folder.check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
-    with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric):
-        return run.train(initial_optimizer, keep_optimizer)
+    switches = setup.training_switches(run.fabric.device, run.precision, args.deterministic)
+    with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric), switches:
+        try:
+            return run.train(initial_optimizer, keep_optimizer)
+        except torch.OutOfMemoryError as error:
+            raise run.estimate.out_of_memory() from error
 
 
 class _Run:
@@ -169,10 +173,7 @@ class _Run:
         data = (self.train_data, sampler, self.val_data)
         trainer = Trainer(fabric, state, plan, args, *data, saver, log, teacher.logits if teacher else None)
         with setup.stop_requests((lambda: trainer.doing) if is_first else None) as stop:
-            try:
-                validation = trainer.fit(stop)
-            except torch.OutOfMemoryError as error:
-                raise self.estimate.out_of_memory() from error
+            validation = trainer.fit(stop)
             skipped = trainer.guard.skipped
             if validation is None:
                 return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)

@@ -23,7 +23,14 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.machine import handle_signals
 from inheritune_lit.model.attention import attention_kernel, fuse_attention, install_plans
-from inheritune_lit.model.devices import device_count, has_compiler, launch
+from inheritune_lit.model.devices import (
+    device_count,
+    has_compiler,
+    has_native_bf16,
+    launch,
+    missing_for_triton,
+    tell_bf16,
+)
 from inheritune_lit.model.gpt import checkpoint_activations
 from inheritune_lit.train.args import Precision, SpeedArgs, Strategy, TrainingArgs
 from inheritune_lit.train.distillation import Distillation
@@ -91,7 +98,31 @@ def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strat
 
 def default_precision() -> Precision:
     """bf16-mixed where a GPU computes it natively, 32-true elsewhere."""
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if has_native_bf16() else "32-true"
+
+
+@contextmanager
+def training_switches(device: torch.device, precision: Precision, deterministic: bool) -> Iterator[None]:
+    """Sets torch's global switches for training while the block runs, and afterwards back.
+
+    On CPU, and where it is asked for on CUDA, the same steps have the same bits each time: compiled code of either adds
+    up the embedding's gradient in any order otherwise. In 32-true CUDA multiplies matrices in TF32.
+    """
+    memory: Any = torch.utils.deterministic
+    mode, matmul = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
+    fill = memory.fill_uninitialized_memory
+    try:
+        if device.type == "cuda" and precision == "32-true":
+            torch.set_float32_matmul_precision("high")
+        if deterministic or device.type != "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+            torch.use_deterministic_algorithms(True)  # Inductor then chooses no kernel by timing it
+            memory.fill_uninitialized_memory = False  # takes time, and is for finding mistakes
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+        torch.set_float32_matmul_precision(matmul)
+        memory.fill_uninitialized_memory = fill
 
 
 def machine_name(fabric: Fabric) -> str:
@@ -140,8 +171,11 @@ def choose_kernels(
 def check_machine(args: TrainingArgs, device: torch.device) -> None:
     """Refuse settings that the machine with this device cannot serve with a ``UserError``.
 
-    That is an optimizer that does not exist or take its arguments, fp8 elsewhere, or a package that is missing.
+    That is an optimizer that does not exist or take its arguments, fp8 elsewhere, or a package or a compiler that is
+    missing.
     """
+    if device.type == "cuda" and args.speed.compile is not False and (missing := missing_for_triton()):
+        raise UserError(f"compiling for a GPU needs {missing}; install it, or give --speed.compile false")
     build_optimizer(torch.nn.Linear(1, 1, device=device), args.optimizer)
     if args.speed.fp8:
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
@@ -203,7 +237,10 @@ def set_up(
         functorch_config.activation_memory_budget = args.speed.activation_budget
     chosen = _apply_kernels(gpt, kernels, args.speed, precision, fabric.device)
     if fabric.global_rank == 0:
+        if args.deterministic and fabric.device.type == "cuda":
+            chosen += ", deterministic: backward passes of attention and embedding take longer"
         logger.info(f"      {chosen}")
+        tell_bf16(fabric.device, precision != "32-true")
     if distillation:
         if teacher := distillation.teacher:
             _apply_kernels(teacher, kernels, args.speed, precision, fabric.device)
