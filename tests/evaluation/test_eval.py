@@ -125,6 +125,19 @@ def test_long_prompts_lose_their_beginning_and_are_counted(checkpoint):
     assert lm.truncated == 1
 
 
+@pytest.mark.parametrize(
+    ("native", "asked", "expected"), [(1, None, "bfloat16"), (0, None, "float32"), (1, "float32", "float32")]
+)
+def test_dtype_is_what_the_gpu_has(checkpoint, tmp_path, tokenizer_dir, monkeypatch, native, asked, expected):
+    packed = make_packed(tmp_path / "packed", tokenizer_dir)
+    monkeypatch.setattr("inheritune_lit.evaluation.harness.has_native_bf16", lambda: native)
+    found = evaluate(EvaluateArgs([checkpoint], val_data=packed, val_blocks=2, dtype=asked, out_dir=tmp_path / "out"))
+    recorded = json.loads((tmp_path / "out" / checkpoint.name / "held_out.json").read_text())
+    assert found.settings["dtype"] == recorded["identity"]["dtype"] == expected
+    whole = validate(load_model(checkpoint, getattr(torch, expected)), PackedDataset(packed, "val", 512), 2, 2)
+    assert found.checkpoints[0].held_out["loss"] == pytest.approx(whole.loss, abs=1e-5)
+
+
 def test_held_out_loss_is_validates(checkpoint, tmp_path, tokenizer_dir):
     packed = make_packed(tmp_path / "packed", tokenizer_dir)
     results = evaluate(EvaluateArgs([checkpoint], val_data=packed, val_blocks=5, max_seq_length=64))
