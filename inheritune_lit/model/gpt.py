@@ -93,6 +93,8 @@ class GPT2(Transformer):
 
     def forward(self, idx: torch.Tensor, input_pos: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Logits; arguments and results are those of ``GPT.forward``."""
+        if input_pos is None and not (args or kwargs):
+            return self.lm_head(self.hidden_states(idx))  # what the compiler takes as a whole; hooks it does not
         positions = torch.arange(idx.shape[1], device=idx.device) if input_pos is None else input_pos
         with self.transformer.wte.register_forward_hook(lambda _wte, _ids, x: x + self.transformer.wpe(positions)):
             return super().forward(idx, input_pos, *args, **kwargs)
