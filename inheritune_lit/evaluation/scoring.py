@@ -195,8 +195,8 @@ class Scorer:
         assert len(owners_M) == len(targets_M) and all(0 < len(ids) <= len(p) for p, ids in wanted)
         order_M = np.argsort(owners_M, kind="stable")
         hidden_NC = hidden_LC[torch.from_numpy(nodes_N).to(self._device)]
-        in_order = (torch.from_numpy(each_M[order_M]).to(self._device) for each_M in (targets_M, owners_M))
-        logprobs_M, greedy_M = self._score_targets(hidden_NC, *in_order)
+        targets_M, owners_M = torch.from_numpy(targets_M[order_M]), torch.from_numpy(owners_M[order_M])
+        logprobs_M, greedy_M = self._score_targets(hidden_NC, targets_M.to(self._device), owners_M)
         requests_M = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(ids) for _, ids in wanted])[order_M])
         sums_J2 = torch.zeros(len(wanted), 2, dtype=torch.float64)
         check_finite(logprobs_M)
@@ -206,15 +206,15 @@ class Scorer:
     def _score_targets(self, hidden_NC: Tensor, targets_M: Tensor, owners_M: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability (M,) in fp32 of target tokens, and whether each has the highest logit (M,), on the CPU.
 
-        ``owners_M`` are the positions that predict the targets, as indices into ``hidden_NC``, ascending.
+        ``owners_M`` are the positions that predict the targets, as indices into ``hidden_NC``, ascending, on the CPU:
+        asking a GPU which of them are in a chunk would wait for it.
         """
         logprobs, greedy = [], []
         rows = max(1, _LOGITS.get(self._device.type, 1 << 27) // self._model.config.padded_vocab_size)
         for first in range(0, len(hidden_NC), rows):
             logits_nV = head_logits(self._model, hidden_NC[first : first + rows])
-            bounds = torch.tensor([first, first + len(logits_nV)], device=owners_M.device)
-            low, high = torch.searchsorted(owners_M, bounds)
-            chosen, own = targets_M[low:high], owners_M[low:high] - first
+            low, high = torch.searchsorted(owners_M, torch.tensor([first, first + len(logits_nV)]))
+            chosen, own = targets_M[low:high], (owners_M[low:high] - first).to(self._device)
             logprobs.append((logits_nV[own, chosen] - logits_nV.logsumexp(dim=1)[own]).cpu())
             greedy.append((logits_nV.argmax(dim=1)[own] == chosen).cpu())
         return torch.cat(logprobs), torch.cat(greedy)
