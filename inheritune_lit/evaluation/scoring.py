@@ -195,8 +195,8 @@ class Scorer:
         assert len(owners_M) == len(targets_M) and all(0 < len(ids) <= len(p) for p, ids in wanted)
         order_M = np.argsort(owners_M, kind="stable")
         hidden_NC = hidden_LC[torch.from_numpy(nodes_N).to(self._device)]
-        targets_M, owners_M = torch.from_numpy(targets_M[order_M]), torch.from_numpy(owners_M[order_M])
-        logprobs_M, greedy_M = self._score_targets(hidden_NC, targets_M.to(self._device), owners_M)
+        targets, owners = (torch.from_numpy(each_M[order_M]) for each_M in (targets_M, owners_M))
+        logprobs_M, greedy_M = self._score_targets(hidden_NC, targets.to(self._device), owners)
         requests_M = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(ids) for _, ids in wanted])[order_M])
         sums_J2 = torch.zeros(len(wanted), 2, dtype=torch.float64)
         check_finite(logprobs_M)

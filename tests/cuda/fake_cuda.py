@@ -2,7 +2,7 @@
 
 Tensors of device "cuda" are fake: they have a shape, a type and a device, and no numbers. All of torch and of this
 package runs on them as it would on a GPU: modules move, autograd goes back, optimizers step. What stays on the CPU is
-real, and a value that comes from the GPU is a 1, or a tensor of zeros.
+real. What the host asks of the GPU is answered: a single number is a 1, a copied tensor has arbitrary ones.
 
     with fake_cuda() as seen:
         ...  # real code
@@ -21,13 +21,15 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_watch import Watch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from watching import Watch
+from torch.utils._pytree import tree_map
 
 from inheritune_lit.train import setup
 
@@ -95,6 +97,7 @@ def fake_cuda(gpu: Gpu = Gpu(), real_host: bool = True) -> Iterator[Watch]:
             stack.enter_context(mode)
         watch = Watch(mode)
         patch(stack, torch.cuda, max_memory_allocated=lambda device=None: watch.memory.peak)
+        patch(stack, ThreadPoolExecutor, submit=_submit)
         stack.enter_context(watch)
         yield watch
 
@@ -102,9 +105,9 @@ def fake_cuda(gpu: Gpu = Gpu(), real_host: bool = True) -> Iterator[Watch]:
 def patch(stack: contextlib.ExitStack, owner: Any, **values: Any) -> None:
     """Set attributes of a module or class until the stack is closed."""
     for name, value in values.items():
-        before = owner.__dict__.get(name)
+        restore = (setattr, owner, name, owner.__dict__[name]) if name in owner.__dict__ else (delattr, owner, name)
         setattr(owner, name, value)
-        stack.callback(setattr, owner, name, before)
+        stack.callback(*restore)
 
 
 def _pretend(gpu: Gpu) -> None:
@@ -170,21 +173,46 @@ def _patch_cuda(stack: contextlib.ExitStack, gpu: Gpu) -> None:
 
 def _patch_tensors(stack: contextlib.ExitStack) -> None:
     patch(stack, FakeTensorMode, avoid_device_init=property(lambda self: True))
-    patch(stack, torch.Tensor, pin_memory=lambda self, device=None: self, tolist=_tolist(torch.Tensor.tolist))
+    patch(stack, torch.Tensor, pin_memory=lambda self, device=None: self)
+    patch(stack, FakeTensor, tolist=_tolist)
     patch(stack, torch.nn.Module, to=_module_to(torch.nn.Module.to))
+    patch(stack, torch, save=_save(torch.save))
+    patch(stack, torch.Tensor, data_ptr=_data_ptr(torch.Tensor.data_ptr))
 
 
-def _tolist(real: Callable[..., Any]) -> Callable[..., Any]:
+def _tolist(self: FakeTensor) -> Any:
     def zeros(shape: tuple[int, ...]) -> Any:
         return [zeros(shape[1:]) for _ in range(shape[0])] if shape else 0.0
 
-    def tolist(self: torch.Tensor) -> Any:
+    host = self.cpu()  # for which the host waits
+    return zeros(tuple(host.shape)) if isinstance(host, FakeTensor) else host.tolist()
+
+
+def _data_ptr(real: Callable[..., int]) -> Callable[..., int]:
+    def data_ptr(self: torch.Tensor) -> int:
         if not isinstance(self, FakeTensor):
             return real(self)
-        host = self.cpu()  # what the host waits for
-        return zeros(tuple(host.shape)) if isinstance(host, FakeTensor) else real(host)
+        # Not an address, but as different from that of other tensors.
+        return self.untyped_storage()._cdata + self.storage_offset() * self.element_size()
 
-    return tolist
+    return data_ptr
+
+
+def _save(real: Callable[..., None]) -> Callable[..., None]:
+    def on_host(leaf: Any) -> Any:
+        return leaf.cpu() if isinstance(leaf, FakeTensor) else leaf
+
+    return lambda content, *args, **kwargs: real(tree_map(on_host, content), *args, **kwargs)
+
+
+def _submit(self: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    """Runs at once what would run in another thread: fake tensors are not made for several, nor are they watched."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args, **kwargs))
+    except BaseException as error:
+        future.set_exception(error)
+    return future
 
 
 def _module_to(real: Callable[..., Any]) -> Callable[..., Any]:

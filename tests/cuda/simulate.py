@@ -3,9 +3,9 @@
     python tests/cuda/simulate.py --ref openllama-3b --n 13 --micro 4 --precision bf16-mixed
     python tests/cuda/simulate.py --ref smollm2-135m --speed.compile false --speed.activation_checkpointing true
 
-It needs no weights and no network for the references that litgpt knows and the paper's shapes (`inheritune
-references`); eager it takes seconds, compiled up to minutes. Two steps are done and the second, in which nothing is
-compiled or made for the first time, is reported as JSON:
+Weights are not needed, nor is a network for most references of `inheritune references`. Eager it takes seconds,
+compiled up to minutes. Two steps are done; what is seen of the second, in which nothing is compiled or made for the
+first time, goes to stdout as JSON:
 
 model        reference, layers, parameters, samples and tokens per micro-batch, precision
 kernels      what ``choose_kernels`` chose: loss, compiled
@@ -34,12 +34,11 @@ from typing import Any
 
 import torch
 from fake_cuda import Gpu, fake_cuda
-from inductor import Compiled, fake_inductor
+from fake_inductor import Compiled, fake_inductor
+from full_size import Training, model_of
+from gpu_watch import Recording, Watch
 from jsonargparse import ArgumentParser
-from training import Training
-from watching import Recording, Watch
 
-from inheritune_lit.planning.estimate import ModelSpec
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
 
 Report = dict[str, Any]
@@ -79,7 +78,7 @@ def simulate(
 ) -> Report:
     """What this file prints, for the arguments of its command line; once per process."""
     began = time.perf_counter()
-    model = ModelSpec.of_reference(ref, n)
+    model = model_of(ref, n)
     block = min(block, model.config.block_size)
     train = TrainArgs(
         global_batch_size=micro * accumulation,

@@ -4,6 +4,7 @@ All of it is seen at PyTorch's dispatcher, through which every operation on a te
 and of the code that Inductor generates.
 """
 
+import re
 import sys
 import weakref
 from collections import Counter
@@ -29,14 +30,27 @@ _ALWAYS_WAIT |= {"aten._unique2", "aten.unique_dim", "aten.unique_consecutive", 
 
 
 def place() -> str:
-    """The innermost line of this package that is being executed, such as "train/loop.py:174 train_step"."""
-    frame = sys._getframe(1)
+    """The innermost line of this package that is being executed, such as "train/loop.py:174 train_step".
+
+    The function is the one in whose text the line is, whether or not a comprehension has a frame of its own.
+    """
+    frame, line = sys._getframe(1), ""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(PACKAGE):
-            return f"{path.relative_to(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
+            line = line or f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
+            if not frame.f_code.co_name.startswith("<"):
+                return f"{line} {frame.f_code.co_name}"
         frame = frame.f_back
     return "backward pass" if torch._C._current_graph_task_id() != -1 else "elsewhere"
+
+
+def by_function(counts: dict[str, int]) -> dict[str, int]:
+    """Counts by place without its line, which is nobody's business."""
+    merged: Counter[str] = Counter()
+    for where, count in counts.items():
+        merged[re.sub(r":\d+ ", " ", where)] += count
+    return dict(merged)
 
 
 @dataclass(frozen=True)
@@ -127,8 +141,10 @@ class Watch(TorchDispatchMode):
         self.waits: Counter[str] = Counter()  # by kind and place
         self.attention: Counter[str] = Counter()  # by operation
         self.operations: Counter[str] = Counter()  # on the GPU, by name
+        self.on_host: Counter[str] = Counter()  # on real tensors of the CPU, by name
         self.memory = Memory()
         self._fakes = fakes
+        self._numbers = torch.Generator().manual_seed(0)
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -137,30 +153,44 @@ class Watch(TorchDispatchMode):
 
     def clear(self) -> None:
         """Forget operations and waits so far."""
-        for counts in (self.waits, self.attention, self.operations):
+        for counts in (self.waits, self.attention, self.operations, self.on_host):
             counts.clear()
+
+    def _fill(self, host: torch.Tensor) -> torch.Tensor:
+        """Numbers for what the host has copied from the GPU: floating-point ones from 0 to 1, others 0."""
+        if not host.dtype.is_floating_point or host.device.type != "cpu":
+            return host.zero_()
+        return host.uniform_(generator=self._numbers)
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = str(func).rsplit(".", 1)[0]
+        if name == "prim.device":
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:  # whose parts come here otherwise, but not in inference mode
+                return func.decompose(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         target = kwargs.get("device")
         to_gpu = target is not None and torch.device(target).type == "cuda"
         on_gpu = any(_on_gpu(tensor) for tensor in tensors)
-        if (on_gpu or to_gpu) and not name.startswith("prim."):
+        if on_gpu or to_gpu:
             self.operations[name] += 1
             if "scaled_dot_product" in name:
-                self.attention[name.removeprefix("aten._scaled_dot_product_")] += 1
-            if reason := _wait(name, args, kwargs, to_gpu):
+                self.attention[name.removeprefix("aten._scaled_dot_product_") + _masked(name, args)] += 1
+            if reason := _wait(name, args, kwargs):
                 self.waits[f"{reason} @ {place()}"] += 1
+        elif tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            self.on_host[name] += 1
         if name in _ANSWERED and any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return _answer(name, args[0])
         fake_host = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
         if on_gpu and not fake_host:
             if name == "aten._to_copy" and target is not None and not to_gpu:
-                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=target)
+                host = torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=target)
+                return self._fill(host)
             if name == "aten.copy_" and not _on_gpu(args[0]):
-                return args[0].zero_()
+                return self._fill(args[0])
         if on_gpu:
             func, args = _every_entry(func, name, args)
         with self._fakes if (on_gpu or to_gpu) and not fake_host else nullcontext():
@@ -171,11 +201,18 @@ class Watch(TorchDispatchMode):
         return result
 
 
+def _masked(name: str, args: tuple[Any, ...]) -> str:
+    """Whether a kernel that takes masks has got one; flash attention does not take any."""
+    if name.endswith(("efficient_attention", "cudnn_attention")) and args[3] is not None:
+        return " with a mask"
+    return ""
+
+
 def _on_gpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
-def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], to_gpu: bool) -> str | None:
+def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """How the host waits for the GPU in an operation that has to do with it; None where it does not."""
     short = name.removeprefix("aten.")
     if name in _ALWAYS_WAIT:
@@ -183,8 +220,8 @@ def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], to_gpu: bool
     if short == "repeat_interleave":
         return None if kwargs.get("output_size") else short
     if short == "_to_copy" and kwargs.get("device") is not None and not kwargs.get("non_blocking"):
-        if to_gpu != _on_gpu(args[0]):
-            return "copy to device" if to_gpu else "copy to host"
+        kinds = args[0].device.type, torch.device(kwargs["device"]).type
+        return {("cpu", "cuda"): "copy to device", ("cuda", "cpu"): "copy to host"}.get(kinds)
     elif short == "copy_" and not (kwargs.get("non_blocking") or (len(args) > 2 and args[2])):
         if _on_gpu(args[0]) != _on_gpu(args[1]):
             return "copy to device" if _on_gpu(args[0]) else "copy to host"

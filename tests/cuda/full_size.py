@@ -1,14 +1,17 @@
 """The project's own trainer with a model of any size on the simulated GPU."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from inheritune_lit.inherit.reference import reference_of_hf
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.planning.estimate import ModelSpec
+from inheritune_lit.references import find_reference
 from inheritune_lit.train.args import Precision, TrainingArgs
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.plan import RunPlan, StepMemory, step_memory
@@ -36,6 +39,24 @@ class Tokens:
     def batch(self, blocks: range) -> np.ndarray:
         """Tokens, (B, T + 1)."""
         return np.zeros((len(blocks), self._block_size + 1), np.int64)
+
+
+def model_of(ref: str, n: int | None) -> ModelSpec:
+    """The first n layers of a named reference, all when None; without network, also of GPT-2, which litgpt lacks."""
+    known = find_reference(ref)
+    if known is None or not known.name.startswith("gpt2"):
+        return ModelSpec.of_reference(ref, n)
+    hf = {
+        "model_type": "gpt2",
+        "n_layer": known.layers,
+        "n_embd": known.width,
+        "n_head": known.width // 64,
+        "n_positions": 1024,
+        "activation_function": "gelu_new",
+        "vocab_size": 50257,
+        "tie_word_embeddings": True,
+    }
+    return ModelSpec.of_slice(reference_of_hf(Path(), "openai-community", known.name, hf), ref, n)
 
 
 @dataclass

@@ -1,0 +1,36 @@
+"""A training step at full width but of two layers, on simulated CUDA: quick."""
+
+import pytest
+
+OPENLLAMA = {"ref": "openllama-3b", "n": 2, "micro": 1, "block": 256}
+TWO_WAITS = {"item @ train/loop.py train_step": 2}  # for the loss and the gradients' norm
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")], ids=["mixed", "true"]
+)
+def test_everything_is_on_the_gpu(simulate, precision, weights):
+    found = simulate(**OPENLLAMA, precision=precision, speed__compile="false")
+    assert found["devices"] == {
+        "parameters": [f"cuda:0 torch.{weights}"],
+        "buffers": ["cuda:0 torch.float32"],  # rotary tables
+        "optimizer": ["cuda:0 torch.float32"],  # moments, and copies of bf16 weights
+    }
+    assert found["waits"] == TWO_WAITS
+    # Two layers, two micro-batches; heads of 100 are padded to 104.
+    assert found["attention"] == {"flash_attention": 4, "flash_attention_backward": 4}
+    assert found["live_gb"] > 12 * found["model"]["parameters"] / 1e9  # weights and moments
+
+
+def test_compiled_step_is_one_graph_each_way(simulate):
+    found = simulate(ref="smollm2-135m", n=2, micro=2, block=128)
+    assert found["kernels"] == {"loss": "plain", "compiled": True}
+    assert found["compiled"]["graphs"] == 2
+    assert found["compiled"]["logits_fp32"] == []
+    assert found["waits"] == TWO_WAITS
+    assert found["attention"] == {"flash_attention": 4, "flash_attention_backward": 4}
+
+
+def test_cudnn_attention_where_torch_puts_it_first(simulate):
+    found = simulate(**OPENLLAMA, cudnn="true", speed__compile="false")
+    assert found["attention"] == {"cudnn_attention": 4, "cudnn_attention_backward": 4}
