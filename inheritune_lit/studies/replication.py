@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from inheritune_lit.io.folders import is_leftover, own_folder, replace_text
 from inheritune_lit.io.plotting import label_ends, new_figure, save_png, zoom_in
 from inheritune_lit.io.records import read_record, write_record
 from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.references import Shape
 from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import ReproduceArgs
 from inheritune_lit.studies.inputs import train_tokenizer
@@ -189,22 +190,9 @@ def _choose(grid: list[runner.Experiment], only: list[str] | None) -> set[str]:
 
 def _write_shape(folder: Path, text: str, scale: Scale) -> None:
     """Writes ``model_config.yaml`` and a SentencePiece tokenizer made of equal parts of each file."""
-    sizes = {name: getattr(scale, name) for name in ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")}
-    config = lit.GPT2Config(
-        name="gpt2-replication",
-        hf_config={"org": "local", "name": "gpt2-replication"},
-        **sizes,
-        intermediate_size=4 * scale.n_embd,
-        padded_vocab_size=scale.vocab_size,
-        norm_class_name="LayerNorm",
-        mlp_class_name="GptNeoxMLP",
-        gelu_approximate="tanh",
-        parallel_residual=False,
-        bias=False,
-        norm_bias=False,
-        rotary_percentage=0.0,
-        scale_attn_by_inverse_layer_idx=True,
-    )
+    shape = lit.describe_shape(Shape("gpt2-replication", scale.n_layer, scale.n_embd, scale.n_head), folder)
+    sizes = {"block_size": scale.block_size, "vocab_size": scale.vocab_size, "padded_vocab_size": scale.vocab_size}
+    config = replace(shape.config, hf_config={"org": "local", "name": shape.name}, **sizes)
     lit.save_lit_config(config, folder)
     documents = lit.iter_documents(text, max_characters=_CHARACTERS)
     lines = (line[:_MOST_LINE] for document in documents for line in document.split("\n") if line)
