@@ -7,10 +7,9 @@ _MOST = 2000  # characters of a message; a value that somebody wrote into a file
 
 
 class UserError(Exception):
-    """Bad input: the message is one line that says what is wrong, the value seen, and what to do.
+    """Bad input (exit code 2): the message is one line that says what is wrong, the value seen, and what to do.
 
-    The command line prints it to stderr without a traceback and exits with code 2. Names in it may come from files that
-    others wrote: line breaks and control characters, which a terminal would obey, are written out.
+    Names in it may come from others' files: control characters, which a terminal would obey, are written out.
     """
 
     def __init__(self, message: str) -> None:

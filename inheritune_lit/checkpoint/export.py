@@ -148,10 +148,7 @@ def export(args: ExportArgs) -> ExportResult:
 
 
 def plan_export(architecture: Architecture, config: Config, weights: Weights, tied: bool) -> _Tensors:
-    """Hugging Face tensor -> what it is, and the pieces of litgpt tensors, in whose order they are, that make it.
-
-    Without pieces it is zeros. A tensor that the architecture does not have is a ``UserError``.
-    """
+    """Hugging Face tensor -> what it is, and the litgpt pieces, whose order it has, that make it (none: zeros)."""
     shapes = {name: spec.shape for name, spec in weights.specs.items() if not (tied and name == HEAD)}
     tensors: _Tensors = {}
     for name, pieces in hf_tensors(architecture, config, shapes).items():

@@ -134,10 +134,9 @@ def write_safetensors(path: Path, specs: dict[str, TensorSpec], chunks_of: Chunk
 def write_torch_checkpoint(
     path: Path, specs: dict[str, TensorSpec], aliases: dict[str, str], chunks_of: ChunksOf
 ) -> None:
-    """Write a state dict that plain ``torch.load(weights_only=True, mmap=True)`` reads.
+    """Write a state dict that ``torch.load(weights_only=True, mmap=True)`` reads, with ``aliases`` as for a tied head.
 
-    ``torch.save`` lays out the file from tensors without storage, in the order of ``specs``; the bytes are then written
-    into place. ``aliases`` share the storage of a name in ``specs``, as a tied head. A full disk is an ``OSError``.
+    ``torch.save`` lays out the file from tensors without storage, in the order of ``specs``; the bytes follow.
     """
     # Memory that nobody touches is never taken; with ``empty`` alone, torch's deterministic mode would fill it.
     state = {

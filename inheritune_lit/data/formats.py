@@ -154,10 +154,9 @@ def stem_of(name: str) -> str:
 
 
 def read_rows(path: Path, args: ReadingArgs, report: ReadReport, start: int = 0, stop: int | None = None) -> Rows:
-    """Yields the rows of a file of a known format, and counts them in the report on the way.
+    """Yields the rows of a file, and counts them in the report on the way; a damaged file is a ``UserError``.
 
-    They are those from position ``start`` to before ``stop`` (None for the end), which count what the format's
-    ``ranges`` says. A file that cannot be read, is cut short or damaged is a ``UserError``.
+    They are those from position ``start`` to before ``stop`` (None: the end), counted as the format's ``ranges`` says.
     """
     kind = format_of(path.name, args)
     assert kind is not None, path

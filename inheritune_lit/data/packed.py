@@ -76,10 +76,9 @@ def verify_packed(folder: Path) -> VerifyResult:
 
 
 class PackedCut:
-    """Documents back to back, cut every ``block_size`` tokens whatever stands there.
+    """Documents back to back, cut every ``block_size`` tokens: ``samples`` with ``targets`` in all.
 
-    Sample s has the inputs [s * block_size, (s + 1) * block_size), so each token but the first is a target at most
-    once; fewer than ``block_size`` + 1 tokens at the end are left out. There are ``samples`` with ``targets`` in all.
+    Sample s has the inputs [s * block_size, (s + 1) * block_size); a token is a target at most once, the end left out.
     """
 
     def __init__(self, tokens: int, block_size: int) -> None:

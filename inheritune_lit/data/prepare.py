@@ -181,10 +181,7 @@ def _write_missing_shards(plan: PreparePlan, workdir: shards.WorkDir, executor: 
 
 
 def _finalize(workdir: shards.WorkDir, plan: PreparePlan) -> dict[str, PackedDomain]:
-    """Merges all shards of a plan into the output, beside what was packed before, and removes the workdir.
-
-    Returns what the output holds by domain. Too many broken rows, or a split without a document, are a ``UserError``.
-    """
+    """Merges shards and what was packed before into the output and removes the workdir; returns it by domain."""
     settings, out_dir = plan.settings, workdir.out_dir
     before = plan.packed_before or PackedManifest(**vars(settings), max_token_id=0, domains={})
     folders = [workdir.shards / shard.id for shard in plan.shards]

@@ -160,8 +160,8 @@ class MixtureSampler:
     def counts(self, start: int, stop: int) -> np.ndarray:
         """Returns how often positions start, ..., stop - 1 draw each sample, int64, shape (samples,).
 
-        Computed without going through the positions: after k draws a group of n samples has had each of them k div n
-        times, and those at the first k mod n positions of its present permutation once more.
+        Without going through them: k draws of n samples give each k div n times, the first k mod n of the order once
+        more.
         """
         counts = np.zeros(self._size, dtype=np.int64)
         for sign, position in ((1, stop), (-1, start)):

@@ -29,13 +29,10 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DomainLoss:
-    """Loss in nats per token: mean cross-entropy over all targets, with the numbers of blocks and of targets seen.
-
-    ``stderr`` is its standard error when blocks are drawn independently (NaN for a single block). Where blocks have
-    different numbers of targets, it is that of a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10).
-    """
+    """Loss in nats per token: mean cross-entropy over all targets, with the numbers of blocks and of targets seen."""
 
     loss: float
+    # Of blocks drawn independently, a ratio of means (Cochran, "Sampling Techniques", 1977, eq. 6.10); NaN of one.
     stderr: float
     blocks: int
     tokens: int

@@ -79,10 +79,9 @@ class Encoder:
 
 
 def model_prefix(tokenizer: Tokenizer) -> list[int]:
-    """Ids that transformers' tokenizer of the same folder puts before a text.
+    """Ids that transformers' tokenizer of the same folder puts before a text, as ``tokenizer_config.json`` says.
 
-    ``add_bos_token`` of ``tokenizer_config.json`` decides; where it is not there, the template of ``tokenizer.json``,
-    or for a SentencePiece model the default of the LLaMA and Gemma tokenizers, which is BOS.
+    By default those of the template of ``tokenizer.json``, or BOS for a SentencePiece model, as for LLaMA and Gemma.
     """
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     config = tokenizer.path.with_name("tokenizer_config.json")

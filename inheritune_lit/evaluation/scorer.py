@@ -160,10 +160,7 @@ def score_task(lm: LitLM, loaded: LoadedTask, limit: int | None) -> Scored:
 
 @contextmanager
 def explain_task(name: str) -> Iterator[None]:
-    """Turns what lm-eval or a task's own code raises into one line that names the task, and the row if it is known.
-
-    What a full disk or little memory raises is left as it is, and so is what our own model does.
-    """
+    """Turns what lm-eval or a task raises, but not the machine or our model, into one line that names task and row."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,4 @@
-"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository, at a revision or not.
-
-A reference is its configuration, the names of its tensors and, once opened, its weights, in whatever format.
-"""
+"""What ``--ref`` means: a folder, a GGUF file, a known name or a hub repository, at a revision or not."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

@@ -61,8 +61,7 @@ def check_folder(
 ) -> dict[str, Any] | None:
     """The manifest of a folder that was started with the same settings, None where nothing was started.
 
-    A folder that holds something else, or was started with other settings, is a ``UserError``. ``settings`` are all
-    that change the outcome, of JSON types; ``free`` names those that may differ, such as "data" or "eval.interval".
+    ``settings`` change the outcome; ``free`` ones, such as "data", may differ. Other folders are a ``UserError``.
     """
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:

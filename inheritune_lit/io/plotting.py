@@ -41,10 +41,7 @@ def style(number: int) -> dict[str, Any]:
 def new_figure(
     columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.5, 4.2), **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Makes a figure with panels of this size in inches, row by row; ``kwargs`` are for ``Figure.subplots``.
-
-    No state of matplotlib outside the figure is touched.
-    """
+    """Makes a figure with panels of this size in inches, row by row; ``kwargs`` are for ``Figure.subplots``."""
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **kwargs).ravel())
     for axes in panels:
@@ -88,10 +85,7 @@ def draw_bars(
     numbers: Sequence[int] | None = None,
     value_format: str = "{:.3g}",
 ) -> None:
-    """Draws a bar per name with its value above it, in the colours of the curves with the same numbers.
-
-    ``numbers`` are 0, 1, ... when None; ``errors`` are half the length of each error bar.
-    """
+    """Draws a bar per name, its value above it, ± ``errors``, in the colours of the curves ``numbers`` (0, 1, ...)."""
     numbers = range(len(names)) if numbers is None else numbers
     look: dict[str, Any] = {"edgecolor": "white", "error_kw": {"ecolor": "0.2", "elinewidth": 1, "capsize": 3}}
     for part, values_of_part in {"color": COLOURS, "hatch": _HATCHES}.items():

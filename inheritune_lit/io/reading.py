@@ -58,10 +58,7 @@ def parse_json(text: str | bytes, path: Path, what: str = "JSON", remedy: str = 
 
 
 def read_yaml(path: Path, what: str = "YAML", remedy: str = AGAIN) -> dict[str, Any]:
-    """Read a YAML mapping of plain values, whose names are text, also ``no`` and ``1``; arguments as of ``read_text``.
-
-    Refused are also other YAML, names of Python objects, and aliases that stand for more values than memory may hold.
-    """
+    """Read a YAML mapping of plain values (``no`` is a name); Python objects and endless aliases are refused."""
     return _mapping(parse_yaml(read_text(path, what, remedy, _MAX_YAML_BYTES), path, what, remedy), path, what, remedy)
 
 

@@ -53,10 +53,7 @@ class Advice:
 
 
 def analyze(args: lit.AnalyzeArgs) -> lit.AnalysisResult:
-    """Measure a model unless ``out_dir`` holds the same analysis; write page and figures, with advice if asked for.
-
-    Bad input is a ``UserError``, and nothing is left behind.
-    """
+    """Measure a model unless ``out_dir`` holds that, and write it, with advice if asked; bad input is refused."""
     if not args.advise:
         return lit.analyze_model(args)
     with lit.resolve_reference(args.ref) as located:
@@ -66,10 +63,7 @@ def analyze(args: lit.AnalyzeArgs) -> lit.AnalysisResult:
 
 
 def advise(analysis: lit.Analysis, reference: lit.ReferenceModel, training: lit.AdviceArgs) -> Advice:
-    """Collect what is known about each n: an analysis with the logit-lens loss, and the cost of training a slice.
-
-    Training that does not fit the model, or an analysis of a model of another depth, is a ``UserError``.
-    """
+    """Collect what is known about each n from an analysis and the cost of training; a misfit is a ``UserError``."""
     block_size, gpu = _block_and_gpu(training, reference.config)
     depth, settings = reference.config.n_layer, analysis.settings
     if analysis.model.n_layer != depth:

@@ -17,16 +17,13 @@ _CPU_FLOPS = 1e16  # of runs that a CPU is shown for: two days of a fast one
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run costs, and how it fits each kind of GPU; ``str()`` of it is what the command prints.
-
-    Price of a GPU, time limit and what was measured on this machine are None where they were not given or asked for.
-    """
+    """What a run costs, and how it fits each kind of GPU; ``str()`` of it is what the command prints."""
 
     job: TrainingJob
     gpus: tuple[GpuFit, ...]
-    price_per_hour: float | None = None
+    price_per_hour: float | None = None  # of a GPU; None where it was not given, as the others
     max_hours: float | None = None
-    measured: lit.MeasuredSteps | None = None
+    measured: lit.MeasuredSteps | None = None  # on this machine
 
     @property
     def parameters(self) -> int:

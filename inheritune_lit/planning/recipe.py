@@ -40,10 +40,7 @@ class InitResult:
 
 
 def init_recipe(args: InitArgs) -> InitResult:
-    """Write a recipe; what is not given is asked for on a terminal, again after an answer that does not work.
-
-    Bad input, a model that fits the GPU in no way, or a file that is there already is a ``UserError``.
-    """
+    """Write a recipe; on a terminal what is not given is asked for, until it works; bad input is a ``UserError``."""
     asks = sys.stdin.isatty()
     missing = [f"--{name}" for name in ("ref", "tokens", "gpu") if getattr(args, name) is None]
     if missing and not asks:

@@ -81,8 +81,7 @@ class Inherited:
 
 
 def read_inherited(run: RunRecord) -> Inherited | None:
-    """Returns the slice that a run goes back to over any number of runs, None where that is gone; a damaged manifest is
-    a ``UserError``."""
+    """Returns the slice that a run goes back to, None where that is gone; a damaged manifest is a ``UserError``."""
     if run.slice is None:
         return None
     slice = to_record(run.slice, Inherited, run.folder, "a run that goes back to a slice", _REMEDY, others=True)

@@ -1,5 +1,4 @@
-"""``inheritune report``: one page of runs, evaluations and analyses, in Markdown, with the commands that make the runs
-again, and as HTML that needs no other file."""
+"""``inheritune report``: one page of runs, evaluations and analyses, as Markdown and as HTML without other files."""
 
 import base64
 import html
@@ -90,8 +89,7 @@ def _write(found: list[RunRecord | Page], official: dict[str, Curve], out_dir: P
 def report_markdown(
     runs: Mapping[str, RunRecord], pages: Sequence[Page], official: dict[str, Curve], out_dir: Path
 ) -> str:
-    """Draws the figures into ``out_dir``, and returns the whole report as Markdown that belongs there; runs have the
-    names that it gives them."""
+    """Draws figures into ``out_dir``, and returns the report as Markdown for it; runs have the names it gives them."""
     slices = {name: read_inherited(run) for name, run in runs.items()}
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     parts = ["# Report", f"Made on {made}. Losses are in nats per token, ± is one standard error."]

@@ -67,8 +67,7 @@ SHAPE: dict[str, Any] = {
 
 
 def write_shape(folder: Path, corpus: Path) -> None:
-    """Fill a Hugging Face folder without weights: ``config.json`` and a SentencePiece tokenizer made from ``corpus``, a
-    folder of ``*.jsonl`` files with a ``text`` field."""
+    """Fill a Hugging Face folder, without weights: ``config.json`` and a tokenizer made from a folder of JSON lines."""
     (folder / "config.json").write_text(json.dumps(SHAPE, indent=2) + "\n", encoding="utf-8")
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer_config = json.dumps({"tokenizer_class": "LlamaTokenizer", **special})

@@ -229,8 +229,7 @@ def _gather(source: list[Path], folder: Path) -> str:
 
 
 def write_page(out_dir: Path, name: str, results: list[runner.ExperimentResult]) -> None:
-    """Writes ``replication.md`` and a figure per comparison at the scale of a name, from the results of all models that
-    are done; both models of Figure 9 are analysed for it."""
+    """Writes ``replication.md`` and its figures from the results of all models that are done, and analyses two."""
     scale = SCALES[name]
     tokens = scale.steps * scale.batch * scale.block_size
     parts = [
