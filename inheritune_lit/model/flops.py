@@ -4,10 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from functorch.compile import aot_function, min_cut_rematerialization_partition, nop
 from litgpt.model import CausalSelfAttention
 from torch._functorch import config as functorch_config
-from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
@@ -28,9 +26,6 @@ def flops_per_token(config: Config, block_size: int) -> float:
     return 6.0 * (matrices + config.n_layer * config.n_head * config.head_size * block_size)
 
 
-_kept: dict[str, int] = {}
-
-
 def kept_bytes(config: Config, block_size: int, precision: Precision, compiled: bool, budget: float = 1.0) -> int:
     """Bytes per sample that the blocks of a model on a GPU keep for the backward pass, found without any data.
 
@@ -38,22 +33,29 @@ def kept_bytes(config: Config, block_size: int, precision: Precision, compiled: 
     ``budget`` of ``SpeedArgs.activation_budget``. Weights are not counted: linear layers have theirs in the type that
     they compute in.
     """
-    key = repr((config, block_size, precision, compiled, budget))
-    if key not in _kept:
-        if config.mlp_class_name == "LLaMAMoE":  # as many elements as the experts of a token
-            width = (config.moe_intermediate_size or config.intermediate_size) * config.n_expert_per_token
-            config = replace(config, mlp_class_name="LLaMAMLP", intermediate_size=width)
-        if compiled and budget < 1:  # what is kept of a layer depends on the others
-            _kept[key] = _count_kept(config, block_size, precision, compiled, budget)
-        else:
-            one, two = (
-                _count_kept(replace(config, n_layer=layers), block_size, precision, compiled, 1.0) for layers in (1, 2)
-            )
-            _kept[key] = one + (config.n_layer - 1) * (two - one)
-    return _kept[key]
+    if config.mlp_class_name == "LLaMAMoE":  # as many elements as the experts of a token
+        width = (config.moe_intermediate_size or config.intermediate_size) * config.n_expert_per_token
+        config = replace(config, mlp_class_name="LLaMAMLP", intermediate_size=width)
+
+    def count(n_layer: int) -> int:
+        settings = (replace(config, n_layer=n_layer), block_size, precision, compiled, budget)
+        if (key := repr(settings)) not in _counted:
+            _counted[key] = _count_kept(*settings)
+        return _counted[key]
+
+    if config.n_layer == 1 or (compiled and budget < 1):  # what a budget keeps of a layer depends on the others
+        return count(config.n_layer)
+    return count(1) + (config.n_layer - 1) * (count(2) - count(1))
+
+
+_counted: dict[str, int] = {}  # takes seconds, and a plan asks for many micro-batches
 
 
 def _count_kept(config: Config, block_size: int, precision: Precision, compiled: bool, budget: float) -> int:
+    # Here, because they take a second that other commands need not wait for.
+    from functorch.compile import aot_function, min_cut_rematerialization_partition, nop
+    from torch._inductor.decomposition import select_decomp_table
+
     sizes: dict[int, int] = {}
     keep: list[torch.Tensor] = []  # so that no storage's address is used twice
 

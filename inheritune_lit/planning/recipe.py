@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 _DATA_RECIPE, _DATA = "recipes/data/redpajama-1t-sample.yaml", "data/redpajama-1b"
 _STEP_TOKENS = 131_072  # the paper's batch: 64 samples of 2,048 tokens
 _MOST_WARM_UP = 1000
-_VALIDATION = lit.EvalArgs(interval=500, max_iters=128)
+_VALIDATION = lit.EvalArgs(interval=500, samples=512)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ train:
   save_interval: 500
 eval:
   interval: {job.eval.interval}
-  max_iters: {job.eval.max_iters}
+  samples: {job.eval.samples}
 optimizer:
   name: {job.optimizer.name}
   lr: 3.0e-4
