@@ -23,6 +23,7 @@ from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
+from inheritune_lit.model.devices import batches_per_wait, to_device
 
 Model = Callable[[Tensor], Tensor]
 
@@ -101,19 +102,27 @@ def block_losses(
     # Row: 1 where there is a loss, the loss.
     losses_N2, left = work.find(names, torch.zeros(count, 2, dtype=torch.float64), lambda loss: [1.0, loss])
 
-    def losses_of(batch: list[int]) -> Tensor:
-        if stop and ranks.add_up(torch.tensor(float(stop()))).item():
-            raise Stopped
-        tokens_BT1 = torch.from_numpy(dataset.batch([blocks[number] for number in batch])).to(ranks.device)
-        # Padding follows the last target, so causal attention never sees the token that stands in for it.
-        logits_BVT = model(tokens_BT1[:, :-1].clamp(min=0)).float().transpose(1, 2)
-        loss_BT = F.cross_entropy(logits_BVT, tokens_BT1[:, 1:], reduction="none", ignore_index=PADDING)
-        losses_B = loss_BT.double().sum(dim=1).cpu()
+    def losses_of(group: list[int]) -> Tensor:
+        parts = []
+        for start in range(0, len(group), batch_size):
+            if stop and ranks.add_up(torch.tensor(float(stop()))).item():
+                raise Stopped
+            tokens_BT1 = torch.from_numpy(dataset.batch([blocks[each] for each in group[start : start + batch_size]]))
+            tokens_BT1 = to_device(tokens_BT1, ranks.device)
+            # Padding follows the last target, so causal attention never sees the token that stands in for it. Flat:
+            # with (B, V, T) the loss is summed over V in an order that loses a digit, and is several times slower.
+            logits_NV = model(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1).float()
+            targets_N = tokens_BT1[:, 1:].flatten()
+            loss_N = F.cross_entropy(logits_NV, targets_N, reduction="none", ignore_index=PADDING)
+            parts.append(loss_N.view(len(tokens_BT1), -1).double().sum(dim=1))
+        losses_G = torch.cat(parts).cpu()
         if check:
-            check(losses_B)
-        return torch.stack([torch.ones_like(losses_B), losses_B], dim=1)
+            check(losses_G)
+        return torch.stack([torch.ones_like(losses_G), losses_G], dim=1)
 
-    batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+    # Of several ranks each does one batch at a time, which a sharded model needs.
+    size = batch_size * (batches_per_wait(ranks.device) if ranks.world == 1 else 1)
+    batches = [left[start : start + size] for start in range(0, len(left), size)]
     hidden, done = label is None or not ranks.is_first, count - len(left)
     with Progress(label or "", count, "block", done, hidden=hidden) as progress:
         work.compute(batches, names, losses_N2, losses_of, lambda row: row[1], progress)

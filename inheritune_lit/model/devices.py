@@ -117,6 +117,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device; for CUDA from pinned memory, so that the copy does not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def batches_per_wait(device: torch.device) -> int:
+    """How many batches are computed before their results are fetched: a GPU has the next one to do meanwhile."""
+    return 8 if device.type == "cuda" else 1
+
+
 def has_native_bf16() -> bool:
     """Whether there is a GPU that computes in bf16 itself; V100 and T4 emulate it, slower than fp32."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -24,7 +24,7 @@ from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, 
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
-from inheritune_lit.model.devices import has_native_bf16, tell_bf16
+from inheritune_lit.model.devices import batches_per_wait, has_native_bf16, tell_bf16, to_device
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.tokenizer import Tokenizer
@@ -267,14 +267,16 @@ def _write(folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: Pa
         for file, each in files.items():
             file.truncate(done * each)
         with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
-            for start in range(done, len(dataset), batch_size):
-                stop = min(start + batch_size, len(dataset))
-                tokens_BT1 = torch.from_numpy(dataset.batch(range(start, stop))).to(device)
-                hidden_NC = gpt.hidden_states(tokens_BT1[:, :-1].clamp(min=0)).flatten(0, 1)
-                tops = [
-                    F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(top_k)
-                    for chunk_NC in hidden_NC.split(CHUNK_TOKENS)
-                ]
+            group = batch_size * batches_per_wait(device)
+            for start in range(done, len(dataset), group):
+                stop, tops = min(start + group, len(dataset)), list[Any]()
+                for first in range(start, stop, batch_size):
+                    batch = torch.from_numpy(dataset.batch(range(first, min(first + batch_size, stop))))
+                    tokens_BT = to_device(batch[:, :-1].clamp(min=0), device)
+                    tops += [
+                        F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(top_k)
+                        for chunk_NC in gpt.hidden_states(tokens_BT).flatten(0, 1).split(CHUNK_TOKENS)
+                    ]
                 found = (torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops]))
                 for file, dtype, each_NK in zip(files, dtypes, found, strict=True):
                     file.write(each_NK.cpu().numpy().astype(dtype).tobytes())

@@ -17,7 +17,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.held_out import Stopped, ValidationResult, validate
 from inheritune_lit.evaluation.score_cache import Ranks
 from inheritune_lit.io.progress import Progress
-from inheritune_lit.model.devices import peak_memory
+from inheritune_lit.model.devices import peak_memory, to_device
 from inheritune_lit.train.args import TrainingArgs
 from inheritune_lit.train.distillation import TeacherLogits
 from inheritune_lit.train.metrics import MetricsLog, Row
@@ -213,15 +213,11 @@ class Trainer:
     def _loss(self, samples: range) -> torch.Tensor:
         """Loss of some samples, summed over their targets, in fp32."""
         blocks = self.sampler.blocks(samples)
-        tokens_BT1 = self._on_device(torch.from_numpy(self.data.batch(blocks)))
         teacher = self.teacher_logits.batch(blocks) if self.teacher_logits else ()
+        tensors = (torch.from_numpy(self.data.batch(blocks)), *teacher)
+        tokens_BT1, *stored_BTK = (to_device(each, self.fabric.device) for each in tensors)
         # Padding follows the last target, so causal attention never sees the token that stands in for it.
-        return self.state.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:], *map(self._on_device, teacher))
-
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.fabric.device.type == "cuda":
-            tensor = tensor.pin_memory()  # so that the copy does not wait for the device
-        return tensor.to(self.fabric.device, non_blocking=True)
+        return self.state.loss(tokens_BT1[:, :-1].clamp(min=0), tokens_BT1[:, 1:], *stored_BTK)
 
     def _validate(self) -> ValidationResult | None:
         """The held-out loss, None where the run is to stop first."""

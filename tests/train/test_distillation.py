@@ -201,6 +201,14 @@ def test_teach_continues_where_it_was_killed(tmp_path, teach_command, monkeypatc
     assert blocks == TeacherLogits(tmp_path / "logits", {}).settings["blocks"] - 16
 
 
+def test_batches_that_are_fetched_together_are_written_as_one_by_one(tmp_path, teach_command, monkeypatch):
+    run(teach_command(tmp_path / "whole"))
+    monkeypatch.setattr(teach, "batches_per_wait", lambda device: 3)
+    run(teach_command())
+    for name in ("ids.bin", "logprobs.bin"):
+        assert (tmp_path / "logits" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_plan_counts_the_teacher(checkpoint, teacher, packed, tmp_path, capsys, teach_command):
     run([*pretrain_command(checkpoint, packed, tmp_path / "run", distill__alpha=1), "--dry_run"])
     plain = capsys.readouterr().err

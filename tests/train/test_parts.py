@@ -13,7 +13,9 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.data.sampler import DomainSize, Mixture
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.held_out import validate
+from inheritune_lit.evaluation import held_out
+from inheritune_lit.evaluation.held_out import Stopped, block_losses, validate
+from inheritune_lit.evaluation.score_cache import ScoreCache
 from inheritune_lit.model.flops import flops_per_token
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
@@ -61,6 +63,35 @@ def test_validation_is_the_mean_over_blocks(packed, tmp_path, tokenizer_dir):
     assert validate(model, dataset, batch_size=5, max_blocks=7).loss == pytest.approx(result.loss, abs=1e-6)
     assert validate(model, dataset, batch_size=64).blocks == len(dataset)
     assert math.isnan(validate(model, dataset, batch_size=1, max_blocks=1).stderr)
+
+
+def test_losses_of_a_large_vocabulary_keep_their_digits(packed):
+    torch.manual_seed(0)
+    dataset, tokens, logits_BTV = PackedDataset(packed, "val", 64), 64, 4 * torch.randn(3, 64, 32_000)
+    found = block_losses(lambda tokens_BT: logits_BTV, dataset, 3, 3)
+    for logits_TV, block, loss in zip(logits_BTV.double(), range(3), found.losses, strict=True):
+        targets_T = torch.from_numpy(dataset[block * len(dataset) // 3][1:])
+        exact = -logits_TV.log_softmax(-1)[range(tokens), targets_T].sum().item()
+        assert loss == pytest.approx(exact, abs=tokens * 1e-5)
+
+
+def test_batches_whose_losses_are_fetched_together(packed, tmp_path, tokenizer_dir, monkeypatch):
+    model, dataset = make_checkpoint(tmp_path / "model", tokenizer_dir), PackedDataset(packed, "val", 16)
+    one_by_one = block_losses(model, dataset, 3, 20)
+    monkeypatch.setattr(held_out, "batches_per_wait", lambda device: 4)
+    kept = ScoreCache(tmp_path / "cache", {})
+    asked = []
+
+    def stop() -> bool:
+        asked.append(sum(kept.get(name) is not None for name in kept._results))
+        return len(asked) == 6
+
+    with pytest.raises(Stopped):
+        block_losses(model, dataset, 3, 20, stop=stop, cache=kept)
+    # Asked before each of 7 passes; those of the first four were kept together.
+    assert asked == [0, 0, 0, 0, 12, 12]
+    together = block_losses(model, dataset, 3, 20, stop=lambda: bool(asked.append(0)), cache=kept)
+    assert together == one_by_one and len(asked) == 6 + 3
 
 
 def test_validation_equals_transformers_loss(packed, tmp_path, tokenizer_dir):
