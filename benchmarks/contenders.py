@@ -252,15 +252,13 @@ def transformers(
             return len(tokens_NT1)
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            return {"input_ids": tokens_NT1[index, :-1], "labels": tokens_NT1[index, 1:]}
+            # Without shift_labels the labels would be shifted once more, and the last of them lost.
+            targets_T = tokens_NT1[index, 1:]
+            return {"input_ids": tokens_NT1[index, :-1], "labels": targets_T, "shift_labels": targets_T}
 
     class InOrder(hf.Trainer):
         def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
             return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], **kwargs: Any) -> Any:
-            # The labels are shifted already; without this the last of them would be lost.
-            return super().compute_loss(model, {**inputs, "shift_labels": inputs["labels"]}, **kwargs)
 
     class Timer(hf.TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -285,6 +283,7 @@ def transformers(
         bf16=bf16,
         torch_compile=compiled,
         use_liger_kernel=liger,
+        remove_unused_columns=False,  # shift_labels is not a named argument of the model
         use_cpu=not torch.cuda.is_available(),
         logging_steps=1,
         logging_nan_inf_filter=False,

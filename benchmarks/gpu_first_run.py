@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install what lacks from")
     parser.add_argument("--folder", type=Path, help="10 GB of disk for weights; a temporary folder when not given")
-    parser.add_argument("--budget", type=float, default=520, help="seconds in all (520)")
+    parser.add_argument("--budget", type=float, default=500, help="seconds in all (500)")
     parser.add_argument("--contenders", nargs="+")
     parser.add_argument("--small", action="store_true", help="tiny shapes, on whatever is there")
     arguments = parser.parse_args()
