@@ -104,7 +104,7 @@ def ours(
     from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
     from inheritune_lit.train.loop import Trainer
     from inheritune_lit.train.plan import ResourceEstimate
-    from inheritune_lit.train.setup import build_fabric, check_machine, choose_kernels, set_up
+    from inheritune_lit.train.setup import build_fabric, check_machine, choose_kernels, set_up, training_switches
 
     clock = Clock(spec["warm_up"])
     steps, samples, T = len(tokens_SNT1), tokens_SNT1.shape[1], tokens_SNT1.shape[2] - 1
@@ -128,11 +128,12 @@ def ours(
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
     trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
-    for step in range(steps):
-        trainer.step = step
-        clock.start()
-        clock.stop(trainer.train_step()[0])
-    result = clock.result() | {"loss_kernel": kernels.loss} | _kernels(trainer.train_step)
+    with training_switches(fabric.device, precision, args.deterministic):
+        for step in range(steps):
+            trainer.step = step
+            clock.start()
+            clock.stop(trainer.train_step()[0])
+        result = clock.result() | {"loss_kernel": kernels.loss} | _kernels(trainer.train_step)
     # What follows is not to cost what was measured.
     try:
         predicted = ResourceEstimate(gpt.config, plan, args, precision, kernels, fabric.device).memory

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from inheritune_lit.train.args import OptimizerArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.plan import ResourceEstimate, RunPlan
-from inheritune_lit.train.setup import build_fabric, choose_kernels, set_up
+from inheritune_lit.train.setup import build_fabric, choose_kernels, set_up, training_switches
 
 DEVICE = torch.device("cuda")
 SHAPE = {"n_embd": 400, "n_head": 4, "n_query_groups": 4, "intermediate_size": 512, "block_size": 256}
@@ -78,10 +78,11 @@ def train(gpt: GPT, tokens_NT1: np.ndarray, precision: Precision, optimizer: str
     trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
     losses, norms = [], []
-    for trainer.step in range(steps):
-        loss, norm, _ = trainer.train_step()
-        losses.append(loss)
-        norms.append(norm)
+    with training_switches(fabric.device, precision, args.deterministic):
+        for trainer.step in range(steps):
+            loss, norm, _ = trainer.train_step()
+            losses.append(loss)
+            norms.append(norm)
     peak = torch.cuda.max_memory_allocated() - before if DEVICE.type == "cuda" else 0
     return Steps(losses, norms, peak, predicted, trainer)
 
