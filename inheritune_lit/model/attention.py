@@ -34,7 +34,7 @@ def fuse_attention(model: GPT, device: torch.device) -> None:
 
     Heads are padded with zeros to a size of n * 8 inside attention (OpenLLaMA-3B's is 100): zeros add nothing to a dot
     product, the scale stays that of the true size, and the added columns are cut off. Keys and values that queries
-    share are not repeated where there is no mask.
+    share are not repeated where there is no mask, and the type has 16 bits.
     """
     if model.config.attention_logit_softcapping is not None:
         return
@@ -42,7 +42,7 @@ def fuse_attention(model: GPT, device: torch.device) -> None:
     missing = -model.config.head_size % _MULTIPLE
 
     def attend(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
-        shared = mask is None and repeats > 1
+        shared = mask is None and repeats > 1 and q.element_size() == 2
         if shared and k.shape[1] == q.shape[1]:  # litgpt has repeated them
             k, v = k[:, ::repeats], v[:, ::repeats]
         if missing:
@@ -75,7 +75,7 @@ def attention_kernel(model: GPT, block_size: int, device: torch.device, dtype: t
         return "eager (logit soft-capping)"
     windowed = config.sliding_window_size is not None and config.sliding_window_size < block_size
     fused = device.type == "cuda"
-    shared = fused and not windowed and config.n_query_groups < config.n_head
+    shared = fused and not windowed and config.n_query_groups < config.n_head and dtype.itemsize == 2
     size, groups = config.head_size, config.n_query_groups if shared else config.n_head
     shapes = [(1, heads, block_size, size + -size % _MULTIPLE * fused) for heads in (config.n_head, groups, groups)]
     q, k, v = (torch.empty(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
