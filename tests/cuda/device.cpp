@@ -79,21 +79,13 @@ int64_t choose(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, co
 }  // namespace
 
 // Makes the process pretend, for ever; 0 where it does.
-extern "C" int pretend(int cudnn_first) {
+extern "C" int pretend() {
   c10::impl::registerDeviceGuard(c10::DeviceType::CUDA, new Guard());
   // `import torch` has already made the hooks of a build without CUDA: that object gets our methods.
   auto* theirs = const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks());
   at::CUDAHooksInterface* ours = new Hooks({});
   *reinterpret_cast<void**>(theirs) = *reinterpret_cast<void**>(ours);
   at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choose);
-  if (cudnn_first) {
-    using at::SDPBackend;
-    std::vector<int64_t> order;
-    for (const auto backend : {SDPBackend::cudnn_attention, SDPBackend::flash_attention,
-                               SDPBackend::efficient_attention, SDPBackend::math})
-      order.push_back(static_cast<int64_t>(backend));
-    at::globalContext().setSDPPriorityOrder(order);
-  }
   volatile bool has = at::detail::getCUDAHooks().hasCUDA();
   return has ? 0 : 1;
 }

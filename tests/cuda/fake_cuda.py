@@ -41,11 +41,10 @@ SOURCE = Path(__file__).parent / "device.cpp"
 class Gpu:
     """What the driver says of a GPU, as far as code asks for it."""
 
-    name: str = "NVIDIA H100 80GB HBM3"
-    capability: tuple[int, int] = (9, 0)
-    memory: int = 85_017_755_648  # bytes
-    multiprocessors: int = 132
-    cudnn_first: bool = False  # as in PyTorch for CUDA 13 on compute capability 9 and 10; in others flash attention is
+    name: str
+    capability: tuple[int, int]
+    memory: int  # bytes
+    multiprocessors: int
 
     def properties(self) -> types.SimpleNamespace:
         """As of ``torch.cuda.get_device_properties``, with what Inductor reads."""
@@ -70,6 +69,12 @@ class Gpu:
         )
 
 
+GPUS = {
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85_017_755_648, 132),
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 85_094_825_984, 108),
+}
+
+
 def unavailable() -> str | None:
     """Why this machine cannot simulate CUDA; None where it can."""
     if not torch.__version__.startswith(TORCH):
@@ -80,12 +85,12 @@ def unavailable() -> str | None:
 
 
 @contextlib.contextmanager
-def fake_cuda(gpu: Gpu = Gpu(), real_host: bool = True) -> Iterator[Watch]:
+def fake_cuda(gpu: Gpu = GPUS["h100"], real_host: bool = True) -> Iterator[Watch]:
     """Runs the block as on a machine with this GPU, and yields what is seen of it.
 
     Without a ``real_host`` the tensors of the CPU are fake as well, so that a model of any size can be built there.
     """
-    _pretend(gpu)
+    _pretend()
     with contextlib.ExitStack() as stack:
         _patch_cuda(stack, gpu)
         _patch_tensors(stack)
@@ -110,10 +115,10 @@ def patch(stack: contextlib.ExitStack, owner: Any, **values: Any) -> None:
         stack.callback(*restore)
 
 
-def _pretend(gpu: Gpu) -> None:
+def _pretend() -> None:
     if (reason := unavailable()) is not None:
         raise RuntimeError(reason)
-    if ctypes.CDLL(str(_library()), ctypes.RTLD_GLOBAL).pretend(int(gpu.cudnn_first)) != 0:
+    if ctypes.CDLL(str(_library()), ctypes.RTLD_GLOBAL).pretend() != 0:
         raise RuntimeError("torch does not take the hooks of tests/cuda/device.cpp")
 
 

@@ -144,7 +144,7 @@ class Watch(TorchDispatchMode):
         self.on_host: Counter[str] = Counter()  # on real tensors of the CPU, by name
         self.memory = Memory()
         self._fakes = fakes
-        self._numbers = torch.Generator().manual_seed(0)
+        self._numbers, self._copies = torch.Generator().manual_seed(0), 0
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -157,10 +157,14 @@ class Watch(TorchDispatchMode):
             counts.clear()
 
     def _fill(self, host: torch.Tensor) -> torch.Tensor:
-        """Numbers for what the host has copied from the GPU: floating-point ones from 0 to 1, others 0."""
+        """Numbers for what the host has copied from the GPU: floating-point ones that grow from copy to copy, or 0.
+
+        So a model that is measured later is worse.
+        """
         if not host.dtype.is_floating_point or host.device.type != "cpu":
             return host.zero_()
-        return host.uniform_(generator=self._numbers)
+        self._copies += 1
+        return host.uniform_(self._copies, self._copies + 1, generator=self._numbers)
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fake_cuda import Gpu, fake_cuda
+from fake_cuda import GPUS, fake_cuda
 from fake_inductor import Compiled, fake_inductor
 from full_size import Training, model_of
 from gpu_watch import Recording, Watch
@@ -54,7 +54,7 @@ def parser() -> ArgumentParser:
     parsed.add_argument("--block", type=int, default=2048, help="tokens per sample")
     parsed.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "bf16-true", "32-true"])
     parsed.add_argument("--z_loss", type=float, default=0.0)
-    parsed.add_argument("--cudnn", type=bool, default=False, help="cuDNN attention first, as torch for CUDA 13 has it")
+    parsed.add_argument("--gpu", default="h100", choices=GPUS.keys())
     parsed.add_argument("--flops", type=bool, default=False, help="count FLOPs as well; eager only")
     parsed.add_argument("--keep", type=Path, default=None, help="folder for the generated code")
     parsed.add_class_arguments(SpeedArgs, "speed")
@@ -72,7 +72,7 @@ def simulate(
     accumulation: int = 2,
     block: int = 2048,
     z_loss: float = 0.0,
-    cudnn: bool = False,
+    gpu: str = "h100",
     flops: bool = False,
     keep: Path | None = None,
 ) -> Report:
@@ -87,7 +87,7 @@ def simulate(
         max_loss_jump=None,
     )
     args = TrainingArgs(train=train, speed=speed, optimizer=optimizer)
-    with fake_cuda(Gpu(cudnn_first=cudnn), real_host=False) as seen, fake_inductor() as compiled:
+    with fake_cuda(GPUS[gpu], real_host=False) as seen, fake_inductor() as compiled:
         training = Training.of(model, block, args, precision)
         training.step()
         seen.clear()

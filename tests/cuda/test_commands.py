@@ -41,7 +41,7 @@ def test_training_waits_twice_a_step_and_once_a_validation(scenario):
         "copy to host @ evaluation/held_out.py losses_of": 2,
     }
     assert not on_host(found)
-    assert kernels(found) == {"flash_attention"}
+    assert kernels(found) == {"cudnn_attention"}
     assert found["operations"]["aten._fused_adamw_"] == 2 * 2  # with and without decay
 
 
@@ -58,7 +58,7 @@ def test_distillation_waits_for_the_targets_that_count(scenario):
     }
     assert waits(found["stored"]) == waits(found["waits"]) == with_teacher
     assert not on_host(found)
-    assert kernels(found) == {"flash_attention"}
+    assert kernels(found) == {"cudnn_attention"}
 
 
 def test_growing_measures_and_trains_on_the_gpu(scenario):
@@ -70,7 +70,7 @@ def test_growing_measures_and_trains_on_the_gpu(scenario):
         "copy to host @ evaluation/held_out.py losses_of": rounds * 3 + measured,
     }
     assert not on_host(found)
-    assert kernels(found) == {"flash_attention"}
+    assert kernels(found) == {"cudnn_attention"}
 
 
 def test_evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(scenario):
@@ -84,7 +84,7 @@ def test_evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(scenari
         "copy to host @ evaluation/scoring.py _score_targets": 2,
     }
     assert not on_host(found)
-    assert kernels(found) == {"efficient_attention", "efficient_attention with a mask"}
+    assert kernels(found) == {"cudnn_attention", "cudnn_attention with a mask"}
 
 
 def test_generation_waits_at_every_token(scenario):

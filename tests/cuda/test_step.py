@@ -7,18 +7,20 @@ TWO_WAITS = {"item @ train/loop.py train_step": 2}  # for the loss and the gradi
 
 
 @pytest.mark.parametrize(
-    ("precision", "weights"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")], ids=["mixed", "true"]
+    ("precision", "weights"),
+    [("bf16-mixed", ["bfloat16", "float32"]), ("bf16-true", ["bfloat16"])],
+    ids=["mixed", "true"],
 )
 def test_everything_is_on_the_gpu(simulate, precision, weights):
     found = simulate(**OPENLLAMA, precision=precision, speed__compile="false")
     assert found["devices"] == {
-        "parameters": [f"cuda:0 torch.{weights}"],
+        "parameters": [f"cuda:0 torch.{dtype}" for dtype in weights],
         "buffers": ["cuda:0 torch.float32"],  # rotary tables
         "optimizer": ["cuda:0 torch.float32"],  # moments, and copies of bf16 weights
     }
     assert found["waits"] == TWO_WAITS
     # Two layers, two micro-batches; heads of 100 are padded to 104.
-    assert found["attention"] == {"flash_attention": 4, "flash_attention_backward": 4}
+    assert found["attention"] == {"cudnn_attention": 4, "cudnn_attention_backward": 4}
     assert found["live_gb"] > 12 * found["model"]["parameters"] / 1e9  # weights and moments
 
 
@@ -28,9 +30,14 @@ def test_compiled_step_is_one_graph_each_way(simulate):
     assert found["compiled"]["graphs"] == 2
     assert found["compiled"]["logits_fp32"] == []
     assert found["waits"] == TWO_WAITS
+    assert found["attention"] == {"cudnn_attention": 4, "cudnn_attention_backward": 4}
+
+
+def test_flash_attention_where_cudnn_is_slower(simulate):
+    found = simulate(**OPENLLAMA, gpu="a100", speed__compile="false")
     assert found["attention"] == {"flash_attention": 4, "flash_attention_backward": 4}
 
 
-def test_cudnn_attention_where_torch_puts_it_first(simulate):
-    found = simulate(**OPENLLAMA, cudnn="true", speed__compile="false")
-    assert found["attention"] == {"cudnn_attention": 4, "cudnn_attention_backward": 4}
+def test_shared_keys_have_a_fused_kernel_in_fp32(simulate):
+    found = simulate(ref="smollm2-135m", n=2, micro=1, block=128, precision="32-true", speed__compile="false")
+    assert found["attention"] == {"efficient_attention": 4, "efficient_attention_backward": 4}
