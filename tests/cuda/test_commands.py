@@ -70,7 +70,8 @@ def test_growing_measures_and_trains_on_the_gpu(scenario):
         "copy to host @ evaluation/held_out.py losses_of": rounds * 3 + measured,
     }
     assert not on_host(found)
-    assert kernels(found) == {"cudnn_attention"}
+    # Training puts cuDNN's first; what the rounds are compared by leaves the order to PyTorch.
+    assert kernels(found) == {"cudnn_attention", "flash_attention"}
 
 
 def test_evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(scenario):
