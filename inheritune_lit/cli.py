@@ -32,7 +32,7 @@ class ReferencesArgs(CommandArgs):
     """List the named references: layers, width, parameters, size on disk, licence."""
 
 
-COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
+COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {  # arguments, and the function whose result is printed
     "init": (InitArgs, "planning.recipe:init_recipe"),
     "references": (ReferencesArgs, "references:reference_table"),
     "recipes": (RecipesArgs, "resources:recipe_table"),
@@ -50,7 +50,6 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {
     "report": (ReportArgs, "report.report:make_report"),
     "demo": (DemoArgs, "studies.demo:run_demo"),
 }
-"""Each command's arguments, and the function that takes them; ``str()`` of what it returns is printed."""
 SMALLER = {"teach": "--batch_size", "grow": "--train.micro_batch_size", "plan": "--micro_batch_size"}
 SMALLER |= {"eval": "--max_batch_tokens", "analyze": "--seq_length or --num_sequences"}
 """What to make smaller where memory runs out, but for training, which tells how small."""

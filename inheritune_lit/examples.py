@@ -42,8 +42,7 @@ inheritune report RUN --watch 60  # follow one that continues
 inheritune demo  # offline, a few minutes
 """
 
-EXAMPLES: dict[str, dict[str, str]] = {}
-"""What each call does, by the command whose help shows it; "inheritune" is the program itself."""
+EXAMPLES: dict[str, dict[str, str]] = {}  # what each call does, by the command whose help shows it, or "inheritune"
 for _shared, _text in (("inheritune", _OF_THE_PROGRAM), (None, _OF_COMMANDS)):
     for _call, _, _what in (line.partition("  # ") for line in _text.splitlines()):
         EXAMPLES.setdefault(_shared or _call.split()[1], {})[_call] = _what

@@ -187,7 +187,7 @@ _WORDS = {
     dict: "a mapping such as {a: 1}",
     list: "one or more values",
 }
-_OTHERS_FLAGS = {
+_OTHERS_FLAGS = {  # of litgpt, lm-eval and transformers, and what they are called here; the first that a command has
     "batch_size": "max_batch_tokens train.global_batch_size",
     "block_size": "train.max_seq_length max_seq_length seq_length",
     "checkpoint model model_args model_name model_name_or_path pretrained": (
@@ -203,7 +203,6 @@ _OTHERS_FLAGS = {
     "tokenizer tokenizer_path": "tokenizer_dir",
     "warmup_steps": "train.lr_warmup_steps",
 }
-"""Flags of litgpt, lm-eval and transformers, and what they are called here; the first that a command has."""
 _ADVICE = {
     "resume resume_from_checkpoint": "the same command again continues a stopped run",
     "criteria": "ways of choosing layers are compared by `inheritune ablate`",

@@ -160,11 +160,9 @@ _DEFINITIONS = {  # formula, source, unit
     "avg_mass": ("mean over sequences and heads of m*", _V4, "columns"),
 }
 MEASURES = {name: result.Measure(*definition) for name, definition in _DEFINITIONS.items()}
-TIE = 1e-9
-"""A share this far below the threshold counts as reaching it: 90 ones of 100 are 90%, however they are summed."""
+TIE = 1e-9  # a share so far below the threshold reaches it: 90 ones of 100 are 90%, however they are summed
 _CHUNK = 64
-_MARGIN = 3e-5
-"""What shares computed in fp32 must be clear of; a test shows that their rounding is less than a tenth of it."""
+_MARGIN = 3e-5  # what shares in fp32 must be clear of; a test shows that their rounding is less than a tenth of it
 
 
 def count_to_reach(energies_NT: Tensor, tau: float) -> Tensor:

@@ -73,8 +73,7 @@ _SIZES = (
     *("block_size", "n_layer", "n_embd", "n_head", "head_size", "n_query_groups", "vocab_size", "padded_vocab_size"),
     *("padding_multiple", "intermediate_size", "moe_intermediate_size"),
 )
-MOST_BLOCKS = 50_000
-"""Of layers, experts counted apart: the largest known model has 23,000, and a billion would fill the memory."""
+MOST_BLOCKS = 50_000  # layers times experts: the largest known model has 23,000, a billion would fill the memory
 
 
 def make_config(make: Callable[[], Config], fields: dict[str, Any], path: Path, remedy: str) -> Config:

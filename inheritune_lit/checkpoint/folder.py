@@ -14,7 +14,7 @@ MODEL_CONFIG = "model_config.yaml"
 HF_CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 FINAL = "final"  # the checkpoint in the folder of a finished run
-TOKENIZER_FILES = (
+TOKENIZER_FILES = (  # of litgpt, transformers and sentencepiece for the supported architectures; ``*`` matches
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +26,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-"""Every tokenizer file litgpt, transformers or sentencepiece reads for the supported architectures; ``*`` matches."""
 CONFIG_FILES = (MODEL_CONFIG, HF_CONFIG, GENERATION_CONFIG)
 
 
@@ -95,8 +94,7 @@ def _files(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [path for path in paths if path.exists() and not path.is_dir()]
 
 
-_CODE = ("auto_map", "custom_pipelines")
-"""Entries that name the Python files of a model's own code, which nobody copies."""
+_CODE = ("auto_map", "custom_pipelines")  # entries that name Python files of a model, which nobody copies
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...] = (*TOKENIZER_FILES, GENERATION_CONFIG)) -> list[str]:

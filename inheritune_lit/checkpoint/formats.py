@@ -116,8 +116,7 @@ def build_header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, list[int]]:
     return struct.pack("<Q", len(encoded)) + encoded, [8 + len(encoded) + start for start in starts[:-1]]
 
 
-_WORKERS = max(2, min(4, os.cpu_count() or 1))
-"""Reading, checking and writing overlap from two threads on; more than a few wait for the file's lock."""
+_WORKERS = max(2, min(4, os.cpu_count() or 1))  # two overlap reading and writing; many wait for the file's lock
 
 ChunksOf = Callable[[str], Iterable[torch.Tensor]]
 

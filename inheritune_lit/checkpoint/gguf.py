@@ -26,7 +26,7 @@ _REMEDY = "give the reference's safetensors checkpoint"
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "vocab_size", "context_length")
 _NEUTRAL = {"logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "attention.causal": True}
-_ENTRIES = {
+_ENTRIES = {  # metadata and ``config.json``'s entries that say the same, where transformers may have left them out
     "rope.freq_base": ("rope_theta",),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
@@ -39,7 +39,6 @@ _ENTRIES = {
     "use_parallel_residual": ("use_parallel_residual",),
     "feed_forward_length": ("intermediate_size", "ffn_hidden_size"),
 }
-"""Metadata and the entries of ``config.json`` that say the same, where transformers may have left them out."""
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # kinds of tokens, numbered as SentencePiece does
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TIKTOKEN = (

@@ -20,8 +20,7 @@ from inheritune_lit.io.reading import read_text
 
 logger = logging.getLogger(__name__)
 
-Rename = Callable[[Iterable[str]], Callable[[str], str]]
-"""Makes, from all stored names, the function from a stored name to the full one."""
+Rename = Callable[[Iterable[str]], Callable[[str], str]]  # from all stored names, the function to full ones
 
 _SMALL_FILES = (HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *(index for index, _ in HF_FORMATS.values()))
 _ABSENT = "it is not in the hub's cache"

@@ -65,9 +65,7 @@ def _network(values: np.ndarray, rows: int, columns: int, keys: np.ndarray) -> n
     return halves[0] * sizes[1] + halves[1]
 
 
-CYCLE = 10_000
-"""Positions within which every domain gets exactly its share: weights in hundredths of a percent are met exactly, and
-one cycle takes milliseconds and 80 KB."""
+CYCLE = 10_000  # positions in which every domain gets its share, exact in hundredths of a percent; made in milliseconds
 _CHUNK = 1 << 20
 
 
@@ -258,8 +256,7 @@ class Mixture:
     """Domains and how often they are drawn."""
 
     domains: dict[str, DomainSize]
-    draws: dict[str, int] | None
-    """Of ``CYCLE`` samples, how many are each domain's; None where all are visited in epochs."""
+    draws: dict[str, int] | None  # each domain's of ``CYCLE`` samples; None where all are visited in epochs
 
     @property
     def samples(self) -> int:

@@ -17,8 +17,7 @@ from inheritune_lit.io.reading import open_regular, parse_json, read_text
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
-_LOGIQA = {"test": "Test.txt", "validation": "Eval.txt", "train": "Train.txt"}
-"""Files of LogiQA's original release by split."""
+_LOGIQA = {"test": "Test.txt", "validation": "Eval.txt", "train": "Train.txt"}  # of its original release
 _MAX_LINE = 1 << 26
 Rows = list[dict[str, Any]]
 

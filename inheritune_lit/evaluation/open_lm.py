@@ -34,8 +34,7 @@ from inheritune_lit.tokenizer import Tokenizer
 Bos = Literal["none", "model"]
 Dtype = Literal["float32", "bfloat16"]
 
-ADAPTER_VERSION = 2
-"""Goes up when a change of the adapter changes scores: results of another version are not continued from."""
+ADAPTER_VERSION = 2  # goes up when a change of the adapter changes scores: results of another are not continued from
 
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 16384
 """Shorter rows would compute long few-shot prompts again and again; longer ones make nothing faster."""

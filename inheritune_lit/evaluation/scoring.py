@@ -24,8 +24,7 @@ from inheritune_lit.model.gpt import head_logits, hidden_states
 _QUERIES = {"cpu": 128, "cuda": 512}  # queries per block: few waste little on masked keys, many keep a GPU busy
 _LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits held at once: bounds the head's memory, whatever the vocabulary
 
-Request = tuple[bytes, bytes]
-"""Keys (``to_key``) of the input and of the continuation, of which all but the last id end the input."""
+Request = tuple[bytes, bytes]  # keys of the input and of the continuation, of which all but the last id end the input
 Score = tuple[float, bool]  # log-likelihood in nats, and whether the continuation is the greedy choice
 # Big-endian ids sort as bytes the way they sort as numbers.
 _IDS = np.dtype(">u4")

@@ -13,13 +13,12 @@ FloorKind = Literal["auto", "constant", "chance", "none"]
 Role = Literal["reference", "baseline", "ours"]
 
 MMLU = "mmlu"  # task that stands for MMLU's 57 subjects, which are tasks of lm-eval
-GROUPS = {
+GROUPS = {  # lm-eval's tags of their four groups, and what the tables call them
     "mmlu_stem_tasks": "STEM",
     "mmlu_humanities_tasks": "humanities",
     "mmlu_social_sciences_tasks": "social sciences",
     "mmlu_other_tasks": "other",
 }
-"""lm-eval's tags of their four groups, and what the tables call them."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Column:
     floor: FloorKind = "auto"
     """What a model that has learnt nothing scores: "constant" is the best single answer to all rows, "chance" one over
     the number of choices, "auto" the first where rows have different answers, else the second."""
-    random_init: dict[str, Any] | None = None
-    """What random weights score where that is known, ``{"value", "source"}``, in the table's unit."""
+    random_init: dict[str, Any] | None = None  # what random weights score, {"value", "source"}, in the table's unit
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ class CommandArgs:
     Its first field that is not keyword-only may be given without a flag. Paths may be strings, strings paths.
     """
 
-    aliases: ClassVar[dict[str, str]] = {}
-    """Other names of flags."""
+    aliases: ClassVar[dict[str, str]] = {}  # other names of flags
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 from inheritune_lit.errors import UserError, first_line
 
 _MAX_JSON_BYTES, _MAX_YAML_BYTES = 256 << 20, 1 << 20  # the largest tokenizer.json has 35 MB; 1 MB of YAML takes 10 s
-_MAX_NODES = 200_000
-"""Values of a YAML file with all aliases written out, so that a few lines cannot stand for billions."""
+_MAX_NODES = 200_000  # values of a YAML file, aliases written out, so that a few lines cannot stand for billions
 AGAIN = "restore it, or make it again"
 
 

@@ -49,7 +49,7 @@ def _library_sources() -> Iterator[tuple[str, str]]:
                 yield name.as_posix(), path.read_text(encoding="utf-8")
 
 
-SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {  # of the model, as ``config.json`` has it; everything else is LLaMA's default
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 128,
@@ -63,7 +63,6 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Of the model, as ``config.json`` has it; everything else is LLaMA's default."""
 
 
 def write_shape(folder: Path, corpus: Path) -> None:

@@ -25,8 +25,7 @@ TABLE_2 = "Table 2: against other ways to begin"
 TABLE_3 = "Table 3: parts of the layers"
 FIGURE_1 = "Figures 1c and 1f: which layers to begin with"
 FIGURE_3 = "Figure 3: against distillation"
-MAIN = ("reference", "inheritune", "scratch", "scratch-2T")
-"""Models of the main comparison, which are trained with every seed."""
+MAIN = ("reference", "inheritune", "scratch", "scratch-2T")  # of the main comparison, trained with every seed
 _CURVES = {  # the paper's figure of each comparison's curves
     TABLE_1: ("figure-5.png", "Figure 5: training curves against training from scratch"),
     TABLE_2: ("figure-6.png", "Figure 6: training curves of other ways to begin"),

@@ -270,8 +270,7 @@ def _side_by_side(experiments: list[Experiment], executor: Executor) -> Iterator
         raise KeyboardInterrupt
 
 
-_stopped: threading.Event | None = None
-"""In a process of a pool: set when it was told to stop, which leaves its further experiments alone."""
+_stopped: threading.Event | None = None  # in a process of a pool: whether it was told to stop and leaves the rest alone
 
 
 def _start_worker(num_workers: int) -> None:

@@ -61,14 +61,13 @@ def gelu(key: str, tanh: str = "gelu_new") -> Entry:
     return Entry(key, _gelu_approximate, lambda approximate: tanh if approximate == "tanh" else "gelu")
 
 
-SIZES = {
+SIZES = {  # depth, widths, heads and context as most architectures call them
     "n_layer": Entry("num_hidden_layers"),
     "n_embd": Entry("hidden_size"),
     "n_head": Entry("num_attention_heads"),
     "intermediate_size": Entry("intermediate_size"),
     "block_size": Entry("max_position_embeddings"),
 }
-"""Depth, widths, heads and context as most architectures call them."""
 GROUPED = SIZES | {"n_query_groups": Entry("num_key_value_heads", optional), "head_size": Entry("head_dim", head_size)}
 """The same, with heads that share keys and values, and that are of any size."""
 
