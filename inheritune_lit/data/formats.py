@@ -102,9 +102,9 @@ def _check_text(text: str) -> str:
 
 
 def is_validation(text: str, val_fraction: float) -> bool:
-    """Returns whether a document is for validation, by comparing the first eight bytes of its SHA-256 with the share.
+    """Returns whether a document is for validation: the first eight bytes of its SHA-256 are below the fraction.
 
-    So the split stays when documents come or move, duplicates land on one side, and a larger share only adds some.
+    So the split stays when documents come or move, duplicates land on one side, and a larger fraction only adds some.
     """
     return int.from_bytes(_digest(text)[:8], "big") < val_fraction * 2**64
 

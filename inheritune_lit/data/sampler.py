@@ -81,19 +81,15 @@ def micro_batch_samples(
 
 
 class _Group(NamedTuple):
-    """Samples that are permuted together: one domain's, or all of them without weights, where the name is empty.
-
-    They are first, ..., first + size - 1. Where other data came in the middle of an epoch, ``rest`` are those of them
-    that are still to come in it, counted from ``first``; they are draws ``start`` - len(rest) to ``start`` - 1.
-    """
+    """Samples that are permuted together: one domain's, or all of them without weights, where the name is empty."""
 
     name: str
     first: int
-    size: int
+    size: int  # samples, which follow each other from the first on
     draws: int  # per cycle
     drawn: int = 0  # when the mixture began
-    rest: np.ndarray = np.zeros(0, dtype=np.int64)
-    start: int = 0
+    rest: np.ndarray = np.zeros(0, dtype=np.int64)  # still to come in an epoch that other data cut, from ``first`` on
+    start: int = 0  # the draw behind those of the rest
     stream: str = ""  # of the order of the rest
 
 
@@ -158,8 +154,7 @@ class MixtureSampler:
     def counts(self, start: int, stop: int) -> np.ndarray:
         """Returns how often positions start, ..., stop - 1 draw each sample, int64, shape (samples,).
 
-        Without going through them: k draws of n samples give each k div n times, the first k mod n of the order once
-        more.
+        Without visiting them: k draws of n samples give each k div n times, the first k mod n of the order once more.
         """
         counts = np.zeros(self._size, dtype=np.int64)
         for sign, position in ((1, stop), (-1, start)):
