@@ -88,7 +88,7 @@ class _Group(NamedTuple):
     size: int  # samples, which follow each other from the first on
     draws: int  # per cycle
     drawn: int = 0  # when the mixture began
-    rest: np.ndarray = np.zeros(0, dtype=np.int64)  # still to come in an epoch that other data cut, from ``first`` on
+    rest: np.ndarray = np.zeros(0, dtype=np.int64)  # left of an epoch that other data cut, counted from ``first``
     start: int = 0  # the draw behind those of the rest
     stream: str = ""  # of the order of the rest
 

@@ -14,6 +14,7 @@ LEVEL = 0.05  # differences with a smaller p-value are called differences
 Z = 1.959964  # standard errors that a score must stand above a floor: two-sided 5%
 _RESAMPLES, _SEED = 2000, 1337
 Score = Callable[[np.ndarray], float]  # of rows
+Record = dict[str, Any]  # what was found and what it is of, ready for JSON
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Floor:
     kind: str
 
 
-def floor_of(records: list[dict[str, Any]], metric: str, kind: FloorKind, weights: list[float]) -> Floor | None:
+def floor_of(records: list[Record], metric: str, kind: FloorKind, weights: list[float]) -> Floor | None:
     """The floor of an accuracy on the rows that were scored, MMLU's subjects by ``weights``; None where none is."""
     # The right choices of each row of each record: there may be several.
     right = [[set(a if isinstance(a, list) else [a]) for a in record["answers"]] for record in records]
@@ -98,9 +99,6 @@ def bootstrap_stderr(rows: np.ndarray, score: Score) -> float | None:
 def _resamples(count: int) -> Iterator[np.ndarray]:
     draw = np.random.default_rng(_SEED)
     return (draw.integers(0, count, count) for _ in range(_RESAMPLES))
-
-
-Record = dict[str, Any]
 
 
 def is_percent(metric: str) -> bool:

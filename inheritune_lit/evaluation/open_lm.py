@@ -281,9 +281,7 @@ def open_lm(
             raise UserError(f"--{name} is {value!r}; give {' or '.join(choices)}")
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise UserError(f"--max_batch_tokens is {max_batch_tokens}; give 1 or more")
-    if not checkpoint_dir.is_dir():
-        raise UserError(f"no checkpoint folder at {checkpoint_dir}; `inheritune slice` makes one")
-    load = load_model if is_litgpt_folder(checkpoint_dir) else load_reference
+    load = load_reference if checkpoint_dir.is_dir() and not is_litgpt_folder(checkpoint_dir) else load_model
     model = load(checkpoint_dir, getattr(torch, dtype), "cpu" if quantize else device)
     tokenizer = Tokenizer(checkpoint_dir)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.evaluation.cells import LEVEL, Cell, CheckpointScores, average, is_percent
+from inheritune_lit.evaluation.cells import LEVEL, Cell, CheckpointScores, Record, average, is_percent
 from inheritune_lit.evaluation.held_out import ValidationResult
 from inheritune_lit.evaluation.suite import Column, Suite
 from inheritune_lit.io.folders import check_vacant, own_folder, remove, replace_text
@@ -34,8 +34,6 @@ _CSV = (
     *("floor", "floor_kind", "random_init", "above_floor", "bold"),
     *("differs_from", "difference", "p_value", "test", "source"),
 )
-
-Record = dict[str, Any]  # what was found and what it is of, ready for JSON
 
 
 @dataclass(frozen=True)
