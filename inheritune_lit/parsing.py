@@ -44,7 +44,7 @@ def parse(argv: list[str], commands: Commands) -> tuple[str, CommandArgs]:
 
 
 def read_recipe(path: Path, kind: type[CommandArgs], command: str) -> dict[str, Any]:
-    """A recipe's fields by name, as far as it has them, groups as their dataclasses; others are a ``UserError``."""
+    """A recipe's fields by name, as far as it has them, groups as dataclasses; another file is a ``UserError``."""
     (name,) = find_recipes(["--config", str(path)])[1:]
     given = read_yaml(Path(name), "a recipe")
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]

@@ -49,7 +49,7 @@ class DocumentWriter(AbstractContextManager):
         write_index(self._prefix, self._dtype.name, [lengths], len(lengths))
 
     def add(self, ids: Sequence[int] | bytes, **numbers: bytes) -> int:
-        """Appends a document's ids (or bytes of them), and numbers to files of their names; returns how many ids."""
+        """Appends a document's ids (or bytes of them), and its numbers to files of their names; returns their count."""
         packed = ids if isinstance(ids, bytes) else np.asarray(ids, dtype=self._dtype).tobytes()
         for ending, content in {"bin": packed, **numbers}.items():
             self._waiting[ending] += content

@@ -151,7 +151,7 @@ class HeldOutEvaluator:
     precision: str
 
     def measure(self, path: Path, identity: dict[str, Any], label: str, load: Callable[..., GPT]) -> BlockLosses:
-        """Losses kept in ``path`` for this ``identity`` (JSON types) and data, or of ``load``'s model, kept there."""
+        """Losses in ``path`` of this ``identity`` (JSON types) and data, or measured on ``load``'s model, and kept."""
         device = self.fabric.device
         of = {
             "model": identity,

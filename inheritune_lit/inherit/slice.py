@@ -122,7 +122,7 @@ def parent_of(folder: Path) -> dict[str, Any] | None:
 def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: bool = True) -> list[str]:
     """Write the checkpoint of a plan without its manifest; warns of tensors that hold NaN or infinity.
 
-    Inherited values are copied byte for byte in one dtype; returns the names of files from ``tokenizer_dir``.
+    Inherited values are copied byte for byte if the dtype stays; returns the names of files from ``tokenizer_dir``.
     """
     not_finite: set[str] = set()
 

@@ -53,7 +53,7 @@ class Advice:
 
 
 def analyze(args: lit.AnalyzeArgs) -> lit.AnalysisResult:
-    """Measure a model unless ``out_dir`` holds that, and write it, with advice if asked; bad input is refused."""
+    """Measure a model, unless ``out_dir`` holds it, and write the page, with advice if asked; bad input is refused."""
     if not args.advise:
         return lit.analyze_model(args)
     with lit.resolve_reference(args.ref) as located:

@@ -250,7 +250,7 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
 
 
 def hf_tensors(architecture: Architecture, config: Config, shapes: Shapes) -> dict[str, list[Piece]]:
-    """The Hugging Face tensors of litgpt's of these shapes, as pieces from top to bottom: ``hf_pieces`` inverted."""
+    """The Hugging Face tensors for litgpt's of these shapes, as pieces from top to bottom: ``hf_pieces`` inverted."""
     placed: dict[str, list[tuple[int, Piece]]] = {}
     for name, shape in shapes.items():
         row = 0
