@@ -47,12 +47,17 @@ class TrainingModel(torch.nn.Module):
         logits_NV = logits_NV.float()
         loss = _cross_entropy(logits_NV, targets_N)
         if self.z_loss:
-            loss = loss + self.z_loss * logits_NV.logsumexp(dim=-1).square()[targets_N != PADDING].sum()
+            loss = loss + self.z_loss * _counted_sum(logits_NV.logsumexp(dim=-1).square(), targets_N)
         return loss
 
 
 def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits_NV, targets_N, ignore_index=PADDING, reduction="sum")
+
+
+def _counted_sum(values_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Sums what is not of padding; choosing it by an index would make the host wait for a GPU to count it."""
+    return values_N.masked_fill(targets_N == PADDING, 0.0).sum()
 
 
 def liger_loss() -> torch.nn.Module | None:
@@ -140,13 +145,13 @@ class DistillationModel(torch.nn.Module):
                 with torch.no_grad():
                     teacher_NV = head_logits(teacher, teacher_NC[chunk])
                 soft_N = divergence(logits_NV, teacher_NV, distill.temperature)
-            soft = soft_N[targets_N[chunk] != PADDING].sum()
+            soft = _counted_sum(soft_N, targets_N[chunk])
             return distill.alpha * _cross_entropy(logits_NV, targets_N[chunk]) + (1 - distill.alpha) * soft
 
         loss = chunked_loss(self.gpt, hidden_NC, chunk_loss)
         if distill.kind == "distilbert":
             apart_N = 1 - F.cosine_similarity(hidden_NC.float(), teacher_NC.float(), dim=-1)
-            loss = loss + distill.cosine * apart_N[targets_N != PADDING].sum()
+            loss = loss + distill.cosine * _counted_sum(apart_N, targets_N)
         return loss
 
 
