@@ -93,7 +93,14 @@ if TYPE_CHECKING:
     from inheritune_lit.train.plan import block_size_of as sample_length
     from inheritune_lit.train.pretrain import pretrain
     from inheritune_lit.train.run_folder import RunRecord, RunResult, data_settings, read_run, training_settings
-    from inheritune_lit.train.setup import build_fabric, default_precision, machine_name, peak_flops_of, stop_requests
+    from inheritune_lit.train.setup import (
+        build_fabric,
+        check_machine,
+        default_precision,
+        machine_name,
+        peak_flops_of,
+        stop_requests,
+    )
 else:
     # Type checkers read the imports above. For Python they say where a name is found when it is first asked for.
     _BLOCK = next(node for node in ast.parse(Path(__file__).read_bytes()).body if isinstance(node, ast.If))
@@ -132,7 +139,7 @@ __all__ += ["AblateArgs", "DemoArgs", "GrowArgs", "ReproduceArgs", "ablate", "gr
 __all__ += ["ASSUMED_MFU", "METRICS", "OPTIMIZER", "DistillArgs", "EvalArgs", "Gpu", "MeasuredSteps", "MixtureArgs"]
 __all__ += ["OptimizerArgs", "PretrainArgs", "ResourceEstimate", "RunPlan", "RunRecord", "RunResult", "SpeedArgs"]
 __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs", "at_depth", "build_fabric"]
-__all__ += ["data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
+__all__ += ["check_machine", "data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
 __all__ += ["sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
 __all__ += ["flops_of_validation", "teacher_bytes"]

@@ -99,6 +99,7 @@ class GrowthPlan:
         precision = args.precision or lit.default_precision()
         self.args, self.reference = replace(args, precision=precision), reference
         self.fabric = fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
+        lit.check_machine(args, fabric.device)
         self.first, self.rounds, self.limit, samples = fabric.global_rank == 0, list[Round](), "max_layers", 0
         tokens, flops = 0, 0.0
         for one in every:

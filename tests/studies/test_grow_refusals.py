@@ -47,6 +47,7 @@ def refused(command, tmp_path, capsys, monkeypatch):
         ({"seed": 2**64 - 2}, f"give a number from 0 to {2**64 - 3}"),
         ({"ref": "nowhere"}, "nowhere"),
         ({"data": "nowhere"}, "no packed data at nowhere"),
+        ({"optimizer__name": "nowhere.Adam"}, "--optimizer.name is 'nowhere.Adam'"),  # before the reference is measured
     ],
 )
 def test_arguments(refused, changes, told):
