@@ -120,7 +120,9 @@ def fake_inductor() -> Iterator[Compiled]:
         patch(stack, _triton, triton_hash_with_backend=lambda: "none")
         without = ("fx_graph_cache", "autotune_local_cache", "joint_graph_constant_folding")
         stack.enter_context(config.patch(compile_threads=1, **dict.fromkeys(without, False)))
-        stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
+        # Generators of a GPU cannot be made here: recomputed attention passes its random state on as a tensor.
+        functorch = {"enable_autograd_cache": False, "graphsafe_rng_functionalization": False}
+        stack.enter_context(torch._functorch.config.patch(**functorch))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield seen

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -136,6 +137,8 @@ class Recording:
 class Watch(TorchDispatchMode):
     """Sees every operation, runs those on the GPU with fake tensors, and answers what the host asks of them."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, fakes: FakeTensorMode) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()  # by kind and place
@@ -156,6 +159,14 @@ class Watch(TorchDispatchMode):
         for counts in (self.waits, self.attention, self.operations, self.on_host):
             counts.clear()
 
+    def _with_random_state(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Attention that is computed again; PyTorch counts it as random, although nothing is dropped."""
+        with self:
+            if func.name() == "run_and_save_rng_state":
+                return torch.cuda.get_rng_state(), args[0](*args[1:], **kwargs)
+            assert func.name() == "run_with_rng_state", func
+            return args[1](*args[2:], **kwargs)
+
     def _fill(self, host: torch.Tensor) -> torch.Tensor:
         """Numbers for what the host has copied from the GPU: floating-point ones that grow from copy to copy, or 0.
 
@@ -168,6 +179,8 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._with_random_state(func, args, kwargs)
         name = str(func).rsplit(".", 1)[0]
         if name == "prim.device":
             return func(*args, **kwargs)

@@ -21,7 +21,6 @@ def test_everything_is_on_the_gpu(simulate, precision, weights):
     assert found["waits"] == TWO_WAITS
     # Two layers, two micro-batches; heads of 100 are padded to 104.
     assert found["attention"] == {"cudnn_attention": 4, "cudnn_attention_backward": 4}
-    assert found["live_gb"] > 12 * found["model"]["parameters"] / 1e9  # weights and moments
 
 
 def test_compiled_step_is_one_graph_each_way(simulate):
@@ -38,6 +37,9 @@ def test_flash_attention_where_cudnn_is_slower(simulate):
     assert found["attention"] == {"flash_attention": 4, "flash_attention_backward": 4}
 
 
-def test_shared_keys_have_a_fused_kernel_in_fp32(simulate):
+def test_fp32_step_of_shared_keys(simulate):
     found = simulate(ref="smollm2-135m", n=2, micro=1, block=128, precision="32-true", speed__compile="false")
+    # Neither flash nor cuDNN attention takes fp32, and what does takes no shared keys.
     assert found["attention"] == {"efficient_attention": 4, "efficient_attention_backward": 4}
+    # Between steps there are weights and two moments, and rotary tables.
+    assert found["live_gb"] == pytest.approx(12 * found["model"]["parameters"] / 1e9, rel=0.01)
