@@ -128,7 +128,7 @@ def ours(
     data = TokenArray(tokens_SNT1.reshape(-1, T + 1))
     trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
-    with training_switches(fabric.device, precision, args.deterministic):
+    with training_switches(fabric.device, precision, args.deterministic, chosen.activation_budget):
         for step in range(steps):
             trainer.step = step
             clock.start()

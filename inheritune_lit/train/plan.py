@@ -298,7 +298,7 @@ def measure_steps(
     if tied:
         gpt.lm_head.weight = gpt.transformer.wte.weight
     kernels = setup.choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
-    with setup.training_switches(device, precision, args.deterministic):
+    with setup.training_switches(device, precision, args.deterministic, args.speed.activation_budget):
         state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
         gpt.train()
         times = []

@@ -51,7 +51,8 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
         if run.finished:
             return run.finished
     run_folder.check_run_folder(args.out_dir, run.settings)  # before anything is made in a folder of something else
-    switches = setup.training_switches(run.fabric.device, run.precision, args.deterministic)
+    budget = args.speed.activation_budget
+    switches = setup.training_switches(run.fabric.device, run.precision, args.deterministic, budget)
     with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric), switches:
         try:
             return run.train(initial_optimizer, keep_optimizer)

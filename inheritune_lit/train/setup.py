@@ -102,11 +102,14 @@ def default_precision() -> Precision:
 
 
 @contextmanager
-def training_switches(device: torch.device, precision: Precision, deterministic: bool) -> Iterator[None]:
+def training_switches(
+    device: torch.device, precision: Precision, deterministic: bool, activation_budget: float = 1.0
+) -> Iterator[None]:
     """Sets torch's global switches for training while the block runs, and afterwards back.
 
     On CPU, and where it is asked for on CUDA, the same steps have the same bits each time: compiled code of either adds
-    up the embedding's gradient in any order otherwise. In 32-true CUDA multiplies matrices in TF32.
+    up the embedding's gradient in any order otherwise. In 32-true CUDA multiplies matrices in TF32. What is compiled
+    keeps a share of its activations.
     """
     memory: Any = torch.utils.deterministic
     mode, matmul = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
@@ -118,7 +121,8 @@ def training_switches(device: torch.device, precision: Precision, deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
             torch.use_deterministic_algorithms(True)  # Inductor then chooses no kernel by timing it
             memory.fill_uninitialized_memory = False  # takes time, and is for finding mistakes
-        yield
+        with functorch_config.patch(activation_memory_budget=activation_budget):
+            yield
     finally:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
         torch.set_float32_matmul_precision(matmul)
@@ -233,8 +237,6 @@ def set_up(
             config=Float8LinearConfig.from_recipe_name("tensorwise"),
             module_filter_fn=lambda module, name: name != "lm_head" and not any(n % 16 for n in module.weight.shape),
         )
-    if kernels.compiled:
-        functorch_config.activation_memory_budget = args.speed.activation_budget
     chosen = _apply_kernels(gpt, kernels, args.speed, precision, fabric.device)
     if fabric.global_rank == 0:
         if args.deterministic and fabric.device.type == "cuda":

@@ -15,7 +15,7 @@ from inheritune_lit.references import find_reference
 from inheritune_lit.train.args import Precision, TrainingArgs
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.plan import RunPlan, StepMemory, step_memory
-from inheritune_lit.train.setup import Kernels, build_fabric, check_machine, choose_kernels, set_up
+from inheritune_lit.train.setup import Kernels, build_fabric, check_machine, choose_kernels, set_up, training_switches
 
 LONG_RUN = 1e20  # FLOPs: what is worth compiling is compiled
 
@@ -67,6 +67,7 @@ class Training:
     model: ModelSpec
     kernels: Kernels
     predicted: StepMemory
+    switches: tuple[Any, ...]  # arguments of ``training_switches``
 
     @classmethod
     def of(cls, model: ModelSpec, block_size: int, args: TrainingArgs, precision: Precision) -> "Training":
@@ -91,9 +92,11 @@ class Training:
         trainer = Trainer(fabric, state, plan, args, data, data, data, saver, None)
         size = (model.parameters, train.micro_batch_size, block_size)
         settings = (precision, args.speed, args.optimizer, kernels.loss, kernels.compiled)
-        return cls(trainer, model, kernels, step_memory(config, *size, *settings))
+        switches = (fabric.device, precision, args.deterministic, args.speed.activation_budget)
+        return cls(trainer, model, kernels, step_memory(config, *size, *settings), switches)
 
     def step(self) -> None:
         """One optimizer step."""
-        self.trainer.train_step()
+        with training_switches(*self.switches):
+            self.trainer.train_step()
         self.trainer.step += 1

@@ -78,7 +78,7 @@ def train(gpt: GPT, tokens_NT1: np.ndarray, precision: Precision, optimizer: str
     trainer = Trainer(fabric, state, plan, args, data, data, data, None, None)
     gpt.train()
     losses, norms = [], []
-    with training_switches(fabric.device, precision, args.deterministic):
+    with training_switches(fabric.device, precision, args.deterministic, args.speed.activation_budget):
         for trainer.step in range(steps):
             loss, norm, _ = trainer.train_step()
             losses.append(loss)
