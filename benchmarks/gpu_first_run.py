@@ -41,7 +41,7 @@ CONTENDERS = [
     "ours-bf16-mixed-cudnn",
     "ours-fp8",
     "ours-bf16-mixed-liger",
-    "ours-24gb",
+    "ours-8bit",
     "transformers-bf16-compiled",
 ]
 """In the order of what must not be missing."""
