@@ -111,10 +111,16 @@ class MasterWeights:
     Args:
         masters: of every parameter that is trained.
         optimizer: over the masters.
+        are_weights: whether the masters are saved as the model's weights, and so are no state of the optimizer.
     """
 
-    def __init__(self, masters: dict[torch.nn.Parameter, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer, self.masters = optimizer, masters
+    def __init__(
+        self,
+        masters: dict[torch.nn.Parameter, torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        are_weights: bool = False,
+    ) -> None:
+        self.optimizer, self.masters, self.are_weights = optimizer, masters, are_weights
         self._rounded = [parameter for parameter, master in masters.items() if master is not parameter]
         for parameter in self._rounded:
             parameter.register_post_accumulate_grad_hook(self._take_gradient)
@@ -149,13 +155,18 @@ class MasterWeights:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and the masters in the order of the parameters."""
+        """The optimizer's state, and the masters in the order of the parameters where they are not weights."""
+        if self.are_weights:
+            return self.optimizer.state_dict()
         masters = [self.masters[parameter].detach() for parameter in self._rounded]
         return {"optimizer": self.optimizer.state_dict(), "masters": masters}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over; the parameters become the rounded masters."""
+        """Take a state over; where masters are in it, the parameters become what they are rounded to."""
+        if self.are_weights:
+            self.optimizer.load_state_dict(state_dict)
+            return
         self.optimizer.load_state_dict(state_dict["optimizer"])
         for parameter, saved in zip(self._rounded, state_dict["masters"], strict=True):
             self.masters[parameter].copy_(saved)
@@ -189,7 +200,7 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs, round_linear: b
     for master in masters.values():
         groups[args.decay == "matrices" and master.dim() < 2]["params"].append(master)
     optimizer = _build([group for group in groups if group["params"]], args)
-    return MasterWeights(masters, optimizer) if low or round_linear else optimizer
+    return MasterWeights(masters, optimizer, are_weights=round_linear) if low or round_linear else optimizer
 
 
 def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
@@ -241,7 +252,8 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> 
         copies = {names[number]: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
         with torch.no_grad():
             for name, master in masters.items():
-                master.copy_(copies.get(name, master))
+                if torch.equal(copies.get(name, master).bfloat16(), master.bfloat16()):  # else the weights are others
+                    master.copy_(copies.get(name, master))
         inner.load_state_dict({**inner.state_dict(), "state": saved})
     except torch.OutOfMemoryError:
         raise

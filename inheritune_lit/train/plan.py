@@ -137,7 +137,8 @@ class StepMemory:
     def kept_on_disk(self, train: TrainArgs) -> tuple[int, int]:
         """Bytes of the state to continue from (two of it, while one replaces the other) and of the checkpoints."""
         checkpoints = 1 + train.keep_last + 2 * train.keep_best
-        return 2 * (self.weights + self.optimizer), checkpoints * self.checkpoint
+        # Masters that are the checkpoint's weights stand in the state once, and not the weights rounded from them.
+        return 2 * (self.optimizer + 2 * self.weights - self.checkpoint), checkpoints * self.checkpoint
 
     def __str__(self) -> str:
         batch = self.total - self.model - self.teacher

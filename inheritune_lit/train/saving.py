@@ -84,7 +84,7 @@ def writing(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot save {what} to {path}: {reason.strerror}; {remedy}") from error
 
 
-def restore_state(run_dir: Path, model: torch.nn.Module, optimizer: Any, sharded: bool = False) -> dict[str, Any]:
+def restore_state(run_dir: Path, model: Any, optimizer: Any, sharded: bool = False) -> dict[str, Any]:
     """Put a saved state into model and optimizer, and return its counters; empty where nothing was saved.
 
     A sharded state may be of another number of ranks. A damaged file, or a state that was saved by a strategy of the
@@ -158,7 +158,8 @@ class Saver:
     def load(self) -> Counters | None:
         """Restore the last saved state; its counters, None where there is none."""
         self._prune()  # a kill may have come before
-        counters = restore_state(self.run_dir, self.gpt, self.optimizer, self.sharded)
+        model = self.gpt if self.sharded else self.state
+        counters = restore_state(self.run_dir, model, self.optimizer, self.sharded)
         remedy = "remove it to start the run again"
         return to_record(counters, Counters, self.run_dir, "a run that can be continued", remedy) if counters else None
 
@@ -174,7 +175,7 @@ class Saver:
         if self.sharded:
             self._save_shards(counters)
         elif self.is_first:
-            content = (self.gpt.state_dict(), self.optimizer.state_dict(), asdict(counters))
+            content = (self.state.weights(), self.optimizer.state_dict(), asdict(counters))
             if self._pool is None:
                 save_state(self.run_dir, *content)
             else:

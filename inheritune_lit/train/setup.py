@@ -201,15 +201,20 @@ class TrainState:
     gpt: GPT
     loss: Any  # of model and loss, wrapped by fabric: inputs (B, T) and targets (B, T) to summed nats
     optimizer: Optimizer
-    mixed: bool = False  # whether fp32 masters, where there are any, are the weights
 
     def weights(self) -> dict[str, Any]:
-        """The model's tensors by name, as they are written into checkpoints."""
+        """The model's tensors by name, as they are saved: masters where they are the weights."""
         state: dict[str, Any] = self.gpt.state_dict()
-        if self.mixed and isinstance(self.optimizer, MasterWeights):
+        if isinstance(self.optimizer, MasterWeights) and self.optimizer.are_weights:
             masters, named = self.optimizer.masters, self.gpt.named_parameters(remove_duplicate=False)
             state |= {name: masters[parameter].detach() for name, parameter in named}
         return state
+
+    def load_state_dict(self, weights: dict[str, Any]) -> None:
+        """Take weights over, rounded where the model has them so."""
+        self.gpt.load_state_dict(weights)
+        for name, saved in self.weights().items():
+            saved.copy_(weights[name])
 
 
 def set_up(
@@ -252,10 +257,10 @@ def set_up(
         model = TrainingModel(gpt, kernels.loss, args.train.z_loss)
         if kernels.compiled:
             model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
-    mixed, module = precision == "bf16-mixed", fabric.setup_module(model)
+    module = fabric.setup_module(model)
     # Several devices leave the rounding to autocast: their strategies reduce the gradients of fp32 weights.
-    rounded = mixed and fabric.world_size == 1 and args.optimizer.master_weights
-    return TrainState(gpt, module, build_optimizer(gpt, args.optimizer, rounded), mixed)
+    rounded = precision == "bf16-mixed" and fabric.world_size == 1 and args.optimizer.master_weights
+    return TrainState(gpt, module, build_optimizer(gpt, args.optimizer, rounded))
 
 
 def _apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:

@@ -56,6 +56,22 @@ def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
     ]
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_one_process_continues_what_two_ranks_began(checkpoint, packed, tmp_path, precision):
+    """One rounds weights once a step and two leave it to autocast, or add up gradients apart: the state is the same."""
+    args = {"train__max_steps": 12, "precision": precision}
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
+    began = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **args, devices=2, train__max_time=0.001))
+    assert began.returncode == 0, began.stderr
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "two", **args)) == 0
+    for expected, found in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert found == pytest.approx(expected, rel=0.01)
+    one, two = (load_model(tmp_path / run / "final").state_dict() for run in ("one", "two"))
+    for name, tensor in one.items():
+        assert tensor.dtype == (torch.float32 if precision == "bf16-mixed" else torch.bfloat16)
+        torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=1e-3)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
     make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
