@@ -252,8 +252,9 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> 
         copies = {names[number]: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
         with torch.no_grad():
             for name, master in masters.items():
-                if torch.equal(copies.get(name, master).bfloat16(), master.bfloat16()):  # else the weights are others
-                    master.copy_(copies.get(name, master))
+                saved_master = copies.get(name, master).to(master.device)
+                if torch.equal(saved_master.bfloat16(), master.bfloat16()):  # else the weights are others
+                    master.copy_(saved_master)
         inner.load_state_dict({**inner.state_dict(), "state": saved})
     except torch.OutOfMemoryError:
         raise
@@ -264,11 +265,12 @@ def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> 
 def _parts(
     model: torch.nn.Module, optimizer: Optimizer
 ) -> tuple[torch.optim.Optimizer, list[str], dict[str, torch.nn.Parameter]]:
-    """A plain optimizer with the names of what it trains in its order, and the masters of parameters by name."""
+    """A plain optimizer with the names of what it trains in its order, and by name the masters that are no weights."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     masters: dict[str, torch.nn.Parameter] = {}
     if isinstance(optimizer, MasterWeights):
-        masters = {names[each]: master for each, master in optimizer.masters.items() if master is not each}
+        pairs = () if optimizer.are_weights else optimizer.masters.items()
+        masters = {names[each]: master for each, master in pairs if master is not each}
         names = {optimizer.masters[parameter]: name for parameter, name in names.items()}
         optimizer = optimizer.optimizer
     return optimizer, [names[each] for group in optimizer.param_groups for each in group["params"]], masters
