@@ -17,6 +17,7 @@ KINDS = {name: kind for name, (kind, _) in COMMANDS.items()}
 FLAGS = {name: {*flags_of(kind), *kind.aliases, "config", "recipe", "help"} for name, kind in KINDS.items()}
 GROUPS = {flag.partition(".")[0] for flags in FLAGS.values() for flag in flags if "." in flag}
 OTHERS = {"version", "flag", "many", "print_shtab"}  # of the program itself, and of explanations
+OTHERS |= {"wheels", "small", "budget"}  # of the benchmarks for a new GPU
 OTHERS |= {"long", "signal", "resume", "optimizer.betas", "out"}  # of zstd, SLURM, litgpt; "out" shows an abbreviation
 
 

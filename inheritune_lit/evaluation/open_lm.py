@@ -289,7 +289,7 @@ def open_lm(
         quantize_linears(model, quantize, device)
         model.cos, model.sin = model.rope_cache(device=torch.device(device))
     if torch.device(device).type == "cuda":
-        fuse_attention(model, torch.device(device))
+        fuse_attention(model)
     encoder = Encoder(tokenizer, model.config.padded_vocab_size, bos)
     hashes = [sha256_file(path) for path in open_weights(checkpoint_dir).files]
     config = {key: value for key, value in asdict(model.config).items() if key not in ("name", "hf_config")}

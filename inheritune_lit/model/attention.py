@@ -4,7 +4,7 @@ Everything else of a block stays litgpt's. litgpt hands a mask unchanged to the 
 a forward pass can hand over an ``AttentionPlan`` instead, which calls that method with the keys and mask it wants.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,17 +29,18 @@ def swap_attention(attention: CausalSelfAttention, attend: Callable[..., torch.T
     return before
 
 
-def fuse_attention(model: GPT, device: torch.device) -> None:
+def fuse_attention(model: GPT, kernels: Sequence[SDPBackend] = ()) -> None:
     """Let attention on a GPU run in PyTorch's fused kernels, on as little as they need; soft-capped logits have none.
 
     Heads are padded with zeros to a size of n * 8 inside attention (OpenLLaMA-3B's is 100): zeros add nothing to a dot
     product, the scale stays that of the true size, and the added columns are cut off. Keys and values that queries
-    share are not repeated where there is no mask, and the type has 16 bits.
+    share are not repeated where there is no mask, and the type has 16 bits. ``kernels`` are tried in their order, in
+    PyTorch's where there are none.
     """
     if model.config.attention_logit_softcapping is not None:
         return
-    repeats, kernels = model.config.n_head // model.config.n_query_groups, _kernels(device)
-    missing = -model.config.head_size % _MULTIPLE
+    repeats, missing = model.config.n_head // model.config.n_query_groups, -model.config.head_size % _MULTIPLE
+    order = list(kernels)
 
     def attend(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
         shared = mask is None and repeats > 1 and q.element_size() == 2
@@ -48,7 +49,7 @@ def fuse_attention(model: GPT, device: torch.device) -> None:
         if missing:
             q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
         options = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": shared, "scale": _scale(self)}
-        with sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext():
+        with sdpa_kernel(order, set_priority=True) if order else nullcontext():
             y_BHTD = F.scaled_dot_product_attention(q, k, v, **options)
         return y_BHTD[..., : self.config.head_size].transpose(1, 2)
 
@@ -56,8 +57,11 @@ def fuse_attention(model: GPT, device: torch.device) -> None:
         swap_attention(block.attn, attend)
 
 
-def _kernels(device: torch.device) -> list[SDPBackend]:
-    """The order of kernels to try: cuDNN's first on Hopper and Blackwell, where it is the fastest; else PyTorch's."""
+def kernels_for_training(device: torch.device) -> list[SDPBackend]:
+    """The order of kernels to try: cuDNN's first on Hopper and Blackwell, where it is the fastest; else PyTorch's.
+
+    For samples of one length: cuDNN prepares itself anew for each, so that evaluation is left to PyTorch.
+    """
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
     names = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH") if hopper else ()
     return [getattr(SDPBackend, name) for name in names]
@@ -80,7 +84,7 @@ def attention_kernel(model: GPT, block_size: int, device: torch.device, dtype: t
     shapes = [(1, heads, block_size, size + -size % _MULTIPLE * fused) for heads in (config.n_head, groups, groups)]
     q, k, v = (torch.empty(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
     mask = torch.zeros(block_size, block_size, dtype=torch.bool, device=device) if windowed else None
-    kernels = _kernels(device)
+    kernels = kernels_for_training(device)
     with sdpa_kernel(kernels, set_priority=True) if kernels else nullcontext():
         chosen = torch._fused_sdp_choice(q, k, v, attn_mask=mask, is_causal=not windowed, enable_gqa=shared)
     return SDPBackend(chosen).name.lower()

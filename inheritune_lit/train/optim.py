@@ -122,8 +122,11 @@ class MasterWeights:
     ) -> None:
         self.optimizer, self.masters, self.are_weights = optimizer, masters, are_weights
         self._rounded = [parameter for parameter, master in masters.items() if master is not parameter]
+        parameter: Any
         for parameter in self._rounded:
-            parameter.register_post_accumulate_grad_hook(self._take_gradient)
+            if hasattr(parameter, "gradient_hook"):  # of an optimizer before this one
+                parameter.gradient_hook.remove()
+            parameter.gradient_hook = parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
     @property
     def param_groups(self) -> Groups:

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.machine import handle_signals
-from inheritune_lit.model.attention import attention_kernel, fuse_attention, install_plans
+from inheritune_lit.model.attention import attention_kernel, fuse_attention, install_plans, kernels_for_training
 from inheritune_lit.model.devices import (
     device_count,
     has_compiler,
@@ -266,7 +266,7 @@ def set_up(
 def _apply_kernels(gpt: GPT, kernels: Kernels, speed: SpeedArgs, precision: Precision, device: torch.device) -> str:
     """Make attention fast where it is not, and return all the kernels in one line."""
     if device.type == "cuda":
-        fuse_attention(gpt, device)
+        fuse_attention(gpt, kernels_for_training(device))
     if gpt.config.sliding_window_size is not None:
         install_plans(gpt)
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16

@@ -54,9 +54,7 @@ def inputs(tmp_path_factory, tokenizer_dir) -> Path:
     return folder
 
 
-@pytest.fixture
-def scenario(inputs, tmp_path) -> Callable[[str], Found]:
-    """Runs one of ``scenarios.py``, which writes into a folder of this test."""
-    for path in inputs.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    return lambda name: _run("scenarios.py", name, tmp_path)
+@pytest.fixture(scope="session")
+def scenarios(inputs) -> Found:
+    """What all of ``scenarios.py`` found, in one process: most of its time goes into imports."""
+    return _run("scenarios.py", inputs)

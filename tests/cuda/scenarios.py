@@ -1,9 +1,10 @@
 """Commands of the package on a simulated GPU, each from its arguments to its last file.
 
-    python tests/cuda/scenarios.py NAME FOLDER
+    python tests/cuda/scenarios.py FOLDER [NAME ...]
 
-The folder has a checkpoint, packed data and rows of tasks. What was seen goes to stdout as JSON: the host's waits by
-function of the package, attention kernels, operations on the GPU and on the host, and what the scenario returns.
+The folder has a checkpoint, packed data and rows of tasks. What was seen goes to stdout as JSON, by scenario, all of
+them by default: the host's waits by function of the package, attention kernels, operations on the GPU and on the host,
+and what the scenario returns.
 Training is eager here; simulate.py compiles.
 """
 
@@ -115,13 +116,17 @@ SCENARIOS: dict[str, Callable[[Path, Watch], Found]] = {
 
 
 def main() -> None:
-    """Run the scenario of the command line."""
-    name, folder = sys.argv[1:]
+    """Run scenarios one after the other."""
+    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(SCENARIOS)
     torch.set_num_threads(1)
+    found: dict[str, Found] = {}
     with fake_cuda() as seen:
-        found = SCENARIOS[name](Path(folder), seen)
-    counts = {kind: dict(getattr(seen, kind)) for kind in ("attention", "operations", "on_host")}
-    print(json.dumps({"waits": by_function(seen.waits), **counts, **found}, indent=1))
+        for name in names:
+            seen.clear()
+            returned = SCENARIOS[name](folder, seen)
+            counts = {kind: dict(getattr(seen, kind)) for kind in ("attention", "operations", "on_host")}
+            found[name] = {"waits": by_function(seen.waits), **counts, **returned}
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ def kernels(found: dict[str, Any]) -> set[str]:
     return {name for name in found["attention"] if "backward" not in name}
 
 
-def test_training_waits_twice_a_step_and_once_a_validation(scenario):
-    found = scenario("train")
+def training_waits_twice_a_step_and_once_a_validation(found: dict[str, Any]) -> None:
     assert (found["stopped_after"], found["steps"]) == (1, 3)
     assert waits(found["waits"]) == {
         "item @ train/loop.py train_step": 2 * 2,
@@ -46,8 +45,7 @@ def test_training_waits_twice_a_step_and_once_a_validation(scenario):
     assert found["operations"]["aten._fused_adamw_"] == 2 * 2  # with and without decay
 
 
-def test_distillation_waits_as_training_does(scenario):
-    found = scenario("distil")
+def distillation_waits_as_training_does(found: dict[str, Any]) -> None:
     assert waits(found["teaching"]) == {
         "copy to host @ train/distillation.py _write": 2 * 3,  # of 18 batches
     }
@@ -60,8 +58,7 @@ def test_distillation_waits_as_training_does(scenario):
     assert kernels(found) == {"cudnn_attention"}
 
 
-def test_growing_measures_and_trains_on_the_gpu(scenario):
-    found = scenario("grow")
+def growing_measures_and_trains_on_the_gpu(found: dict[str, Any]) -> None:
     assert found["depths"] == [1, 2]
     rounds, measured = 2, 3  # the reference is measured too
     assert waits(found["waits"]) == {
@@ -73,8 +70,7 @@ def test_growing_measures_and_trains_on_the_gpu(scenario):
     assert kernels(found) == {"cudnn_attention", "flash_attention"}
 
 
-def test_evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(scenario):
-    found = scenario("evaluate")
+def evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(found: dict[str, Any]) -> None:
     assert found["tasks"] == ["piqa"]
     assert waits(found["waits"]) == {
         "copy to host @ evaluation/held_out.py losses_of": 1,
@@ -84,11 +80,10 @@ def test_evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request(scenari
         "copy to host @ evaluation/scoring.py _score_targets": 2,
     }
     assert not on_host(found)
-    assert kernels(found) == {"cudnn_attention", "cudnn_attention with a mask"}
+    assert kernels(found) == {"flash_attention", "efficient_attention with a mask"}
 
 
-def test_generation_waits_at_every_token(scenario):
-    found = scenario("generate")
+def generation_waits_at_every_token(found: dict[str, Any]) -> None:
     assert [len(each) for each in found["made"]] == [5, 5]
     assert waits(found["waits"]) == {
         "copy to device @ evaluation/generation.py generate": 2 + 3 * 4,
@@ -100,8 +95,7 @@ def test_generation_waits_at_every_token(scenario):
     assert not on_host(found)
 
 
-def test_analysis_computes_ranks_on_the_host_and_the_rest_on_the_gpu(scenario):
-    found = scenario("analyze")
+def analysis_computes_ranks_on_the_host_and_the_rest_on_the_gpu(found: dict[str, Any]) -> None:
     assert "analysis.json" in found["written"]
     layers = 2
     per_layer = {place: count for place, count in waits(found["waits"]).items() if "measure" in place}
@@ -110,3 +104,20 @@ def test_analysis_computes_ranks_on_the_host_and_the_rest_on_the_gpu(scenario):
     assert on_host(found) == {"bmm"}  # squared attention matrices, for their eigenvalues
     assert found["on_host"]["aten.bmm"] == found["on_host"]["aten._linalg_eigh"]
     assert {"aten.mm", "aten.bmm"} <= found["operations"].keys()
+
+
+CHECKS = {
+    "train": training_waits_twice_a_step_and_once_a_validation,
+    "distil": distillation_waits_as_training_does,
+    "grow": growing_measures_and_trains_on_the_gpu,
+    "evaluate": evaluation_waits_for_a_row_of_the_prefix_tree_not_for_a_request,
+    "generate": generation_waits_at_every_token,
+    "analyze": analysis_computes_ranks_on_the_host_and_the_rest_on_the_gpu,
+}
+
+
+def test_commands(scenarios):
+    """In one test, so that one process of pytest has the scenarios made: most of their time is imports."""
+    assert scenarios.keys() == CHECKS.keys()
+    for name, check in CHECKS.items():
+        check(scenarios[name])

@@ -56,7 +56,7 @@ def model(request) -> GPT:
 
 def test_padded_heads_compute_the_same(model):
     plain = gradients(model)
-    fuse_attention(model, torch.device("cpu"))
+    fuse_attention(model)
     seen = []
     original = torch.nn.functional.scaled_dot_product_attention
 
@@ -91,7 +91,7 @@ def test_chunked_loss_leaves_the_head_as_it_was(model):
 def test_compiled_model_and_loss_give_the_same_gradients(model, padded):
     plain = gradients(model)
     if padded:
-        fuse_attention(model, torch.device("cpu"))
+        fuse_attention(model)
     expect_same(plain, gradients(model, compiled=True))
 
 

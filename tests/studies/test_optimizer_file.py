@@ -23,8 +23,14 @@ def trained(n_layer: int, dtype: torch.dtype, steps: int, seed: int = 0):
 
 def step(model, optimizer) -> None:
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        push(parameter)
     optimizer.step()
+    optimizer.zero_grad()
+
+
+def push(parameter) -> None:
+    """A random gradient, by a backward pass."""
+    (parameter * torch.randn_like(parameter)).sum().backward()
 
 
 def test_old_layers_keep_their_moments_and_new_ones_begin(tmp_path):
@@ -61,8 +67,9 @@ def test_fp32_copies_of_bf16_weights_are_kept_too(tmp_path):
         for model, optimizer in ((small, done), (large, fresh)):
             for name, parameter in model.named_parameters():
                 torch.manual_seed(1000 * number + seed_of(name))
-                parameter.grad = torch.randn_like(parameter)
+                push(parameter)
             optimizer.step()
+            optimizer.zero_grad()
     grown = dict(large.named_parameters())
     for name, parameter in small.named_parameters():
         assert torch.equal(grown[name], parameter), name
