@@ -249,6 +249,7 @@ def test_a_run_of_minutes_has_as_many_steps_as_it_has_time():
     assert found["share_of_peak"] is None
 
 
+@pytest.mark.slow
 def test_a_contender_trains_the_weights_and_tokens_that_it_is_given(tmp_path, tokenizer_dir):
     model = make_checkpoint(tmp_path / "checkpoint", tokenizer_dir)
     tokens_SNT1 = np.random.default_rng(0).integers(0, 400, size=(2, 4, 17))

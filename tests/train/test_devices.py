@@ -56,7 +56,7 @@ def test_two_ranks_do_what_one_does(checkpoint, packed, tmp_path, strategy):
     ]
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16-mixed", marks=pytest.mark.slow), "bf16-true"])
 def test_one_process_continues_what_two_ranks_began(checkpoint, packed, tmp_path, precision):
     """One rounds weights once a step and two leave it to autocast, or add up gradients apart: the state is the same."""
     args = {"train__max_steps": 12, "precision": precision}
@@ -72,7 +72,8 @@ def test_one_process_continues_what_two_ranks_began(checkpoint, packed, tmp_path
         torch.testing.assert_close(two[name], tensor, rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
     make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
     args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__kind": "distilbert"}
