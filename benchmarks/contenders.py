@@ -178,22 +178,11 @@ def predicted_bytes(config: Any, spec: dict[str, Any], samples: int, T: int, dev
 
 def _swap_kernel(gpt: Any, name: str) -> None:
     """Compute attention by one kernel and no other; an error where it does not apply."""
-    from torch.nn import functional as F
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import SDPBackend
 
-    from inheritune_lit.model.attention import swap_attention
+    from inheritune_lit.model.attention import fuse_attention
 
-    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
-
-    def attend(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> torch.Tensor:
-        size = self.config.head_size
-        q, k, v = (F.pad(x, (0, -size % 8)) for x in (q, k, v))
-        with sdpa_kernel([backend]):
-            y_BHTD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=size**-0.5)
-        return y_BHTD[..., :size].transpose(1, 2)
-
-    for block in gpt.transformer.h:
-        swap_attention(block.attn, attend)
+    fuse_attention(gpt, [{"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]])
 
 
 def litgpt(folder: Path, spec: dict[str, Any], tokens_SNT1: np.ndarray, precision: str, compiled: bool) -> Result:

@@ -29,13 +29,13 @@ def swap_attention(attention: CausalSelfAttention, attend: Callable[..., torch.T
     return before
 
 
-def fuse_attention(model: GPT, kernels: Sequence[SDPBackend] = ()) -> None:
+def fuse_attention(model: GPT, kernels: Sequence[SDPBackend] = (), attention: Attend | None = None) -> None:
     """Let attention on a GPU run in PyTorch's fused kernels, on as little as they need; soft-capped logits have none.
 
     Heads are padded with zeros to a size of n * 8 inside attention (OpenLLaMA-3B's is 100): zeros add nothing to a dot
     product, the scale stays that of the true size, and the added columns are cut off. Keys and values that queries
     share are not repeated where there is no mask, and the type has 16 bits. ``kernels`` are tried in their order, in
-    PyTorch's where there are none.
+    PyTorch's where there are none; ``attention`` takes the place of ``F.scaled_dot_product_attention``.
     """
     if model.config.attention_logit_softcapping is not None:
         return
@@ -50,7 +50,7 @@ def fuse_attention(model: GPT, kernels: Sequence[SDPBackend] = ()) -> None:
             q, k, v = (F.pad(x, (0, missing)) for x in (q, k, v))
         options = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": shared, "scale": _scale(self)}
         with sdpa_kernel(order, set_priority=True) if order else nullcontext():
-            y_BHTD = F.scaled_dot_product_attention(q, k, v, **options)
+            y_BHTD = (attention or F.scaled_dot_product_attention)(q, k, v, **options)
         return y_BHTD[..., : self.config.head_size].transpose(1, 2)
 
     for block in model.transformer.h:

@@ -4,14 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from litgpt.model import CausalSelfAttention
 from torch._functorch import config as functorch_config
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.io.arguments import Precision
-from inheritune_lit.model.attention import install_plans, swap_attention
+from inheritune_lit.model.attention import fuse_attention, install_plans
 from inheritune_lit.model.gpt import Transformer, build_model
 
 LONGEST_BLOCK = 2048  # most tokens per sample where no number is given: the paper's
@@ -106,21 +104,17 @@ def _blocks(config: Config, block_size: int, precision: Precision) -> Transforme
         torch.set_default_dtype(default)
     model.cos, model.sin = model.rope_cache()
     model.forward = model.hidden_states
+    fuse_attention(model, attention=_flash_attention)
     if config.sliding_window_size is not None:
         install_plans(model)
     if precision == "bf16-mixed":
         for linear in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
             for name, parameter in list(linear.named_parameters()):
                 setattr(linear, name, torch.nn.Parameter(parameter.detach().bfloat16()))
-    if config.attention_logit_softcapping is None:
-        for block in model.transformer.h:
-            swap_attention(block.attn, _flash_attention)
     return model
 
 
-def _flash_attention(self: CausalSelfAttention, q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
-    """What ``fuse_attention`` makes of attention on a GPU, by the kernel for CPUs, which keeps the same."""
-    repeats, size = self.config.n_head // self.config.n_query_groups, self.config.head_size
-    q, k, v = (F.pad(x, (0, -size % 8)) if size % 8 else x for x in (q, k[:, ::repeats], v[:, ::repeats]))
-    y_BHTD, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-    return y_BHTD[..., :size].transpose(1, 2)
+def _flash_attention(q: Any, k: Any, v: Any, attn_mask: Any, is_causal: bool, **_: Any) -> torch.Tensor:
+    """The fused kernel for CPUs, which keeps what those of a GPU keep."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return flash(q, k, v, 0.0, is_causal, attn_mask=attn_mask)[0]
