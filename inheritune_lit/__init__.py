@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inheritune_lit.analysis.analyze import AnalysisResult, analyze_model
-    from inheritune_lit.analysis.args import AdviceArgs, AnalyzeArgs
+    from inheritune_lit.analysis.args import AnalyzeArgs
     from inheritune_lit.analysis.result import Analysis, load_analysis
     from inheritune_lit.checkpoint.args import ExportArgs
     from inheritune_lit.checkpoint.config import Config, GPT2Config, save_lit_config
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from inheritune_lit.model.flops import LONGEST_BLOCK, flops_per_token
     from inheritune_lit.model.load import load_model
     from inheritune_lit.parsing import read_recipe
-    from inheritune_lit.planning.advise import analyze
     from inheritune_lit.planning.args import InitArgs, PlanArgs
     from inheritune_lit.planning.plan import plan
     from inheritune_lit.planning.recipe import init_recipe
@@ -122,7 +121,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 __all__ = ["UserError", "read_recipe"]
-__all__ += ["AdviceArgs", "Analysis", "AnalysisResult", "AnalyzeArgs", "analyze_model", "load_analysis"]
+__all__ += ["Analysis", "AnalysisResult", "AnalyzeArgs", "analyze_model", "load_analysis"]
 __all__ += ["FINAL", "WEIGHTS", "Config", "ExportArgs", "GPT2Config", "Weights", "count_parameters", "export"]
 __all__ += ["is_litgpt_folder", "save_lit_config", "tensor_shapes"]
 __all__ += ["PackedDataset", "PrepareArgs", "check_fits_model", "is_validation", "iter_documents"]
@@ -133,7 +132,7 @@ __all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of",
 __all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
 __all__ += ["describe_shape", "slice_options", "student_config", "write_grown"]
 __all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model", "on_first_rank"]
-__all__ += ["InitArgs", "PlanArgs", "analyze", "init_recipe", "plan"]
+__all__ += ["InitArgs", "PlanArgs", "init_recipe", "plan"]
 __all__ += ["ReportArgs", "make_report"]
 __all__ += ["AblateArgs", "DemoArgs", "GrowArgs", "ReproduceArgs", "ablate", "grow", "reproduce", "run_demo"]
 __all__ += ["ASSUMED_MFU", "METRICS", "OPTIMIZER", "DistillArgs", "EvalArgs", "Gpu", "MeasuredSteps", "MixtureArgs"]

@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {  # arguments, and the fun
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "studies.grow:grow"),
     "eval": (EvaluateArgs, "evaluation.harness:evaluate"),
-    "analyze": (AnalyzeArgs, "planning.advise:analyze"),
+    "analyze": (AnalyzeArgs, "analysis.analyze:analyze_model"),
     "ablate": (AblateArgs, "studies.ablate:ablate"),
     "reproduce": (ReproduceArgs, "studies.replication:reproduce"),
     "report": (ReportArgs, "report.report:make_report"),

@@ -33,7 +33,7 @@ inheritune eval RUN/final OTHER/final --suite paper-table5 --out_dir scores  # s
 inheritune eval RUN/final --tasks piqa,mmlu --limit 100  # a quick look
 inheritune eval RUN/final --val_data data/text  # held-out loss
 inheritune eval --suite paper-table5 --fetch_data rows  # rows for a machine without a network
-inheritune analyze openllama-3b --data text/ --out_dir analysis --advise  # lazy layers, and which n
+inheritune analyze openllama-3b --data text/ --out_dir analysis  # which layers are lazy, what each is worth
 inheritune analyze RUN/final --data text/ --out_dir analysis-2 --compare analysis  # two models
 inheritune ablate openllama-3b --data data/text --out_dir ablation --n 13  # which 13 layers heal best
 inheritune reproduce text/ --scale tiny --dry_run  # what would be trained

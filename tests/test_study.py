@@ -1,19 +1,9 @@
-"""``inheritune analyze`` with its page, advice on n, and comparison of criteria."""
-
-from pathlib import Path
+"""``inheritune analyze`` with its page, measured once, and two models side by side."""
 
 import pytest
-import torch
 from tiny import make_checkpoint, make_packed
-from torch.nn import functional as F
 
-from inheritune_lit.analysis.analyze import draw_sequences
 from inheritune_lit.cli import main
-from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.model.load import load_model
-
-RECIPE = Path(__file__).parents[1] / "recipes" / "analysis" / "criteria-cpu.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +28,6 @@ def command(inputs, tmp_path):
         "gradients": "false",
     }
     return ["analyze", *(part for name, value in args.items() for part in (f"--{name}", str(value)))]
-
-
-def test_advised_loss_is_that_of_the_slice(inputs, command, tmp_path, capsys):
-    ref, data = inputs
-    assert main([*command, "--advise", "--advice.gpu", "H100"]) == 0
-    shown = capsys.readouterr().out
-    page = (tmp_path / "out" / "analysis.md").read_text()
-    tokens_BT1 = draw_sequences(data, ref, 400, 6, 12, 1337)
-    advice = page[page.index("## Advice on n") : page.index("## Measures by layer")].strip()
-    assert advice in shown
-    cells = [[cell.strip("* ") for cell in line.split("|")[1:-1]] for line in advice.splitlines()]
-    rows = {int(row[0]): row for row in cells if row and row[0].isdigit()}
-    for n in range(1, 5):
-        model = load_model(slice_model(SliceArgs(str(ref), n=n, out_dir=tmp_path / f"n{n}")).folder)
-        with torch.no_grad():
-            logits_BTV = model(tokens_BT1[:, :-1])
-        loss_B = F.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT1[:, 1:], reduction="none").mean(dim=1)
-        stderr = (loss_B.std() / 6**0.5).item()
-        assert rows[n][1] == f"{loss_B.mean().item():.3f} ± {stderr:.3f}"
-        assert rows[n][3] == f"{sum(parameter.numel() for parameter in model.parameters()):,}"
-    assert "paper's choice, k/2" in rows[2][-1]
 
 
 def test_the_same_command_measures_once(command, tmp_path, capsys):
@@ -86,8 +55,6 @@ def test_compare_draws_the_other_model(command, inputs, tokenizer_dir, tmp_path)
     ("args", "told"),
     [
         (["--criteria"], "ways of choosing layers are compared by `inheritune ablate`"),
-        (["--advice.gpu", "H100"], "--advice settings are given without --advise"),
-        (["--advise", "--advice.gpu", "Abacus"], "--advice.gpu Abacus is not known"),
         (["--compare", "nowhere"], "nowhere can't be read as the result of an analysis"),
     ],
 )

@@ -3,7 +3,6 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,21 +123,16 @@ class AnalysisResult:
     out_dir: Path
     analysis: Analysis | None  # what was measured, now or by an earlier call; None for a dry run
     cost: AnalysisCost | None = None  # of measuring it; None where it was there already
-    advice: str | None = None  # Markdown that was added to the page
     files: tuple[str, ...] = ()  # page and figures, in ``out_dir``
 
     def __str__(self) -> str:
         if self.analysis is None:
             return str(self.cost or "")
-        advice = f"\n\n{self.advice}\n" if self.advice else ""
-        return f"{sentence(self.analysis)}{advice}\nwrote {self.out_dir}/{', '.join(self.files)}"
+        return f"{sentence(self.analysis)}\nwrote {self.out_dir}/{', '.join(self.files)}"
 
 
-def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = None) -> AnalysisResult:
-    """Measure a model, unless ``out_dir`` holds that analysis, and write its page; bad input is a ``UserError``.
-
-    ``advise`` returns Markdown about an analysis, which is added to its page.
-    """
+def analyze_model(args: AnalyzeArgs) -> AnalysisResult:
+    """Measure a model, unless ``out_dir`` holds that analysis, and write its page; bad input is a ``UserError``."""
     other = load_analysis(args.compare) if args.compare is not None else None
     with resolve(args.ref) as resolved:
         analysis, cost = None, None
@@ -151,10 +145,9 @@ def analyze_model(args: AnalyzeArgs, advise: Callable[[Analysis], str] | None = 
             analysis, cost = _analyze(resolved, args)
     if analysis is None or args.dry_run:
         return AnalysisResult(args.out_dir, None, cost)
-    advice = advise(analysis) if advise is not None else None
     with explain_full_disk(args.out_dir), own_folder(args.out_dir):
-        files = write_report(analysis, args.out_dir, other, advice)
-    return AnalysisResult(args.out_dir, analysis, cost, advice, tuple(files))
+        files = write_report(analysis, args.out_dir, other)
+    return AnalysisResult(args.out_dir, analysis, cost, tuple(files))
 
 
 def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis | None, AnalysisCost]:

@@ -11,27 +11,6 @@ _RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_head
 
 
 @dataclass(frozen=True)
-class AdviceArgs:
-    """The training of a slice whose cost --advise estimates."""
-
-    max_tokens: int = 1_000_000_000
-    """Tokens to train on"""
-    gpu: str = "a100-80gb"
-    """GPU, such as a6000, a100-80gb, h100, rtx4090"""
-    mfu: float = 0.5
-    """Share of the GPU's bf16 peak that training reaches"""
-    micro_batch_size: int = 1
-    """Samples per forward pass, for the memory"""
-    max_seq_length: int | None = None
-    """Tokens per sample; the model's block size, at most 2048, when not given"""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "max_tokens", "micro_batch_size", "max_seq_length", group="advice.", least=1)
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"--advice.mfu is {self.mfu}; give a share above 0, at most 1")
-
-
-@dataclass(frozen=True)
 class AnalyzeArgs(CommandArgs):
     """Measure what a model's layers and heads do: attention rank and mass, sinks, influence, loss without them."""
 
@@ -71,11 +50,6 @@ class AnalyzeArgs(CommandArgs):
     """Chooses the sequences."""
     compare: Path | None = None
     """Out_dir of another analysis, to draw the two models side by side."""
-    advise: bool = False
-    """Add for each n what is known before training: loss of the untrained slice, lazy layers left, parameters, memory,
-    hours."""
-    advice: AdviceArgs = AdviceArgs()
-    """The training whose cost --advise estimates."""
     dry_run: bool = False
     """Print the cost and stop."""
 
@@ -86,8 +60,6 @@ class AnalyzeArgs(CommandArgs):
         least = {"num_sequences": 1, "seq_length": 2, "drop_length": 0, "drop_sequences": 1, "seed": 0}
         for name, minimum in least.items():
             check_numbers(self, name, least=minimum)
-        if self.advice != AdviceArgs() and not self.advise:
-            raise UserError("--advice settings are given without --advise, which reads them; add --advise")
 
     @property
     def dropping(self) -> int:

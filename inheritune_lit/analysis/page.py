@@ -231,10 +231,8 @@ def _grid(maps: list[AttentionMap]) -> list[list[AttentionMap]]:
 PAGE = "analysis.md"
 
 
-def write_report(
-    analysis: Analysis, folder: Path, compare: Analysis | None = None, advice: str | None = None
-) -> list[str]:
-    """Write an analysis's page, with ``advice`` on n, and figures, another model's beside; return the files' names."""
+def write_report(analysis: Analysis, folder: Path, compare: Analysis | None = None) -> list[str]:
+    """Write an analysis's page and figures, another model's beside; return the files' names."""
     figures = draw_figures(analysis, folder, compare)
     loss, settings = analysis.loss, analysis.settings
     definitions = [[title(name), each.formula, each.unit, each.source] for name, each in analysis.measures.items()]
@@ -245,7 +243,6 @@ def write_report(
         f"Loss on these sequences: {loss.mean:.4f} ± {loss.stderr:.4f} nats per token. "
         f"Data: {settings['data']}, seed {settings['seed']}.",
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures),
-        *([advice] if advice else []),
         _measures_by_layer(analysis),
         "## What was measured",
         markdown_table(["measure", "formula", "unit", "source"], definitions, left=range(4)),

@@ -102,11 +102,11 @@ def generate(folder: Path, seen: Watch) -> Found:
 
 def analyze(folder: Path, seen: Watch) -> Found:
     """Every measure of layers and heads, gradients and dropped layers as well."""
+    from inheritune_lit.analysis.analyze import analyze_model
     from inheritune_lit.analysis.args import AnalyzeArgs
-    from inheritune_lit.planning.advise import analyze
 
     given = {"num_sequences": 4, "seq_length": 16, "drop_sequences": 2}
-    analyze(AnalyzeArgs(str(folder / "checkpoint"), folder / "packed", folder / "analysis", **given))
+    analyze_model(AnalyzeArgs(str(folder / "checkpoint"), folder / "packed", folder / "analysis", **given))
     return {"written": sorted(path.name for path in (folder / "analysis").iterdir())}
 
 

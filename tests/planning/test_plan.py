@@ -9,6 +9,9 @@ from tiny import make_checkpoint, make_packed
 
 from inheritune_lit.cli import main
 from inheritune_lit.data.manifest import load_packed_manifest
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
+from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
 from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, fit_time
@@ -78,6 +81,22 @@ def test_a_checkpoint_folder_is_counted_as_torch_does(tmp_path, tokenizer_dir):
     assert model.parameters == sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
     make_checkpoint(tmp_path / "one", tokenizer_dir, n_layer=1)
     assert model.first_layers(1).parameters == ModelSpec.of_checkpoint(tmp_path / "one").parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("make_llama", {}), ("make_llama", {"tie_word_embeddings": True}), ("make_gpt2", {})],
+    ids=["llama", "llama-tied", "gpt2"],
+)
+def test_parameters_of_every_n_are_those_of_slices(family, settings, request, tmp_path):
+    model, folder = request.getfixturevalue(family)(**settings)
+    depth = model.config.num_hidden_layers
+    for n in range(1, depth + 1):
+        out_dir = slice_model(SliceArgs(str(folder), n=n, out_dir=tmp_path / f"n{n}")).folder
+        planned = ModelSpec.of_reference(str(folder), n).parameters
+        assert planned == read_manifest(out_dir)["parameters"]["total"]
+        assert planned == sum(parameter.numel() for parameter in load_model(out_dir).parameters())
+    assert ModelSpec.of_reference(str(folder), None).parameters == planned == model.num_parameters()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -1,5 +1,0 @@
-"""Tiny random references, saved as Hugging Face folders."""
-
-from random_models import make_gpt2, make_llama, make_neox
-
-__all__ = ["make_gpt2", "make_llama", "make_neox"]
