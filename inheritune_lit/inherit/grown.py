@@ -1,11 +1,12 @@
 """Checkpoints that grow: whether one belongs to a reference, and a trained one with more layers."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.config import GPT2Config, load_config
-from inheritune_lit.checkpoint.export import Step, to_step
+from inheritune_lit.checkpoint.export import Origin, Step, to_step
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, TensorSpec
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
@@ -28,6 +29,25 @@ def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
         step = step.parent
     layers = tuple(step.layers or ()) if step else ()
     return layers if len(layers) == depth else tuple(range(depth))
+
+
+def references_of(checkpoint_dir: Path) -> Iterator[tuple[Origin, tuple[int, ...]]]:
+    """Models that a checkpoint was sliced from, the nearest first, and their layer behind each of the checkpoint's."""
+    layers: list[int] | None = None
+    step: Step | None = to_step(read_manifest(checkpoint_dir) or {}, checkpoint_dir / MANIFEST)
+    grown = False  # the layers are those of the reference that the slice before growing was of
+    while step:
+        own = step.layers
+        if layers is None:
+            layers, grown = own, step.kind != "slice"
+        elif own is not None and not grown:
+            layers = [own[layer] for layer in layers if layer < len(own)]
+        if step.kind == "slice":
+            if own is None or layers is None:  # random
+                return
+            grown = False
+            yield step.reference or Origin(), tuple(layers)
+        step = step.parent
 
 
 def attn_scale_of(checkpoint_dir: Path | None) -> AttnScale:

@@ -3,6 +3,7 @@
 Whoever needs less than ``GPT.forward`` or another attention puts the steps together; each computes what litgpt does.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -48,14 +49,32 @@ def hidden_states(
     Positions of the tokens in their sequences are counted from 0 when None. A plan says what each token attends to, of
     a model after ``install_plans``; all tokens before it when None.
     """
+    return states_between(model, tokens_BT, (), positions_BT, plan)[0]
+
+
+def states_between(
+    model: GPT,
+    tokens_BT: torch.Tensor,
+    keep: Collection[int],
+    positions_BT: torch.Tensor | None = None,
+    plan: AttentionPlan | None = None,
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """What goes into the head, and what goes into the layers in ``keep`` by their numbers, all (B, T, C).
+
+    Layers are counted from 0; what goes into layer ``n_layer`` is what the last one gives, before the final norm. The
+    other arguments are those of ``hidden_states``.
+    """
     x_BTC = embed(model, tokens_BT, positions_BT)
     if positions_BT is None:
         rope = model.cos[: x_BTC.shape[1]].unsqueeze(0), model.sin[: x_BTC.shape[1]].unsqueeze(0)
     else:
         rope = model.cos[positions_BT], model.sin[positions_BT]
+    kept = {0: x_BTC} if 0 in keep else {}
     for layer, block in enumerate(model.transformer.h):
         x_BTC = block(x_BTC, *rope_of_layer(model, rope, layer), plan)
-    return model.transformer.ln_f(x_BTC)
+        if layer + 1 in keep:
+            kept[layer + 1] = x_BTC
+    return model.transformer.ln_f(x_BTC), kept
 
 
 def head_logits(model: GPT, hidden: torch.Tensor) -> torch.Tensor:
@@ -72,11 +91,15 @@ def checkpoint_activations(model: GPT) -> None:
 
 
 class Transformer(GPT):
-    """litgpt's GPT with a second entrance: a method, since FSDP gathers parameters where a registered one is called."""
+    """litgpt's GPT with more entrances: methods, since FSDP gathers parameters where a registered one is called."""
 
     def hidden_states(self, idx: torch.Tensor) -> torch.Tensor:
         """What goes into the head, (B, T, n_embd), for token ids (B, T)."""
         return hidden_states(self, idx)
+
+    def states_between(self, idx: torch.Tensor, keep: Collection[int]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """As the function of this name, for token ids (B, T)."""
+        return states_between(self, idx, keep)
 
 
 class GPT2(Transformer):

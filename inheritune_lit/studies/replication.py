@@ -35,6 +35,7 @@ _CURVES = {  # the paper's figure of each comparison's curves
 }
 _SEQUENCES, _TOKENS = 100, 100  # of the analysis, the paper's, Section 2
 _CHARACTERS, _MOST_LINE = 8_000_000, 4000
+_DISTILBERT = {"align": "last", "align_weight": 0.14}
 _VAL_FRACTION, _VAL_SAMPLES = 0.02, 256
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,13 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
     teacher_layers = ",".join(map(str, [*alternate, *late][:n]))
 
     def model(
-        name: str, title: str, *groups: str, of: str = "reference", steps: int = T, distill: Any = None, **slicing: Any
+        name: str,
+        title: str,
+        *groups: str,
+        of: str = "reference",
+        steps: int = T,
+        distill: dict[str, Any] | None = None,
+        **slicing: Any,
     ) -> runner.Experiment:
         """A model that starts from a slice of another one, or with random weights where ``of`` is empty."""
         names = name, f"{name}-start", of, "reference"
@@ -142,7 +149,7 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
             train=train,
             eval=lit.EvalArgs(interval=max(1, steps // 12), max_iters=max(1, _VAL_SAMPLES // scale.batch)),
             optimizer=lit.OptimizerArgs(lr=scale.lr),
-            distill=lit.DistillArgs(str(teacher / "final"), kind=distill) if distill else lit.DistillArgs(),
+            distill=lit.DistillArgs() if distill is None else lit.DistillArgs(str(teacher / "final"), **distill),
             precision="32-true",
             seed=seed,
         )
@@ -165,9 +172,9 @@ def experiments(scale: Scale, out_dir: Path, seed: int = 1) -> list[runner.Exper
         model("attn", "attention and norms", TABLE_3, n=n, parts="attn,norm"),
         model("mlp", "MLP and norms", TABLE_3, n=n, parts="mlp,norm"),
         model("attn-mlp", "attention and MLP", TABLE_3, n=n, parts="attn,mlp"),
-        model("kd", "logit distillation", FIGURE_3, of="", n=n, distill="logits"),
-        model("distilbert", "DistilBERT-style", FIGURE_3, layers=teacher_layers, distill="distilbert"),
-        model("inheritune-kd", "Inheritune and logit distillation", FIGURE_3, n=n, distill="logits"),
+        model("kd", "logit distillation", FIGURE_3, of="", n=n, distill={}),
+        model("distilbert", "DistilBERT-style", FIGURE_3, layers=teacher_layers, distill=_DISTILBERT),
+        model("inheritune-kd", "Inheritune and logit distillation", FIGURE_3, n=n, distill={}),
     ]
 
 

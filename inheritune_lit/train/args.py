@@ -214,16 +214,17 @@ class DistillArgs:
     """Weight of the plain loss; that of the teacher's predictions is 1 - alpha, and 1 is plain training"""
     temperature: float = 1.0
     """Both distributions are softened by it, and their divergence is multiplied by its square"""
-    kind: Literal["logits", "distilbert"] = "logits"
-    """logits: plain loss and divergence; distilbert: also the cosine of the last hidden states"""
-    cosine: float = 0.14
-    """Weight of 1 - cosine for distilbert, whose own weights for divergence, plain loss and cosine are 5, 2 and 1"""
+    align: Literal["none", "last", "layers"] = "none"
+    """Hidden states that are drawn to the teacher's: last are those before the head, by their cosine, as DistilBERT's;
+    layers are the outputs of a slice's layers, each to what the next layer was given in the reference, the teacher"""
+    align_weight: float = 1.0
+    """Weight of each such distance; DistilBERT's weights of divergence, plain loss and cosine are 5, 2 and 1"""
 
     @property
     def active(self) -> bool:
         """Whether anything of a teacher goes into the loss."""
         given = self.teacher is not None or self.teacher_logits is not None
-        return given and not (self.alpha == 1 and self.kind == "logits")
+        return given and not (self.alpha == 1 and self.align == "none")
 
     def __post_init__(self) -> None:
         teacher, logits = self.teacher, self.teacher_logits
@@ -231,11 +232,11 @@ class DistillArgs:
             raise UserError(f"--distill.teacher {teacher} and --distill.teacher_logits {logits}: give one")
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
-        check_numbers(self, "temperature", "cosine", group="distill.")
-        if self.kind == "distilbert" and logits is not None:
+        check_numbers(self, "temperature", "align_weight", group="distill.")
+        if self.align != "none" and logits is not None:
             raise UserError(
-                "--distill.kind distilbert compares hidden states, which --distill.teacher_logits does not have; give "
-                "--distill.teacher"
+                f"--distill.align {self.align} compares hidden states, which --distill.teacher_logits does not have; "
+                "give --distill.teacher"
             )
 
 

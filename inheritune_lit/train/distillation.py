@@ -17,6 +17,7 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.grown import references_of
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, is_leftover, new_folder
@@ -149,6 +150,7 @@ class Distillation:
     settings: dict[str, Any]  # what changes the outcome, as JSON: the teacher by what it holds, not by where it lies
     flops_per_token: float  # of the teacher's forward pass: a third of forward and backward
     memory: int  # bytes that it takes on each device
+    layers: tuple[int, ...] = ()  # of the teacher behind the student's, where they are aligned
 
 
 def prepare_distillation(
@@ -178,23 +180,41 @@ def prepare_distillation(
             f"--distill.teacher has another vocabulary than the student: {theirs.padded_vocab_size} and "
             f"{config.padded_vocab_size} logits; give a teacher of the same tokenizer and size of the head"
         )
-    if distill.kind == "distilbert" and theirs.n_embd != config.n_embd:
+    if distill.align != "none" and theirs.n_embd != config.n_embd:
         raise UserError(
-            f"--distill.kind distilbert compares hidden states, but the teacher's width is {theirs.n_embd} and the "
-            f"student's {config.n_embd}; use --distill.kind logits"
+            f"--distill.align {distill.align} compares hidden states, but the teacher's width is {theirs.n_embd} and "
+            f"the student's {config.n_embd}; use --distill.align none"
         )
     parameters = sum(parameter.numel() for parameter in teacher.parameters())
-    memory = teacher_bytes(theirs, parameters, tokens, precision)
     settings = {**numbers, "teacher": identity.get("sha256") or identity}
-    name = f"{name}, {parameters:,} parameters"
-    return Distillation(distill, teacher, None, name, settings, flops_per_token(theirs, block_size) / 3, memory)
+    name, layers = f"{name}, {parameters:,} parameters", tuple[int, ...]()
+    if distill.align == "layers":
+        layers = _teacher_layers(args.initial_checkpoint_dir, config.n_layer, theirs.n_layer)
+        settings["teacher_layers"], name = list(layers), f"{name}, states of {len(layers)} layers"
+    memory = teacher_bytes(theirs, parameters, tokens, precision, len(layers))
+    flops = flops_per_token(theirs, block_size) / 3
+    return Distillation(distill, teacher, None, name, settings, flops, memory, layers)
 
 
-def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Precision) -> int:
-    """Bytes of a teacher on each device: its weights, and the widest layer of a forward pass on so many tokens."""
-    return (4 if precision == "32-true" else 2) * (
-        parameters + tokens * (3 * config.n_embd + 2 * config.intermediate_size)
+def _teacher_layers(start: Path, depth: int, teacher_depth: int) -> tuple[int, ...]:
+    """The teacher's layer behind each of a student's; a ``UserError`` where it is none that the student came from."""
+    depths = []
+    for reference, layers in references_of(start):
+        if reference.n_layer == teacher_depth and len(layers) == depth:
+            return layers
+        depths.append(str(reference.n_layer))
+    origin = f"was sliced from {' and '.join(depths)} layers" if depths else "is not a slice, or of random weights"
+    raise UserError(
+        f"--distill.align layers needs the reference's layer behind each: {start} {origin}, the teacher has "
+        f"{teacher_depth} layers; give the reference as --distill.teacher, or use --distill.align last"
     )
+
+
+def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Precision, aligned: int = 0) -> int:
+    """Bytes of a teacher on each device: its weights, the widest layer of a forward pass on so many tokens, and the
+    hidden states that are ``aligned``, with the student's and what their distance keeps for the backward pass."""
+    size = parameters + tokens * (3 * config.n_embd + 2 * config.intermediate_size)
+    return (4 if precision == "32-true" else 2) * size + 16 * aligned * tokens * config.n_embd
 
 
 @dataclass(frozen=True)

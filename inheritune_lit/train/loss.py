@@ -1,6 +1,6 @@
 """Losses of training: next-token cross-entropy, computed in three ways, and the distillation from a teacher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -110,16 +110,26 @@ class _ChunkedLoss(torch.autograd.Function):
 class DistillationModel(torch.nn.Module):
     """A student and its loss as one module.
 
-    The teacher is frozen and on the student's device, None where its predictions come with the data. If ``compiled``,
-    all but heads and loss go through torch.compile, which cannot see through the loss's chunks.
+    The teacher is frozen and on the student's device, None where its predictions come with the data; ``layers`` are its
+    layers behind the student's, for ``align`` "layers". If ``compiled``, all but heads and loss go through
+    torch.compile, which cannot see through the loss's chunks.
     """
 
     def __init__(
-        self, gpt: Transformer, distill: DistillArgs, teacher: Transformer | None, compiled: bool = False
+        self,
+        gpt: Transformer,
+        distill: DistillArgs,
+        teacher: Transformer | None,
+        layers: Sequence[int] = (),
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.gpt, self.distill = gpt, distill
-        self._hidden_states = torch.compile(_hidden_states, dynamic=False) if compiled else _hidden_states
+        self._states_between = torch.compile(_states_between, dynamic=False) if compiled else _states_between
+        # Each output of a student's layer, and what the layer behind the next one was given in the teacher.
+        self._pairs: dict[int, int] = {}
+        if distill.align == "layers" and teacher is not None:
+            self._pairs = dict(enumerate((*layers[1:], teacher.config.n_layer), start=1))
         # In a tuple, out of torch's sight: what copies, shards or saves the trained module has no business with it.
         self._teacher = (teacher,)
 
@@ -131,14 +141,18 @@ class DistillationModel(torch.nn.Module):
         """
         (teacher,), distill = self._teacher, self.distill
         targets_N = targets_BT.flatten()
-        hidden_NC = self._hidden_states(self.gpt, inputs_BT).flatten(0, 1)
+        hidden_BTC, states = self._states_between(self.gpt, inputs_BT, tuple(self._pairs))
+        hidden_NC = hidden_BTC.flatten(0, 1)
         if teacher is None:
             ids_NK, logprobs_NK = (stored.flatten(0, 1) for stored in stored_BTK)
         else:
             with torch.no_grad():
-                teacher_NC = self._hidden_states(teacher, inputs_BT).flatten(0, 1)
+                teacher_BTC, teacher_states = self._states_between(teacher, inputs_BT, tuple(self._pairs.values()))
+                teacher_NC = teacher_BTC.flatten(0, 1)
 
         def chunk_loss(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
+            if distill.alpha == 1:
+                return _cross_entropy(logits_NV, targets_N[chunk])
             if teacher is None:
                 soft_N = top_divergence(logits_NV, ids_NK[chunk], logprobs_NK[chunk], distill.temperature)
             else:
@@ -149,14 +163,31 @@ class DistillationModel(torch.nn.Module):
             return distill.alpha * _cross_entropy(logits_NV, targets_N[chunk]) + (1 - distill.alpha) * soft
 
         loss = chunked_loss(self.gpt, hidden_NC, chunk_loss)
-        if distill.kind == "distilbert":
+        if distill.align == "last":
             apart_N = 1 - F.cosine_similarity(hidden_NC.float(), teacher_NC.float(), dim=-1)
-            loss = loss + distill.cosine * _counted_sum(apart_N, targets_N)
+            loss = loss + distill.align_weight * _counted_sum(apart_N, targets_N)
+        for ours, theirs in self._pairs.items():
+            apart_N = relative_distance(states[ours].flatten(0, 1), teacher_states[theirs].flatten(0, 1))
+            loss = loss + distill.align_weight * _counted_sum(apart_N, targets_N)
         return loss
 
 
-def _hidden_states(gpt: Transformer, inputs_BT: torch.Tensor) -> torch.Tensor:
-    return gpt.hidden_states(inputs_BT)
+def _states_between(
+    gpt: Transformer, inputs_BT: torch.Tensor, keep: tuple[int, ...]
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    return gpt.states_between(inputs_BT, keep)
+
+
+def relative_distance(states_NC: torch.Tensor, targets_NC: torch.Tensor) -> torch.Tensor:
+    """|s - t|^2 / (|s|^2 + |t|^2) of each state and its target, (N,) in fp32: 0 where they are equal, 2 at most.
+
+    The scale of a token's states does not count, and no token counts more than twice: those of a few tokens are
+    hundreds of times as large as of others (Sun et al. 2024, arXiv 2402.17762). Unlike the cosine it sees their length,
+    which the layers behind were trained to add to.
+    """
+    states_NC, targets_NC = states_NC.float(), targets_NC.float()
+    size_N = states_NC.square().sum(dim=-1) + targets_NC.square().sum(dim=-1)
+    return (states_NC - targets_NC).square().sum(dim=-1) / size_N.clamp(min=1e-20)
 
 
 def divergence(logits_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:

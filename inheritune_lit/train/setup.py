@@ -87,7 +87,8 @@ def build_fabric(devices: int | Literal["auto"], num_nodes: int, strategy: Strat
                 target = init_device_mesh(mesh.device_type, (num_nodes, count), mesh_dim_names=("replicate", "shard"))
             for part in (*model.gpt.transformer.h, model.gpt):
                 fully_shard(part, mesh=target, mp_policy=policy)
-            register_fsdp_forward_method(model.gpt, "hidden_states")
+            for entrance in ("hidden_states", "states_between"):
+                register_fsdp_forward_method(model.gpt, entrance)
             return model
 
         chosen = ModelParallelStrategy(shard, data_parallel_size=count * num_nodes, tensor_parallel_size=1)
@@ -252,7 +253,9 @@ def set_up(
         if teacher := distillation.teacher:
             _apply_kernels(teacher, kernels, args.speed, precision, fabric.device)
             teacher.to(fabric.device)
-        model: torch.nn.Module = DistillationModel(gpt, distillation.args, teacher, kernels.compiled)
+        model: torch.nn.Module = DistillationModel(
+            gpt, distillation.args, teacher, distillation.layers, kernels.compiled
+        )
     else:
         model = TrainingModel(gpt, kernels.loss, args.train.z_loss)
         if kernels.compiled:

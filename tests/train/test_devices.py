@@ -76,7 +76,7 @@ def test_one_process_continues_what_two_ranks_began(checkpoint, packed, tmp_path
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
     make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
-    args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__kind": "distilbert"}
+    args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__align": "last"}
     assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
     done = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **args, devices=2, strategy=strategy))
     assert done.returncode == 0, done.stderr

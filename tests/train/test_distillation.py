@@ -1,6 +1,7 @@
 """Distillation against formulas in double precision, plain training, and itself after a kill."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from train_command import kill_at_step, losses_of, pretrain_command
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.cli import main
+from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.grown import references_of, write_grown
+from inheritune_lit.inherit.reference import resolve
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import load_model, load_state
@@ -29,22 +35,24 @@ def build(seed: int, tied: bool = False, **changes) -> GPT:
     return model
 
 
-def hidden_and_logits(model: GPT, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head gets and gives, both in fp64."""
+def states_and_logits(model: GPT, inputs: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What goes into each layer and into the final norm, what the head gets, and what it gives, all in fp64."""
     seen = []
-    handle = model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    modules = (*model.transformer.h, model.transformer.ln_f, model.lm_head)
+    handles = [each.register_forward_pre_hook(lambda module, args: seen.append(args[0].double())) for each in modules]
     logits = model(inputs)
-    handle.remove()
-    return seen[0].double(), logits.double()
+    for handle in handles:
+        handle.remove()
+    return seen[:-1], seen[-1], logits.double()
 
 
-@pytest.mark.parametrize("kind", ["logits", "distilbert"])
+@pytest.mark.parametrize("align", ["none", "last", "layers"])
 @pytest.mark.parametrize(
     ("alpha", "temperature", "changes"),
     [(0.6, 1.0, {}), (0.0, 2.5, {"tied": True}), (0.3, 0.5, {"lm_head_bias": True, "final_logit_softcapping": 2.0})],
     ids=["paper", "tied", "bias-and-cap"],
 )
-def test_loss_and_gradients_equal_the_formula(monkeypatch, kind, alpha, temperature, changes):
+def test_loss_and_gradients_equal_the_formula(monkeypatch, align, alpha, temperature, changes):
     monkeypatch.setattr("inheritune_lit.train.loss.CHUNK_TOKENS", 7)
     student, teacher = build(0, **changes), build(1, n_layer=3)
     teacher.requires_grad_(False)
@@ -52,22 +60,27 @@ def test_loss_and_gradients_equal_the_formula(monkeypatch, kind, alpha, temperat
     tokens = torch.randint(0, 400, (3, 13))
     targets = tokens[:, 1:].clone()
     targets[1, 5:] = targets[2, -1:] = -100
-    distill = DistillArgs("teacher", alpha=alpha, temperature=temperature, kind=kind, cosine=0.4)
-    module = DistillationModel(student, distill, teacher)
+    distill = DistillArgs("teacher", alpha=alpha, temperature=temperature, align=align, align_weight=0.4)
+    module = DistillationModel(student, distill, teacher, layers=(0, 2))
     loss = module(tokens[:, :-1], targets)
     found = torch.autograd.grad(2 * loss, list(student.parameters()))
 
     counted = targets != -100
-    student_hidden, student_logits = hidden_and_logits(student, tokens[:, :-1])
+    student_states, student_hidden, student_logits = states_and_logits(student, tokens[:, :-1])
     with torch.no_grad():
-        teacher_hidden, teacher_logits = hidden_and_logits(teacher, tokens[:, :-1])
+        teacher_states, teacher_hidden, teacher_logits = states_and_logits(teacher, tokens[:, :-1])
     student_logits, teacher_logits = student_logits[counted], teacher_logits[counted]
     soft = F.kl_div(
         F.log_softmax(student_logits / temperature, -1), F.softmax(teacher_logits / temperature, -1), reduction="sum"
     )
     expected = alpha * F.cross_entropy(student_logits, targets[counted], reduction="sum")
     expected = expected + (1 - alpha) * temperature**2 * soft
-    if kind == "distilbert":
+    if align == "layers":  # the second layer is the teacher's third
+        for ours, theirs in ((student_states[1], teacher_states[2]), (student_states[2], teacher_states[3])):
+            ours, theirs = ours[counted], theirs[counted]
+            apart = ((ours - theirs) ** 2).sum(-1) / ((ours**2).sum(-1) + (theirs**2).sum(-1))
+            expected = expected + 0.4 * apart.sum()
+    if align == "last":
         same = torch.ones(int(counted.sum()))
         expected = expected + 0.4 * F.cosine_embedding_loss(
             student_hidden[counted], teacher_hidden[counted], same, reduction="sum"
@@ -94,6 +107,26 @@ def test_top_tokens_and_the_rest_as_one_outcome():
     assert (found < whole).all()
     everything = F.log_softmax(teacher / 2, -1).topk(40)
     torch.testing.assert_close(top_divergence(student, everything.indices, everything.values, 2.0), whole)
+
+
+def test_the_layers_behind_a_slice_of_a_slice_and_a_grown_one(tmp_path, tokenizer_dir):
+    make_checkpoint(tmp_path / "whole", tokenizer_dir, n_layer=6)
+
+    def cut(ref: str, name: str, **options) -> Path:
+        return slice_model(SliceArgs(str(tmp_path / ref), out_dir=tmp_path / name, **options)).folder
+
+    def found(folder: Path) -> list[tuple[int | None, tuple[int, ...]]]:
+        return [(reference.n_layer, layers) for reference, layers in references_of(folder)]
+
+    assert found(cut("whole", "first", layers="0,2,3,5")) == [(6, (0, 2, 3, 5))]
+    assert found(cut("first", "second", layers="1,3")) == [(4, (1, 3)), (6, (2, 5))]
+    assert found(cut("first", "random", n=2, init="random")) == []
+    with resolve(str(tmp_path / "first")) as located:
+        reference = located.open().reference
+        write_grown(tmp_path / "grown", reference, tmp_path / "second", (1, 3, 0), 1, False, "position")
+    assert found(tmp_path / "grown") == [(4, (1, 3, 0)), (6, (2, 5, 0))]
+    with pytest.raises(UserError, match="was sliced from 4 and 6 layers, the teacher has 5 layers"):
+        teach._teacher_layers(tmp_path / "grown", 3, 5)
 
 
 def test_sure_teacher_and_sure_student_give_finite_gradients():
@@ -160,13 +193,15 @@ def test_separate_documents_with_padding(checkpoint, teacher, packed, tmp_path, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["distilbert", "stored"])
+@pytest.mark.parametrize("kind", ["layers", "stored"])
 def test_killed_and_continued_equals_undisturbed(checkpoint, teacher, packed, tmp_path, teach_command, kind):
     if kind == "stored":
         run(teach_command())
         flags = {"distill__teacher_logits": tmp_path / "logits"}
     else:
-        flags = {"distill__teacher": teacher, "distill__kind": kind}
+        checkpoint = tmp_path / "slice"
+        slice_model(SliceArgs(str(teacher), layers="0,2", out_dir=checkpoint))
+        flags = {"distill__teacher": teacher, "distill__align": kind}
     before = sha256_file(teacher / "lit_model.pth")
     run(pretrain_command(checkpoint, packed, tmp_path / "whole", **flags))
     killed = pretrain_command(checkpoint, packed, tmp_path / "killed", **flags)
@@ -234,13 +269,17 @@ def test_refusals_before_training(checkpoint, teacher, packed, tmp_path, tokeniz
     cases = [
         ({"distill__teacher": tmp_path / "vocabulary"}, "448 and 400 logits"),
         ({"distill__teacher": tmp_path / "short"}, "--train.max_seq_length 8 or another teacher"),
-        ({"distill__teacher": tmp_path / "wide", "distill__kind": "distilbert"}, "use --distill.kind logits"),
+        ({"distill__teacher": tmp_path / "wide", "distill__align": "last"}, "use --distill.align none"),
         ({"distill__teacher": teacher, "distill__alpha": 1.5}, "--distill.alpha is 1.5"),
         ({"distill__teacher": teacher, "distill__temperature": 0}, "--distill.temperature is 0"),
         ({"distill__teacher": teacher, "train__z_loss": 0.1}, "--train.z_loss 0.1"),
         ({"distill__teacher": teacher, "speed__loss_kernel": "plain"}, "has a loss of its own"),
         ({"distill__teacher": teacher, "distill__teacher_logits": tmp_path / "logits"}, "give one"),
-        ({"distill__teacher_logits": tmp_path / "logits", "distill__kind": "distilbert"}, "give --distill.teacher"),
+        ({"distill__teacher_logits": tmp_path / "logits", "distill__align": "last"}, "give --distill.teacher"),
+        (
+            {"distill__teacher": teacher, "distill__align": "layers"},
+            "is not a slice, or of random weights",
+        ),
         ({"distill__teacher_logits": tmp_path / "logits", "distill__temperature": 2}, "made with temperature 1.0"),
         ({"distill__teacher_logits": tmp_path / "logits", "train__max_seq_length": 32}, "block_size 16, not 32"),
         ({"distill__teacher_logits": teacher}, "does not hold a teacher's predictions"),
@@ -259,12 +298,13 @@ def test_refusals_before_training(checkpoint, teacher, packed, tmp_path, tokeniz
 
 
 @pytest.mark.slow
-def test_compiled_computes_the_same():
+@pytest.mark.parametrize("align", ["last", "layers"])
+def test_compiled_computes_the_same(align):
     student, teacher = build(0), build(1).requires_grad_(False)
     tokens = torch.randint(0, 400, (2, 17))
     results = []
     for compiled in (False, True):
-        module = DistillationModel(student, DistillArgs("x", kind="distilbert"), teacher, compiled)
+        module = DistillationModel(student, DistillArgs("x", align=align), teacher, (0, 1), compiled)
         loss = module(tokens[:, :-1], tokens[:, 1:])
         results.append((loss.detach(), torch.autograd.grad(loss, list(student.parameters()))))
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
