@@ -3,8 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs
+from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 
 @dataclass(frozen=True)
@@ -23,5 +22,4 @@ class ExportArgs(CommandArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_shard_bytes < 1:
-            raise UserError(f"--max_shard_bytes {self.max_shard_bytes} is below 1; give bytes, such as 5000000000")
+        check_numbers(self, "max_shard_bytes", least=1)

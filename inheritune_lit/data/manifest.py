@@ -110,7 +110,7 @@ class PackedManifest(PackedSettings):
     domains: dict[str, PackedDomain]
     sources: list[PackedSource] = field(default_factory=list)
     duplicates: int = 0  # documents left out because they equal another
-    files: dict[str, PackedFile] | None = None  # by path below the folder; early versions recorded none
+    files: dict[str, PackedFile] = field(default_factory=dict)  # by path below the folder
 
 
 def find_packed_manifest(folder: Path) -> PackedManifest | None:

@@ -114,7 +114,7 @@ def prepare(args: PrepareArgs, executor: Executor | None = None) -> PrepareResul
             workdir.remove()  # left where the last call was killed after all was done
             return PrepareResult(args.out_dir)
         workdir.remove_damaged(plan.shards)
-        if plan.packed_before and plan.packed_before.files is not None:
+        if plan.packed_before:
             verify_packed(args.out_dir)  # or damage would get new hashes
         try:
             _write_missing_shards(plan, workdir, executor)

@@ -13,11 +13,10 @@ from inheritune_lit.data.containers import group_rows, open_parquet
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.suite import MMLU
 from inheritune_lit.io.manifest import sha256_file
-from inheritune_lit.io.reading import open_regular, parse_json, read_text
+from inheritune_lit.io.reading import open_regular, parse_json
 
 # "validation.jsonl" and, as the hub names them, "validation-00000-of-00002.parquet".
 _FILE = re.compile(r"(?P<split>[\w.]+?)(-\d{5}-of-\d{5})?\.(jsonl|parquet)")
-_LOGIQA = {"test": "Test.txt", "validation": "Eval.txt", "train": "Train.txt"}  # of its original release
 _MAX_LINE = 1 << 26
 Rows = list[dict[str, Any]]
 
@@ -104,14 +103,10 @@ class LocalTaskRows:
 
     def of_task(self, name: str, config: dict[str, Any]) -> LocalRows:
         """Rows of a task that is not a subject of MMLU; ``config`` is lm-eval's description of it."""
-        data_set = config.get("dataset_path"), config.get("dataset_name")
+        found = find_rows(self._data_dir, name, config.get("dataset_path"), config.get("dataset_name"))
         if name != "logiqa":
-            return find_rows(self._data_dir, name, *data_set)
-        files = {split: self._data_dir / name / file for split, file in _LOGIQA.items()}
-        splits = {split: parse_logiqa(path) for split, path in files.items() if path.is_file()}
-        if not splits:
-            found = find_rows(self._data_dir, name, *data_set).splits
-            splits = {split: space_logiqa([row for _, row in read_rows(paths)]) for split, paths in found.items()}
+            return found
+        splits = {split: space_logiqa([row for _, row in read_rows(paths)]) for split, paths in found.splits.items()}
         return write_rows(self._scratch / name, splits)
 
     def subjects(self) -> set[str]:
@@ -145,18 +140,6 @@ class LocalTaskRows:
                     raise UserError(f"{place} is not an MMLU row: it has no subject; fix or remove it")
                 rows.setdefault((row["subject"], split), []).append(row)
         return rows
-
-
-def parse_logiqa(path: Path) -> Rows:
-    """Rows of LogiQA's original text, as its loading script reads them: blocks of label, context, question, options."""
-    rows, text = [], read_text(path, "LogiQA's rows", "copy it again")
-    for number, block in enumerate(re.split(r"\n\s*\n", text.strip()), start=1):
-        lines = block.splitlines()
-        if len(lines) != 7 or lines[0].strip() not in "abcd":
-            raise UserError(f"{path}: block {number} is not label, context, question and four options; copy it again")
-        label, context, question, *options = lines
-        rows.append({"label": label.strip(), "context": context, "question": question, "options": options})
-    return space_logiqa(rows)
 
 
 def space_logiqa(rows: Rows) -> Rows:

@@ -1,8 +1,8 @@
 """Suites: which tasks make a table, and what the paper's table says, read from YAML."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.io.reading import read_yaml
@@ -65,24 +65,10 @@ def load_suite(name: str) -> Suite:
         hint = suggest(name, known, f"give one of {', '.join(known)}, or a YAML file")
         raise UserError(f"unknown suite {name!r}; {hint}")
     hint = f"see {suites_dir() / 'quick.yaml'}"
-    try:
-        text = {"name": path.stem, "title": path.stem, **read_yaml(path, "a suite", hint)}
-    except UserError as error:
-        raise UserError(f"{path} is not a suite: {error}") from error
-    for key, kind, what in (("columns", Column, "column"), ("paper", PaperRow, "paper row")):
-        text[key] = text.get(key) or []
-        if not isinstance(text[key], list):
-            raise UserError(f"{path} is not a suite: {key} is a {type(text[key]).__name__}; give a list")
-        for row in text[key]:
-            _check_names(kind, row, path, what)
-    _check_names(Suite, text, path, "suite")
-    if not text["columns"]:
-        raise UserError(f"{path} is not a suite: it has no columns; {hint}")
-    for column in text["columns"]:
-        if (floor := column.get("floor", "auto")) not in get_args(FloorKind):
-            floors = ", ".join(get_args(FloorKind))
-            raise UserError(f"{path}: column {column['title']!r} has floor {floor!r}; give one of {floors}")
-    suite = to_record(text, Suite, path, "a suite", hint)
+    given = {"name": path.stem, "title": path.stem, **read_yaml(path, "a suite", hint)}
+    suite = to_record({key: value for key, value in given.items() if value is not None}, Suite, path, "a suite", hint)
+    if not suite.columns:
+        raise UserError(f"{path} isn't a suite: it has no columns; {hint}")
     _check(suite, path)
     return suite
 
@@ -96,17 +82,6 @@ def suite_of_tasks(tasks: str | None) -> Suite:
     titles = [name if short.count(title) > 1 else title for name, title in zip(names, short, strict=True)]
     columns = [Column(title=title, task=name) for name, title in zip(names, titles, strict=True)]
     return Suite(name="tasks", title="Tasks", columns=columns)
-
-
-def _check_names(kind: Any, values: Any, path: Path, what: str) -> None:
-    names = [entry.name for entry in fields(kind)]
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a {what} is {values!r}; give its fields, {', '.join(names)}")
-    if unknown := [str(key) for key in values if key not in names]:
-        raise UserError(f"{path}: a {what} has no field {unknown[0]!r}; it has {', '.join(names)}")
-    optional = [entry.name for entry in fields(kind) if (entry.default, entry.default_factory) != (MISSING, MISSING)]
-    if lacking := [name for name in names if name not in (*values, *optional)]:
-        raise UserError(f"{path}: a {what} is incomplete; give its {', '.join(lacking)}")
 
 
 def _check(suite: Suite, path: Path) -> None:

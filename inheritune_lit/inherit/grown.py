@@ -87,25 +87,21 @@ def write_grown(
     trained_dir: Path,
     layers: tuple[int, ...],
     added: int,
-    own_layers: bool,
     attn_scale: AttnScale,
 ) -> None:
     """Write a trained model with more layers, which an opened reference gives.
 
     Embeddings, final norm, head and old layers are those of the trained model, byte for byte; new layers stand behind
     them and take the trained model's dtype. ``layers`` are the reference's behind each of the new model's, of which the
-    last ``added`` are new: the reference's, or copies of the model's own last ones with ``own_layers``. A full disk, or
-    something damaged, is a ``UserError``.
+    last ``added`` are new. A full disk, or something damaged, is a ``UserError``.
     """
     plan, trained = build_plan(reference, slice_options(layers, attn_scale)), open_weights(trained_dir)
     old = len(layers) - added
     for name, tensor in plan.tensors.items():
-        layer, module, kind = split_name(name)
-        is_new = layer is not None and layer >= old
-        if not is_new or own_layers:
-            own = f"transformer.h.{layer - added}.{module}.{kind}" if layer is not None and is_new else name
-            spec = trained.specs[own]
-            plan.tensors[name] = TensorPlan(spec, (Piece(own, 0, spec.shape[0]),), f"trained {own}", trained)
+        layer, _, _ = split_name(name)
+        if layer is None or layer < old:
+            spec = trained.specs[name]
+            plan.tensors[name] = TensorPlan(spec, (Piece(name, 0, spec.shape[0]),), f"trained {name}", trained)
         else:
             fresh = isinstance(tensor.source, FreshValues)  # a bias that the reference does not store
             words = tensor.words if fresh else f"reference {tensor.words}"

@@ -21,12 +21,13 @@ class OutOfSpace(UserError):
     """The disk is full: with more space, the same command succeeds."""
 
 
-def check_vacant(out_dir: Path) -> None:
-    """Refuse an output that is a file, holds files, or cannot be written or replaced (a mount, the current folder)."""
+def check_vacant(out_dir: Path, replaced: bool = True) -> None:
+    """Refuse an output that is a file, holds files, or cannot be written, or ``replaced`` as ``check_replaceable``."""
     if out_dir.is_dir():
         if any(not is_leftover(path) for path in out_dir.iterdir()):
             raise UserError(f"output folder {out_dir} already holds files; give another --out_dir or remove it")
-        check_replaceable(out_dir)
+        if replaced:
+            check_replaceable(out_dir)
     elif out_dir.exists() or out_dir.is_symlink():
         raise UserError(f"output folder {out_dir} is a file; give another --out_dir")
     else:

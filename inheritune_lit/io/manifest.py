@@ -65,7 +65,7 @@ def check_folder(
     """
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
-        check_vacant(folder)
+        check_vacant(folder, replaced=False)
         return None
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}; give another --out_dir")

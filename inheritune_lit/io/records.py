@@ -70,7 +70,8 @@ def _build(kind: Any, value: Any, name: str, others: bool) -> Any:
                 return _build(part, value, name, others)
     if kind in (Any, type(value)) or (origin is Literal and value in parts):
         return value
-    raise _Misfit(f"{name or 'its content'} is {type(value).__name__} {str(value)[:40]!r}")
+    wanted = f", not {' or '.join(map(str, parts))}" if origin is Literal else ""
+    raise _Misfit(f"{name or 'its content'} is {type(value).__name__} {str(value)[:40]!r}{wanted}")
 
 
 def _build_dataclass(kind: Any, value: dict[str, Any], name: str, others: bool) -> Any:
@@ -82,7 +83,8 @@ def _build_dataclass(kind: Any, value: dict[str, Any], name: str, others: bool) 
         elif field.default is MISSING and field.default_factory is MISSING:
             raise _Misfit(f"{key} is missing")
     if not others and (unknown := sorted(value.keys() - given.keys())):
-        raise _Misfit(f"{_join(name, unknown[0])} is unknown")
+        known = ", ".join(hints)
+        raise _Misfit(f"{_join(name, unknown[0])} is unknown, known are {known}")
     return kind(**given)
 
 

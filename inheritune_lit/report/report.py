@@ -20,8 +20,8 @@ from markdown import Markdown
 
 from inheritune_lit import DistillArgs, EvalArgs, OptimizerArgs, RunRecord, SliceArgs, SpeedArgs, TrainArgs
 from inheritune_lit.errors import UserError, printable
-from inheritune_lit.io.folders import check_vacant, is_leftover, own_folder, replace_text
-from inheritune_lit.io.manifest import read_manifest, write_manifest
+from inheritune_lit.io.folders import own_folder, replace_text
+from inheritune_lit.io.manifest import check_folder, read_manifest, write_manifest
 from inheritune_lit.io.reading import open_regular, read_text
 from inheritune_lit.io.tables import markdown_table, plain
 from inheritune_lit.report.args import ReportArgs
@@ -46,7 +46,7 @@ class ReportResult:
 def make_report(args: ReportArgs) -> ReportResult:
     """Writes page, text and figures; nothing to report, or an ``out_dir`` with something else, is a ``UserError``."""
     official, out_dir, found = paper_curves(args.paper_curves or []), args.out_dir, collect(args.runs)
-    _check_own(out_dir)
+    check_folder(out_dir, KIND, {})
     with own_folder(out_dir):
         if read_manifest(out_dir) is None:
             write_manifest(out_dir, KIND, {})
@@ -59,18 +59,6 @@ def make_report(args: ReportArgs) -> ReportResult:
             found = collect(args.runs)
         _write(found, official, out_dir, None)
     return ReportResult(out_dir / PAGE)
-
-
-def _check_own(out_dir: Path) -> None:
-    """Refuses a folder that holds something else; a report that was stopped before its end has its manifest."""
-    if not out_dir.is_dir():
-        check_vacant(out_dir)
-    elif not (
-        (out_dir / TEXT).is_file()
-        or (read_manifest(out_dir) or {}).get("kind") == KIND
-        or all(map(is_leftover, out_dir.iterdir()))
-    ):
-        raise UserError(f"{out_dir} holds something other than a report; give another --out_dir")
 
 
 def _runs(found: list[RunRecord | Page]) -> dict[str, RunRecord]:

@@ -37,8 +37,8 @@ class GrowArgs(TrainingArgs):
     grow_by: int = 2
     """Layers that a round adds."""
     new_layers: str = "next"
-    """"next", the reference's at the next positions; "own", copies of the model's own last ones; or which layers of
-    the reference to take in turn, such as its lazy ones: last:8, or 16-23."""
+    """"next", the reference's at the next positions; or which layers of the reference to take in turn, such as its
+    lazy ones: last:8, or 16-23."""
     old_layers: Literal["trained", "inherited"] = "trained"
     """"trained" continues with the model of the round before (Algorithm 1); "inherited" starts every round with the
     reference's layers again ("repeat steps 1-2" in the paper's text)."""
@@ -58,19 +58,17 @@ class GrowArgs(TrainingArgs):
         super().__post_init__()
         if not 0 <= self.margin < math.inf:
             raise UserError(f"--margin is {self.margin}; give the nats by which the loss may be worse, 0 or more")
-        if self.grow_by < 1:
-            raise UserError(f"--grow_by is {self.grow_by}; give the number of layers that a round adds, 1 or more")
+        check_numbers(self, "grow_by", least=1)
         if self.n is not None and self.initial_checkpoint_dir is not None:
             raise UserError(f"--n {self.n} and --initial_checkpoint_dir both say where to start; give one")
-        keep, inherited, own = self.optimizer_state == "keep", self.old_layers == "inherited", self.new_layers == "own"
+        keep, inherited = self.optimizer_state == "keep", self.old_layers == "inherited"
         if keep and self.sharded:
             raise UserError(f"--optimizer_state keep with --strategy {self.strategy} is impossible; use ddp, or reset")
         if keep and inherited:
             raise UserError("--optimizer_state keep is for layers that continue; with --old_layers inherited use reset")
-        if inherited and (own or self.initial_checkpoint_dir is not None):
-            other = "--new_layers own" if own else "--initial_checkpoint_dir"
+        if inherited and self.initial_checkpoint_dir is not None:
             every = "--old_layers inherited takes every layer from the reference"
-            raise UserError(f"{every}, {other} does not; give one of them")
+            raise UserError(f"{every}, --initial_checkpoint_dir does not; give one of them")
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ class _Growing(rounds.GrowthPlan):
             if before is None or self.args.old_layers == "inherited":
                 lit.slice_model(lit.SliceArgs(self.args.ref, layers=",".join(map(str, one.layers)), out_dir=start))
             else:
-                own, layers = self.args.new_layers == "own", tuple(one.layers)
-                lit.write_grown(start, self.reference, before / lit.FINAL, layers, one.added, own, self.attn_scale)
+                layers = tuple(one.layers)
+                lit.write_grown(start, self.reference, before / lit.FINAL, layers, one.added, self.attn_scale)
         self.fabric.barrier()
         return start
 

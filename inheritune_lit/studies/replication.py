@@ -10,16 +10,17 @@ from typing import Any
 
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import is_leftover, own_folder, replace_text
+from inheritune_lit.io.folders import own_folder, replace_text
+from inheritune_lit.io.manifest import check_folder, write_manifest
 from inheritune_lit.io.plotting import label_ends, new_figure, save_png, zoom_in
-from inheritune_lit.io.records import read_record, write_record
+from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.references import Shape
 from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import ReproduceArgs
 from inheritune_lit.studies.inputs import train_tokenizer
 
-RESULTS, PAGE = "results.json", "replication.md"
+_KIND, RESULTS, PAGE = "replication", "results.json", "replication.md"
 TABLE_1 = "Table 1: against training from scratch"
 TABLE_2 = "Table 2: against other ways to begin"
 TABLE_3 = "Table 3: parts of the layers"
@@ -94,7 +95,9 @@ def reproduce(args: ReproduceArgs) -> runner.StudyResult[ReplicationRecord]:
     if args.dry_run:
         return runner.StudyResult()
     with own_folder(out_dir):
-        _check_same(out_dir, scale)
+        settings = {"scale": args.scale, "sizes": asdict(scale)}
+        if check_folder(out_dir, _KIND, settings) is None:
+            write_manifest(out_dir, _KIND, {"settings": settings})
         text, shape = _gather(args.source, out_dir / "text"), out_dir / "shape"
         runner.fill_once(shape, "reproduce: a tokenizer", lambda folder: _write_shape(folder, text, scale))
         packing = lit.PrepareArgs(text, shape, out_dir / "data", val_fraction=_VAL_FRACTION)
@@ -203,18 +206,6 @@ def _write_shape(folder: Path, text: str, scale: Scale) -> None:
     documents = lit.iter_documents(text, max_characters=_CHARACTERS)
     lines = (line[:_MOST_LINE] for document in documents for line in document.split("\n") if line)
     train_tokenizer(folder / "tokenizer.model", lines, scale.vocab_size)
-
-
-def _check_same(out_dir: Path, scale: Scale) -> None:
-    """Refuses a folder that was started at another size."""
-    path, what = out_dir / "scale.json", "the sizes of a replication"
-    if path.is_file():
-        if read_record(path, Scale, what, "give another --out_dir") != scale:
-            raise UserError(f"{out_dir} was started at another scale; give that one, or another --out_dir")
-    elif all(map(is_leftover, out_dir.iterdir())):
-        write_record(path, scale)
-    else:
-        raise UserError(f"{out_dir} holds something other than a replication; give another --out_dir")
 
 
 def _gather(source: list[Path], folder: Path) -> str:

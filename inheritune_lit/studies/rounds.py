@@ -46,27 +46,25 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
     if not first <= limit <= depth:
         ends = f"the start has {first} layers and the reference {depth}, beyond which there is nothing to grow"
         raise UserError(f"--max_layers is {limit}; {ends}: give {first} to {depth}")
-    own, layers, listed = args.new_layers == "own", list(start), list(range(first, depth))  # "next"
-    if args.new_layers not in ("next", "own"):
+    layers, listed = list(start), list(range(first, depth))  # "next"
+    if args.new_layers != "next":
         try:
             listed = lit.parse_layers(args.new_layers, depth)
         except UserError as error:
             # The syntax is that of `inheritune slice`, whose flag has another name.
             message = str(error).replace("--layers", "--new_layers", 1)
-            raise UserError(f"{message}; or next, or own") from error
+            raise UserError(f"{message}; or next") from error
     every = [layers]
     while len(layers) + count <= limit:
-        new = layers[-count:] if own else listed[len(layers) - first :][:count]
+        new = listed[len(layers) - first :][:count]
         if len(new) < count:
             break
         layers = layers + new
         every.append(layers)
     if len(every) == 1 and args.max_layers != first:
         end = f"--max_layers {limit}" if limit < depth else f"the reference's {depth} layers"
-        if args.new_layers not in ("next", "own") and len(listed) < count:
+        if args.new_layers != "next" and len(listed) < count:
             end = f"--new_layers {args.new_layers}, which are {len(listed)}"
-        elif own and limit == depth:
-            end = f"its own layers or the reference's {depth}"
         remedy = f"give a smaller --grow_by, a smaller start, or --max_layers {first} to train without growing"
         raise UserError(f"--grow_by {count} on {first} layers grows past {end}; {remedy}")
     return [
@@ -142,10 +140,10 @@ class GrowthPlan:
             hours = flops / (lit.ASSUMED_MFU * peak * self.fabric.world_size) / 3600
             return f"{flops:.2e} FLOPs, {hours:,.1f} h at {lit.ASSUMED_MFU:.0%} of the peak"
 
-        kinds = {"next": "the reference's next", "own": "copies of the model's own last"}
+        new_layers = "the reference's next" if args.new_layers == "next" else f"{args.new_layers} of the reference"
         lines = [
             f"grow from {reference.name}: {reference.config.n_layer} layers, width {reference.config.n_embd}; new "
-            f"layers: {kinds.get(args.new_layers, f'{args.new_layers} of the reference')}",
+            f"layers: {new_layers}",
             f"until the loss on {self.evaluator.blocks:,} validation samples is at most {args.margin:g} nats above the "
             f"reference's with 95% confidence (difference + {lit.Z} paired standard errors)",
         ]

@@ -8,7 +8,7 @@ from tiny import write_jsonl
 
 from inheritune_lit.errors import UserError
 from inheritune_lit.evaluation.cells import floor_of, is_bold
-from inheritune_lit.evaluation.local_rows import parse_logiqa, space_logiqa
+from inheritune_lit.evaluation.local_rows import space_logiqa
 from inheritune_lit.evaluation.suite import GROUPS, load_suite
 from inheritune_lit.evaluation.tasks import TaskResolver, mmlu_subjects, task_manager
 from inheritune_lit.resources import suites_dir
@@ -44,14 +44,17 @@ def test_table_4_has_its_averages():
     ("text", "told"),
     [
         ("columns: []", "no columns"),
-        ("columns: [{title: A, task: piqa, metric: acc, shots: 3}]", "no field 'shots'"),
-        ("columns: [{task: piqa}]", "incomplete"),
-        ("columns: [{title: A, task: piqa, floor: low}]", "floor 'low'"),
+        (
+            "columns: [{title: A, task: piqa, metric: acc, shots: 3}]",
+            "columns.shots is unknown, known are title, task",
+        ),
+        ("columns: [{task: piqa}]", "columns.title is missing"),
+        ("columns: [{title: A, task: piqa, floor: low}]", "floor is str 'low', not auto or constant or chance or none"),
         ("columns: [{title: A, task: piqa}]\npaper: [{model: M, role: ours, scores: {B: 1}}]", "score for 'B'"),
-        ("[1, 2]", "is not a suite"),
-        ("columns: {", "is not a suite"),
-        ("", "is not a suite"),
-        ("a: &a [*a]\ncolumns: [{title: A, task: piqa}]", "is not a suite"),
+        ("[1, 2]", "can't be read as a suite"),
+        ("columns: {", "can't be read as a suite"),
+        ("", "can't be read as a suite"),
+        ("a: &a [*a]\ncolumns: [{title: A, task: piqa}]", "can't be read as a suite"),
         ("columns: [{title: [A], task: piqa}]", "title is list"),
         ("columns: [{title: A, task: 7}]", "task is int"),
         ("columns: [{title: A, task: piqa, num_fewshot: no}]", "num_fewshot"),
@@ -64,8 +67,9 @@ def test_table_4_has_its_averages():
         ("columns: [{title: A, task: piqa}]\npaper: [{model: M, role: ours, scores: {A: x}}]", "scores.A"),
         ("columns: [{title: A, task: piqa}]\nbold_rule: 7", "bold_rule"),
         ("columns: [{title: A, task: piqa}]\nname: [x]", "name"),
-        ("columns: [7]", "a column is 7"),
-        ("columns: 7", "columns is a int"),
+        ("columns: [7]", "columns is int '7'"),
+        ("columns: 7", "columns is int '7'"),
+        ("title: A", "columns is missing"),
     ],
 )
 def test_bad_suites_are_one_line(tmp_path, text, told):
@@ -122,17 +126,11 @@ def test_answers_always_in_one_place_have_chance_as_their_floor():
     assert floor_of([record], "perplexity", "auto", [1.0]) is None
 
 
-def test_logiqa_gets_the_blanks_of_lm_evals_data_set(tmp_path):
+def test_logiqa_gets_the_blanks_of_lm_evals_data_set():
     raw = {"label": "b", "context": "One.Two.", "question": "Which?", "options": ["A.x", "B", "C", "D."]}
     spaced = {**raw, "context": "One. Two.", "options": ["A. x", "B", "C", "D."]}
     assert space_logiqa([raw]) == [spaced]
     assert space_logiqa([spaced]) == [spaced]
-    block = "b\nOne.Two.\nWhich?\nA.x\nB\nC\nD.\n"
-    (tmp_path / "Test.txt").write_text(f"\n{block}\n{block}")
-    assert parse_logiqa(tmp_path / "Test.txt") == [spaced, spaced]
-    (tmp_path / "Test.txt").write_text("b\nOne\n")
-    with pytest.raises(UserError, match="block 1 is not label, context"):
-        parse_logiqa(tmp_path / "Test.txt")
 
 
 def test_rows_may_be_parquet_or_folders_of_the_hub(rows_dir, tmp_path):

@@ -200,7 +200,7 @@ def test_damaged_metrics_are_named(runs, tmp_path, capsys):
     [
         ("{runs}/nowhere", "no folder at"),
         ("{runs}/data", "holds no run, evaluation or analysis"),
-        ("{runs}/runs --out_dir {runs}/data", "holds something other than a report"),
+        ("{runs}/runs --out_dir {runs}/data", "holds a packed_data, not a report; give another --out_dir"),
         ("{runs}/runs --paper_curves medium_lag", "is not an official run; did you mean medium_log"),
         ("{runs}/runs --out_dir {runs}/../there/page", "cannot write"),
         ("{runs}/runs --watch 0", "--watch is 0; give seconds"),

@@ -32,11 +32,6 @@ def test_new_layers_by_selection_come_in_turn():
     assert layers(2, new_layers="7,5,6", depth=12) == [[0, 1], [0, 1, 7, 5]]
 
 
-def test_own_layers_are_repeated():
-    assert layers(2, new_layers="own", max_layers=6, depth=8) == [[0, 1], [0, 1, 0, 1], [0, 1, 0, 1, 0, 1]]
-    assert layers(3, new_layers="own", max_layers=6, depth=8) == [[0, 1, 2], [0, 1, 2, 1, 2]]
-
-
 def test_from_a_checkpoint_the_next_positions_count():
     assert layers(depth=8, start=(0, 3, 5), max_layers=5) == [[0, 3, 5], [0, 3, 5, 3, 4]]
 
@@ -49,7 +44,7 @@ def test_no_growing_on_request():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"grow_by": 0}, "--grow_by is 0; give the number of layers"),
+        ({"grow_by": 0}, "--grow_by is 0; give 1 or more"),
         ({"grow_by": -2}, "--grow_by is -2"),
         ({"n": 0}, "--n is 0; the reference has 8 layers, give 1 to 8"),
         ({"n": 9}, "--n is 9; the reference has 8 layers"),
@@ -58,10 +53,9 @@ def test_no_growing_on_request():
         ({"n": 7}, "--grow_by 2 on 7 layers grows past the reference's 8 layers"),
         ({"n": 4, "max_layers": 5}, "--grow_by 2 on 4 layers grows past --max_layers 5"),
         ({"n": 8}, "grows past the reference's 8 layers"),
-        ({"n": 1, "new_layers": "own"}, "grows past its own layers"),
         ({"new_layers": "last"}, "grows past --new_layers last, which are 1"),
         (
-            {"new_layers": "own", "old_layers": "inherited"},
+            {"initial_checkpoint_dir": "elsewhere", "old_layers": "inherited"},
             "--old_layers inherited takes every layer from the reference",
         ),
         ({"new_layers": "lazy"}, "--new_layers lazy: lazy is not understood"),

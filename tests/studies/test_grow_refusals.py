@@ -31,7 +31,7 @@ def refused(command, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"grow_by": 0}, "--grow_by is 0; give the number of layers"),
+        ({"grow_by": 0}, "--grow_by is 0; give 1 or more"),
         ({"n": 5}, "--n is 5; the reference has 4 layers"),
         ({"max_layers": 6}, "--max_layers is 6"),
         ({"grow_by": 3}, "grows past the reference's 4 layers"),

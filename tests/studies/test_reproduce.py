@@ -119,8 +119,8 @@ def test_the_grid_is_trained_in_an_order_that_works(scale):
         ("{folder}/letters --only inherit", "--only inherit is not a model of the grid; give some of reference"),
         ("{folder}/letters --seeds 1 --baseline_seeds 2", "--seeds 1 --baseline_seeds 2"),
         ("{folder}/short --scale small --out_dir {folder}/other", "makes no tokenizer of 2,048 pieces, give more text"),
-        ("{folder}/letters --scale small", "was started at another scale"),
-        ("{folder}/letters --out_dir {folder}/letters", "holds something other than a replication"),
+        ("{folder}/letters --scale small", "was started with scale 'tiny', not 'small'; use the old value"),
+        ("{folder}/letters --out_dir {folder}/letters", "already holds files; give another --out_dir"),
     ],
 )
 def test_bad_input_is_one_line(done, arguments, complaint, capsys):
