@@ -100,6 +100,7 @@ if TYPE_CHECKING:
         peak_flops_of,
         stop_requests,
     )
+    from inheritune_lit.train.trainable import TrainedModel
 else:
     # Type checkers read the imports above. For Python they say where a name is found when it is first asked for.
     _BLOCK = next(node for node in ast.parse(Path(__file__).read_bytes()).body if isinstance(node, ast.If))
@@ -141,4 +142,4 @@ __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs
 __all__ += ["check_machine", "data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
 __all__ += ["sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
-__all__ += ["flops_of_validation", "teacher_bytes"]
+__all__ += ["TrainedModel", "flops_of_validation", "teacher_bytes"]

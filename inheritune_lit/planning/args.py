@@ -19,7 +19,7 @@ class PlanArgs(CommandArgs):
     Neither weights nor data need to be there.
     """
 
-    aliases: ClassVar[dict[str, str]] = {"distill.teacher": "teacher"}
+    aliases: ClassVar[dict[str, str]] = {"distill.teacher": "teacher", "train.trainable": "trainable"}
 
     ref: str | None = None
     """A reference, as in ``inheritune slice``, or a recipe: a YAML file of ``inheritune pretrain``."""
@@ -36,6 +36,8 @@ class PlanArgs(CommandArgs):
     rtx-pro-6000, h20, h200-nvl, h200 or b200, or this machine's cpu; the usual ones when not given."""
     teacher: str | None = None
     """A teacher that runs along, as pretrain takes with --distill.teacher; the recipe's when not given."""
+    trainable: str | None = None
+    """What is trained, as pretrain takes with --train.trainable; the recipe's when not given."""
     devices: int = 1
     """GPUs that share the work."""
     micro_batch_size: int | None = None

@@ -107,8 +107,13 @@ class TrainingJob:
     teacher: ModelSpec | None = None  # that runs along
 
     @property
+    def trained(self) -> lit.TrainedModel:
+        """The model, and which of its parameters are trained."""
+        return lit.TrainedModel(self.model.config, self.model.tied, self.train.trainable)
+
+    @property
     def flops_per_token(self) -> float:
-        return lit.flops_per_token(self.model.config, self.block_size)
+        return self.trained.flops_per_token(self.block_size)
 
     @property
     def validation_flops(self) -> float | None:
@@ -132,12 +137,12 @@ class TrainingJob:
     def memory(self, micro_batch_size: int | None = None) -> lit.StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
         batch, precision = micro_batch_size or self.train.micro_batch_size, self.precision
-        loss, held, model = "plain", 0, self.model
+        loss, held = "plain", 0
         if self.teacher:
             tokens = batch * self.block_size
             loss, held = "distilled", lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, precision)
-        size, settings = (model.parameters, batch, self.block_size), (precision, self.speed, self.optimizer)
-        return lit.step_memory(model.config, *size, *settings, loss, True, devices=self.devices, teacher=held)
+        settings = (self.trained, batch, self.block_size, precision, self.speed, self.optimizer, loss, True)
+        return lit.step_memory(*settings, devices=self.devices, teacher=held)
 
     def seconds(self, gpu: lit.Gpu) -> float:
         """The run's duration on a kind of GPU."""

@@ -53,6 +53,7 @@ class Plan:
         lines = [
             f"{model.title}: {model.parameters:,} parameters, {model.non_embedding_parameters:,} of them not "
             "embeddings or head",
+            *([str(job.trained)] if train.trainable else []),
             f"{job.tokens:,} tokens in {job.tokens // step:,} steps of {train.global_batch_size} x "
             f"{job.block_size:,} = {step:,}",
             *_flops_lines(job),
@@ -92,6 +93,7 @@ def plan(args: PlanArgs) -> Plan:
     if tokens < train.global_batch_size * block:
         raise UserError(f"--tokens {args.tokens or tokens} makes no step of {train.global_batch_size * block:,} tokens")
     train = replace(train, micro_batch_size=args.micro_batch_size or train.micro_batch_size)
+    train = replace(train, trainable=args.trainable or train.trainable)
     if train.global_batch_size % (train.micro_batch_size * args.devices):
         raise UserError(
             f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of "

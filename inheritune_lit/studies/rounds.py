@@ -102,8 +102,8 @@ class GrowthPlan:
         tokens, flops = 0, 0.0
         for one in every:
             config = lit.student_config(reference, lit.slice_options(tuple(one.layers), self.attn_scale))[0]
-            parameters = lit.count_parameters(lit.tensor_shapes(config, reference.tied))
-            run = lit.plan_run(config, train, args.eval, mixture, len(val), parameters, fabric.world_size)
+            model = lit.TrainedModel(config, reference.tied, train.trainable)
+            run = lit.plan_run(model, train, args.eval, mixture, len(val), fabric.world_size)
             of_round = run.total_steps * run.tokens_per_step * run.flops_per_token
             samples, tokens, flops = run.val_blocks, tokens + run.tokens, flops + of_round
             if samples < 2:
@@ -113,7 +113,7 @@ class GrowthPlan:
             if args.max_flops is not None and flops > args.max_flops:
                 self.limit = "max_flops"
                 break
-            of_run = replace(one, parameters=parameters, steps=run.total_steps, tokens=run.tokens, flops=of_round)
+            of_run = replace(one, parameters=run.parameters, steps=run.total_steps, tokens=run.tokens, flops=of_round)
             self.rounds.append(replace(of_run, tokens_in_all=tokens, flops_in_all=flops))
         if not self.rounds:
             needed = f"the first round alone takes {flops:.2e}: give more, or a smaller training budget"

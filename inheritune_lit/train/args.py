@@ -39,6 +39,9 @@ class TrainArgs:
     """Last steps of the wsd schedule, in which the rate falls to min_lr"""
     min_lr: float = 3e-5
     """Learning rate at the end of the cosine or of the decay"""
+    trainable: str | None = None
+    """What is trained, the rest is frozen: names of the model's parts as litgpt has them, such as lm_head,ln_f,h.12-14,
+    h.last:3 or h.*.attn; everything when not given"""
     max_norm: float | None = 1.0
     """Gradient norm above which gradients are scaled down; null switches clipping off"""
     z_loss: float = 0.0

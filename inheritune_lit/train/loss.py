@@ -81,30 +81,34 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx, gpt: Transformer, chunk_loss: ChunkLoss, hidden_NC: torch.Tensor, *head: torch.Tensor
     ) -> torch.Tensor:
-        needs_gradient, grads = any(ctx.needs_input_grad), []
+        needs_hidden, *needs_head = ctx.needs_input_grad[2:]
+        trained = [weight for weight, needed in zip(head, needs_head, strict=True) if needed]
+        needs_gradient = needs_hidden or bool(trained)
+        # Sums over thousands of tokens: bf16 would round most of them away.
+        head_grads = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+        hidden_grads = [torch.empty_like(hidden_NC)] * needs_hidden
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NC.device)
-        if needs_gradient:
-            # Sums over thousands of tokens: bf16 would round most of them away.
-            grads = [torch.empty_like(hidden_NC), *(torch.zeros_like(weight, dtype=torch.float32) for weight in head)]
         for start in range(0, len(hidden_NC), CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
             with torch.set_grad_enabled(needs_gradient):
-                part_NC = hidden_NC[chunk].detach().requires_grad_(needs_gradient)
+                part_NC = hidden_NC[chunk].detach().requires_grad_(needs_hidden)
                 part = chunk_loss(head_logits(gpt, part_NC), chunk)
             loss += part.detach()
             if needs_gradient:
-                grads[0][chunk], *of_head = torch.autograd.grad(part, (part_NC, *head))
-                for total, grad in zip(grads[1:], of_head, strict=True):
+                of_head = list(torch.autograd.grad(part, [*trained, *[part_NC] * needs_hidden]))
+                if needs_hidden:
+                    hidden_grads[0][chunk] = of_head.pop()
+                for total, grad in zip(head_grads, of_head, strict=True):
                     total += grad
-        ctx.save_for_backward(*grads)
-        ctx.dtypes = [hidden_NC.dtype, *(weight.dtype for weight in head)]
+        ctx.save_for_backward(*hidden_grads, *head_grads)
+        ctx.dtypes = [hidden_NC.dtype] * needs_hidden + [weight.dtype for weight in trained]
         return loss
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # In place: these are this loss's own, and the head's is as large as the head.
         scaled = (total.mul_(grad).to(dtype) for total, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
-        return None, None, *scaled
+        return tuple(next(scaled) if needed else None for needed in ctx.needs_input_grad)
 
 
 class DistillationModel(torch.nn.Module):

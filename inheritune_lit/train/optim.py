@@ -186,7 +186,7 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs, round_linear: b
     """The optimizer over all parameters that are trained; in bf16 they get fp32 masters if ``args.master_weights``.
 
     ``round_linear`` turns fp32 weights of linear layers into masters and leaves them rounded to bf16 in the model:
-    what autocast does anew in every micro-batch is done once a step. Weights that other modules share stay as they are.
+    what autocast does anew in every micro-batch is done once a step.
     An optimizer that does not exist, or does not take the arguments, is a ``UserError``.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -194,9 +194,7 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs, round_linear: b
     low = [each for each in parameters if args.master_weights and each.dtype != torch.float32]
     masters.update({parameter: torch.nn.Parameter(parameter.detach().float()) for parameter in low})
     if round_linear:
-        owners = Counter(each for module in model.modules() for each in module.parameters(recurse=False))
-        linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
-        for parameter in (each for module in linear for each in module.parameters() if owners[each] == 1):
+        for parameter in linear_parameters(model, trained=True):
             masters[parameter] = torch.nn.Parameter(parameter.detach())
             parameter.data = parameter.detach().bfloat16()
     groups: Groups = [{"params": [], "weight_decay": decay} for decay in (args.weight_decay, 0.0)]
@@ -204,6 +202,14 @@ def build_optimizer(model: torch.nn.Module, args: OptimizerArgs, round_linear: b
         groups[args.decay == "matrices" and master.dim() < 2]["params"].append(master)
     optimizer = _build([group for group in groups if group["params"]], args)
     return MasterWeights(masters, optimizer, are_weights=round_linear) if low or round_linear else optimizer
+
+
+def linear_parameters(model: torch.nn.Module, trained: bool) -> list[torch.nn.Parameter]:
+    """Parameters of linear layers that are trained, or frozen; without those that other modules share."""
+    owners = Counter(each for module in model.modules() for each in module.parameters(recurse=False))
+    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    found = (each for module in linear for each in module.parameters() if owners[each] == 1)
+    return [each for each in found if each.requires_grad == trained]
 
 
 def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
@@ -274,6 +280,6 @@ def _parts(
     if isinstance(optimizer, MasterWeights):
         pairs = () if optimizer.are_weights else optimizer.masters.items()
         masters = {names[each]: master for each, master in pairs if master is not each}
-        names = {optimizer.masters[parameter]: name for parameter, name in names.items()}
+        names = {master: names[parameter] for parameter, master in optimizer.masters.items()}
         optimizer = optimizer.optimizer
     return optimizer, [names[each] for group in optimizer.param_groups for each in group["params"]], masters

@@ -9,17 +9,18 @@ from statistics import median
 
 import torch
 
-from inheritune_lit.checkpoint.config import Config, GPT2Config
-from inheritune_lit.checkpoint.tensors import count_parameters, tensor_shapes
+from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.tensors import HEAD
 from inheritune_lit.data.sampler import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
-from inheritune_lit.model.flops import flops_per_token, kept_bytes
+from inheritune_lit.model.flops import flops_per_token, kept_bytes, layers_reached
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train import setup
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.optim import clip_gradients
+from inheritune_lit.train.trainable import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class RunPlan:
     tokens_per_step: int  # inputs, padding included
     val_blocks: int  # samples per validation
     parameters: int  # of the model, a tied head counted once
-    flops_per_token: float  # forward and backward, and a teacher's forward
+    flops_per_token: float  # forward and backward as far as parameters are trained, and a teacher's forward
     peak_flops: float | None  # of one device in bf16, FLOP/s; None where it is not known
     validation_flops: float = 0.0  # of all validations
 
@@ -62,12 +63,11 @@ def block_size_of(train: TrainArgs, config: Config) -> int:
 
 
 def plan_run(
-    config: Config,
+    model: TrainedModel,
     train: TrainArgs,
     eval: EvalArgs,
     mixture: Mixture,
     val_blocks: int,
-    parameters: int,
     devices: int = 1,
     peak_flops: float | None = None,
     teacher_flops: float = 0.0,
@@ -77,7 +77,7 @@ def plan_run(
     ``val_blocks`` are all samples of the validation data, ``teacher_flops`` those per token of a teacher that runs
     along; ``devices`` counts those of all nodes.
     """
-    block_size = block_size_of(train, config)
+    block_size = block_size_of(train, model.config)
     targets_per_step = train.global_batch_size * mixture.tokens_per_sample
     name, value = train.budget()
     units = {"max_tokens": Fraction(1), "max_steps": targets_per_step, "epochs": Fraction(mixture.tokens)}
@@ -103,10 +103,10 @@ def plan_run(
         block_size=block_size,
         tokens_per_step=train.global_batch_size * block_size,
         val_blocks=val_blocks,
-        parameters=parameters,
-        flops_per_token=flops_per_token(config, block_size) + teacher_flops,
+        parameters=model.count(),
+        flops_per_token=model.flops_per_token(block_size) + teacher_flops,
         peak_flops=peak_flops,
-        validation_flops=flops_of_validation(config, eval, total_steps, block_size, val_blocks),
+        validation_flops=flops_of_validation(model.config, eval, total_steps, block_size, val_blocks),
     )
 
 
@@ -122,6 +122,7 @@ class StepMemory:
     loss: int  # logits and their gradients
     fresh: int  # gradients of one micro-batch that are not summed yet, when its activations are gone
     checkpoint: int  # weights as they are written
+    state: int  # on the disk, to continue from: weights that are trained, and the optimizer's state
     teacher: int = 0  # a teacher and its forward pass
 
     @property
@@ -137,8 +138,7 @@ class StepMemory:
     def kept_on_disk(self, train: TrainArgs) -> tuple[int, int]:
         """Bytes of the state to continue from (two of it, while one replaces the other) and of the checkpoints."""
         checkpoints = 1 + train.keep_last + 2 * train.keep_best
-        # Masters that are the checkpoint's weights stand in the state once, and not the weights rounded from them.
-        return 2 * (self.optimizer + 2 * self.weights - self.checkpoint), checkpoints * self.checkpoint
+        return 2 * self.state, checkpoints * self.checkpoint
 
     def __str__(self) -> str:
         batch = self.total - self.model - self.teacher
@@ -151,8 +151,7 @@ def _size(count: int) -> str:
 
 
 def step_memory(
-    config: Config,
-    parameters: int,
+    model: TrainedModel,
     micro_batch_size: int,
     block_size: int,
     precision: Precision,
@@ -167,29 +166,31 @@ def step_memory(
     """Predict the memory of one training step on one device, with a chosen loss kernel, not "auto".
 
     The parameters, a tied head counted once, are on each of the ``devices`` or sharded over them; each device holds a
-    ``teacher`` of so many bytes.
+    ``teacher`` of so many bytes. Frozen ones have neither gradient nor state, and in linear layers are held in bf16.
     """
+    config, parameters, trained = model.config, model.count(), model.count(trained=True)
     vocabulary, width, tokens = config.padded_vocab_size, config.n_embd, micro_batch_size * block_size
     half, mixed, low = 4 if precision == "32-true" else 2, precision == "bf16-mixed", precision == "bf16-true"
-    positions = config.block_size if isinstance(config, GPT2Config) else 0
-    linear = parameters - (vocabulary + positions) * width
-    rounded = {"bf16-true": parameters, "bf16-mixed": linear if devices == 1 else 0, "32-true": 0}[precision]
+    linear, linear_trained = (model.count(of_trained, embeddings=False) for of_trained in (False, True))
+    rounded = {"bf16-true": trained, "bf16-mixed": linear_trained if devices == 1 else 0, "32-true": 0}[precision]
     mastered = rounded if optimizer.master_weights else 0
     rounded = rounded if low else mastered
-    weights = 4 * parameters - 2 * rounded
-    gradients = 4 * parameters - 2 * (rounded - mastered)
-    state = (2 if optimizer.name == "adamw8bit" else 8) * parameters + 4 * mastered
-    casts = 2 * (linear - rounded) * mixed
-    if mixed and parameters < count_parameters(tensor_shapes(config, tied=False)):
-        casts += 2 * vocabulary * width  # of a tied head, which is the embedding in fp32
+    frozen = parameters - trained if low else (linear - linear_trained) * (mixed and not sharded)  # that are in bf16
+    weights = 4 * parameters - 2 * (rounded + frozen)
+    gradients = 4 * trained - 2 * (rounded - mastered)
+    moments = (2 if optimizer.name == "adamw8bit" else 8) * trained
+    casts = 2 * (linear - rounded - frozen) * mixed
+    if mixed and model.tied:
+        casts += 2 * vocabulary * width  # of the head, which is the embedding in fp32
     if sharded:  # two blocks are gathered at a time
         casts = 4 * linear // config.n_layer
     if speed.activation_checkpointing:
         block = kept_bytes(replace(config, n_layer=1), block_size, precision, compiled)
-        kept = block + (config.n_layer - 1) * block_size * width * (2 if low else 4)
+        inputs = (layers_reached(config, model.names) - 1) * block_size * width * (2 if low else 4)
+        kept = block + inputs if inputs >= 0 else 0
     else:
-        kept = kept_bytes(config, block_size, precision, compiled, speed.activation_budget)
-    chunk, ends = min(tokens, CHUNK_TOKENS), (4 * vocabulary + half * tokens) * width
+        kept = kept_bytes(config, block_size, precision, compiled, speed.activation_budget, model.names)
+    chunk, ends = min(tokens, CHUNK_TOKENS), (4 * vocabulary * (HEAD in model.names) + half * tokens) * width
     loss = {
         # A chunk's logits in both types and their gradient, and the finished gradients of head and hidden states.
         "chunked": chunk * vocabulary * (8 + half) + ends,
@@ -199,10 +200,11 @@ def step_memory(
         # Compiled, the gradient takes the logits' place, and nothing is in fp32.
         "plain": tokens * vocabulary * (half if compiled else 8 + half),
     }[loss_kernel]
-    shards, fresh = devices if sharded else 1, weights if compiled else 0
-    held = (weights // shards, gradients // shards, state // shards)
-    batch, written = (micro_batch_size * kept, loss, fresh // shards), weights + 2 * rounded * mixed
-    return StepMemory(*held, casts, *batch, written, teacher)
+    shards, fresh = devices if sharded else 1, 4 * trained - 2 * rounded if compiled else 0
+    held = (weights // shards, gradients // shards, (moments + 4 * mastered) // shards)
+    written = (2 if low else 4) * parameters
+    saved = moments + (2 * trained + 4 * mastered if low else 4 * (parameters if sharded else trained))
+    return StepMemory(*held, casts, micro_batch_size * kept, loss, fresh // shards, written, saved, teacher)
 
 
 def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: int) -> int:
@@ -216,7 +218,7 @@ def largest_micro_batch(available: int, memory: StepMemory, micro_batch_size: in
 class ResourceEstimate:
     """What a run needs of one device; ``devices`` and ``teacher`` as of ``step_memory``."""
 
-    config: Config
+    model: TrainedModel
     plan: RunPlan
     args: TrainingArgs
     precision: Precision
@@ -231,10 +233,10 @@ class ResourceEstimate:
         return self._memory(self.args.speed)
 
     def _memory(self, speed: SpeedArgs) -> StepMemory:
-        size = (self.plan.parameters, self.args.train.micro_batch_size, self.plan.block_size)
+        size = (self.model, self.args.train.micro_batch_size, self.plan.block_size)
         loss, compiled, optimizer = self.kernels.loss, self.kernels.compiled, self.args.optimizer
-        held = (self.devices, self.args.sharded, self.teacher)
-        return step_memory(self.config, *size, self.precision, speed, optimizer, loss, compiled, *held)
+        settings = (*size, self.precision, speed, optimizer, loss, compiled)
+        return step_memory(*settings, self.devices, self.args.sharded, self.teacher)
 
     def warn(self) -> None:
         """Say what would help where the predicted memory is not there; the run still tries."""
@@ -298,6 +300,7 @@ def measure_steps(
     gpt.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     if tied:
         gpt.lm_head.weight = gpt.transformer.wte.weight
+    model = TrainedModel.of(gpt, train.trainable)
     kernels = setup.choose_kernels(gpt.config, args.speed, device, train.z_loss, flops)
     with setup.training_switches(device, precision, args.deterministic, args.speed.activation_budget):
         state = setup.set_up(fabric, gpt, args, block_size, precision, kernels)
@@ -316,9 +319,9 @@ def measure_steps(
     batch_seconds, update_seconds = (median(each) for each in zip(*times[_WARM_UP:], strict=True))
     rate = accumulation * train.micro_batch_size * block_size / (accumulation * batch_seconds + update_seconds)
     peak = setup.peak_flops_of(device)
-    mfu = rate * flops_per_token(config, block_size) / peak if peak else None
-    size = (count_parameters(tensor_shapes(config, tied)), train.micro_batch_size, block_size)
-    predicted = step_memory(config, *size, precision, args.speed, args.optimizer, kernels.loss, kernels.compiled)
+    mfu = rate * model.flops_per_token(block_size) / peak if peak else None
+    settings = (train.micro_batch_size, block_size, precision, args.speed, args.optimizer)
+    predicted = step_memory(model, *settings, kernels.loss, kernels.compiled)
     return MeasuredSteps(setup.machine_name(fabric), rate, mfu, peak_memory(device) - before, predicted.total)
 
 

@@ -27,6 +27,7 @@ from inheritune_lit.train.optim import OPTIMIZER, load_optimizer, save_optimizer
 from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run
 from inheritune_lit.train.run_folder import RunResult
 from inheritune_lit.train.saving import Saver, drop_state, is_whole, writing
+from inheritune_lit.train.trainable import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -76,22 +77,23 @@ class _Run:
         self.mixture = make_mixture(self.train_data.domains, args.mixture.weights)
         # Before processes are started, or each of them would say what is wrong.
         train.accumulation(device_count(args.devices, args.num_nodes) * args.num_nodes)
+        TrainedModel(config, False, train.trainable).count(trained=True)
         self.precision = precision = args.precision or setup.default_precision()
         self.distillation = teacher = prepare_distillation(args, self.train_data, config, precision)
         self.fabric = setup.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
         self.is_first, world, device = self.fabric.global_rank == 0, self.fabric.world_size, self.fabric.device
         setup.check_machine(args, device)
         self.gpt = load_model(start, dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
-        parameters = sum(parameter.numel() for parameter in self.gpt.parameters())
-        numbers = (len(self.val_data), parameters, world, setup.peak_flops_of(device))
+        self.model = model = TrainedModel.of(self.gpt, train.trainable)
+        numbers = (len(self.val_data), world, setup.peak_flops_of(device))
         teacher_flops = teacher.flops_per_token if teacher else 0.0
-        self.plan = plan = plan_run(config, train, args.eval, self.mixture, *numbers, teacher_flops)
+        self.plan = plan = plan_run(model, train, args.eval, self.mixture, *numbers, teacher_flops)
         flops = plan.tokens * plan.flops_per_token
         self.kernels = setup.choose_kernels(config, args.speed, device, train.z_loss, flops, teacher is not None)
         # Hashed as it is read, however it is written down.
         shape = read_yaml(start / MODEL_CONFIG, "a model configuration", "make the checkpoint again")
         held = teacher.memory if teacher else 0
-        self.estimate = ResourceEstimate(config, plan, args, precision, self.kernels, device, world, held)
+        self.estimate = ResourceEstimate(model, plan, args, precision, self.kernels, device, world, held)
         self.settings = {
             "initial_checkpoint_dir": str(start),
             "initial_weights_sha256": sha256_file(start / WEIGHTS),
@@ -118,6 +120,8 @@ class _Run:
         plan, train, mixture = self.plan, self.args.train, self.mixture
         samples, positions = plan.total_steps * train.global_batch_size, plan.total_steps * plan.tokens_per_step
         lines = [f"train {self.gpt.config.name}: {plan.parameters:,} parameters, {self.estimate.memory}"]
+        if train.trainable:
+            lines.append(str(self.model))
         if self.distillation:
             lines.append(f"learns from {self.distillation.name}, its forward pass counted below")
         steps = f"{plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {positions:,} tokens"

@@ -29,6 +29,7 @@ from inheritune_lit.io.folders import FULL_DISK, new_folder, remove, replace_fil
 from inheritune_lit.io.machine import explain_machine
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.records import to_record
+from inheritune_lit.model.load import load_state
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.setup import TrainState
 
@@ -204,21 +205,25 @@ class Saver:
     def save_weights(self, name: str, record: dict[str, Any]) -> None:
         """Write the weights as a litgpt checkpoint in the run folder, tensor by tensor from wherever they are.
 
-        Tensors that share their storage do so in the file. The initial checkpoint's configuration and tokenizer are
-        copied; its manifest is the ``parent`` beside the ``record``.
+        What is frozen is the initial checkpoint's: the model may hold it rounded. Tensors that share their storage do
+        so in the file. The initial checkpoint's configuration and tokenizer are copied; its manifest is the ``parent``
+        beside the ``record``.
         """
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
         state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.state.weights()
         if self.is_first:
+            dtype = next(iter(state.values())).dtype
+            if len(state) < len(self.gpt.state_dict()):
+                state = {**load_state(self.initial_dir), **state}
             first: dict[int, str] = {}
             originals = {key: first.setdefault(tensor.data_ptr(), key) for key, tensor in state.items()}
             aliases = {key: original for key, original in originals.items() if key != original}
-            specs = {key: TensorSpec(tuple(state[key].shape), state[key].dtype) for key in first.values()}
+            specs = {key: TensorSpec(tuple(state[key].shape), dtype) for key in first.values()}
             folder = self.run_dir / name
 
             def chunks(key: str) -> Iterator[torch.Tensor]:
                 flat = state[key].detach().contiguous().view(-1)
-                return (part.cpu() for part in flat.split(CHUNK_BYTES // flat.element_size()))
+                return (part.to("cpu", dtype) for part in flat.split(CHUNK_BYTES // flat.element_size()))
 
             with writing("the checkpoint", folder), new_folder(folder, replace=True) as staging:
                 write_torch_checkpoint(staging / WEIGHTS, specs, aliases, chunks)

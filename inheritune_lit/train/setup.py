@@ -36,7 +36,8 @@ from inheritune_lit.train.args import Precision, SpeedArgs, Strategy, TrainingAr
 from inheritune_lit.train.distillation import Distillation
 from inheritune_lit.train.gpus import peak_flops
 from inheritune_lit.train.loss import DistillationModel, Kernel, TrainingModel
-from inheritune_lit.train.optim import MasterWeights, Optimizer, build_optimizer
+from inheritune_lit.train.optim import MasterWeights, Optimizer, build_optimizer, linear_parameters
+from inheritune_lit.train.trainable import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -203,17 +204,16 @@ class TrainState:
     loss: Any  # of model and loss, wrapped by fabric: inputs (B, T) and targets (B, T) to summed nats
     optimizer: Optimizer
 
-    def weights(self) -> dict[str, Any]:
-        """The model's tensors by name, as they are saved: masters where they are the weights."""
-        state: dict[str, Any] = self.gpt.state_dict()
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The tensors that are trained by name, as they are saved: masters where they are the weights."""
+        named = [each for each in self.gpt.named_parameters(remove_duplicate=False) if each[1].requires_grad]
         if isinstance(self.optimizer, MasterWeights) and self.optimizer.are_weights:
-            masters, named = self.optimizer.masters, self.gpt.named_parameters(remove_duplicate=False)
-            state |= {name: masters[parameter].detach() for name, parameter in named}
-        return state
+            named = [(name, self.optimizer.masters[parameter]) for name, parameter in named]
+        return {name: parameter.detach() for name, parameter in named}
 
     def load_state_dict(self, weights: dict[str, Any]) -> None:
-        """Take weights over, rounded where the model has them so."""
-        self.gpt.load_state_dict(weights)
+        """Take trained weights over, rounded where the model has them so."""
+        self.gpt.load_state_dict(weights, strict=False)
         for name, saved in self.weights().items():
             saved.copy_(weights[name])
 
@@ -232,6 +232,7 @@ def set_up(
     Its weights have the type that they are trained in, and ``check_machine`` has let the settings pass.
     """
     gpt.max_seq_length = block_size
+    TrainedModel.of(gpt, args.train.trainable).freeze(gpt)
     if args.speed.activation_checkpointing:
         checkpoint_activations(gpt)
     if args.speed.fp8:
@@ -261,6 +262,9 @@ def set_up(
         if kernels.compiled:
             model = cast(torch.nn.Module, torch.compile(model, dynamic=False))
     module = fabric.setup_module(model)
+    if precision == "bf16-mixed" and not args.sharded:  # as autocast would in every micro-batch
+        for parameter in linear_parameters(gpt, trained=False):
+            parameter.data = parameter.detach().bfloat16()
     # Several devices leave the rounding to autocast: their strategies reduce the gradients of fp32 weights.
     rounded = precision == "bf16-mixed" and fabric.world_size == 1 and args.optimizer.master_weights
     return TrainState(gpt, module, build_optimizer(gpt, args.optimizer, rounded))

@@ -16,6 +16,7 @@ from inheritune_lit.train.args import Precision, TrainingArgs
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.plan import RunPlan, StepMemory, step_memory
 from inheritune_lit.train.setup import Kernels, build_fabric, check_machine, choose_kernels, set_up, training_switches
+from inheritune_lit.train.trainable import TrainedModel
 
 LONG_RUN = 1e20  # FLOPs: what is worth compiling is compiled
 
@@ -90,10 +91,10 @@ class Training:
         data: Any = Tokens(block_size)
         saver: Any = None
         trainer = Trainer(fabric, state, plan, args, data, data, data, saver, None)
-        size = (model.parameters, train.micro_batch_size, block_size)
+        size = (TrainedModel.of(gpt, train.trainable), train.micro_batch_size, block_size)
         settings = (precision, args.speed, args.optimizer, kernels.loss, kernels.compiled)
         switches = (fabric.device, precision, args.deterministic, args.speed.activation_budget)
-        return cls(trainer, model, kernels, step_memory(config, *size, *settings), switches)
+        return cls(trainer, model, kernels, step_memory(*size, *settings), switches)
 
     def step(self) -> None:
         """One optimizer step."""

@@ -21,6 +21,7 @@ from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, Train
 from inheritune_lit.train.optim import build_optimizer
 from inheritune_lit.train.plan import largest_micro_batch, step_memory
 from inheritune_lit.train.setup import Kernels
+from inheritune_lit.train.trainable import TrainedModel
 
 # glibc keeps what is freed in its heap: without it the process holds what its tensors hold.
 EXACT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
@@ -92,9 +93,10 @@ def test_prediction_against_a_process(precision, kernel, recompute):
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=EXACT).stdout)
     config = Config(**{**SHAPE, "n_layer": 8, "n_embd": 512, "n_head": 8, "n_query_groups": 8, "block_size": 256})
     config = replace(config, intermediate_size=1408, padded_vocab_size=2000, head_size=64)
-    parameters = 8 * (4 * 512**2 + 3 * 512 * 1408 + 2 * 512) + 512 + 2 * 2000 * 512
     speed = SpeedArgs(activation_checkpointing=recompute)
-    predicted = step_memory(config, parameters, 12, 256, precision, speed, OptimizerArgs(), kernel, False)
+    predicted = step_memory(
+        TrainedModel(config, False, trainable), 12, 256, precision, speed, OptimizerArgs(), kernel, False
+    )
     assert predicted.total == pytest.approx(measured, rel=0.1)
 
 
@@ -141,17 +143,18 @@ def test_kept_bytes_are_what_autograd_keeps(precision, compiled):
 def test_the_papers_model_on_the_papers_card():
     """48 GB hold micro-batches of 4 in bf16-true and 3 in bf16-mixed; 24 GB do not hold it (computed)."""
     parameters, matrices = 1_815_638_400, 1_815_638_400 - 32_000 * 3200
-    size, args = (parameters, 4, 2048), (SpeedArgs(), OptimizerArgs(), "plain", True)
-    memory = step_memory(OPENLLAMA_13, *size, "bf16-true", *args)
+    model = TrainedModel(OPENLLAMA_13, False, None)
+    size, args = (model, 4, 2048), (SpeedArgs(), OptimizerArgs(), "plain", True)
+    memory = step_memory(*size, "bf16-true", *args)
     assert memory.model == 18 * parameters  # 2 weights, 4 gradients, 4 masters, 8 moments
-    mixed = step_memory(OPENLLAMA_13, *size, "bf16-mixed", *args)
+    mixed = step_memory(*size, "bf16-mixed", *args)
     assert mixed.model == 16 * parameters + 2 * matrices
     # A token and layer, counted by hand from the compiled code's outputs: 123,400 bytes.
     assert mixed.activations / (4 * 2048 * 13) == pytest.approx(123_400, rel=0.02)
     room = int(48e9 * USABLE)
     assert (largest_micro_batch(room, memory, 4), largest_micro_batch(room, mixed, 4)) == (4, 3)
     eight_bit, recomputed = OptimizerArgs(name="adamw8bit"), SpeedArgs(activation_checkpointing=True)
-    small = step_memory(OPENLLAMA_13, parameters, 1, 2048, "bf16-mixed", recomputed, eight_bit, "plain", True)
+    small = step_memory(model, 1, 2048, "bf16-mixed", recomputed, eight_bit, "plain", True)
     assert small.total > 24e9
 
 
@@ -191,7 +194,7 @@ def test_advice(available, compiled, advice, caplog, monkeypatch):
     kernels, cpu = Kernels("plain", compiled), torch.device("cpu")
     plan = room.RunPlan(1, 1, 1, 1, 2048, 1, 1, parameters=1_815_638_400, flops_per_token=1.0, peak_flops=None)
     args = TrainingArgs(train=TrainArgs(micro_batch_size=8))
-    room.ResourceEstimate(OPENLLAMA_13, plan, args, "bf16-mixed", kernels, cpu).warn()
+    room.ResourceEstimate(TrainedModel(OPENLLAMA_13, False, None), plan, args, "bf16-mixed", kernels, cpu).warn()
     assert advice in caplog.text
 
 

@@ -21,6 +21,7 @@ from inheritune_lit.model.load import load_model
 from inheritune_lit.train.args import EvalArgs, OptimizerArgs, PretrainArgs, TrainArgs
 from inheritune_lit.train.optim import build_optimizer, learning_rate
 from inheritune_lit.train.plan import plan_run
+from inheritune_lit.train.trainable import TrainedModel
 
 
 def test_cosine_with_warmup_at_known_points():
@@ -154,7 +155,7 @@ def test_flops_of_the_papers_model():
 def _plan(train: TrainArgs, train_blocks: int = 1000, mixture: Mixture | None = None):
     domains = {"all": DomainSize(train_blocks, train_blocks * (train.max_seq_length or 2048))}
     mixture = mixture or Mixture(domains, None)
-    return plan_run(OPENLLAMA_13L, train, EvalArgs(), mixture, val_blocks=50, parameters=1)
+    return plan_run(TrainedModel(OPENLLAMA_13L, False, None), train, EvalArgs(), mixture, val_blocks=50)
 
 
 def test_plan_of_the_papers_run():
