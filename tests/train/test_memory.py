@@ -18,7 +18,7 @@ from inheritune_lit.model.flops import kept_bytes
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train import plan as room
 from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
-from inheritune_lit.train.optim import build_optimizer
+from inheritune_lit.train.optim import build_optimizer, linear_parameters
 from inheritune_lit.train.plan import largest_micro_batch, step_memory
 from inheritune_lit.train.setup import Kernels
 from inheritune_lit.train.trainable import TrainedModel
@@ -37,13 +37,18 @@ from inheritune_lit.model.gpt import checkpoint_activations
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train.args import OptimizerArgs
 from inheritune_lit.train.loss import TrainingModel
-from inheritune_lit.train.optim import build_optimizer
-precision, kernel, recompute = sys.argv[1:]
+from inheritune_lit.train.optim import build_optimizer, linear_parameters
+from inheritune_lit.train.trainable import TrainedModel
+precision, kernel, recompute, trainable = sys.argv[1:]
 def anonymous():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) * 1024
 def step(gpt, n):
     fabric = Fabric(accelerator="cpu", precision="bf16-mixed" if precision == "bf16-mixed" else "32-true")
+    TrainedModel.of(gpt, trainable or None).freeze(gpt)
     loss = fabric.setup_module(TrainingModel(gpt, kernel))
+    if precision == "bf16-mixed":
+        for parameter in linear_parameters(gpt, trained=False):
+            parameter.data = parameter.detach().bfloat16()
     optimizer = build_optimizer(gpt, OptimizerArgs())
     peak, done = [0], threading.Event()
     def watch():
@@ -79,17 +84,21 @@ print(step(gpt, 12) - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("precision", "kernel", "recompute"),
+    ("precision", "kernel", "recompute", "trainable"),
     [
-        ("32-true", "plain", False),
-        ("32-true", "chunked", False),
-        ("32-true", "plain", True),
-        ("bf16-mixed", "plain", False),
-        ("bf16-true", "plain", False),
+        ("32-true", "plain", False, ""),
+        ("32-true", "chunked", False, ""),
+        ("32-true", "plain", True, ""),
+        ("bf16-mixed", "plain", False, ""),
+        ("bf16-true", "plain", False, ""),
+        ("32-true", "chunked", False, "lm_head,h.last:1"),
+        ("32-true", "plain", True, "ln_f,h.last:3"),
+        ("bf16-mixed", "plain", False, "ln_f,h.last:3"),
+        ("bf16-true", "chunked", False, "h.last:2,h.0.attn"),
     ],
 )
-def test_prediction_against_a_process(precision, kernel, recompute):
-    command = [sys.executable, "-c", MEASURED, precision, kernel, str(recompute)]
+def test_prediction_against_a_process(precision, kernel, recompute, trainable):
+    command = [sys.executable, "-c", MEASURED, precision, kernel, str(recompute), trainable]
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=EXACT).stdout)
     config = Config(**{**SHAPE, "n_layer": 8, "n_embd": 512, "n_head": 8, "n_query_groups": 8, "block_size": 256})
     config = replace(config, intermediate_size=1408, padded_vocab_size=2000, head_size=64)
@@ -100,9 +109,15 @@ def test_prediction_against_a_process(precision, kernel, recompute):
     assert predicted.total == pytest.approx(measured, rel=0.1)
 
 
+PARTS = ("lm_head", "ln_f,h.last:2", "h.0.mlp,wte", "h.0+2.attn", "h.1")
+
+
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_kept_bytes_are_what_autograd_keeps(precision, compiled):
+@pytest.mark.parametrize(
+    ("precision", "trainable"),
+    [("32-true", None), ("bf16-mixed", None), ("bf16-true", None), *(("bf16-mixed", part) for part in PARTS)],
+)
+def test_kept_bytes_are_what_autograd_keeps(precision, trainable, compiled):
     """Of a real model on real data, by torch's own partitioner where it is compiled."""
     config = Config(
         **{
@@ -116,7 +131,11 @@ def test_kept_bytes_are_what_autograd_keeps(precision, compiled):
         }
     )
     model = build_model(config)
+    trained = TrainedModel.of(model, trainable)
+    trained.freeze(model)
     build_optimizer(model, OptimizerArgs(), round_linear=precision == "bf16-mixed")
+    for parameter in linear_parameters(model, trained=False):
+        parameter.data = parameter.detach().bfloat16()
     if precision == "bf16-true":
         model.to(torch.bfloat16)
         model.cos, model.sin = model.rope_cache()
@@ -136,7 +155,7 @@ def test_kept_bytes_are_what_autograd_keeps(precision, compiled):
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), mixed:
         forward(inputs_BT)
-    predicted = 2 * kept_bytes(config, config.block_size, precision, compiled)
+    predicted = 2 * kept_bytes(config, config.block_size, precision, compiled, trained=trained.names)
     assert predicted == pytest.approx(sum(sizes.values()), rel=0.02)
 
 
