@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         TrainingArgs,
         at_depth,
     )
-    from inheritune_lit.train.distillation import TeachResult, teach, teacher_bytes
+    from inheritune_lit.train.distillation import TeachResult, stored_bytes, teach, teacher_bytes
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.metrics import METRICS, read_metrics
     from inheritune_lit.train.optim import OPTIMIZER
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         measure_steps,
         plan_run,
         step_memory,
+        teacher_flops,
     )
     from inheritune_lit.train.plan import block_size_of as sample_length
     from inheritune_lit.train.pretrain import pretrain
@@ -142,4 +143,4 @@ __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs
 __all__ += ["check_machine", "data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]
 __all__ += ["measure_steps", "peak_flops", "peak_flops_of", "plan_run", "pretrain", "read_metrics", "read_run"]
 __all__ += ["sample_length", "step_memory", "stop_requests", "teach", "training_settings"]
-__all__ += ["TrainedModel", "flops_of_validation", "teacher_bytes"]
+__all__ += ["TrainedModel", "flops_of_validation", "stored_bytes", "teacher_bytes", "teacher_flops"]

@@ -105,6 +105,7 @@ class TrainingJob:
     eval: lit.EvalArgs = field(default_factory=lit.EvalArgs)
     val_tokens: int | None = None  # tokens of the validation data, where that is known
     teacher: ModelSpec | None = None  # that runs along
+    distill: lit.DistillArgs = field(default_factory=lit.DistillArgs)
 
     @property
     def trained(self) -> lit.TrainedModel:
@@ -137,10 +138,12 @@ class TrainingJob:
     def memory(self, micro_batch_size: int | None = None) -> lit.StepMemory:
         """Predicted memory of a step on one GPU with the kernels chosen there: compiled, whole logits."""
         batch, precision = micro_batch_size or self.train.micro_batch_size, self.precision
-        loss, held = "plain", 0
+        loss, held, tokens = "distilled" if self.distill.active else "plain", 0, batch * self.block_size
         if self.teacher:
-            tokens = batch * self.block_size
-            loss, held = "distilled", lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, precision)
+            aligned = self.model.config.n_layer if self.distill.align == "layers" else 0
+            held = lit.teacher_bytes(self.teacher.config, self.teacher.parameters, tokens, precision, aligned)
+        elif self.distill.active and self.distill.teacher_logits:
+            held = lit.stored_bytes(self.distill.teacher_logits, tokens)
         settings = (self.trained, batch, self.block_size, precision, self.speed, self.optimizer, loss, True)
         return lit.step_memory(*settings, devices=self.devices, teacher=held)
 

@@ -84,7 +84,9 @@ def plan(args: PlanArgs) -> Plan:
     if args.recipe is not None:
         settings = lit.read_recipe(args.recipe, lit.PretrainArgs, "pretrain")
         text = read_text(Path(find_recipes(["--recipe", str(args.recipe)])[1]))
-    model, teacher = _model(settings, args.ref, args.n, text), _teacher(settings.get("distill"), args.teacher, text)
+    model = _model(settings, args.ref, args.n, text)
+    distill = replace(settings["distill"], teacher=args.teacher) if args.teacher else settings["distill"]
+    teacher = _teacher(distill, text)
     train, speed, optimizer = (settings[group] for group in ("train", "speed", "optimizer"))
     block = args.max_seq_length or train.max_seq_length or min(model.config.block_size, lit.LONGEST_BLOCK)
     if block > model.config.block_size:
@@ -103,7 +105,7 @@ def plan(args: PlanArgs) -> Plan:
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
     precision = args.precision or settings["precision"] or "bf16-mixed"
     job = TrainingJob(model, tokens, block, train, optimizer, speed, precision, args.mfu, args.devices, unique)
-    job = replace(job, eval=settings["eval"], val_tokens=val_tokens, teacher=teacher)
+    job = replace(job, eval=settings["eval"], val_tokens=val_tokens, teacher=teacher, distill=distill)
     measured = None
     if args.measure:
         training = lit.TrainingArgs(train=train, optimizer=optimizer, speed=speed)
@@ -115,10 +117,9 @@ def plan(args: PlanArgs) -> Plan:
     return Plan(job, tuple(fits), args.price_per_hour, args.max_hours, measured)
 
 
-def _teacher(distill: lit.DistillArgs | None, given: str | None, recipe: str) -> ModelSpec | None:
+def _teacher(distill: lit.DistillArgs, recipe: str) -> ModelSpec | None:
     """The teacher that a flag or a recipe names; None where none runs along."""
-    distill = lit.DistillArgs(teacher=given) if given is not None else distill
-    if distill is None or not distill.active or distill.teacher is None:
+    if not distill.active or distill.teacher is None:
         return None
     name = distill.teacher
     if find_reference(name) or Path(name).is_dir() or name.count("/") < 2:

@@ -49,7 +49,8 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     if (read_manifest(args.data) or {}).get("kind") != "packed_data":
         raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
     with lit.resolve_reference(args.ref) as resolved:
-        name, config = resolved.reference.name, resolved.reference.config
+        reference = resolved.reference
+        name, config = reference.name, reference.config
     depth = config.n_layer
     n = max(1, depth // 2) if args.n is None else args.n
     if not 1 <= n <= depth:
@@ -58,7 +59,8 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
         analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
         measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
         chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
-        logger.info(_plan_text(args, f"ablate: {n} of {depth} layers of {name}", chosen))
+        title = f"ablate: {n} of {depth} layers of {name}"
+        logger.info(_plan_text(args, title, chosen, _plan_of_each(args, reference, n)))
         if args.dry_run:
             return runner.StudyResult()
         experiments = _experiments(args, n, chosen)
@@ -138,13 +140,26 @@ def compare_criteria(runs: list[runner.ExperimentResult]) -> list[runner.SeedSum
     return found
 
 
-def _plan_text(args: AblateArgs, title: str, chosen: Chosen) -> str:
+def _plan_of_each(args: AblateArgs, reference: lit.ReferenceModel, n: int) -> lit.RunPlan:
+    config = lit.student_config(reference, lit.SliceArgs(args.ref, n=n))[0]
+    length = lit.sample_length(args.train, config)
+    train, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
+    mixture = lit.make_mixture(train.domains, args.mixture.weights)
+    model = lit.TrainedModel(config, reference.tied, args.train.trainable)
+    taught = lit.teacher_flops(args.distill, length)
+    return lit.plan_run(model, args.train, args.eval, mixture, len(val), teacher_flops=taught)
+
+
+def _plan_text(args: AblateArgs, title: str, chosen: Chosen, each: lit.RunPlan) -> str:
     width, seeds = max(map(len, args.criteria)), len(args.seeds)
     words = dict.fromkeys(args.criteria, "chosen after an analysis of the reference")
     words |= {one: _FRESH for one in args.criteria if one == "random"}
     words |= {one: lit.layers_text(layers or []) or _FRESH for one, layers in chosen.items()}
     different = len(set(words.values())) if chosen else len(args.criteria)
-    counted = f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs"
+    counted = (
+        f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs, each of "
+        f"{each.parameters:,} parameters and {each.flops_text()}"
+    )
     return "\n".join([title, *(f"  {one:<{width}}  {text}" for one, text in words.items()), counted])
 
 

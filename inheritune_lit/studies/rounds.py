@@ -90,6 +90,7 @@ class GrowthPlan:
         every = plan_layers(args, reference.config.n_layer, start)
         lit.check_fits_model(args.data, reference.folder, reference.config.padded_vocab_size)
         length = lit.sample_length(train, reference.config)
+        teacher_flops = lit.teacher_flops(args.distill, length)
         train_data, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
         mixture = lit.make_mixture(train_data.domains, args.mixture.weights)
         if not 0 <= args.seed <= 2**64 - len(every):
@@ -99,11 +100,11 @@ class GrowthPlan:
         self.fabric = fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)
         lit.check_machine(args, fabric.device)
         self.first, self.rounds, self.limit, samples = fabric.global_rank == 0, list[Round](), "max_layers", 0
-        tokens, flops = 0, 0.0
+        tokens, flops, devices = 0, 0.0, fabric.world_size
         for one in every:
             config = lit.student_config(reference, lit.slice_options(tuple(one.layers), self.attn_scale))[0]
             model = lit.TrainedModel(config, reference.tied, train.trainable)
-            run = lit.plan_run(model, train, args.eval, mixture, len(val), fabric.world_size)
+            run = lit.plan_run(model, train, args.eval, mixture, len(val), devices, teacher_flops=teacher_flops)
             of_round = run.total_steps * run.tokens_per_step * run.flops_per_token
             samples, tokens, flops = run.val_blocks, tokens + run.tokens, flops + of_round
             if samples < 2:
@@ -119,6 +120,7 @@ class GrowthPlan:
             needed = f"the first round alone takes {flops:.2e}: give more, or a smaller training budget"
             raise UserError(f"--max_flops is {args.max_flops:g}; {needed}")
         names = ("grow_by", "new_layers", "old_layers", "seed", "margin", "optimizer_state")
+        distill = {name: str(each) for name, each in vars(args.distill).items()} if args.distill.active else None
         self.settings = {
             **{name: getattr(args, name) for name in names},
             "start_layers": every[0].layers,
@@ -126,6 +128,7 @@ class GrowthPlan:
             "device": fabric.device.type,
             **lit.training_settings(train, args.eval, args.optimizer, args.speed),
             "precision": precision,
+            "distill": distill,
             **lit.data_settings(args.data, args.documents, mixture),
         }
         size = train.micro_batch_size
@@ -147,6 +150,9 @@ class GrowthPlan:
             f"until the loss on {self.evaluator.blocks:,} validation samples is at most {args.margin:g} nats above the "
             f"reference's with 95% confidence (difference + {lit.Z} paired standard errors)",
         ]
+        if args.distill.active:
+            teacher = args.distill.teacher or args.distill.teacher_logits
+            lines.append(f"every round learns from {teacher}, the forward pass of a teacher is counted below")
         for one in self.rounds:
             new = f", new: {lit.layers_text(one.layers[-one.added :])}" if one.added else ""
             sizes = f"{one.n_layer} layers{new}, {one.parameters:,} parameters, {one.tokens:,} tokens"

@@ -57,7 +57,7 @@ class ExperimentResult:
     parameters: int
     steps: int
     tokens: int  # trained on, those of what it started from left out
-    flops: float  # of its training, a teacher's left out
+    flops: float  # of its training, a teacher's forward passes included
     seconds: float
     untrained: float | None  # loss before training, None where it was not measured
     val_loss: float

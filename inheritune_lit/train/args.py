@@ -256,6 +256,8 @@ class TrainingArgs(CommandArgs):
     """Which optimizer, and its settings."""
     speed: SpeedArgs = SpeedArgs()
     """Kernels, compiler, memory."""
+    distill: DistillArgs = DistillArgs()
+    """A teacher to learn from."""
     precision: Precision | None = None
     """bf16-mixed on a GPU that has bf16, else 32-true, when not given; bf16-true keeps fp32 copies of the weights."""
     devices: int | Literal["auto"] = 1
@@ -286,6 +288,10 @@ class TrainingArgs(CommandArgs):
             raise UserError(f"--train.min_lr is {min_lr}; give a number from 0 to --optimizer.lr {lr}")
         if z_loss and kernel not in ("auto", "plain"):
             raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
+        if self.distill.active and z_loss:
+            raise UserError(f"--train.z_loss {z_loss} is not part of the distillation's loss; leave one of them out")
+        if self.distill.active and kernel not in ("auto", "chunked"):
+            raise UserError(f"--speed.loss_kernel {kernel}: distillation has a loss of its own; leave it out")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
         self.train.accumulation(1 if self.devices == "auto" else max(1, self.devices * self.num_nodes))
@@ -312,8 +318,6 @@ class PretrainArgs(TrainingArgs):
     _: KW_ONLY
     n: int | None = None
     """Number of layers, for recipes with ``{n}`` in their paths."""
-    distill: DistillArgs = DistillArgs()
-    """A teacher to learn from."""
     allow_data_change: bool = False
     """Continue a run although its data, mixture or ``documents`` is another than when it was started; from the next
     step on the new one counts."""
@@ -324,11 +328,6 @@ class PretrainArgs(TrainingArgs):
         for name, path in {**at_depth(paths, self.n), "n": None}.items():  # once filled in, there is nothing to fill in
             object.__setattr__(self, name, path)
         self.train.budget()
-        z_loss, kernel = self.train.z_loss, self.speed.loss_kernel
-        if self.distill.active and z_loss:
-            raise UserError(f"--train.z_loss {z_loss} is not part of the distillation's loss; leave one of them out")
-        if self.distill.active and kernel not in ("auto", "chunked"):
-            raise UserError(f"--speed.loss_kernel {kernel}: distillation has a loss of its own; leave it out")
 
 
 def at_depth(paths: dict[str, Path], n: int | None) -> dict[str, Path]:

@@ -170,7 +170,7 @@ def prepare_distillation(
         logits = TeacherLogits(distill.teacher_logits, expected)
         top_k, settings = logits.settings["top_k"], {**numbers, "teacher_logits": logits.settings}
         name = f"{distill.teacher_logits}, top {top_k} of each position"
-        return Distillation(distill, None, logits, name, settings, 0.0, 12 * tokens * top_k)
+        return Distillation(distill, None, logits, name, settings, 0.0, stored_bytes(distill.teacher_logits, tokens))
     assert distill.teacher, "active without stored logits"
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     teacher, name, identity = open_teacher(distill.teacher, args.data, block_size, dtype)
@@ -215,6 +215,12 @@ def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Preci
     hidden states that are ``aligned``, with the student's and what their distance keeps for the backward pass."""
     size = parameters + tokens * (3 * config.n_embd + 2 * config.intermediate_size)
     return (4 if precision == "32-true" else 2) * size + 16 * aligned * tokens * config.n_embd
+
+
+def stored_bytes(folder: Path, tokens: int) -> int:
+    """Bytes of stored predictions for a batch of so many tokens; where none are yet, of what ``teach`` stores."""
+    top_k = _settings_of(folder, _AGAIN)["top_k"] if folder.is_dir() else 50
+    return 12 * tokens * int(top_k)
 
 
 @dataclass(frozen=True)

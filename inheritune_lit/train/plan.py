@@ -13,11 +13,20 @@ from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.checkpoint.tensors import HEAD
 from inheritune_lit.data.sampler import Mixture
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
 from inheritune_lit.model.flops import flops_per_token, kept_bytes, layers_reached
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train import setup
-from inheritune_lit.train.args import EvalArgs, OptimizerArgs, Precision, SpeedArgs, TrainArgs, TrainingArgs
+from inheritune_lit.train.args import (
+    DistillArgs,
+    EvalArgs,
+    OptimizerArgs,
+    Precision,
+    SpeedArgs,
+    TrainArgs,
+    TrainingArgs,
+)
 from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.trainable import TrainedModel
@@ -40,11 +49,18 @@ class RunPlan:
     flops_per_token: float  # forward and backward as far as parameters are trained, and a teacher's forward
     peak_flops: float | None  # of one device in bf16, FLOP/s; None where it is not known
     validation_flops: float = 0.0  # of all validations
+    teacher_flops: float = 0.0  # per token, of those above
 
     @property
     def flops(self) -> float:
         """FLOPs of the whole run: training, a teacher, validation."""
         return self.total_steps * self.tokens_per_step * self.flops_per_token + self.validation_flops
+
+    def flops_text(self) -> str:
+        """Those, and which part of them is for what."""
+        of_teacher = self.total_steps * self.tokens_per_step * self.teacher_flops / self.flops
+        taught = f", {of_teacher:.1%} the teacher" if of_teacher else ""
+        return f"{self.flops:.2e} FLOPs, {self.validation_flops / self.flops:.1%} of them validation{taught}"
 
 
 def flops_of_validation(config: Config, eval: EvalArgs, total_steps: int, block_size: int, samples: int) -> float:
@@ -107,7 +123,16 @@ def plan_run(
         flops_per_token=model.flops_per_token(block_size) + teacher_flops,
         peak_flops=peak_flops,
         validation_flops=flops_of_validation(model.config, eval, total_steps, block_size, val_blocks),
+        teacher_flops=teacher_flops,
     )
+
+
+def teacher_flops(distill: DistillArgs, block_size: int) -> float:
+    """FLOPs per token of the forward pass of a teacher, whose weights need not be there; 0 where none runs along."""
+    if not distill.active or distill.teacher is None:
+        return 0.0
+    with resolve(distill.teacher) as resolved:
+        return flops_per_token(resolved.reference.config, block_size) / 3
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class _Run:
         if train.trainable:
             lines.append(str(self.model))
         if self.distillation:
-            lines.append(f"learns from {self.distillation.name}, its forward pass counted below")
+            lines.append(f"learns from {self.distillation.name}")
         steps = f"{plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {positions:,} tokens"
         if plan.tokens < positions:
             steps += f", {1 - plan.tokens / positions:.1%} of them padding, leaves about {plan.tokens:,} tokens"
@@ -142,8 +142,7 @@ class _Run:
             ),
             f"{plan.accumulation} micro-batches of {train.micro_batch_size} x {plan.block_size} per step, "
             f"{plan.val_blocks:,} samples per validation",
-            f"{plan.flops:.2e} FLOPs, {plan.validation_flops / plan.flops:.1%} of them validation, on "
-            f"{setup.machine_name(self.fabric)}, {self.precision}",
+            f"{plan.flops_text()}, on {setup.machine_name(self.fabric)}, {self.precision}",
         ]
         if self.train_data.left_over:
             lines.append(self.train_data.left_over)
@@ -166,7 +165,7 @@ class _Run:
         if is_first:
             self.estimate.warn()
             with explain_full_disk(out_dir):
-                run_folder.begin_run(out_dir, self.settings, self.changes)
+                run_folder.begin_run(out_dir, self.settings, self.changes, plan.flops_per_token)
         fabric.barrier()
         teacher = self.distillation
         state = setup.set_up(fabric, self.gpt, args, plan.block_size, self.precision, self.kernels, teacher)

@@ -87,6 +87,7 @@ class RunManifest:
 
     settings: RunSettings
     data_changes: list[_Change]
+    flops_per_token: float | None = None  # of training, a teacher's forward included; None in runs of earlier versions
     created: str = "unknown"
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -272,9 +273,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return different
 
 
-def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]]) -> None:
+def begin_run(run_dir: Path, settings: dict[str, Any], changes: list[dict[str, Any]], flops_per_token: float) -> None:
     """Begin a run in its folder, unless ``find_run`` found it there; record what has changed since."""
-    manifest, record = read_manifest(run_dir), {"settings": settings, "data_changes": changes}
+    record = {"settings": settings, "data_changes": changes, "flops_per_token": flops_per_token}
+    manifest = read_manifest(run_dir)
     if manifest is None:
         write_manifest(run_dir, "run", {"id": secrets.token_hex(8), **record})
     elif manifest != manifest | record:
@@ -312,7 +314,9 @@ class RunRecord:
 
     @property
     def flops_per_token(self) -> float | None:
-        """FLOPs per token of training, a teacher's left out; None where the shape is not known."""
+        """FLOPs per token of training, a teacher's forward included; None where they are not known."""
+        if self.recorded.flops_per_token is not None:
+            return self.recorded.flops_per_token
         given = self.recorded.settings.train.get("max_seq_length")
         return flops_per_token(self.config, given or self.config.block_size) if self.config else None
 

@@ -13,12 +13,15 @@ from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
+from inheritune_lit.parsing import read_recipe
 from inheritune_lit.planning.args import PlanArgs, parse_count
 from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, fit_time
 from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
-from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs
+from inheritune_lit.train.args import OptimizerArgs, PretrainArgs, SpeedArgs, TeachArgs, TrainArgs
+from inheritune_lit.train.distillation import teach
 from inheritune_lit.train.gpus import GPUS, find_gpus
+from inheritune_lit.train.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -239,3 +242,41 @@ def test_a_recipe_names_what_its_checkpoint_is_of(comment, found, tmp_path, monk
     printed = capsys.readouterr()
     assert "first 7 of 30 layers" in printed.out if found else "no checkpoint at here/start" in printed.err
     assert not found or re.search(r"this CPU +\S+ [GM]B", printed.out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "distill: {teacher: TEACHER}",
+        "distill: {teacher_logits: STORED}",
+        "train.trainable",
+        "distill: {teacher: TEACHER, align: last}\ntrain.trainable",
+    ],
+)
+def test_plan_says_what_pretrain_says(more, tmp_path, tokenizer_dir, caplog):
+    """FLOPs, memory and a teacher's share; compiled, as `plan` assumes."""
+    make_checkpoint(tmp_path / "start", tokenizer_dir, n_layer=2)
+    make_checkpoint(tmp_path / "TEACHER", tokenizer_dir, n_layer=4)
+    packed = make_packed(tmp_path / "data", tokenizer_dir)
+    if "STORED" in more:
+        teach(TeachArgs(str(tmp_path / "TEACHER"), packed, tmp_path / "STORED", max_seq_length=16))
+    part = ', trainable: "lm_head,h.last:1"' if "trainable" in more else ""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"initial_checkpoint_dir: {tmp_path}/start\ndata: {packed}\nout_dir: {tmp_path}/run\nprecision: bf16-mixed\n"
+        f"train: {{max_steps: 6, global_batch_size: 4, micro_batch_size: 2, max_seq_length: 16, lr_warmup_steps: 0"
+        f"{part}}}\neval: {{interval: 3, max_iters: 2}}\nspeed: {{compile: true}}\n"
+        + re.sub("TEACHER|STORED", rf"{tmp_path}/\g<0>", more.replace("train.trainable", ""))
+    )
+    found = plan(PlanArgs(recipe))
+    caplog.set_level("INFO")
+    result = pretrain(PretrainArgs(**{**read_recipe(recipe, PretrainArgs, "pretrain"), "dry_run": True}))
+    told = caplog.text
+    assert found.flops == pytest.approx(result.plan.flops)
+    taught = found.job.flops_per_token + found.job.teacher_flops / found.job.tokens
+    assert taught == pytest.approx(result.plan.flops_per_token)
+    assert str(found.memory) in told
+    share = re.search(r"([\d.]+% )for the teacher", str(found))
+    assert (share[1] + "the teacher" in told) if "TEACHER" in more else share is None
+    assert not part or str(found.job.trained) in told
