@@ -4,6 +4,7 @@ import math
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -205,7 +206,9 @@ def fit_time(job: TrainingJob, gpu: lit.Gpu, hours: float) -> tuple[float, int, 
     """What fits into a time limit on a kind of GPU: the share of the peak that the whole job would need, how many of
     the tokens fit, and the most layers with which all of them do; 0 where not even one does."""
     limit, seconds = hours * 3600, job.seconds(gpu)
-    depths = range(job.model.config.n_layer, 0, -1)
-    fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
-    share = seconds / limit
-    return share * (job.mfu or lit.ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), next(fitting, 0)
+    share, layers = seconds / limit, 0
+    with suppress(UserError):  # a model of fewer layers may lack those that are to be trained
+        depths = range(job.model.config.n_layer, 0, -1)
+        fitting = (n for n in depths if replace(job, model=job.model.first_layers(n)).seconds(gpu) <= limit)
+        layers = next(fitting, 0)
+    return share * (job.mfu or lit.ASSUMED_MFU), int(job.tokens * min(1.0, 1 / share)), layers

@@ -156,10 +156,8 @@ def _plan_text(args: AblateArgs, title: str, chosen: Chosen, each: lit.RunPlan) 
     words |= {one: _FRESH for one in args.criteria if one == "random"}
     words |= {one: lit.layers_text(layers or []) or _FRESH for one, layers in chosen.items()}
     different = len(set(words.values())) if chosen else len(args.criteria)
-    counted = (
-        f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs, each of "
-        f"{each.parameters:,} parameters and {each.flops_text()}"
-    )
+    counted = f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs"
+    counted += f", each {each.flops_text()}"
     return "\n".join([title, *(f"  {one:<{width}}  {text}" for one, text in words.items()), counted])
 
 

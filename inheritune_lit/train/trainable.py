@@ -81,7 +81,7 @@ class TrainedModel:
     def freeze(self, gpt: GPT) -> None:
         """Has autograd leave out what is frozen."""
         for name, parameter in gpt.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(name in self.names)
+            parameter.requires_grad_(self.trainable is None or name in self.names)
 
     def __str__(self) -> str:
         layers, total = layers_reached(self.config, self.names), self.config.n_layer

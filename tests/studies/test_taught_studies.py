@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_growing_of_new_layers_with_the_reference_as_teacher(command, reference,
         assert float(planned[1]) == pytest.approx(expected, rel=0.01)
         run = tmp_path / "grown" / row["folder"]
         settings = json.loads((run / "inheritune.json").read_text())["settings"]
-        start, final = load_state(settings["initial_checkpoint_dir"]), load_state(run / "final")
+        start, final = load_state(Path(settings["initial_checkpoint_dir"])), load_state(run / "final")
         assert "teacher" in settings["distill"] and settings["distill"]["alpha"] == 0.2
         for name, tensor in final.items():
             trained = name.startswith(f"transformer.h.{row['n_layer'] - 1}.")
@@ -68,7 +69,7 @@ def test_an_ablation_says_what_a_run_costs(command, reference, tmp_path, capsys)
     told = capsys.readouterr().err
     config = load_config(reference)
     teacher, config.n_layer = flops_per_token(config, 16) / 3, 2
-    total, share = re.search(r"each of [\d,]+ parameters and (\S+) FLOPs, .* ([\d.]+)% the teacher", told).groups()
+    total, share = re.search(r"= 6 runs, each (\S+) FLOPs, .* ([\d.]+)% the teacher", told).groups()
     validation = 3 * 32 * 16 * flops_per_token(config, 16) / 3  # before the first step, in the middle, and at the end
     expected = 6 * TOKENS * (flops_per_token(config, 16) + teacher) + validation
     assert float(total) == pytest.approx(expected, rel=0.01)

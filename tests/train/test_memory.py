@@ -156,7 +156,7 @@ def test_kept_bytes_are_what_autograd_keeps(precision, trainable, compiled):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), mixed:
         forward(inputs_BT)
     predicted = 2 * kept_bytes(config, config.block_size, precision, compiled, trained=trained.names)
-    assert predicted == pytest.approx(sum(sizes.values()), rel=0.02)
+    assert predicted == pytest.approx(sum(sizes.values()), rel=0.02 if trainable is None else 0.03)
 
 
 def test_the_papers_model_on_the_papers_card():
