@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from inheritune_lit.evaluation.suite import GROUPS, MMLU, Column, FloorKind, PaperRow, Suite
+from inheritune_lit.evaluation.suite import GROUPS, MMLU, Column, FloorKind, Suite
 
 LEVEL = 0.05  # differences with a smaller p-value are called differences
 Z = 1.959964  # standard errors that a score must stand above a floor: two-sided 5%
@@ -125,7 +125,6 @@ class Cell:
     random_init: float | None = None  # what random weights score, where a suite says
     above: bool | None = None  # both floors, by more than its noise; None without floor, or where the noise is unknown
     difference: Difference | None = None  # to the first model, on the same rows
-    bold: bool = False  # by the paper's rule
     detail: bool = False  # part of another column, such as a group of MMLU: not in the table of the paper's shape
 
 
@@ -161,23 +160,22 @@ def cells_of(suite: Suite, records: dict[str, list[Record]], first: dict[str, li
             named = next((each for each in scores if asked in (each, each.partition(",")[0])), asked)
             for metric in [named] if asked else scores:
                 title = column.title if column.metric else f"{column.title} {metric}"
-                cells.append(_cell(suite, replace(column, title=title, metric=metric), ours, theirs))
+                cells.append(_cell(replace(column, title=title, metric=metric), ours, theirs))
             continue
         column = replace(column, metric=column.metric or "acc")
         questions = [float(record["scores"][column.metric]["n"]) for record in ours]
-        cells.append(_cell(suite, column, ours, theirs))
-        cells.append(_cell(suite, replace(column, title=f"{column.title}, micro"), ours, theirs, questions, True))
+        cells.append(_cell(column, ours, theirs))
+        cells.append(_cell(replace(column, title=f"{column.title}, micro"), ours, theirs, questions, True))
         for tag, name in GROUPS.items():
             chosen = [number for number, record in enumerate(ours) if tag in (record["tag"] or [])]
             if chosen:
                 group = replace(column, title=f"{column.title}, {name}")
                 own, other = [ours[number] for number in chosen], theirs and [theirs[number] for number in chosen]
-                cells.append(_cell(suite, group, own, other, detail=True))
+                cells.append(_cell(group, own, other, detail=True))
     return cells
 
 
 def _cell(
-    suite: Suite,
     column: Column,
     records: list[Record],
     first: list[Record] | None,
@@ -201,9 +199,8 @@ def _cell(
     floors = [low for low in (floor.value if floor else None, random_init) if low is not None]
     n, higher_is_better = sum(score["n"] for score in scores), scores[0]["higher_is_better"]
     above = is_above(value, stderr, max(floors)) if floors and higher_is_better else None
-    bold = suite.bold_rule and not detail and is_bold(value, column.title, suite.paper)
     of = (column.title, column.task, metric, value, stderr, n, higher_is_better)
-    return Cell(*of, floor, random_init, above, difference, bold, detail)
+    return Cell(*of, floor, random_init, above, difference, detail)
 
 
 def _difference(records: list[Record], first: list[Record] | None, metric: str) -> Difference | None:
@@ -217,14 +214,6 @@ def _difference(records: list[Record], first: list[Record] | None, metric: str) 
             return None
     before, after = (np.concatenate([record["documents"][metric] for record in side]) for side in (first, records))
     return compare(before, after, _AGGREGATES[kind])
-
-
-def is_bold(value: float, title: str, paper: list[PaperRow]) -> bool:
-    """The paper's rule (Table 5), in its rows' unit: at least 90% of the reference, or above at least two baselines."""
-    rows = [row for row in paper if title in row.scores]
-    if any(value >= 0.9 * row.scores[title] for row in rows if row.role == "reference"):
-        return True
-    return sum(value > row.scores[title] for row in rows if row.role == "baseline") >= 2
 
 
 def average(cells: list[Cell]) -> tuple[float, float | None]:

@@ -31,7 +31,7 @@ _SUMMARIES = ("results.json", "results.csv", "results.md")
 NOT_RERUN = "from the paper, not re-run"
 _CSV = (
     *("model", "layers", "column", "task", "metric", "unit", "score", "stderr", "rows"),
-    *("floor", "floor_kind", "random_init", "above_floor", "bold"),
+    *("floor", "floor_kind", "random_init", "above_floor"),
     *("differs_from", "difference", "p_value", "test", "source"),
 )
 
@@ -186,7 +186,7 @@ def _wide(suite: Suite, models: Sequence[CheckpointScores]) -> str:
             if not cell.detail:
                 value, _, noise = _noisy(cell.value, cell.stderr).partition(" ")
                 marks = "↑" * (cell.above is True) + "≠" * bool(cell.difference and cell.difference.differs)
-                row.append(" ".join(filter(None, [f"**{value}**" if cell.bold else value, noise, marks])))
+                row.append(" ".join(filter(None, [value, noise, marks])))
         row += [_noisy(*average(model.cells))] if suite.average else []
         row += [_noisy(model.held_out["loss"], model.held_out["stderr"], 4)] if model.held_out else []
         rows.append(row)
@@ -207,9 +207,6 @@ def _legend(suite: Suite, models: Sequence[CheckpointScores]) -> str:
     told = ["score ± standard error; accuracies in percent", "↑ above the floors by more than its noise (5%)"]
     if len(models) > 1:
         told.append(f"≠ differs from {models[0].name} on the same rows (p < {LEVEL})")
-    if suite.bold_rule:
-        rule = "at least 90% of its reference's figure or above at least two of its baselines'"
-        told.append(f"bold by the paper's rule: {rule}, whatever the noise and the floor")
     if suite.source:
         told.append(f'figures marked "{NOT_RERUN}": {suite.source}')
     told += [f"random weights, {c.title}: {c.random_init['source']}" for c in suite.columns if c.random_init]
@@ -243,7 +240,6 @@ def results_csv(suite: Suite, models: Sequence[CheckpointScores]) -> str:
         for cell in model.cells:
             line = _column(cell) | {"score": cell.value, "stderr": cell.stderr, "rows": cell.n}
             line |= {"random_init": cell.random_init, "above_floor": _yes_no(cell.above)}
-            line["bold"] = _yes_no(cell.bold) if suite.bold_rule else ""
             if cell.floor:
                 line |= {"floor": cell.floor.value, "floor_kind": cell.floor.kind}
             if found := cell.difference:

@@ -10,7 +10,6 @@ from inheritune_lit.io.records import to_record
 from inheritune_lit.resources import suites_dir
 
 FloorKind = Literal["auto", "constant", "chance", "none"]
-Role = Literal["reference", "baseline", "ours"]
 
 MMLU = "mmlu"  # task that stands for MMLU's 57 subjects, which are tasks of lm-eval
 GROUPS = {  # lm-eval's tags of their four groups, and what the tables call them
@@ -40,7 +39,6 @@ class PaperRow:
     """A row of the paper's table: figures by column title, accuracies in percent."""
 
     model: str
-    role: Role
     scores: dict[str, float]
 
 
@@ -52,7 +50,6 @@ class Suite:
     title: str
     columns: list[Column]
     source: str = ""
-    bold_rule: bool = False  # the paper's rule for bold figures applies
     average: bool = False  # the table has the mean of its columns
     paper: list[PaperRow] = field(default_factory=list)
 

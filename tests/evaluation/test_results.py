@@ -22,7 +22,6 @@ from inheritune_lit.evaluation.harness import evaluate
 SUITE = """
 title: Small
 source: a paper, Table 9
-bold_rule: true
 average: true
 columns:
   - {title: PIQA, task: piqa, metric: acc, num_fewshot: 0}
@@ -33,7 +32,7 @@ columns:
   - {title: WinoGrande, task: winogrande, metric: acc, random_init: {value: 50.5, source: a coin}}
   - {title: Wikitext, task: wikitext, metric: word_perplexity}
 paper:
-  - {model: Big, role: reference, scores: {PIQA: 1, Winograd: 101}}
+  - {model: Big, scores: {PIQA: 1, Winograd: 101}}
 """
 
 
@@ -75,7 +74,6 @@ def test_floors_and_differences_follow_from_the_rows(scored, rows_dir):
     assert cells["PIQA"]["difference"]["p_value"] == pytest.approx(mcnemar_exact(*right))
     assert cells["PIQA"]["difference"]["value"] == pytest.approx(100 * (sum(right[1]) - sum(right[0])) / 12)
     assert _cells(results, 0)["PIQA"]["difference"] is None
-    assert cells["PIQA"]["bold"] and not cells["Winograd"]["bold"]
 
 
 def test_mmlu_has_macro_micro_and_groups(scored):
@@ -93,7 +91,7 @@ def test_tables_say_what_was_measured_and_what_was_not(scored):
     results, out_dir = scored
     text = (out_dir / "results.md").read_text()
     assert "| Big (from the paper, not re-run) |" in text
-    assert f"**{_cells(results, 0)['PIQA']['value']:.2f}** ±" in text
+    assert f"| {_cells(results, 0)['PIQA']['value']:.2f} ±" in text
     assert "| *random weights* |" in text
     lines = list(csv.DictReader((out_dir / "results.csv").open()))
     by_name = {(line["model"], line["column"]): line for line in lines}
