@@ -74,7 +74,7 @@ if TYPE_CHECKING:
         TrainingArgs,
         at_depth,
     )
-    from inheritune_lit.train.distillation import TeachResult, stored_bytes, teach, teacher_bytes
+    from inheritune_lit.train.distillation import stored_bytes, teacher_bytes
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.metrics import METRICS, read_metrics
     from inheritune_lit.train.optim import OPTIMIZER
@@ -101,6 +101,7 @@ if TYPE_CHECKING:
         peak_flops_of,
         stop_requests,
     )
+    from inheritune_lit.train.teach import TeachResult, teach
     from inheritune_lit.train.trainable import TrainedModel
 else:
     # Type checkers read the imports above. For Python they say where a name is found when it is first asked for.

@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {  # arguments, and the fun
     "slice": (SliceArgs, "inherit.slice:slice_model"),
     "export": (ExportArgs, "checkpoint.export:export"),
     "prepare": (PrepareArgs, "data.prepare:prepare"),
-    "teach": (TeachArgs, "train.distillation:teach"),
+    "teach": (TeachArgs, "train.teach:teach"),
     "pretrain": (PretrainArgs, "train.pretrain:pretrain"),
     "grow": (GrowArgs, "studies.grow:grow"),
     "eval": (EvaluateArgs, "evaluation.harness:evaluate"),

@@ -22,7 +22,7 @@ inheritune prepare text/ --tokenizer_dir slices/ends --out_dir data/text  # a fo
 inheritune prepare --config recipes/data/redpajama-1t-sample.yaml --tokenizer_dir slices/ends --out_dir \
 data/redpajama-1b  # from the hub
 inheritune prepare --verify data/text  # check a packed folder
-inheritune teach openllama-3b --data data/text --out_dir data/teacher --max_seq_length 2048  # 200 bytes per token
+inheritune teach openllama-3b --data data/text --out_dir data/teacher --max_seq_length 2048  # 50 bytes per token
 inheritune pretrain --config recipes/paper-openllama-3b-13l-1b.yaml  # again after a stop: continues
 inheritune pretrain --config recipes/paper-openllama-3b-13l-1b.yaml --train.micro_batch_size 2 --dry_run\
   # flags win over the recipe; only the plan

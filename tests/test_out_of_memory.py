@@ -64,7 +64,7 @@ MEASURE = "plan openllama-3b --n 1 --tokens 1B --measure"
         (EVAL, "inheritune_lit.evaluation.held_out.F.cross_entropy"),
         (ANALYZE, "inheritune_lit.analysis.passes.LayerStream.embed"),
         (ANALYZE, "inheritune_lit.analysis.passes.gradient_norms"),
-        (TEACH, "inheritune_lit.train.distillation.head_logits"),
+        (TEACH, "inheritune_lit.train.teach.head_logits"),
         (GROW, "inheritune_lit.evaluation.held_out.F.cross_entropy"),
         (MEASURE, "inheritune_lit.train.plan.build_model"),
     ],

@@ -75,18 +75,19 @@ def one_fate(fabric: Fabric) -> Iterator[None]:
 
 
 @contextmanager
-def on_first_rank(fabric: Fabric, context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enters a context on the first rank alone; where that raises a ``UserError``, so does this, and all ranks end."""
-    refused = None
+def on_first_rank(fabric: Fabric, context: AbstractContextManager[Any]) -> Iterator[Any]:
+    """Enters a context on the first rank alone, where this yields its value, on others None; where it raises a
+    ``UserError``, so does this, and all ranks end."""
+    refused, value = None, None
     with ExitStack() as stack:
         if fabric.global_rank == 0:
             try:
-                stack.enter_context(context)
+                value = stack.enter_context(context)
             except UserError as error:
                 refused = error
         if fabric.broadcast(refused is not None):
             raise refused or SystemExit(2)
-        yield
+        yield value
 
 
 def _leave_group() -> None:

@@ -361,17 +361,28 @@ class TeachArgs(CommandArgs):
     """Tokens per sample, as the student will be trained."""
     documents: Documents = "packed"
     """As the student will be trained."""
-    top_k: int = 50
-    """How many of the likeliest tokens to keep at each position; 4 bytes each, so 50 take 200 bytes per token."""
+    samples: int | None = None
+    """Tokens to draw at each position from the teacher's distribution, 2 bytes each, or 4 where there are more than
+    65,536 tokens; as many as take 50 bytes when neither this nor top_k is given."""
+    top_k: int | None = None
+    """Keep the likeliest tokens of each position and their log-probabilities instead, 4 or 6 bytes each."""
     temperature: float = 1.0
     """What the student's --distill.temperature will be."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Of log-probabilities."""
+    """Of the log-probabilities that top_k keeps."""
     batch_size: int = 4
     """Samples per forward pass."""
+    seed: int = 1337
+    """Seed of the draws."""
+    devices: int | Literal["auto"] = 1
+    """GPUs (or CPU processes) that share the work, or "auto" for every GPU."""
     dry_run: bool = False
     """Print the plan and stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, "max_seq_length", "top_k", "temperature", "batch_size")
+        check_numbers(self, "max_seq_length", "samples", "top_k", "temperature", "batch_size")
+        if self.samples is not None and self.top_k is not None:
+            raise UserError(f"--samples {self.samples} and --top_k {self.top_k}: give one")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")

@@ -1,9 +1,6 @@
-"""What a student learns from, a frozen teacher or its written predictions; and ``inheritune teach``, which writes
-them once for any number of students."""
+"""What a student learns from: a frozen teacher, or the predictions that ``inheritune teach`` has written."""
 
-import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
@@ -20,24 +16,16 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.grown import references_of
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.io.folders import check_space, check_vacant, explain_full_disk, is_leftover, new_folder
-from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest, write_manifest
-from inheritune_lit.io.progress import Progress
+from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.io.records import to_record
-from inheritune_lit.model.devices import batches_per_wait, has_native_bf16, tell_bf16, to_device
 from inheritune_lit.model.flops import flops_per_token
-from inheritune_lit.model.gpt import Transformer, head_logits
+from inheritune_lit.model.gpt import Transformer
 from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs, TeachArgs
-from inheritune_lit.train.loss import CHUNK_TOKENS
 
-logger = logging.getLogger(__name__)
-
-_IDS, _LOGPROBS = "ids.bin", "logprobs.bin"
-_KIND = "teacher_logits"
+KIND = "teacher_logits"
 _AGAIN = "make it again with `inheritune teach`"
-_SAVE_BLOCKS = 1024
 
 
 def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> tuple[Transformer, str, dict[str, Any]]:
@@ -55,6 +43,7 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> t
                 f"the teacher {reference.folder} has another vocabulary than the data: its tokenizer's SHA-256 is "
                 f"{hashes}; give a teacher of the same tokenizer"
             )
+        check_head(str(reference.folder), reference.config, vocabulary_of(data))
         if (most := reference.config.block_size) < block_size:
             remedy = f"give --train.max_seq_length {most} or another teacher"
             raise UserError(f"the teacher attends to {most} tokens, samples have {block_size}; {remedy}")
@@ -69,6 +58,18 @@ def open_teacher(ref: str, data: Path, block_size: int, dtype: torch.dtype) -> t
     return gpt, reference.name, identity
 
 
+def vocabulary_of(data: Path) -> int:
+    """How many ids the tokenizer of packed data has: what a head has beyond them is padding, which no text has."""
+    return load_packed_manifest(data).tokenizer.vocab_size
+
+
+def check_head(name: str, config: Config, vocabulary: int) -> None:
+    """Refuse a model that cannot predict each token of a vocabulary."""
+    if config.padded_vocab_size < vocabulary:
+        logits = f"{name} has {config.padded_vocab_size} logits, its tokenizer {vocabulary} tokens"
+        raise UserError(f"{logits}; distillation needs a logit for each: give another model")
+
+
 class TeacherLogits:
     """Predictions of a teacher for the blocks of a training set, in a folder made by ``inheritune teach``.
 
@@ -78,42 +79,46 @@ class TeacherLogits:
 
     def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
         manifest = read_manifest(folder) if folder.is_dir() else None
-        if manifest is None or manifest.get("kind") != _KIND:
+        if manifest is None or manifest.get("kind") != KIND:
             raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
-        self.folder, self.settings = folder, _settings_of(folder, _AGAIN)
+        self.folder, self.settings = folder, settings_of(folder, _AGAIN)
         recorded = {name: self.settings[name] for name in expected}
         check_settings(f"{folder} was made", recorded, expected, f"{_AGAIN}, or change the run")
-        shape = tuple(self.settings[name] for name in ("blocks", "block_size", "top_k"))
-        arrays = []
-        for name, dtype in _dtypes(self.settings).items():
+        self._shape = shape = (self.settings["blocks"], self.settings["block_size"], kept_per_token(self.settings))
+        self._arrays = []
+        for name, dtype in file_dtypes(self.settings).items():
             path, size = folder / name, math.prod(shape) * dtype.itemsize
             if not path.is_file() or path.stat().st_size != size or min(shape) < 1:
                 raise UserError(f"{path} is damaged: it is not a file of {size:,} bytes; {_AGAIN}")
-            arrays.append(np.memmap(path, dtype, "r", shape=shape))
-        self._ids, self._logprobs = arrays
+            self._arrays.append(np.memmap(path, dtype, "r", shape=shape))
 
-    def batch(self, blocks: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of some blocks: ids int64 and log-probabilities fp32, both (blocks, block_size, top_k)."""
-        ids_BTK, logprobs_BTK = self._ids[blocks], self._logprobs[blocks]
+    def __str__(self) -> str:
+        return f"{self.folder}, " + kept_words(self.settings)
+
+    def batch(self, blocks: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Of some blocks: ids int64, and of the likeliest tokens log-probabilities fp32, (blocks, block_size, K)."""
+        ids_BTK, *logprobs_BTK = (array[blocks] for array in self._arrays)
         vocabulary = self.settings["vocabulary"]
         if (largest := ids_BTK.max(initial=0)) >= vocabulary:
             raise UserError(f"{self.folder} holds token id {largest} of a vocabulary of {vocabulary}; {_AGAIN}")
-        return torch.from_numpy(ids_BTK.astype(np.int64)), torch.from_numpy(logprobs_BTK.astype(np.float32))
+        tensors = (ids_BTK.astype(np.int64), *(each.astype(np.float32) for each in logprobs_BTK))
+        return tuple(map(torch.from_numpy, tensors))
 
 
 @dataclass(frozen=True)
 class _Settings:
     blocks: int
     block_size: int
-    top_k: int
     vocabulary: int
     temperature: float
-    dtype: Literal["float16", "float32"]
     data_sha256: str
     documents: str
+    samples: int = 0
+    top_k: int = 0
+    dtype: Literal["float16", "float32"] = "float16"
 
 
-def _settings_of(folder: Path, remedy: str) -> dict[str, Any]:
+def settings_of(folder: Path, remedy: str) -> dict[str, Any]:
     """What the predictions in a folder were made with; a damaged manifest is a ``UserError``."""
     about = (folder / MANIFEST, "the manifest of a teacher's predictions", remedy)
     settings: Any = read_json(*about).get("settings")
@@ -121,13 +126,26 @@ def _settings_of(folder: Path, remedy: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def _dtypes(settings: dict[str, Any]) -> dict[str, np.dtype]:
-    """Of the two files, which hold (blocks, block_size, top_k) numbers each."""
-    ids = np.uint16 if settings["vocabulary"] <= 1 << 16 else np.uint32
-    return {_IDS: np.dtype(ids), _LOGPROBS: np.dtype(settings["dtype"])}
+def kept_per_token(settings: dict[str, Any]) -> int:
+    """How many tokens were drawn, or are the likeliest, at each position."""
+    return settings.get("samples") or settings.get("top_k") or 0
 
 
-def _basis(args: PretrainArgs | TeachArgs, data: PackedDataset, vocabulary: int, temperature: float) -> dict[str, Any]:
+def kept_words(settings: dict[str, Any]) -> str:
+    """That in words."""
+    count = kept_per_token(settings)
+    return f"{count} draws per position" if settings.get("samples") else f"top {count} of each position"
+
+
+def file_dtypes(settings: dict[str, Any]) -> dict[str, np.dtype]:
+    """Of the files, which hold (blocks, block_size, K) numbers each."""
+    files = {"ids.bin": np.dtype(np.uint16 if settings["vocabulary"] <= 1 << 16 else np.uint32)}
+    return files if settings.get("samples") else {**files, "logprobs.bin": np.dtype(settings["dtype"])}
+
+
+def basis_of(
+    args: PretrainArgs | TeachArgs, data: PackedDataset, vocabulary: int, temperature: float
+) -> dict[str, Any]:
     """What predictions are of: they serve a run of the same."""
     return {
         "data_sha256": content_sha256(args.data),
@@ -146,6 +164,7 @@ class Distillation:
     args: DistillArgs
     teacher: Transformer | None  # None where its predictions are read from ``logits``
     logits: TeacherLogits | None
+    vocabulary: int  # tokens that have a probability
     name: str  # of the teacher, in words
     settings: dict[str, Any]  # what changes the outcome, as JSON: the teacher by what it holds, not by where it lies
     flops_per_token: float  # of the teacher's forward pass: a third of forward and backward
@@ -164,22 +183,17 @@ def prepare_distillation(
     if not distill.active:
         return None
     numbers = {name: value for name, value in asdict(distill).items() if not name.startswith("teacher")}
-    tokens = args.train.micro_batch_size * block_size
+    tokens, vocabulary = args.train.micro_batch_size * block_size, vocabulary_of(args.data)
+    check_head(str(args.initial_checkpoint_dir), config, vocabulary)
     if distill.teacher_logits is not None:
-        expected = _basis(args, dataset, config.padded_vocab_size, distill.temperature)
-        logits = TeacherLogits(distill.teacher_logits, expected)
-        top_k, settings = logits.settings["top_k"], {**numbers, "teacher_logits": logits.settings}
-        name = f"{distill.teacher_logits}, top {top_k} of each position"
-        return Distillation(distill, None, logits, name, settings, 0.0, stored_bytes(distill.teacher_logits, tokens))
+        logits = TeacherLogits(distill.teacher_logits, basis_of(args, dataset, vocabulary, distill.temperature))
+        settings = {**numbers, "teacher_logits": logits.settings}
+        memory = stored_bytes(distill.teacher_logits, tokens)
+        return Distillation(distill, None, logits, vocabulary, str(logits), settings, 0.0, memory)
     assert distill.teacher, "active without stored logits"
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     teacher, name, identity = open_teacher(distill.teacher, args.data, block_size, dtype)
     theirs = teacher.config
-    if theirs.padded_vocab_size != config.padded_vocab_size:
-        raise UserError(
-            f"--distill.teacher has another vocabulary than the student: {theirs.padded_vocab_size} and "
-            f"{config.padded_vocab_size} logits; give a teacher of the same tokenizer and size of the head"
-        )
     if distill.align != "none" and theirs.n_embd != config.n_embd:
         raise UserError(
             f"--distill.align {distill.align} compares hidden states, but the teacher's width is {theirs.n_embd} and "
@@ -193,7 +207,7 @@ def prepare_distillation(
         settings["teacher_layers"], name = list(layers), f"{name}, states of {len(layers)} layers"
     memory = teacher_bytes(theirs, parameters, tokens, precision, len(layers))
     flops = flops_per_token(theirs, block_size) / 3
-    return Distillation(distill, teacher, None, name, settings, flops, memory, layers)
+    return Distillation(distill, teacher, None, vocabulary, name, settings, flops, memory, layers)
 
 
 def _teacher_layers(start: Path, depth: int, teacher_depth: int) -> tuple[int, ...]:
@@ -219,95 +233,5 @@ def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Preci
 
 def stored_bytes(folder: Path, tokens: int) -> int:
     """Bytes of stored predictions for a batch of so many tokens; where none are yet, of what ``teach`` stores."""
-    top_k = _settings_of(folder, _AGAIN)["top_k"] if folder.is_dir() else 50
-    return 12 * tokens * int(top_k)
-
-
-@dataclass(frozen=True)
-class TeachResult:
-    """Outcome of ``teach``: folder (None after a dry run), tokens that it predicts, its bytes, and the FLOPs."""
-
-    folder: Path | None
-    positions: int
-    size: int
-    flops: float
-
-    def __str__(self) -> str:
-        return ""
-
-
-def teach(args: TeachArgs) -> TeachResult:
-    """Write the likeliest tokens of every position of every training sample; the same call continues a killed one.
-
-    The work is done in a hidden folder beside ``out_dir``, which takes its name at the end. Bad input, or too little
-    disk, is a ``UserError``.
-    """
-    check_vacant(args.out_dir)
-    dataset = PackedDataset(args.data, "train", args.max_seq_length, args.documents)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights_dtype = torch.bfloat16 if has_native_bf16() else torch.float32
-    tell_bf16(device, used=False)
-    gpt, name, identity = open_teacher(args.teacher, args.data, args.max_seq_length, weights_dtype)
-    vocabulary = gpt.config.padded_vocab_size
-    if args.top_k > vocabulary:
-        raise UserError(f"--top_k is {args.top_k}, the teacher has {vocabulary} tokens; give at most as many")
-    settings = {
-        "teacher": identity,
-        **_basis(args, dataset, vocabulary, args.temperature),
-        "top_k": args.top_k,
-        "dtype": args.dtype,
-        "computed_in": str(weights_dtype).removeprefix("torch."),
-    }
-    positions = len(dataset) * args.max_seq_length
-    size = positions * args.top_k * sum(dtype.itemsize for dtype in _dtypes(settings).values())
-    flops = positions * flops_per_token(gpt.config, args.max_seq_length) / 3
-    logger.info(
-        f"teach {name}: top {args.top_k} of {vocabulary:,} tokens for {positions:,} positions, {len(dataset):,} "
-        f"blocks\n      {size / 1e9:.2f} GB on disk, {flops:.2e} FLOPs on {device}"
-    )
-    if args.dry_run:
-        return TeachResult(None, positions, size, flops)
-    with explain_full_disk(args.out_dir), new_folder(args.out_dir, keep=True) as folder:
-        again = f"remove {folder} to begin again"
-        if os.path.lexists(folder / MANIFEST):
-            remedy = f"use the old value, remove {folder} or give another --out_dir"
-            check_settings(f"{folder} was started", _settings_of(folder, again), settings, remedy)
-        else:
-            if strange := [path.name for path in folder.iterdir() if not is_leftover(path)]:
-                raise UserError(f"{folder} holds {strange[0]}, which is not of `inheritune teach`; remove it")
-            check_space(args.out_dir, size, "the teacher's predictions", "a smaller --top_k")
-            write_manifest(folder, _KIND, {"settings": settings})
-        _write(folder, settings, gpt.to(device), dataset, args.batch_size)
-    logger.info(f"wrote {args.out_dir}")
-    return TeachResult(args.out_dir, positions, size, flops)
-
-
-def _write(folder: Path, settings: dict[str, Any], gpt: Transformer, dataset: PackedDataset, batch_size: int) -> None:
-    """Append to the two files what they lack."""
-    device, top_k, dtypes = next(gpt.parameters()).device, settings["top_k"], _dtypes(settings).values()
-    with (folder / _IDS).open("ab") as ids, (folder / _LOGPROBS).open("ab") as logprobs:
-        block_bytes = [dtype.itemsize * dataset.block_size * top_k for dtype in dtypes]
-        files = dict(zip((ids, logprobs), block_bytes, strict=True))
-        done = min(len(dataset), *(file.tell() // each for file, each in files.items()))
-        done -= done % _SAVE_BLOCKS  # what has come since may not have reached the disk
-        for file, each in files.items():
-            file.truncate(done * each)
-        with Progress("teach", len(dataset), "block", done) as progress, torch.no_grad():
-            group = batch_size * batches_per_wait(device)
-            for start in range(done, len(dataset), group):
-                stop, tops = min(start + group, len(dataset)), list[Any]()
-                for first in range(start, stop, batch_size):
-                    batch = torch.from_numpy(dataset.batch(range(first, min(first + batch_size, stop))))
-                    tokens_BT = to_device(batch[:, :-1].clamp(min=0), device)
-                    tops += [
-                        F.log_softmax(head_logits(gpt, chunk_NC) / settings["temperature"], dim=-1).topk(top_k)
-                        for chunk_NC in gpt.hidden_states(tokens_BT).flatten(0, 1).split(CHUNK_TOKENS)
-                    ]
-                found = (torch.cat([top.indices for top in tops]), torch.cat([top.values for top in tops]))
-                for file, dtype, each_NK in zip(files, dtypes, found, strict=True):
-                    file.write(each_NK.cpu().numpy().astype(dtype).tobytes())
-                if stop == len(dataset) or stop // _SAVE_BLOCKS > start // _SAVE_BLOCKS:
-                    for file in files:
-                        file.flush()
-                        os.fsync(file.fileno())
-                progress.update(stop - start)
+    settings = settings_of(folder, _AGAIN) if folder.is_dir() else {"samples": 25}
+    return 4 * (2 if settings.get("samples") else 3) * tokens * kept_per_token(settings)

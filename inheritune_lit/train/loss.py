@@ -114,9 +114,10 @@ class _ChunkedLoss(torch.autograd.Function):
 class DistillationModel(torch.nn.Module):
     """A student and its loss as one module.
 
-    The teacher is frozen and on the student's device, None where its predictions come with the data; ``layers`` are its
-    layers behind the student's, for ``align`` "layers". If ``compiled``, all but heads and loss go through
-    torch.compile, which cannot see through the loss's chunks.
+    The teacher is frozen and on the student's device, None where its predictions come with the data. They are for the
+    first tokens of the ``vocabulary``: what a head has beyond them is padding, which the student is to give no
+    probability. ``layers`` are the teacher's behind the student's, for ``align`` "layers". If ``compiled``, all but
+    heads and loss go through torch.compile, which cannot see through the loss's chunks.
     """
 
     def __init__(
@@ -124,11 +125,12 @@ class DistillationModel(torch.nn.Module):
         gpt: Transformer,
         distill: DistillArgs,
         teacher: Transformer | None,
+        vocabulary: int,
         layers: Sequence[int] = (),
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.gpt, self.distill = gpt, distill
+        self.gpt, self.distill, self.vocabulary = gpt, distill, vocabulary
         self._states_between = torch.compile(_states_between, dynamic=False) if compiled else _states_between
         # Each output of a student's layer, and what the layer behind the next one was given in the teacher.
         self._pairs: dict[int, int] = {}
@@ -140,15 +142,15 @@ class DistillationModel(torch.nn.Module):
     def forward(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, *stored_BTK: torch.Tensor) -> torch.Tensor:
         """Summed loss in nats, fp32, as of ``TrainingModel``.
 
-        Where there is no teacher, ``stored_BTK`` are its likeliest tokens and their log-probabilities at the loss's
-        temperature.
+        Where there is no teacher, ``stored_BTK`` are tokens drawn from its distribution, or its likeliest ones and
+        their log-probabilities, at the loss's temperature.
         """
         (teacher,), distill = self._teacher, self.distill
         targets_N = targets_BT.flatten()
         hidden_BTC, states = self._states_between(self.gpt, inputs_BT, tuple(self._pairs))
         hidden_NC = hidden_BTC.flatten(0, 1)
         if teacher is None:
-            ids_NK, logprobs_NK = (stored.flatten(0, 1) for stored in stored_BTK)
+            ids_NK, *logprobs_NK = (stored.flatten(0, 1) for stored in stored_BTK)
         else:
             with torch.no_grad():
                 teacher_BTC, teacher_states = self._states_between(teacher, inputs_BT, tuple(self._pairs.values()))
@@ -157,12 +159,14 @@ class DistillationModel(torch.nn.Module):
         def chunk_loss(logits_NV: torch.Tensor, chunk: slice) -> torch.Tensor:
             if distill.alpha == 1:
                 return _cross_entropy(logits_NV, targets_N[chunk])
-            if teacher is None:
-                soft_N = top_divergence(logits_NV, ids_NK[chunk], logprobs_NK[chunk], distill.temperature)
+            if teacher is None and logprobs_NK:
+                soft_N = top_divergence(logits_NV, ids_NK[chunk], logprobs_NK[0][chunk], distill.temperature)
+            elif teacher is None:
+                soft_N = drawn_cross_entropy(logits_NV, ids_NK[chunk], distill.temperature)
             else:
                 with torch.no_grad():
-                    teacher_NV = head_logits(teacher, teacher_NC[chunk])
-                soft_N = divergence(logits_NV, teacher_NV, distill.temperature)
+                    teacher_NU = head_logits(teacher, teacher_NC[chunk])[:, : self.vocabulary]
+                soft_N = divergence(logits_NV, teacher_NU, distill.temperature)
             soft = _counted_sum(soft_N, targets_N[chunk])
             return distill.alpha * _cross_entropy(logits_NV, targets_N[chunk]) + (1 - distill.alpha) * soft
 
@@ -194,11 +198,24 @@ def relative_distance(states_NC: torch.Tensor, targets_NC: torch.Tensor) -> torc
     return (states_NC - targets_NC).square().sum(dim=-1) / size_N.clamp(min=1e-20)
 
 
-def divergence(logits_NV: torch.Tensor, teacher_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """temperature^2 * KL(teacher || student) in nats, shape (N,), both softened by the temperature."""
-    logprobs_NV = F.log_softmax(logits_NV / temperature, dim=-1)
-    teacher_logprobs_NV = F.log_softmax(teacher_NV / temperature, dim=-1)
-    return temperature**2 * (teacher_logprobs_NV.exp() * (teacher_logprobs_NV - logprobs_NV)).sum(dim=-1)
+def divergence(logits_NV: torch.Tensor, teacher_NU: torch.Tensor, temperature: float) -> torch.Tensor:
+    """temperature^2 * KL(teacher || student) in nats, shape (N,), both softened by the temperature.
+
+    The teacher gives what the student has beyond its U tokens no probability.
+    """
+    logprobs_NU = F.log_softmax(logits_NV / temperature, dim=-1)[:, : teacher_NU.shape[1]]
+    teacher_logprobs_NU = F.log_softmax(teacher_NU / temperature, dim=-1)
+    return temperature**2 * (teacher_logprobs_NU.exp() * (teacher_logprobs_NU - logprobs_NU)).sum(dim=-1)
+
+
+def drawn_cross_entropy(logits_NV: torch.Tensor, ids_NK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """temperature^2 times the student's mean loss in nats on K tokens drawn from the teacher, shape (N,).
+
+    Its expectation over the draws is ``divergence`` and the entropy of the teacher, so the gradient's is that of the
+    divergence (random sampling KD: Anshumann et al. 2025, arXiv 2503.16870).
+    """
+    logits_NV = logits_NV / temperature
+    return temperature**2 * (logits_NV.logsumexp(dim=-1) - logits_NV.gather(1, ids_NK).mean(dim=-1))
 
 
 def top_divergence(

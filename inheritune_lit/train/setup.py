@@ -255,7 +255,7 @@ def set_up(
             _apply_kernels(teacher, kernels, args.speed, precision, fabric.device)
             teacher.to(fabric.device)
         model: torch.nn.Module = DistillationModel(
-            gpt, distillation.args, teacher, distillation.layers, kernels.compiled
+            gpt, distillation.args, teacher, distillation.vocabulary, distillation.layers, kernels.compiled
         )
     else:
         model = TrainingModel(gpt, kernels.loss, args.train.z_loss)

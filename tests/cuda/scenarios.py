@@ -51,17 +51,19 @@ def train(folder: Path, seen: Watch) -> Found:
 
 
 def distil(folder: Path, seen: Watch) -> Found:
-    """A teacher's predictions, then training on them, then training with the teacher itself."""
-    from inheritune_lit.train.distillation import teach
+    """A teacher's predictions of both kinds, then training on them, then training with the teacher itself."""
+    from inheritune_lit.train.teach import teach
 
     logits, teacher = folder / "logits", str(folder / "checkpoint")
-    teach(TeachArgs(teacher, folder / "packed", logits, max_seq_length=16, top_k=8, batch_size=64))
+    teach(TeachArgs(teacher, folder / "packed", folder / "draws", max_seq_length=16, batch_size=64))
     teaching = by_function(seen.waits)
+    teach(TeachArgs(teacher, folder / "packed", logits, max_seq_length=16, top_k=8, batch_size=64))
+    _pretrain(folder, "likeliest", distill=DistillArgs(teacher_logits=logits))
     seen.clear()
-    _pretrain(folder, "stored", distill=DistillArgs(teacher_logits=logits))
+    _pretrain(folder, "stored", distill=DistillArgs(teacher_logits=folder / "draws"))
     stored = by_function(seen.waits)
     seen.clear()
-    _pretrain(folder, "taught", distill=DistillArgs(teacher=teacher))
+    _pretrain(folder, "taught", distill=DistillArgs(teacher=teacher, align="last"))
     return {"teaching": teaching, "stored": stored}
 
 

@@ -13,7 +13,7 @@ WEIGHTS = (
     "train/setup.py",
     "train/saving.py",
     "train/optim.py load_state_dict",
-    "train/distillation.py teach",
+    "train/teach.py teach",
     "model/load.py",
     "analysis/passes.py _load",
 )
@@ -47,7 +47,7 @@ def training_waits_twice_a_step_and_once_a_validation(found: dict[str, Any]) -> 
 
 def distillation_waits_as_training_does(found: dict[str, Any]) -> None:
     assert waits(found["teaching"]) == {
-        "copy to host @ train/distillation.py _write": 2 * 3,  # of 18 batches
+        "copy to host @ train/teach.py _write": 3,  # of 18 batches
     }
     with_teacher = {
         "item @ train/loop.py train_step": 2 * 3,

@@ -88,3 +88,17 @@ def test_bad_input_ends_every_rank(checkpoint, packed, tmp_path):
     ended = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "run", devices=2, train__global_batch_size=6))
     assert ended.returncode != 0
     assert "not a multiple of --train.micro_batch_size 2 times 2 devices" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [("--top_k", "8"), ("--samples", "9")])
+def test_two_ranks_teach_the_same_bytes(checkpoint, packed, tmp_path, kept):
+    command = ["teach", str(checkpoint), "--data", str(packed), "--max_seq_length", "16", "--batch_size", "5", *kept]
+    assert main([*command, "--out_dir", str(tmp_path / "one")]) == 0
+    done = two_ranks([*command, "--out_dir", str(tmp_path / "two"), "--devices", "2"])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("draws per position") + done.stderr.count("top 8 of each position") == 1
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.bin")} for name in ("one", "two"))
+    assert one == two
+    refused = two_ranks([*command, "--out_dir", str(tmp_path / "two"), "--devices", "2"])
+    assert refused.returncode != 0 and "already holds" in refused.stderr

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from litgpt.model import GPT
@@ -20,11 +21,11 @@ from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.model.load import load_model, load_state
-from inheritune_lit.train import distillation as teach
+from inheritune_lit.train import distillation, teach
 from inheritune_lit.train import loss as distill_loss
 from inheritune_lit.train.args import DistillArgs
 from inheritune_lit.train.distillation import TeacherLogits
-from inheritune_lit.train.loss import DistillationModel, divergence, top_divergence
+from inheritune_lit.train.loss import DistillationModel, divergence, drawn_cross_entropy, top_divergence
 
 
 def build(seed: int, tied: bool = False, **changes) -> GPT:
@@ -54,14 +55,14 @@ def states_and_logits(model: GPT, inputs: torch.Tensor) -> tuple[list[torch.Tens
 )
 def test_loss_and_gradients_equal_the_formula(monkeypatch, align, alpha, temperature, changes):
     monkeypatch.setattr("inheritune_lit.train.loss.CHUNK_TOKENS", 7)
-    student, teacher = build(0, **changes), build(1, n_layer=3)
+    student, teacher = build(0, **changes), build(1, n_layer=3, padded_vocab_size=448)
     teacher.requires_grad_(False)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     tokens = torch.randint(0, 400, (3, 13))
     targets = tokens[:, 1:].clone()
     targets[1, 5:] = targets[2, -1:] = -100
     distill = DistillArgs("teacher", alpha=alpha, temperature=temperature, align=align, align_weight=0.4)
-    module = DistillationModel(student, distill, teacher, layers=(0, 2))
+    module = DistillationModel(student, distill, teacher, 390, layers=(0, 2))
     loss = module(tokens[:, :-1], targets)
     found = torch.autograd.grad(2 * loss, list(student.parameters()))
 
@@ -70,9 +71,8 @@ def test_loss_and_gradients_equal_the_formula(monkeypatch, align, alpha, tempera
     with torch.no_grad():
         teacher_states, teacher_hidden, teacher_logits = states_and_logits(teacher, tokens[:, :-1])
     student_logits, teacher_logits = student_logits[counted], teacher_logits[counted]
-    soft = F.kl_div(
-        F.log_softmax(student_logits / temperature, -1), F.softmax(teacher_logits / temperature, -1), reduction="sum"
-    )
+    theirs = F.pad(F.softmax(teacher_logits[:, :390] / temperature, -1), (0, 10))  # the student has 10 of padding
+    soft = F.kl_div(F.log_softmax(student_logits / temperature, -1), theirs, reduction="sum")
     expected = alpha * F.cross_entropy(student_logits, targets[counted], reduction="sum")
     expected = expected + (1 - alpha) * temperature**2 * soft
     if align == "layers":  # the second layer is the teacher's third
@@ -109,6 +109,32 @@ def test_top_tokens_and_the_rest_as_one_outcome():
     torch.testing.assert_close(top_divergence(student, everything.indices, everything.values, 2.0), whole)
 
 
+def test_draws_have_the_teachers_distribution_and_its_gradient():
+    torch.manual_seed(0)
+    student, teacher = (3 * torch.randn(1, 12)).requires_grad_(), 3 * torch.randn(1, 12)
+    uniform = torch.from_numpy(teach.uniform_numbers(7, 3, 200_000)).view(1, -1)
+    ids = teach.draw(teacher / 2, uniform)
+    expected = F.softmax(teacher.double() / 2, -1)
+    counts = ids[0].bincount(minlength=12)
+    assert ((counts - 200_000 * expected[0]) ** 2 / (200_000 * expected[0])).sum() < 31.3  # chi-squared, 1 in 1,000
+    entropy = -(expected * expected.log()).sum()
+    drawn, whole = drawn_cross_entropy(student, ids, 2.0), divergence(student, teacher, 2.0)
+    assert drawn.item() == pytest.approx((whole + 4 * entropy).item(), rel=0.01)
+    gradients = [torch.autograd.grad(loss.sum(), student)[0] for loss in (drawn, whole)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0.02)
+    others = [teach.uniform_numbers(*key, 200_000) for key in ((7, 4), (8, 3))]
+    assert all(each.min() >= 0 and each.max() < 1 and abs(each.mean() - 0.5) < 0.005 for each in others)
+    assert not any(np.isin(each[:1000], uniform).any() for each in others)
+
+
+def test_unlikely_tokens_are_drawn_as_often_as_they_are():
+    logits = torch.zeros(1, 50_000)
+    logits[0, 0] = 25.0  # all others together have 6.9e-7: in fp32 their sum would stay where it is
+    total = logits.double().softmax(-1)[0, 1:].sum()
+    ids = teach.draw(logits, 1 - total * torch.tensor([[1.01, 0.75, 0.5, 0.25]], dtype=torch.float64))
+    assert ids[0, 0] == 0 and ids[0, 1:].tolist() == pytest.approx([12_500, 25_000, 37_500], abs=60)
+
+
 def test_the_layers_behind_a_slice_of_a_slice_and_a_grown_one(tmp_path, tokenizer_dir):
     make_checkpoint(tmp_path / "whole", tokenizer_dir, n_layer=6)
 
@@ -126,7 +152,7 @@ def test_the_layers_behind_a_slice_of_a_slice_and_a_grown_one(tmp_path, tokenize
         write_grown(tmp_path / "grown", reference, tmp_path / "second", (1, 3, 0), 1, False, "position")
     assert found(tmp_path / "grown") == [(4, (1, 3, 0)), (6, (2, 5, 0))]
     with pytest.raises(UserError, match="was sliced from 4 and 6 layers, the teacher has 5 layers"):
-        teach._teacher_layers(tmp_path / "grown", 3, 5)
+        distillation._teacher_layers(tmp_path / "grown", 3, 5)
 
 
 def test_sure_teacher_and_sure_student_give_finite_gradients():
@@ -147,7 +173,10 @@ def teacher(tmp_path, tokenizer_dir):
 def teach_command(teacher, packed, tmp_path):
     def make(out_dir=tmp_path / "logits", **changes):
         flags = {"teacher": teacher, "data": packed, "out_dir": out_dir, "max_seq_length": 16, "top_k": 20, **changes}
-        return ["teach", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+        return [
+            "teach",
+            *(str(part) for name, value in flags.items() if value is not None for part in (f"--{name}", value)),
+        ]
 
     return make
 
@@ -182,6 +211,18 @@ def test_stored_predictions_of_all_tokens_equal_the_teacher(checkpoint, teacher,
         torch.testing.assert_close(offline[name], value, rtol=1e-3, atol=2e-4)
 
 
+def test_rows_of_a_head_that_no_token_has_teach_nothing(checkpoint, teacher, packed, tmp_path, tokenizer_dir):
+    padded = make_checkpoint(tmp_path / "padded", tokenizer_dir, n_layer=3, padded_vocab_size=448).state_dict()
+    for name, value in load_model(teacher).state_dict().items():
+        padded[name][: len(value)] = value
+    torch.save(padded, tmp_path / "padded" / "lit_model.pth")
+    flags = {"distill__alpha": 0.2, "train__max_steps": 6}
+    for name, student in (("teacher", checkpoint), ("padded", checkpoint), ("both", tmp_path / "padded")):
+        taught_by = tmp_path / ("padded" if name == "padded" else "teacher")
+        run(pretrain_command(student, packed, tmp_path / f"by-{name}", distill__teacher=taught_by, **flags))
+    assert losses_of(tmp_path / "by-padded") == losses_of(tmp_path / "by-teacher")
+
+
 def test_separate_documents_with_padding(checkpoint, teacher, packed, tmp_path, teach_command):
     run(teach_command(top_k=400, dtype="float32", documents="separate"))
     flags = {"documents": "separate", "train__max_steps": 6}
@@ -196,7 +237,7 @@ def test_separate_documents_with_padding(checkpoint, teacher, packed, tmp_path, 
 @pytest.mark.parametrize("kind", ["layers", "stored"])
 def test_killed_and_continued_equals_undisturbed(checkpoint, teacher, packed, tmp_path, teach_command, kind):
     if kind == "stored":
-        run(teach_command())
+        run(teach_command(**KEPT["drawn"]))
         flags = {"distill__teacher_logits": tmp_path / "logits"}
     else:
         checkpoint = tmp_path / "slice"
@@ -212,8 +253,16 @@ def test_killed_and_continued_equals_undisturbed(checkpoint, teacher, packed, tm
     assert sha256_file(teacher / "lit_model.pth") == before
 
 
-def test_teach_continues_where_it_was_killed(tmp_path, teach_command, monkeypatch):
-    run(teach_command(tmp_path / "whole"))
+KEPT = {"likeliest": {"top_k": 20}, "drawn": {"top_k": None, "samples": 25}}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_teach_continues_where_it_was_killed(tmp_path, teach_command, monkeypatch, kept):
+    run(teach_command(tmp_path / "whole", **KEPT[kept]))
     monkeypatch.setattr(teach, "_SAVE_BLOCKS", 8)
     with monkeypatch.context() as patch:
         seen = []
@@ -225,23 +274,27 @@ def test_teach_continues_where_it_was_killed(tmp_path, teach_command, monkeypatc
             return distill_loss.head_logits(gpt, hidden)
 
         patch.setattr(teach, "head_logits", head_logits)
-        assert main(teach_command()) == 130
+        assert main(teach_command(**KEPT[kept])) == 130
         assert not (tmp_path / "logits").exists()
         assert main(teach_command(top_k=3)) == 2
         seen[:] = [0] * 10
-        run(teach_command())
+        run(teach_command(**KEPT[kept]))
         blocks = sum(seen[10:]) // 16
-    for name in ("ids.bin", "logprobs.bin"):
-        assert (tmp_path / "logits" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert written(tmp_path / "logits") == written(tmp_path / "whole")
     assert blocks == TeacherLogits(tmp_path / "logits", {}).settings["blocks"] - 16
 
 
-def test_batches_that_are_fetched_together_are_written_as_one_by_one(tmp_path, teach_command, monkeypatch):
-    run(teach_command(tmp_path / "whole"))
+@pytest.mark.parametrize("kept", KEPT)
+def test_batches_change_no_byte(tmp_path, teach_command, monkeypatch, kept):
+    run(teach_command(tmp_path / "whole", **KEPT[kept]))
     monkeypatch.setattr(teach, "batches_per_wait", lambda device: 3)
-    run(teach_command())
-    for name in ("ids.bin", "logprobs.bin"):
-        assert (tmp_path / "logits" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    run(teach_command(**KEPT[kept]))
+    assert written(tmp_path / "logits") == written(tmp_path / "whole")
+    if kept == "drawn":
+        run(teach_command(tmp_path / "small", **KEPT[kept], batch_size=3))
+        run(teach_command(tmp_path / "seed", **KEPT[kept], seed=1))
+        assert written(tmp_path / "small") == written(tmp_path / "whole") != written(tmp_path / "seed")
+        assert written(tmp_path / "small").keys() == {"ids.bin"}
 
 
 def test_plan_counts_the_teacher(checkpoint, teacher, packed, tmp_path, capsys, teach_command):
@@ -263,11 +316,11 @@ def test_plan_counts_the_teacher(checkpoint, teacher, packed, tmp_path, capsys, 
 
 def test_refusals_before_training(checkpoint, teacher, packed, tmp_path, tokenizer_dir, capsys, teach_command):
     make_checkpoint(tmp_path / "wide", tokenizer_dir, n_embd=64)
-    make_checkpoint(tmp_path / "vocabulary", tokenizer_dir, padded_vocab_size=448)
+    make_checkpoint(tmp_path / "vocabulary", tokenizer_dir, padded_vocab_size=384)
     make_checkpoint(tmp_path / "short", tokenizer_dir, block_size=8)
     run(teach_command())
     cases = [
-        ({"distill__teacher": tmp_path / "vocabulary"}, "448 and 400 logits"),
+        ({"distill__teacher": tmp_path / "vocabulary"}, "vocabulary has 384 logits, its tokenizer 400 tokens"),
         ({"distill__teacher": tmp_path / "short"}, "--train.max_seq_length 8 or another teacher"),
         ({"distill__teacher": tmp_path / "wide", "distill__align": "last"}, "use --distill.align none"),
         ({"distill__teacher": teacher, "distill__alpha": 1.5}, "--distill.alpha is 1.5"),
@@ -304,7 +357,7 @@ def test_compiled_computes_the_same(align):
     tokens = torch.randint(0, 400, (2, 17))
     results = []
     for compiled in (False, True):
-        module = DistillationModel(student, DistillArgs("x", align=align), teacher, (0, 1), compiled)
+        module = DistillationModel(student, DistillArgs("x", align=align), teacher, 400, (0, 1), compiled)
         loss = module(tokens[:, :-1], tokens[:, 1:])
         results.append((loss.detach(), torch.autograd.grad(loss, list(student.parameters()))))
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)

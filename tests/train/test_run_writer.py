@@ -124,7 +124,7 @@ def teach(checkpoint, packed, tmp_path):
 
 
 def test_teach_has_one_writer_and_continues_where_it_was_killed(teach, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("inheritune_lit.train.distillation._SAVE_BLOCKS", 64)
+    monkeypatch.setattr("inheritune_lit.train.teach._SAVE_BLOCKS", 64)
     working = tmp_path / ".taught.partial"
     with own_folder(working):
         (working / "mine").write_text("x")

@@ -12,7 +12,8 @@ from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.model import devices
-from inheritune_lit.train import distillation, loop
+from inheritune_lit.train import loop
+from inheritune_lit.train import teach as teaching
 from inheritune_lit.train.args import SpeedArgs, TrainingArgs
 from inheritune_lit.train.setup import check_machine, default_precision, training_switches
 
@@ -142,8 +143,8 @@ def test_emulated_bf16_is_told(gpu, caplog, device, major, used, told):
 @pytest.mark.parametrize("native", [True, False])
 def test_a_teacher_computes_in_what_the_gpu_has(checkpoint, packed, tmp_path, monkeypatch, native):
     seen = []
-    monkeypatch.setattr(distillation, "has_native_bf16", lambda: native)
-    monkeypatch.setattr(distillation, "_write", lambda folder, settings, gpt, *_: seen.append(gpt.lm_head.weight.dtype))
+    monkeypatch.setattr(teaching, "has_native_bf16", lambda: native)
+    monkeypatch.setattr(teaching, "_write", lambda folder, settings, gpt, *_: seen.append(gpt.lm_head.weight.dtype))
     command = ["teach", checkpoint, "--data", packed, "--out_dir", tmp_path / "out", "--max_seq_length", "16"]
     assert main(list(map(str, [*command, "--top_k", "3"]))) == 0
     assert seen == [torch.bfloat16 if native else torch.float32]
