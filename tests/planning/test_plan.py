@@ -19,9 +19,9 @@ from inheritune_lit.planning.estimate import ModelSpec, TrainingJob, fit_gpu, fi
 from inheritune_lit.planning.plan import plan
 from inheritune_lit.references import REFERENCES
 from inheritune_lit.train.args import OptimizerArgs, PretrainArgs, SpeedArgs, TeachArgs, TrainArgs
-from inheritune_lit.train.distillation import teach
 from inheritune_lit.train.gpus import GPUS, find_gpus
 from inheritune_lit.train.pretrain import pretrain
+from inheritune_lit.train.teach import teach
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
