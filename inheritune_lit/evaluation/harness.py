@@ -21,7 +21,7 @@ from inheritune_lit.evaluation.loading import LoadedTask, fetch_rows, load_tasks
 from inheritune_lit.evaluation.results import HELD_OUT, ResultFolder, results_csv, results_markdown
 from inheritune_lit.evaluation.score_cache import Ranks
 from inheritune_lit.evaluation.scorer import CheckpointScorer, held_out_settings
-from inheritune_lit.evaluation.suite import Suite, load_suite, suite_of_tasks
+from inheritune_lit.evaluation.suite import MMLU, Suite, load_suite, suite_of_tasks
 from inheritune_lit.evaluation.tasks import TaskResolver
 from inheritune_lit.inherit.reference import open_reference
 from inheritune_lit.io.machine import handle_signals
@@ -73,7 +73,7 @@ def evaluate(args: EvaluateArgs) -> EvaluationResult:
         if folder is not None:
             stack.enter_context(on_first_rank(fabric, folder.own()))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inheritune-eval-")))
-        loaded, leaves = _load(suite, args, scratch, ranks)
+        suite, loaded, leaves = _load(suite, args, scratch, ranks)
         scorer = CheckpointScorer(args, loaded, ranks, folder)
         for name, path in checkpoints.items():
             scorer.check(name, path)
@@ -121,10 +121,10 @@ def _checkpoints(checkpoint_dirs: list[Path], val_data: Path | None) -> dict[str
 
 def _load(
     suite: Suite, args: EvaluateArgs, scratch: Path, ranks: Ranks
-) -> tuple[list[LoadedTask], dict[str, list[str]]]:
-    """The suite's tasks with their rows, and lm-eval's names by the suite's."""
+) -> tuple[Suite, list[LoadedTask], dict[str, list[str]]]:
+    """The suite, groups as columns of their own, its tasks with their rows, and lm-eval's names by the suite's."""
     if not suite.columns:
-        return [], {}
+        return suite, [], {}
     import datasets  # the data library and lm-eval announce every step; ours are announced once
 
     datasets.disable_progress_bars()
@@ -139,16 +139,24 @@ def _load(
         logger.info("reading the rows of %d task%s", count, "s" * (count > 1))
     if HELD_OUT in resolved.each():
         raise UserError(f"a task is called {HELD_OUT!r}, as the result of --val_data is; rename it")
+    leaves, columns = dict(resolved.leaves), []
+    for column in suite.columns:
+        names = leaves[column.task]
+        if column.task == MMLU or len(names) == 1:
+            columns.append(column)
+            continue
+        leaves |= {name: [name] for name in names}
+        columns += [replace(column, title=f"{column.title} {name}", task=name) for name in names]
     loaded = load_tasks(resolved, args.limit)
     tasks = {task.name: task.task for task in loaded}
-    for column in suite.columns:
-        task = tasks[resolved.leaves[column.task][0]]
+    for column in columns:
+        task = tasks[leaves[column.task][0]]
         metrics, filters = list(task.aggregation()), [each.name for each in getattr(task, "_filters", [])]
         metric, _, chosen = column.metric.partition(",")
         if metric and (metric not in metrics or (chosen and chosen not in filters)):
             known = f"{', '.join(metrics)}" + f" with the filters {', '.join(filters)}" * (len(filters) > 1)
             raise UserError(f"task {column.task!r} has no metric {column.metric!r}; it has {known}")
-    return loaded, resolved.leaves
+    return replace(suite, columns=columns), loaded, leaves
 
 
 @contextmanager

@@ -14,8 +14,11 @@ import lm_eval.tasks
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
+from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import FewshotConfig, TaskConfig
 from lm_eval.prompts import PROMPT_REGISTRY
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from inheritune_lit.errors import UserError, suggest
@@ -32,6 +35,7 @@ _PLAIN = ("data_files", "data_dir", "revision", "field", "delimiter", "sep", "co
 """Arguments of the data library that neither write nor run anything."""
 _DROPPED = ("cache_dir", "trust_remote_code")
 _TASK_FIELDS = [field.name for field in fields(TaskConfig)]
+_GROUP_FIELDS = [field.name for field in fields(GroupConfig)]
 _MOST_REPEATS = 1024
 _BYTES = 1 << 27  # memory that a template may take
 _SECONDS = 10  # seconds that a template may take
@@ -39,40 +43,40 @@ _SECONDS = 10  # seconds that a template may take
 
 @dataclass(frozen=True)
 class FileTask:
-    """A task that a file describes."""
+    """A task that a file describes: the whole of it, or what it changes of lm-eval's task that ``base`` names."""
 
     name: str
     config: Config
-    rows: LocalRows | None  # its local ones, None where they are the hub's
+    base: str | None
+    rows: LocalRows | None  # its local ones, None where they are the hub's or the base's
 
 
-def read_task_file(path: Path, data_dir: Path | None) -> FileTask:
-    """The task of a file, which names what is beside it or in ``data_dir``; other files are a ``UserError``."""
+def read_task_file(path: Path, manager: TaskManager, data_dir: Path | None) -> list[FileTask]:
+    """The tasks of a file or its group, which name what is beside it or in ``data_dir``; others are a ``UserError``."""
     if not path.exists():
         raise UserError(f"cannot read the task file {path}: there is none; give the path of one")
     roots = [folder.resolve() for folder in (path.parent, data_dir) if folder is not None]
-    return _Reader(roots).task(path)
+    return list(_Reader(manager, path, roots).tasks(path, {}))
 
 
 class _Reader:
-    """Reads a task file; everything it names lies in ``roots``."""
+    """Reads one task file; everything it names lies in ``roots``."""
 
-    def __init__(self, roots: list[Path]) -> None:
-        self._roots = roots
+    def __init__(self, manager: TaskManager, path: Path, roots: list[Path]) -> None:
+        self._manager, self._path, self._roots = manager, path, roots
+        self._open: list[Path] = []
 
-    def task(self, path: Path) -> FileTask:
-        """The task of a file."""
+    def tasks(self, path: Path, overrides: Config) -> Iterator[FileTask]:
+        """The tasks of a file, changed by the group that names it."""
+        if path.resolve() in self._open:
+            raise UserError(f"{path} names itself through {self._path}; take that out")
+        self._open.append(path.resolve())
         config = self._config(path, [])
         if "group" in config and isinstance(config.get("task"), list):
-            raise UserError(f"{path} describes a group of tasks; name its tasks instead, separated by commas")
-        name = config.get("task")
-        if not isinstance(name, str):
-            raise UserError(f"{path} is not a task file: it has no field `task` that names it; {_REMEDY}")
-        if not re.fullmatch(r"[\w:+()' -][\w.:+()', -]{0,199}", name) or len(name.encode()) > 200:  # a file's name too
-            raise UserError(f"{path} has the task name {name!r}; give letters, digits, dots, hyphens and underscores")
-        config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
-        _check_fields(path, config)
-        return FileTask(name, config, self._rows(path, config))
+            yield from self._group(path, config, overrides)
+        else:
+            yield self._task(path, config | overrides, None)
+        self._open.pop()
 
     def _config(self, path: Path, above: Sequence[Path]) -> Config:
         """Content of a file with what it includes, in lm-eval's order."""
@@ -101,6 +105,55 @@ class _Reader:
         if kwargs and config.get("dataset_path", "json") in _BUILDERS and kwargs.get("data_files"):
             return config | {"dataset_kwargs": {**kwargs, "data_files": self._files(path, kwargs["data_files"])}}
         return config
+
+    def _group(self, path: Path, config: Config, overrides: Config) -> Iterator[FileTask]:
+        """The tasks that a group names: lm-eval's, files beside it, or written out in it."""
+        changes = {key: value for key, value in config.items() if key not in _GROUP_FIELDS} | overrides
+        for member in config["task"]:
+            entry = {"task": member} if isinstance(member, str) else member
+            if not isinstance(entry, dict) or not isinstance(entry.get("group", entry.get("task")), str):
+                raise UserError(f"{path}: group {config['group']!r} has the member {member!r}; give the name of a task")
+            if "group" in entry:
+                if not isinstance(entry.get("task"), list):
+                    raise UserError(f"{path}: group {entry['group']!r} has no list `task`; name its tasks")
+                yield from self._group(path, entry, changes)
+                continue
+            name, known = entry["task"], self._manager.task_index.get(entry["task"])
+            own = changes | self._with_files(path, {key: value for key, value in entry.items() if key != "task"})
+            if name.endswith((".yaml", ".yml")):
+                yield from self.tasks(self._inside(path, name, "file"), own)
+            elif known is not None and known.kind is Kind.TAG:
+                yield from (self._task(path, own | {"task": each}, each) for each in sorted(known.tags))
+            elif known is not None and known.kind is not Kind.GROUP:
+                yield self._task(path, own | {"task": name}, name)
+            elif known is None and (beside := self._beside(path, name)):
+                yield from self.tasks(beside, own)
+            elif known is None and {"doc_to_text", "doc_to_target", "output_type"} & own.keys():
+                yield self._task(path, own | {"task": f"{config['group']}::{name}"}, None)
+            else:
+                near = suggest(name, self._manager.all_subtasks, "name a task of lm-eval or a file beside it", most=3)
+                raise UserError(f"{path}: group {config['group']!r} has the unknown task {name!r}; {near}")
+
+    def _beside(self, path: Path, name: str) -> Path | None:
+        """The file in the folder of ``path`` that describes a task or group of this name."""
+        pattern = re.compile(rf"^(task|group):\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
+        for other in sorted(path.parent.glob("*.yaml")):
+            if other.resolve() not in self._open and other.is_file() and other.stat().st_size < 1 << 20:
+                inside = self._inside(path, other.name, "file")
+                if pattern.search(inside.read_text(encoding="utf-8", errors="replace")):
+                    return inside
+        return None
+
+    def _task(self, path: Path, config: Config, base: str | None) -> FileTask:
+        name = config.get("task")
+        if not isinstance(name, str):
+            raise UserError(f"{path} is not a task file: it has no field `task` that names it; {_REMEDY}")
+        if not re.fullmatch(r"[\w:+()' -][\w.:+()', -]{0,199}", name) or len(name.encode()) > 200:  # a file's name too
+            raise UserError(f"{path} has the task name {name!r}; give letters, digits, dots, hyphens and underscores")
+        config = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+        _check_fields(path, config)
+        rows = self._rows(path, config) if base is None or "dataset_path" in config else None
+        return FileTask(name, config, base, rows)
 
     def _rows(self, path: Path, config: Config) -> LocalRows | None:
         """The rows of a task, None for the hub's."""

@@ -64,28 +64,31 @@ class TaskResolver:
         leaves: dict[str, list[str]] = {}
         for name in asked:
             number = self._num_fewshot if self._num_fewshot is not None else (shots or {}).get(name)
-            if is_file := name.endswith((".yaml", ".yml")):
-                task = read_task_file(Path(name), self._data_dir)
-                described = {task.name: self._described(task, number)}
+            if name.endswith((".yaml", ".yml")):
+                described = read_task_file(Path(name), task_manager(), self._data_dir)
             else:
                 names = [name]
                 if name == MMLU:
                     present = self._local_rows.subjects() if self._local_rows else self._subjects
                     names = sorted(self._subjects[subject] for subject in present)
-                described = {each: self._registered(each, number) for each in names}
-            for task_name, spec in described.items():
-                if (registered | own).get(task_name, spec) != spec:
-                    raise UserError(f"{name} has a task {task_name!r}, and another has that name; rename one of them")
-            (own if is_file else registered).update(described)
-            leaves[name] = list(described)
+                described = [FileTask(each, {}, each, None) for each in names]
+            leaves[name] = [task.name for task in described]
+            for task in described:
+                spec = self._described(task, number)
+                other = registered.get(task.name) or own.get(task.name)
+                if other not in (None, spec) or leaves[name].count(task.name) > 1:
+                    raise UserError(f"{name} has a task {task.name!r}, and another has that name; rename one of them")
+                (own if task.base is None else registered)[task.name] = spec
         group = [{"group": "inheritune", "task": list(registered.values())}] if registered else []
         return ResolvedTasks([*group, *own.values()], task_manager(), leaves, dict(self._rows))
 
     def _described(self, task: FileTask, num_fewshot: int | None) -> dict[str, Any]:
-        """What to load for a file's task."""
+        """What to load for a task: lm-eval's with what a file changes of it, or a file's own."""
         config = dict(task.config)
         if num_fewshot is not None:
             config["num_fewshot"] = num_fewshot
+        if task.base is not None and "dataset_path" not in config:
+            return self._registered(task.base, config.pop("num_fewshot", None)) | config
         if task.rows is not None:
             self._rows[task.name] = task.rows
         config["dataset_kwargs"] = {**(config.get("dataset_kwargs") or {}), "cache_dir": self._cache}

@@ -1,4 +1,4 @@
-"""Task files: lm-eval's form of one task is scored, and what others wrote runs, reads and writes nothing else."""
+"""Task files: every form that lm-eval takes is scored, and what others wrote runs, reads and writes nothing else."""
 
 import json
 import os
@@ -46,22 +46,29 @@ def of_train(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "rows"),
+    ("text", "tasks", "rows"),
     [
-        (of_train(CHOICE.replace(FILES, "{data_files: rows.jsonl}")), "mine", 4),
-        (of_train(CHOICE.replace(FILES, "{data_files: [rows.jsonl, more.jsonl]}")), "mine", 8),
-        (CHOICE.replace("rows.jsonl", "[rows.jsonl, more.jsonl]"), "mine", 8),
-        (CHOICE.replace("rows.jsonl", "'part-*.jsonl'"), "mine", 8),
-        (CHOICE.replace("doc_to_choice: c", "doc_to_choice: {no: opens, yes: water}"), "mine", 4),
-        ("include: normal.yaml\ntask: other\n", "other", 4),
-        ("include: [normal.yaml]\ntask: other\ndoc_to_text: 'Q: {{q}}'\n", "other", 4),
-        (CHOICE + SHOTS.replace("SAMPLES", SAMPLES), "mine", 4),
+        (of_train(CHOICE.replace(FILES, "{data_files: rows.jsonl}")), ["mine"], 4),
+        (of_train(CHOICE.replace(FILES, "{data_files: [rows.jsonl, more.jsonl]}")), ["mine"], 8),
+        (CHOICE.replace("rows.jsonl", "[rows.jsonl, more.jsonl]"), ["mine"], 8),
+        (CHOICE.replace("rows.jsonl", "'part-*.jsonl'"), ["mine"], 8),
+        (CHOICE.replace("doc_to_choice: c", "doc_to_choice: {no: opens, yes: water}"), ["mine"], 4),
+        ("include: normal.yaml\ntask: other\n", ["other"], 4),
+        ("include: [normal.yaml]\ntask: other\ndoc_to_text: 'Q: {{q}}'\n", ["other"], 4),
+        ("group: both\ntask: [normal.yaml]\n", ["mine"], 4),
+        ("group: both\ntask:\n  - mine\n", ["mine"], 4),
+        ("group: both\ntask:\n  - task: mine\n    num_fewshot: 1\n", ["mine"], 4),
+        ("group: both\ntask:\n  - group: inner\n    task: [mine]\n", ["mine"], 4),
+        ("group: both\ntask:\n  - INLINE\n  - normal.yaml\n", ["both::inline", "mine"], 4),
+        (CHOICE + SHOTS.replace("SAMPLES", SAMPLES), ["mine"], 4),
     ],
 )
-def test_the_forms_of_lm_evals_guide_are_scored(two_models, here, text, name, rows):
-    found = scored(two_models[0], written(here, text))
-    assert list(found.tasks) == [name] and len(found.cells) == 1
-    assert found.tasks[name]["acc"]["n"] == rows
+def test_the_forms_of_lm_evals_guide_are_scored(two_models, here, text, tasks, rows):
+    inline = CHOICE.rstrip().replace("task: mine", "task: inline").replace("\n", "\n    ")
+    found = scored(two_models[0], written(here, text.replace("INLINE", inline)))
+    assert list(found.tasks) == tasks
+    assert found.tasks[tasks[0]]["acc"]["n"] == rows
+    assert len(found.cells) == len(tasks)
 
 
 UNSAFE = '"{{ q.__class__ }}"'
@@ -78,10 +85,16 @@ HOSTILE = {
     "description": (CHOICE + f"description: {UNSAFE}\n", "unsafe"),
     "prefix": (CHOICE + f"gen_prefix: {UNSAFE}\n", "unsafe"),
     "shots": (CHOICE + SHOTS.replace("SAMPLES", SAMPLES).replace("'{{q}}?'", UNSAFE), "unsafe"),
+    "group": (f"group: g\ndoc_to_text: {UNSAFE}\ntask: [normal.yaml]\n", "unsafe"),
+    "inner group": (
+        f"group: g\ntask:\n  - group: h\n    task:\n      - task: mine\n        doc_to_text: {UNSAFE}\n",
+        "unsafe",
+    ),
     "memory": (CHOICE.replace("{{q}}", "{{ q * 10 ** 10 }}"), "more than"),
     "name above": (CHOICE.replace("task: mine", "task: ../../evil"), "task name '../../evil'"),
     "absolute name": (CHOICE.replace("task: mine", "task: /tmp/evil"), "task name"),
     "name that is none": (CHOICE.replace("task: mine", "task: [mine]"), "no field `task`"),
+    "name in a group": ("group: g\ntask:\n  - task: ../evil\n    doc_to_text: x\n", "task name"),
     "data above": (CHOICE.replace("rows.jsonl", "../secret.jsonl"), "leads out of its folder"),
     "absolute data": (CHOICE.replace("rows.jsonl", "/etc/passwd"), "leads out of its folder"),
     "data in a list": (CHOICE.replace("rows.jsonl", "[rows.jsonl, /etc/passwd]"), "leads out of its folder"),
@@ -95,7 +108,10 @@ HOSTILE = {
     "include above": ("include: ../secret.yaml\ntask: other\n", "leads out of its folder"),
     "include of a system file": ("include: /etc/hostname\ntask: other\n", "leads out of its folder"),
     "include of itself": ("include: file.yaml\ntask: other\n", "includes itself"),
-    "group": ("group: g\ntask: [normal.yaml]\n", "describes a group of tasks; name its tasks instead"),
+    "group of itself": ("group: g\ntask: [file.yaml]\n", "names itself"),
+    "group file above": ("group: g\ntask: [../secret.yaml]\n", "leads out of its folder"),
+    "unknown member": ("group: g\ntask: [piqua]\n", "unknown task 'piqua'; did you mean piqa"),
+    "member that is none": ("group: g\ntask: [[1]]\n", "has the member"),
     "pickled rows": (CHOICE.replace("dataset_path: json", "dataset_path: pandas"), "could run code"),
     "rows of a folder": (CHOICE.replace("dataset_path: json", "dataset_path: ../tasks"), "dataset_path '../tasks'"),
     "a file as metric": (CHOICE.replace("metric: acc,", "metric: ./helpers.py,"), "not a metric of lm-eval's"),
