@@ -41,7 +41,7 @@ def test_generated_text_is_the_likeliest_token_again_and_again(build):
     model = build(torch.float32, DEVICE)
     install_plans(model)
     settings = GenerationSettings.of({"max_gen_toks": 24})
-    made = generate(model, prompts, settings, None, lambda ids: "")
+    made = generate(model, prompts, settings, None, lambda ids: "", [0] * 4)
     reference = build()
     for prompt, new in zip(prompts, made, strict=True):
         assert len(prompt) + len(new) <= SHAPE["block_size"]
