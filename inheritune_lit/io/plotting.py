@@ -25,7 +25,6 @@ GREY = "0.45"
 Floats = Sequence[float]
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_HATCHES = ("", "//", "..", "\\\\", "xx")
 _DPI = 130
 _MOST = 1e30  # of any axis: matplotlib cannot divide what is near the largest number
 _LABEL_SIZE = 8
@@ -75,25 +74,6 @@ def _drawable(values: Floats) -> np.ndarray:
 def draw_level(axes: Axes, value: float, label: str) -> None:
     """Draws a grey dashed line across the panel for a value that the curves are compared with."""
     axes.axhline(value, color=GREY, linestyle=(0, (6, 3)), linewidth=1, label=label, zorder=1)
-
-
-def draw_bars(
-    axes: Axes,
-    names: Sequence[str],
-    values: Floats,
-    errors: Floats | None = None,
-    numbers: Sequence[int] | None = None,
-    value_format: str = "{:.3g}",
-) -> None:
-    """Draws a bar per name, its value above it, ± ``errors``, in the colours of the curves ``numbers`` (0, 1, ...)."""
-    numbers = range(len(names)) if numbers is None else numbers
-    look: dict[str, Any] = {"edgecolor": "white", "error_kw": {"ecolor": "0.2", "elinewidth": 1, "capsize": 3}}
-    for part, values_of_part in {"color": COLOURS, "hatch": _HATCHES}.items():
-        look[part] = [values_of_part[number % len(values_of_part)] for number in numbers]
-    bars = axes.bar(range(len(names)), values, yerr=errors, **look)
-    axes.bar_label(bars, [value_format.format(value) for value in values], fontsize=_LABEL_SIZE, padding=2)
-    axes.set_xticks(range(len(names)), names)
-    axes.margins(y=0.12)
 
 
 def engineering_ticks(axis: Axis, unit: str = "") -> None:

@@ -134,7 +134,10 @@ def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
     plotting.engineering_ticks(losses.xaxis)
     plotting.label_ends(losses)
     heights, errors = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
-    plotting.draw_bars(accuracies, list(models), heights, errors, [number_of[name] for name in models], "{:.1f}")
+    colours = [plotting.COLOURS[number_of[name]] for name in models]
+    bars = accuracies.bar(list(models), heights, yerr=errors, color=colours, capsize=3)
+    accuracies.bar_label(bars, fmt="%.1f", padding=2)
+    accuracies.margins(y=0.12)
     plotting.draw_level(accuracies, 100 * CHANCE, "chance")
     plotting.label_ends(accuracies)
     accuracies.set(ylabel="accuracy (%)", title="Which passage comes next?")

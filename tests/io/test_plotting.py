@@ -6,11 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
 from inheritune_lit.io.plotting import (
-    draw_bars,
     draw_curve,
     draw_level,
     engineering_ticks,
@@ -83,13 +81,6 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     content = save_png(first, tmp_path / "figure.png")
     assert content == (tmp_path / "figure.png").read_bytes() == save_png(second) == save_png(first)
     assert b"Matplotlib" not in content and [path.name for path in tmp_path.iterdir()] == ["figure.png"]
-
-
-def test_bars_have_the_colours_of_the_curves():
-    _, (axes,) = new_figure()
-    draw_bars(axes, ["slice", "random"], [60.0, 50.0], [1.0, 2.0], numbers=[3, 1])
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches] == [style(3)["color"], style(1)["color"]]
-    assert [text.get_text() for text in axes.texts] == ["60", "50"]
 
 
 def test_heights_are_moved_as_little_as_possible_and_stay_inside():
