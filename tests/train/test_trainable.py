@@ -164,6 +164,25 @@ def test_a_part_is_trained_as_a_plain_loop_does(run, checkpoint, packed, tmp_pat
         torch.testing.assert_close(final[name], parameter.detach(), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("speed", ["activation_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
+def test_recomputed_or_compiled_it_is_the_same(speed, checkpoint, packed, tmp_path):
+    args = {
+        "train__trainable": "lm_head,h.1.attn",
+        "precision": "bf16-mixed",
+        "train__max_steps": 6,
+        "eval__interval": 6,
+    }
+    args |= {"train__log_interval": 1, "speed__loss_kernel": "plain"}
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "plain", **args)) == 0
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "other", **args, **{f"speed__{speed}": "true"})) == 0
+    one, two = (
+        [float(loss) for row in losses_of(tmp_path / run) for loss in row[2:] if loss] for run in ("plain", "other")
+    )
+    assert two == pytest.approx(one, rel=1e-3)
+    model = TrainedModel.of(load_model(checkpoint), args["train__trainable"])
+    frozen_and_trained(checkpoint, tmp_path / "other" / "final", model)
+
+
 @pytest.mark.parametrize("patterns", [None, "lm_head", "h.1.mlp", "h.2", "lm_head,ln_f", "wte", "h.0.attn.qkv,lm_head"])
 @pytest.mark.parametrize("kernel", ["plain", "chunked"])
 def test_gradients_are_those_of_the_whole_model(kernel, patterns):
