@@ -11,6 +11,8 @@ from tiny import make_checkpoint
 from train_command import pretrain_command
 
 from inheritune_lit.cli import main
+from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.model.load import load_model
 from inheritune_lit.train.metrics import read_metrics
 
@@ -74,9 +76,10 @@ def test_one_process_continues_what_two_ranks_began(checkpoint, packed, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_distill_as_one_does(checkpoint, packed, tmp_path, tokenizer_dir, strategy):
+def test_two_ranks_distill_as_one_does(packed, tmp_path, tokenizer_dir, strategy):
     make_checkpoint(tmp_path / "teacher", tokenizer_dir, n_layer=3, seed=7)
-    args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__align": "last"}
+    checkpoint = slice_model(SliceArgs(str(tmp_path / "teacher"), layers="0,2", out_dir=tmp_path / "slice")).folder
+    args = {"train__max_steps": 8, "distill__teacher": tmp_path / "teacher", "distill__align": "layers"}
     assert main(pretrain_command(checkpoint, packed, tmp_path / "one", **args)) == 0
     done = two_ranks(pretrain_command(checkpoint, packed, tmp_path / "two", **args, devices=2, strategy=strategy))
     assert done.returncode == 0, done.stderr
