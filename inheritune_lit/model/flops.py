@@ -19,7 +19,10 @@ from inheritune_lit.model.gpt import Transformer, build_model
 LONGEST_BLOCK = 2048  # most tokens per sample where no number is given: the paper's
 
 
-def flops_per_token(config: Config, block_size: int, trained: Collection[str] | None = None) -> float:
+Names = Collection[str] | None  # of parameters; None for all
+
+
+def flops_per_token(config: Config, block_size: int, trained: Names = None) -> float:
     """Forward and backward FLOPs per token: 6 per matrix parameter (head included) and 6 * layers * width * T of causal
     attention.
 
@@ -52,11 +55,11 @@ def flops_per_token(config: Config, block_size: int, trained: Collection[str] | 
 _LAYER, _EMBEDDINGS = "transformer.h.", ("transformer.wte", "transformer.wpe")
 
 
-def _trains(trained: Collection[str] | None, prefixes: tuple[str, ...]) -> bool:
+def _trains(trained: Names, prefixes: tuple[str, ...]) -> bool:
     return trained is None or any(name.startswith(prefixes) for name in trained)
 
 
-def layers_reached(config: Config, trained: Collection[str] | None = None) -> int:
+def layers_reached(config: Config, trained: Names = None) -> int:
     """How many layers, the last ones, the backward pass goes through."""
     depth = config.n_layer
     if _trains(trained, _EMBEDDINGS):
@@ -65,12 +68,7 @@ def layers_reached(config: Config, trained: Collection[str] | None = None) -> in
 
 
 def kept_bytes(
-    config: Config,
-    block_size: int,
-    precision: Precision,
-    compiled: bool,
-    budget: float = 1.0,
-    trained: Collection[str] | None = None,
+    config: Config, block_size: int, precision: Precision, compiled: bool, budget: float = 1.0, trained: Names = None
 ) -> int:
     """Bytes per sample that the blocks of a model on a GPU keep for the backward pass, found without any data.
 
@@ -82,9 +80,7 @@ def kept_bytes(
         width = (config.moe_intermediate_size or config.intermediate_size) * config.n_expert_per_token
         config = replace(config, mlp_class_name="LLaMAMLP", intermediate_size=width)
         trained = trained and {re.sub(r"\.experts\.\d+", "", name) for name in trained}
-    first, names = config.n_layer - layers_reached(config, trained), trained
-    if names is None:
-        names = tensor_shapes(config, tied=False)
+    first, names = config.n_layer - layers_reached(config, trained), trained or tensor_shapes(config, tied=False)
     inner = [f"{_LAYER}{layer}." for layer in range(first, config.n_layer)]
     layers = [tuple(sorted(name[len(each) :] for name in names if name.startswith(each))) for each in inner]
     outer = [name for name in names if not name.startswith(_LAYER)]

@@ -1,6 +1,7 @@
 """Which parameters of a model are trained: ``--train.trainable``."""
 
 import math
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -43,26 +44,21 @@ class TrainedModel:
         return frozenset(names | {EMBEDDING, HEAD} if self.tied and names & {EMBEDDING, HEAD} else names)
 
     def _named(self, pattern: str, shapes: Shapes) -> list[str]:
-        parts = pattern.removeprefix("transformer.").split(".")
-        layers = None
-        if parts[0] == "h" and parts[1:] and "*" not in parts[1]:
+        part = pattern.removeprefix("transformer.")
+        parts = [part]
+        if match := re.fullmatch(r"h\.([^.*]+)(.*)", part):
             try:
-                layers = {str(layer) for layer in parse_layers(parts[1], self.config.n_layer)}
+                parts = [f"h.{layer}{match[2]}" for layer in parse_layers(match[1], self.config.n_layer)]
             except UserError as error:  # the syntax is that of `inheritune slice`, whose flag has another name
                 told = str(error).replace("--layers ", "--train.trainable h.", 1).replace("the reference", "the model")
                 raise UserError(told) from error
-            parts[1] = "*"
-        found = []
-        for name in shapes:
-            path = name.removeprefix("transformer.").split(".")
-            fits = len(parts) < len(path) and all(map(fnmatchcase, path, parts))
-            if fits and (layers is None or path[1] in layers):
-                found.append(name)
+        short = {name: name.removeprefix("transformer.") for name in shapes}
+        found = [name for name in shapes if any(fnmatchcase(short[name], f"{each}.*") for each in parts)]
         if not found:
-            first = "transformer.h.0."
-            inner = dict.fromkeys(name[len(first) :].rpartition(".")[0] for name in shapes if name.startswith(first))
-            outer = dict.fromkeys(name.split(".")[-2] for name in shapes if ".h." not in name)
-            has = f"{', '.join(outer)} and h.0-{self.config.n_layer - 1} with {', '.join(inner)}"
+            there = dict.fromkeys(each.rpartition(".")[0] for each in short.values())
+            outer = ", ".join(each for each in there if not each.startswith("h."))
+            inner = ", ".join(each[len("h.0.") :] for each in there if each.startswith("h.0."))
+            has = f"{outer} and h.0-{self.config.n_layer - 1} with {inner}"
             raise UserError(f"--train.trainable {self.trainable}: {pattern!r} names nothing of the model; it has {has}")
         return found
 
