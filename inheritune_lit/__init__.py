@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from inheritune_lit.train.distillation import stored_bytes, teacher_bytes
     from inheritune_lit.train.gpus import ASSUMED_MFU, Gpu, find_gpus, peak_flops
     from inheritune_lit.train.metrics import METRICS, read_metrics
-    from inheritune_lit.train.optim import OPTIMIZER
     from inheritune_lit.train.plan import (
         MeasuredSteps,
         ResourceEstimate,
@@ -138,7 +137,7 @@ __all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model
 __all__ += ["InitArgs", "PlanArgs", "init_recipe", "plan"]
 __all__ += ["ReportArgs", "make_report"]
 __all__ += ["AblateArgs", "DemoArgs", "GrowArgs", "ReproduceArgs", "ablate", "grow", "reproduce", "run_demo"]
-__all__ += ["ASSUMED_MFU", "METRICS", "OPTIMIZER", "DistillArgs", "EvalArgs", "Gpu", "MeasuredSteps", "MixtureArgs"]
+__all__ += ["ASSUMED_MFU", "METRICS", "DistillArgs", "EvalArgs", "Gpu", "MeasuredSteps", "MixtureArgs"]
 __all__ += ["OptimizerArgs", "PretrainArgs", "ResourceEstimate", "RunPlan", "RunRecord", "RunResult", "SpeedArgs"]
 __all__ += ["StepMemory", "TeachArgs", "TeachResult", "TrainArgs", "TrainingArgs", "at_depth", "build_fabric"]
 __all__ += ["check_machine", "data_settings", "default_precision", "find_gpus", "largest_micro_batch", "machine_name"]

@@ -207,6 +207,7 @@ _ADVICE = {
     "resume resume_from_checkpoint": "the same command again continues a stopped run",
     "criteria": "ways of choosing layers are compared by `inheritune ablate`",
     "healing": "ways of choosing layers are compared by `inheritune ablate`, with --train, --eval and --optimizer",
+    "optimizer_state": "every round of `inheritune grow` starts with a fresh optimizer; leave it out",
 }
 _OTHERS_COMMANDS = {
     "convert convert_from_litgpt": "`inheritune export FOLDER --out_dir HF_FOLDER` writes a Hugging Face folder",

@@ -49,8 +49,6 @@ class GrowArgs(TrainingArgs):
     margin: float = 0.01
     """Nats per token by which the loss may be above the reference's, tested with 95% confidence on the differences of
     the validation samples; the default is the last digit that the paper prints."""
-    optimizer_state: Literal["reset", "keep"] = "reset"
-    """"reset" starts every round with a fresh optimizer, as the paper; "keep" lets old layers keep theirs."""
     seed: int = 1337
     """Seed of the first round's data order; the next round has the next seed."""
 
@@ -61,12 +59,7 @@ class GrowArgs(TrainingArgs):
         check_numbers(self, "grow_by", least=1)
         if self.n is not None and self.initial_checkpoint_dir is not None:
             raise UserError(f"--n {self.n} and --initial_checkpoint_dir both say where to start; give one")
-        keep, inherited = self.optimizer_state == "keep", self.old_layers == "inherited"
-        if keep and self.sharded:
-            raise UserError(f"--optimizer_state keep with --strategy {self.strategy} is impossible; use ddp, or reset")
-        if keep and inherited:
-            raise UserError("--optimizer_state keep is for layers that continue; with --old_layers inherited use reset")
-        if inherited and self.initial_checkpoint_dir is not None:
+        if self.old_layers == "inherited" and self.initial_checkpoint_dir is not None:
             every = "--old_layers inherited takes every layer from the reference"
             raise UserError(f"{every}, --initial_checkpoint_dir does not; give one of them")
 

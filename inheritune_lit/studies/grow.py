@@ -48,11 +48,10 @@ def grow(args: GrowArgs) -> StudyResult[rounds.Growth]:
             for one in growing.rounds:
                 if len(growth.rounds) < one.round:
                     start = growing.inherit(one, before)  # lines 1 and 4
-                    result = growing.train(one, start, before)  # lines 2 and 5
+                    result = growing.train(one, start)  # lines 2 and 5
                     if result.final is None:
                         return StudyResult(growth, str(result))
                     growing.compare(one)  # line 3
-                growing.drop_optimizers(one.round)
                 if growth.rounds[one.round - 1].met:
                     return growing.finish("met")
                 before = args.out_dir / one.folder
@@ -101,8 +100,8 @@ class _Growing(rounds.GrowthPlan):
         self.fabric.barrier()
         return start
 
-    def train(self, one: rounds.Round, start: Path, before: Path | None) -> lit.RunResult:
-        """Trains for T steps, with a schedule and a data order of its own; ``final`` is None where that was stopped."""
+    def train(self, one: rounds.Round, start: Path) -> lit.RunResult:
+        """Trains for T steps, with an optimizer, a schedule and a data order of its own; no ``final`` where stopped."""
         args, seconds = self.args, self.args.train.max_time  # for the whole call
         if seconds is not None:  # what is left of it, the same on every rank, so that all stop
             seconds = self.fabric.broadcast(seconds - (time.monotonic() - self.started))
@@ -110,9 +109,7 @@ class _Growing(rounds.GrowthPlan):
                 self.log(f"--train.max_time is over before round {one.round}; the same command continues")
                 return lit.RunResult(None)
         changes = {"seed": args.seed + one.round - 1, "train": replace(args.train, max_time=seconds)}
-        training, keep = training_of(args, start, self.out_dir / one.folder, **changes), args.optimizer_state == "keep"
-        moments = before / lit.OPTIMIZER if keep and before else None
-        return lit.pretrain(training, initial_optimizer=moments, keep_optimizer=keep)
+        return lit.pretrain(training_of(args, start, self.out_dir / one.folder, **changes))
 
     def compare(self, one: rounds.Round) -> None:
         """Measures a trained model on D_val, compares it with the reference, and records the round."""
@@ -125,12 +122,6 @@ class _Growing(rounds.GrowthPlan):
         if self.first:
             self.growth.save(self.out_dir)
         self.log(f"round {one.round}, {one.n_layer} layers: {comparison.words()}")
-
-    def drop_optimizers(self, number: int) -> None:
-        """Removes optimizer states from before a round that is done: each is twice the size of a model."""
-        if self.first:
-            for one in self.rounds[: number - 1]:
-                (self.out_dir / one.folder / lit.OPTIMIZER).unlink(missing_ok=True)
 
     def finish(self, outcome: str) -> StudyResult[rounds.Growth]:
         """Records why growing ended, and returns the optimized model (line 7)."""

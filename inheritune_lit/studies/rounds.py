@@ -119,10 +119,11 @@ class GrowthPlan:
         if not self.rounds:
             needed = f"the first round alone takes {flops:.2e}: give more, or a smaller training budget"
             raise UserError(f"--max_flops is {args.max_flops:g}; {needed}")
-        names = ("grow_by", "new_layers", "old_layers", "seed", "margin", "optimizer_state")
+        names = ("grow_by", "new_layers", "old_layers", "seed", "margin")
         distill = {name: str(each) for name, each in vars(args.distill).items()} if args.distill.active else None
         self.settings = {
             **{name: getattr(args, name) for name in names},
+            "optimizer_state": "reset",  # earlier versions could keep it: such a growth is not continued
             "start_layers": every[0].layers,
             "start_sha256": sha256_file(initial / lit.WEIGHTS) if initial else None,
             "device": fabric.device.type,

@@ -1,11 +1,10 @@
-"""How a step changes the weights: learning rate, judging steps, clipping, and the optimizer with its state by name."""
+"""How a step changes the weights: learning rate, judging steps, clipping, and the optimizer."""
 
 import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.folders import replace_file
 from inheritune_lit.train.args import OptimizerArgs, TrainArgs
 
 
@@ -236,50 +234,3 @@ def _build(groups: Groups, args: OptimizerArgs) -> torch.optim.Optimizer:
         return build(groups, lr=args.lr, **(args.init_args or {}))
     except (TypeError, ValueError) as error:
         raise UserError(f"{args.name} does not take --optimizer.init_args {args.init_args}: {error}") from error
-
-
-OPTIMIZER = "optimizer.pth"
-_MASTER = "master"
-
-
-def save_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-    """Write name -> state of every parameter, such as ``exp_avg``, ``exp_avg_sq`` and ``step`` of AdamW."""
-    inner, names, masters = _parts(model, optimizer)
-    states = inner.state_dict()["state"]
-    content: dict[str, dict[str, Any]] = {name: dict(states.get(number, {})) for number, name in enumerate(names)}
-    for name, master in masters.items():
-        content[name][_MASTER] = master.detach()
-    replace_file(path, lambda aside: torch.save(content, aside))
-
-
-def load_optimizer(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-    """Give parameters the state saved under their names, if there is one; a file of something else is a UserError."""
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        inner, names, masters = _parts(model, optimizer)
-        saved = {number: dict(content[name]) for number, name in enumerate(names) if content.get(name)}
-        copies = {names[number]: state.pop(_MASTER) for number, state in saved.items() if _MASTER in state}
-        with torch.no_grad():
-            for name, master in masters.items():
-                saved_master = copies.get(name, master).to(master.device)
-                if torch.equal(saved_master.bfloat16(), master.bfloat16()):  # else the weights are others
-                    master.copy_(saved_master)
-        inner.load_state_dict({**inner.state_dict(), "state": saved})
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path} is not an optimizer state of this model; give --optimizer_state reset") from error
-
-
-def _parts(
-    model: torch.nn.Module, optimizer: Optimizer
-) -> tuple[torch.optim.Optimizer, list[str], dict[str, torch.nn.Parameter]]:
-    """A plain optimizer with the names of what it trains in its order, and by name the masters that are no weights."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    masters: dict[str, torch.nn.Parameter] = {}
-    if isinstance(optimizer, MasterWeights):
-        pairs = () if optimizer.are_weights else optimizer.masters.items()
-        masters = {names[each]: master for each, master in pairs if master is not each}
-        names = {master: names[parameter] for parameter, master in optimizer.masters.items()}
-        optimizer = optimizer.optimizer
-    return optimizer, [names[each] for group in optimizer.param_groups for each in group["params"]], masters

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,28 +22,24 @@ from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.distillation import prepare_distillation
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import MetricsLog
-from inheritune_lit.train.optim import OPTIMIZER, load_optimizer, save_optimizer
 from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run
 from inheritune_lit.train.run_folder import RunResult
-from inheritune_lit.train.saving import Saver, drop_state, is_whole, writing
+from inheritune_lit.train.saving import Saver, drop_state, is_whole
 from inheritune_lit.train.trainable import TrainedModel
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_optimizer: bool = False) -> RunResult:
+def pretrain(args: PretrainArgs) -> RunResult:
     """Train a litgpt checkpoint on packed data; the same call continues a run that was stopped or killed.
 
     The run folder holds ``metrics.csv``, ``state.pth`` while the run lasts, and at its end ``final/``, a litgpt
     checkpoint.
 
-    Parameters begin with the state that ``initial_optimizer`` has under their names, afresh when None;
-    ``keep_optimizer`` leaves the optimizer's state in the run folder, for the ``initial_optimizer`` of another run.
-
     Bad input, a run with other settings in ``out_dir``, or a bad step is a ``UserError``. Ctrl-C saves first; so does
     SIGTERM, which returns a result without ``final``.
     """
-    run = _Run(args, initial_optimizer)
+    run = _Run(args)
     if args.dry_run or is_whole(args.out_dir):  # perhaps where nothing can be written
         run.find()
         if args.dry_run:
@@ -56,7 +51,7 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
     switches = setup.training_switches(run.fabric.device, run.precision, args.deterministic, budget)
     with on_first_rank(run.fabric, own_folder(args.out_dir)), one_fate(run.fabric), switches:
         try:
-            return run.train(initial_optimizer, keep_optimizer)
+            return run.train()
         except torch.OutOfMemoryError as error:
             raise run.estimate.out_of_memory() from error
 
@@ -64,7 +59,7 @@ def pretrain(args: PretrainArgs, *, initial_optimizer: Path | None = None, keep_
 class _Run:
     """A run. Making one checks all that can be checked before anything is spent."""
 
-    def __init__(self, args: PretrainArgs, initial_optimizer: Path | None) -> None:
+    def __init__(self, args: PretrainArgs) -> None:
         args = replace(args, eval=args.eval.continued(args.out_dir))
         self.args, train, start = args, args.train, args.initial_checkpoint_dir
         read_manifest(start)  # a damaged one is told before the training, not after it
@@ -104,7 +99,6 @@ class _Run:
             "device": device.type,
             "seed": args.seed,
             **({"distill": teacher.settings} if teacher else {}),
-            **({"initial_optimizer_sha256": sha256_file(initial_optimizer)} if initial_optimizer else {}),
             **run_folder.data_settings(args.data, args.documents, self.mixture),
         }
         self.finished: RunResult | None = None
@@ -151,7 +145,7 @@ class _Run:
             lines.append(f"data changed at sample {sample:,}, before: {different}")
         return "\n      ".join(lines)
 
-    def train(self, initial_optimizer: Path | None, keep_optimizer: bool) -> RunResult:
+    def train(self) -> RunResult:
         """Train the run, whose folder no other process writes."""
         args, plan, fabric, is_first, out_dir = self.args, self.plan, self.fabric, self.is_first, self.args.out_dir
         self.find()  # what is there now
@@ -169,8 +163,6 @@ class _Run:
         fabric.barrier()
         teacher = self.distillation
         state = setup.set_up(fabric, self.gpt, args, plan.block_size, self.precision, self.kernels, teacher)
-        if initial_optimizer:
-            load_optimizer(initial_optimizer, self.gpt, state.optimizer)
         domains = [name for name, size in self.val_data.domains.items() if size.samples]
         log = MetricsLog(out_dir, args.logger_name, domains) if is_first else None
         sampler, saver = run_folder.run_sampler(self.settings, self.changes), Saver(fabric, state, args)
@@ -181,9 +173,6 @@ class _Run:
             skipped = trainer.guard.skipped
             if validation is None:
                 return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
-            if keep_optimizer and is_first:
-                with writing("the optimizer's state", out_dir / OPTIMIZER):
-                    save_optimizer(out_dir / OPTIMIZER, self.gpt, state.optimizer)
             held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
             record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
             saver.save_weights(FINAL, record)

@@ -19,7 +19,6 @@ from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.model.load import load_model, load_state
 from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import read_metrics
-from inheritune_lit.train.optim import OPTIMIZER
 
 
 def record(folder: Path) -> dict:
@@ -109,7 +108,7 @@ def test_a_hugging_face_folder_is_the_same_reference(grow, undisturbed, referenc
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_models_are_measured_as_they_are_trained(grow, tmp_path, precision):
-    grow(margin=0, precision=precision, documents="separate", optimizer_state="keep")
+    grow(margin=0, precision=precision, documents="separate")
     for row in record(tmp_path / "grown")["rounds"]:
         in_training = float(read_metrics(tmp_path / "grown" / row["folder"] / "metrics.csv")[-1]["val_loss"])
         assert row["loss"] == pytest.approx(in_training, abs=1e-4)
@@ -165,10 +164,8 @@ def contents(folder: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("optimizer_state", ["reset", pytest.param("keep", marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_like_an_undisturbed_one(command, grow, tmp_path, optimizer_state):
-    grow(margin=0, optimizer_state=optimizer_state)
-    often = command(tmp_path / "often", margin=0, optimizer_state=optimizer_state)
+def test_killed_again_and_again_it_ends_like_an_undisturbed_one(command, undisturbed, tmp_path):
+    often = command(tmp_path / "often", margin=0)
     deaths = 0
     # Each process gets a little further than the one before, to a moment that its predecessors do not share.
     while (code := run_or_die(often, 4 + deaths % 3)) == -signal.SIGKILL:
@@ -176,7 +173,7 @@ def test_killed_again_and_again_it_ends_like_an_undisturbed_one(command, grow, t
         assert deaths < 60
     assert code == 0
     assert deaths >= 6
-    assert contents(tmp_path / "often") == contents(tmp_path / "grown")
+    assert contents(tmp_path / "often") == contents(undisturbed)
 
 
 def test_sigterm_ends_a_round_that_goes_on_later(grow, undisturbed, tmp_path, monkeypatch, capsys):
@@ -201,32 +198,6 @@ def test_time_is_for_all_rounds(grow, tmp_path, capsys):
     grow(margin=0, train__max_time=1e-6)
     assert "the same command continues" in capsys.readouterr().err
     assert not (tmp_path / "grown" / "grow.json").exists()
-
-
-def test_rounds_begin_with_the_moments_of_the_last(grow, tmp_path, monkeypatch):
-    from inheritune_lit.train import pretrain as module
-
-    begun = []
-    load = module.load_optimizer
-
-    def load_and_look(path, model, optimizer):
-        saved = torch.load(path, weights_only=True)
-        load(path, model, optimizer)
-        state = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
-        begun.append((saved, {name: {k: v.clone() for k, v in values.items()} for name, values in state.items()}))
-
-    monkeypatch.setattr(module, "load_optimizer", load_and_look)
-    grow(margin=0, optimizer_state="keep")
-    assert len(begun) == 2
-    for number, (saved, state) in enumerate(begun):
-        new = {name for name, values in state.items() if not values}
-        assert new == {name for name in state if name.startswith(f"transformer.h.{2 + number}.")}
-        for name in state.keys() - new:
-            # Layer 2 came a round later than the rest.
-            assert state[name]["step"] == 6 * (number + 1 - name.startswith("transformer.h.2."))
-            assert all(torch.equal(state[name][key], saved[name][key]) for key in saved[name]), name
-    # Only the last round's is kept, from which growing could go on.
-    assert [path.parent.name for path in (tmp_path / "grown").rglob(OPTIMIZER)] == ["round-03-4l"]
 
 
 def test_rounds_have_fresh_samples_and_their_own_schedule(undisturbed):

@@ -39,8 +39,7 @@ def refused(command, tmp_path, capsys, monkeypatch):
         ({"margin": -0.1}, "--margin is -0.1; give the nats"),
         ({"margin": ".nan"}, "--margin is nan"),
         ({"max_flops": 1e6}, "the first round alone takes 1.34e+08"),
-        ({"optimizer_state": "keep", "strategy": "fsdp"}, "--optimizer_state keep with --strategy fsdp"),
-        ({"optimizer_state": "keep", "old_layers": "inherited"}, "--optimizer_state keep is for layers that continue"),
+        ({"optimizer_state": "keep"}, "--optimizer_state; every round of `inheritune grow` starts with"),
         ({"train__max_seq_length": 33}, "max_seq_length is 33"),
         ({"train__lr_warmup_steps": 6}, "leave no step for the cosine schedule"),
         ({"eval__max_iters": 1, "train__micro_batch_size": 1}, "1 validation sample; the comparison"),
@@ -92,13 +91,22 @@ def test_a_reference_that_cannot_be_measured_on_the_data(refused, packed, tmp_pa
     [
         ({"margin": 0.5}, "was started with margin 0.0, not 0.5"),
         ({"grow_by": 2}, "was started with grow_by 1, not 2"),
-        ({"optimizer_state": "keep"}, "was started with optimizer_state 'reset', not 'keep'"),
         ({"train__max_steps": 7}, "was started with train.max_steps 6, not 7"),
         ({"n": 1}, "was started with start_layers [0, 1], not [0]"),
     ],
 )
 def test_other_settings_than_it_was_started_with(refused, undisturbed, changes, told):
     refused(told, **{"out_dir": undisturbed, "margin": 0, **changes})
+
+
+def test_an_earlier_version_kept_the_optimizer(refused, undisturbed, tmp_path):
+    """That cannot go on; what it started with a fresh optimizer in every round does."""
+    manifest = json.loads((undisturbed / "inheritune.json").read_text())
+    assert manifest["settings"]["optimizer_state"] == "reset"
+    manifest["settings"]["optimizer_state"] = "keep"
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "inheritune.json").write_text(json.dumps(manifest))
+    refused("was started with optimizer_state 'keep', not 'reset'", out_dir=tmp_path / "kept", margin=0)
 
 
 def test_another_reference_than_it_was_started_with(refused, undisturbed, tmp_path, tokenizer_dir):

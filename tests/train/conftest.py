@@ -91,7 +91,6 @@ def run(checkpoint, packed, tmp_path, train_args):
         }
         start = given.pop("initial_checkpoint_dir", checkpoint)
         data = given.pop("data", packed)
-        more = {name: given.pop(name) for name in ("initial_optimizer", "keep_optimizer") if name in given}
-        return pretrain(PretrainArgs(start, data, out_dir, **given), **more)
+        return pretrain(PretrainArgs(start, data, out_dir, **given))
 
     return call

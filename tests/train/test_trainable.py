@@ -253,15 +253,3 @@ def test_another_part_does_not_continue_a_run(checkpoint, packed, tmp_path, caps
     assert main(pretrain_command(checkpoint, packed, tmp_path / "other", train__trainable="head")) == 2
     assert "'head' names nothing of the model; it has" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
-
-
-def test_a_part_begins_with_its_optimizers_state(run, tmp_path, train_args):
-    """Another part than that of the run before: what both have goes on, the rest is fresh or left."""
-    first = run(tmp_path / "one", train=replace(train_args, trainable="ln_f,h.1"), keep_optimizer=True)
-    state = torch.load(tmp_path / "one" / "optimizer.pth", weights_only=True)
-    assert all(name.startswith(("transformer.ln_f", "transformer.h.1")) for name in state)
-    train = replace(train_args, trainable="lm_head,ln_f", max_steps=6)
-    more = {"initial_checkpoint_dir": first.final, "initial_optimizer": tmp_path / "one" / "optimizer.pth"}
-    run(tmp_path / "two", train=train, keep_optimizer=True, **more)
-    steps = torch.load(tmp_path / "two" / "optimizer.pth", weights_only=True)
-    assert {name: int(each["step"]) for name, each in steps.items()} == {HEAD: 6, "transformer.ln_f.weight": 18}
