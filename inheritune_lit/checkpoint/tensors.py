@@ -116,7 +116,6 @@ class Piece:
     stop: int
     columns: int | None = None  # number of leading columns kept; None keeps all
     transpose: bool = False  # the stored tensor is (columns, rows), as in GPT-2's Conv1D
-    stack: int | None = None  # the stored tensor is this many matrices; rows are counted through them
 
     @property
     def rows(self) -> int:
@@ -139,8 +138,7 @@ def select_rows(pieces: list[Piece], ranges: list[tuple[int, int]]) -> list[Piec
 
 def read_piece(stored: torch.Tensor, piece: Piece, chunk_bytes: int = CHUNK_BYTES) -> Iterator[torch.Tensor]:
     """The piece's values as contiguous tensors of at most about ``chunk_bytes`` bytes, top to bottom."""
-    view = stored.mT if piece.transpose else stored.flatten(0, 1) if piece.stack else stored
-    view = view[piece.start : piece.stop]
+    view = (stored.mT if piece.transpose else stored)[piece.start : piece.stop]
     if piece.columns is not None:
         view = view[:, : piece.columns]
     row_bytes = max(1, view[:1].numel() * view.element_size())
@@ -153,7 +151,7 @@ def describe(pieces: list[Piece], full_shape: Shapes) -> str:
     for name, group in groupby(pieces, key=lambda piece: piece.name):
         piece, *_ = run = list(group)
         shape = full_shape[name][::-1] if piece.transpose else full_shape[name]
-        whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0] * (shape[1] if piece.stack else 1))
+        whole = len(run) == 1 and (piece.start, piece.stop) == (0, shape[0])
         rows = "" if whole else ",".join(f"{part.start}:{part.stop}" for part in run)
         columns = f"; columns 0:{piece.columns}" if piece.columns not in (None, *shape[1:]) else ""
         inside = f"[{rows or ':'}{columns}]" if rows or columns else ""

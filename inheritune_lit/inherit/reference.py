@@ -67,11 +67,8 @@ class ReferenceModel:
         return hf_pieces(self.architecture, self.config, name, rows)
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
-        """Names of the stored tensors behind litgpt tensors, in every layout that the files may have."""
-        layouts = [self]
-        if self.architecture.stacked:
-            layouts.append(replace(self, architecture=self.architecture.as_stored()))
-        return {piece.name for name in names for layout in layouts for piece in layout.pieces(name) or ()}
+        """Names of the stored tensors behind litgpt tensors."""
+        return {piece.name for name in names for piece in self.pieces(name) or ()}
 
     def full_names(self, names: Iterable[str]) -> Callable[[str], str]:
         """How to write stored names in full; of a tied pair that is stored as the head alone, it is the embedding."""
@@ -88,8 +85,6 @@ class ReferenceModel:
         for name, shape in self.shapes.items():
             for piece in self.pieces(name) or ():
                 whole = (piece.stop, *shape[1:])  # where no later piece comes behind it
-                if piece.stack:
-                    whole = (piece.stack, piece.stop // piece.stack, *shape[1:])
                 stored[piece.name] = max(stored.get(piece.name, ()), whole[::-1] if piece.transpose else whole)
         return stored
 
@@ -154,9 +149,8 @@ def _is_tied(hf: dict[str, Any], architecture: Architecture) -> bool:
 def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceModel:
     """The reference with its weights, which are compared with what the configuration promises.
 
-    Whether experts are stored in one tensor, and whether the head of a litgpt folder is tied, is as the weights have
-    it, whatever ``config.json`` says. A tensor that the model does not have, a wrong shape, or a tied head that differs
-    is a ``UserError``.
+    Whether the head of a litgpt folder is tied is as the weights have it, whatever ``config.json`` says. A tensor that
+    the model does not have, a wrong shape, or a tied head that differs is a ``UserError``.
     """
     if not reference.hf_keys:
         # litgpt's own tools store a tied head twice, and untie it in training: the weights decide.
@@ -167,7 +161,7 @@ def attach_weights(reference: ReferenceModel, weights: Weights) -> ReferenceMode
         )
         reference = replace(reference, tied=tied)
     weights = weights.renamed(reference.full_names(weights.specs))
-    reference = replace(reference, architecture=reference.architecture.as_stored(weights.specs), weights=weights)
+    reference = replace(reference, weights=weights)
     (embedding,), expected = reference.stored_names([EMBEDDING]), reference.stored_shapes()
     heads = (HEAD, f"{reference.architecture.outer['lm_head']}.weight")
     for name, spec in weights.specs.items():
@@ -196,6 +190,8 @@ def _foreign(name: str) -> str:
     """What a tensor that is not the model's belongs to, as far as its name tells, and what to do."""
     if re.search(r"\.(lora_\w+|base_layer|adapter\w*|lora)(\.|$)", name):
         return "of an adapter that is not merged; merge it into its model first"
+    if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+        return "all experts in one tensor; save it as transformers does, with save_original_format"
     if match := _QUANTIZED.search(name):
         return f"whose {match[0].strip('.')} belong to quantised weights; {FLOATS}"
     return "which a model of its configuration does not have; get the reference again"

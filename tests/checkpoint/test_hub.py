@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
 from hub_fixtures import expect_same
 from hub_server import COMMIT, commit_of, digest
 from safetensors.torch import load_file
@@ -234,12 +233,3 @@ def test_revisions_that_are_not_there(hub, make_llama, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             slice_model(SliceArgs(ref, n=1, out_dir=tmp_path / "out"))
         assert "\n" not in str(caught.value)
-
-
-def test_experts_in_one_tensor(hub, tmp_path, small_reads):
-    build("mixtral").save_pretrained(tmp_path / "ref", save_original_format=False, max_shard_size="20KB")
-    hub.repositories["maker/moe"] = tmp_path / "ref"
-    out = slice_model(SliceArgs("maker/moe", layers="3", out_dir=tmp_path / "out")).folder
-    expect_same(out, tmp_path / "ref", tmp_path, layers="3")
-    whole = sum(file.stat().st_size for file in (tmp_path / "ref").glob("*.safetensors"))
-    assert hub.sent() < 0.5 * whole

@@ -151,20 +151,14 @@ def test_a_window_that_never_ends_is_dropped(tmp_path):
         assert load_config(out).sliding_window_size is None
 
 
-@pytest.mark.parametrize("case", ["mixtral", "qwen3-moe"])
-def test_experts_stored_in_one_tensor(case, tmp_path):
-    """As transformers 5 holds them in memory, and saves them when asked to."""
-    model = build(case)
-    model.save_pretrained(tmp_path / "ref")
-    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
-    assert load_file(tmp_path / "stacked/model.safetensors")["model.layers.0.mlp.experts.down_proj"].ndim == 3
-    state = load_state(sliced(case, tmp_path, layers="3,0"))
-    out = slice_model(SliceArgs(str(tmp_path / "stacked"), layers="3,0", out_dir=tmp_path / "from-stacked")).folder
-    found = load_state(out)
-    assert state.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-    expected = logits_without_layers(model, [3, 0], TOKENS_BT)
-    torch.testing.assert_close(logits(out), expected, rtol=1e-4, atol=2e-5)
+def test_experts_stored_in_one_tensor_are_refused_with_the_remedy(tmp_path):
+    """As transformers 5 holds them in memory, and saves them only when asked to."""
+    build("mixtral").save_pretrained(tmp_path / "one", save_original_format=False)
+    assert load_file(tmp_path / "one/model.safetensors")["model.layers.0.mlp.experts.down_proj"].ndim == 3
+    with pytest.raises(
+        UserError, match=r"experts\.\w+_proj, all experts in one tensor; save it .* save_original_format"
+    ):
+        slice_model(SliceArgs(str(tmp_path / "one"), n=1, out_dir=tmp_path / "out"))
 
 
 REFUSED = [

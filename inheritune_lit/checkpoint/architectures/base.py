@@ -87,9 +87,6 @@ class Stored:
     part: int = 0  # which of the tensors of equal size that lie below each other there (Phi-3's gate_up_proj)
     transposed: bool = False  # a weight is stored (in, out) where litgpt's is (out, in) (GPT-2's Conv1D)
     interleaved: bool = False  # q, k and v of group 0, then those of group 1, ... (GPT-NeoX, Falcon)
-    stacked: int = 0
-    """Parts per expert of a tensor (experts, rows, columns) of all experts, without ``.weight`` behind its name: the
-    layout transformers 5 has in memory. It is read where someone saved it; exports have the published layout."""
 
 
 Source = str | tuple[str, str, str] | Stored
@@ -120,7 +117,6 @@ class Architecture:
     partial_rope: bool = False  # heads may be rotated in part only, as an entry says
     describes: Callable[[dict[str, Any]], bool] = lambda hf: True
     """Tells this from other architectures of the same ``model_type``, by ``config.json``."""
-    stacked: dict[str, Source] = field(default_factory=dict)  # of ``block`` where one tensor has all experts
     bias_switches: dict[str, tuple[str, bool]] = field(default_factory=dict)
     """"attn" or "mlp" -> the entry of ``config.json`` that says whether its modules have biases, and its default."""
     config_class: type[Config] = Config
@@ -161,12 +157,6 @@ class Architecture:
         if config.rotary_percentage:
             entries |= rope_to_hf(config, self.partial_rope)
         return entries | self.more_entries(config)
-
-    def as_stored(self, names: Iterable[str] | None = None) -> "Architecture":
-        """The same, with all experts in one tensor where stored names say so, or where these are None."""
-        endings = tuple(f".{source.name}" for source in self.stacked.values() if isinstance(source, Stored))
-        is_stacked = names is None or any(name.endswith(endings) for name in names if endings)
-        return replace(self, block=self.block | self.stacked, stacked={}) if is_stacked else self
 
 
 def _check_layers(hf: dict[str, Any], depth: int, windows: bool) -> None:
@@ -225,7 +215,6 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
     """Where a litgpt tensor of so many rows comes from in Hugging Face files; a ``UserError`` for others."""
     layer, module, kind = split_name(name)
     found = _EXPERT.search(module)
-    expert = int(found[0]) if found else 0
     try:
         if layer is None:
             return [Piece(f"{architecture.outer[module]}.{kind}", 0, rows)]
@@ -239,10 +228,7 @@ def hf_pieces(architecture: Architecture, config: Config, name: str, rows: int) 
         return [Piece(f"{prefix}{part}.{kind}", 0, size) for part, size in parts]
     if isinstance(source, str):
         source = Stored(source)
-    if source.stacked:
-        start = (expert * source.stacked + source.part) * rows
-        return [Piece(prefix + source.name, start, start + rows, stack=config.n_expert)]
-    stored = f"{prefix}{source.name.format(expert)}.{kind}"
+    stored = f"{prefix}{source.name.format(found[0] if found else '')}.{kind}"
     if source.interleaved and config.n_query_groups > 1:  # the order of one group is litgpt's
         return [Piece(stored, *ends) for ends in _interleaved(config, rows)]
     start = source.part * rows

@@ -143,12 +143,6 @@ MIXTRAL = like(
     constants={"mlp_class_name": "LLaMAMoE"},
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     litgpt_name="Mixtral",
-    stacked={
-        "mlp.gate": "mlp.gate",
-        "mlp.experts.{}.fc_1": Stored("mlp.experts.gate_up_proj", part=0, stacked=2),
-        "mlp.experts.{}.fc_2": Stored("mlp.experts.gate_up_proj", part=1, stacked=2),
-        "mlp.experts.{}.proj": Stored("mlp.experts.down_proj", stacked=1),
-    },
 )
 QWEN3_MOE = like(
     QWEN3,
@@ -166,5 +160,4 @@ QWEN3_MOE = like(
     # litgpt's probabilities of the chosen experts add up to one.
     fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     defaults={"norm_topk_prob": False, "num_key_value_heads": 4},
-    stacked=MIXTRAL.stacked,
 )
