@@ -155,21 +155,16 @@ def _count_kept(
 
 def _blocks(config: Config, block_size: int, precision: Precision) -> Transformer:
     """A model without its head, as it is trained on a GPU, of fake tensors."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    try:
-        model = build_model(replace(config, block_size=block_size))
-    finally:
-        torch.set_default_dtype(default)
+    model = build_model(replace(config, block_size=block_size))
     model.cos, model.sin = model.rope_cache()
     model.forward = model.hidden_states
     fuse_attention(model, attention=_flash_attention)
     if config.sliding_window_size is not None:
         install_plans(model)
-    if precision == "bf16-mixed":
-        for linear in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
-            for name, parameter in list(linear.named_parameters()):
-                setattr(linear, name, torch.nn.Parameter(parameter.detach().bfloat16()))
+    low: Any = {"32-true": (), "bf16-mixed": torch.nn.Linear, "bf16-true": torch.nn.Module}[precision]
+    for module in (each for each in model.modules() if isinstance(each, low)):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter.detach().bfloat16()))
     return model
 
 

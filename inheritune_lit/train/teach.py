@@ -73,13 +73,9 @@ def teach(args: TeachArgs) -> TeachResult:
         **distillation.basis_of(args, dataset, vocabulary, args.temperature),
         "computed_in": str(weights_dtype).removeprefix("torch."),
     }
-    if args.top_k is not None:
-        settings |= {"top_k": args.top_k, "dtype": args.dtype}
-    else:
-        settings |= {
-            "samples": args.samples or _DEFAULT_BYTES // (2 if vocabulary <= 1 << 16 else 4),
-            "seed": args.seed,
-        }
+    samples = args.samples or _DEFAULT_BYTES // (2 if vocabulary <= 1 << 16 else 4)
+    drawn = {"samples": samples, "seed": args.seed}
+    settings |= drawn if args.top_k is None else {"top_k": args.top_k, "dtype": args.dtype}
     kept, dtypes = distillation.kept_per_token(settings), distillation.file_dtypes(settings)
     fabric = launch(device_count(args.devices, 1), 1)
     ranks = Ranks.of(fabric)
