@@ -52,13 +52,13 @@ def new_figure(
 
 
 def draw_curve(
-    axes: Axes, number: int, x: Floats, y: Floats, label: str | None = None, stderr: Floats | None = None, **other: Any
+    axes: Axes, number: int, x: Floats, y: Floats, label: str | None = None, stderr: Floats | None = None
 ) -> None:
-    """Draws a curve in the style of its number, which a thing keeps in all panels, ``other`` looks aside.
+    """Draws a curve in the style of its number, which a thing keeps in all panels.
 
     ``label`` is for ``label_ends``, None for a further curve; ``stderr`` is half the length of each error bar.
     """
-    look = style(number) | other
+    look = style(number)
     places, heights = _drawable(x), _drawable(y)
     axes.plot(places, heights, label=label, **look)
     if stderr is not None and len(y):

@@ -18,8 +18,6 @@ class ReportArgs(CommandArgs):
     """Report.html, all in one file, report.md, and the figures as PNG; an earlier report is replaced."""
     watch: int | None = None
     """Seconds between reports while a run is going on, one report when not given; the page then reloads itself."""
-    paper_curves: list[str] | None = None
-    """Official GPT-2 runs to draw beside these, such as medium_log and medium-init_ly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,39 +1,13 @@
-"""Figures of a report: curves of its runs, the official runs beside them, and which layers were inherited."""
+"""Figures of a report: curves of its runs, and which layers were inherited."""
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.patches import Rectangle
 
 from inheritune_lit import RunRecord
-from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.io.plotting import COLOURS, draw_curve, engineering_ticks, label_ends, new_figure, save_png
 from inheritune_lit.report.recorded import Inherited
-from inheritune_lit.resources import suites_dir
-
-Curve = list[tuple[int, float]]
-
-
-def paper_curves(names: Sequence[str]) -> dict[str, Curve]:
-    """Returns steps and losses of official runs (``eval/paper/curves.csv``) by their names, such as ``medium_log``: the
-    last part of their path, or as much of it as tells them apart. No such run, or several, are a ``UserError``.
-    """
-    curves: dict[str, Curve] = {}
-    with (suites_dir() / "paper" / "curves.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            curves.setdefault(row["run"], []).append((int(row["step"]), float(row["val_loss"])))
-    found: dict[str, Curve] = {}
-    for name in names:
-        runs = [run for run in curves if f"/{run}".endswith(f"/{name}")]
-        if len(runs) > 1:
-            raise UserError(f"--paper_curves {name} names several runs: {', '.join(runs)}; give more of the path")
-        if not runs:
-            short = sorted({run.rpartition("/")[2] for run in curves})
-            hint = suggest(name, short, f"give one of {', '.join(short)}", most=3, cutoff=0.4)
-            raise UserError(f"--paper_curves {name} is not an official run; {hint}")
-        found[name] = curves[runs[0]]
-    return found
 
 
 def draw_loss_curves(runs: Mapping[str, RunRecord], path: Path) -> None:
@@ -53,22 +27,6 @@ def draw_loss_curves(runs: Mapping[str, RunRecord], path: Path) -> None:
             engineering_ticks(axes.xaxis)
     panels[0].set_ylabel("held-out loss (nats per token)")
     label_ends(panels[-1])
-    save_png(figure, path)
-
-
-def draw_beside_paper(runs: Mapping[str, RunRecord], official: dict[str, Curve], path: Path) -> None:
-    """Draws held-out loss against optimizer steps, with the official runs' dashed."""
-    figure, (axes,) = new_figure(size=(7.5, 4.5))
-    for number, (name, run) in enumerate(runs.items()):
-        steps, losses = ([row[column] for row in run.validations] for column in ("step", "val_loss"))
-        draw_curve(axes, number, steps, losses, name)
-    for number, (name, curve) in enumerate(official.items(), start=len(runs)):
-        label = f"{name} (official log, not re-run)"
-        steps, losses = ([point[axis] for point in curve] for axis in (0, 1))
-        draw_curve(axes, number, steps, losses, label, linestyle="--", marker="", linewidth=1)
-    axes.set(xlabel="optimizer steps", ylabel="validation loss (nats per token)")
-    engineering_ticks(axes.xaxis)
-    label_ends(axes)
     save_png(figure, path)
 
 

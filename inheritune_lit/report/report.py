@@ -25,7 +25,7 @@ from inheritune_lit.io.manifest import check_folder, read_manifest, write_manife
 from inheritune_lit.io.reading import open_regular, read_text
 from inheritune_lit.io.tables import markdown_table, plain
 from inheritune_lit.report.args import ReportArgs
-from inheritune_lit.report.figures import Curve, draw_beside_paper, draw_layer_map, draw_loss_curves, paper_curves
+from inheritune_lit.report.figures import draw_layer_map, draw_loss_curves
 from inheritune_lit.report.recorded import PAGES, Inherited, Page, collect, read_inherited, short_names
 
 PAGE, TEXT, KIND = "report.html", "report.md", "report"
@@ -45,19 +45,19 @@ class ReportResult:
 
 def make_report(args: ReportArgs) -> ReportResult:
     """Writes page, text and figures; nothing to report, or an ``out_dir`` with something else, is a ``UserError``."""
-    official, out_dir, found = paper_curves(args.paper_curves or []), args.out_dir, collect(args.runs)
+    out_dir, found = args.out_dir, collect(args.runs)
     check_folder(out_dir, KIND, {})
     with own_folder(out_dir):
         if read_manifest(out_dir) is None:
             write_manifest(out_dir, KIND, {})
         while args.watch and (running := {name: run for name, run in _runs(found).items() if run.final is None}):
-            _write(found, official, out_dir, args.watch)
+            _write(found, out_dir, args.watch)
             steps = {name: int(run.rows[-1]["step"]) if run.rows else 0 for name, run in running.items()}
             words = ", ".join(f"{name} at step {step:,}" for name, step in steps.items())
             logger.info("%s: %s", out_dir / PAGE, words)
             time.sleep(args.watch)
             found = collect(args.runs)
-        _write(found, official, out_dir, None)
+        _write(found, out_dir, None)
     return ReportResult(out_dir / PAGE)
 
 
@@ -67,16 +67,14 @@ def _runs(found: list[RunRecord | Page]) -> dict[str, RunRecord]:
     return {name: runs[folder] for folder, name in short_names(list(runs)).items()}
 
 
-def _write(found: list[RunRecord | Page], official: dict[str, Curve], out_dir: Path, refresh_s: int | None) -> None:
+def _write(found: list[RunRecord | Page], out_dir: Path, refresh_s: int | None) -> None:
     pages = [each for each in found if isinstance(each, Page)]
-    text = report_markdown(_runs(found), pages, official, out_dir)
+    text = report_markdown(_runs(found), pages, out_dir)
     replace_text(out_dir / PAGE, html_page(text, out_dir, refresh_s, [page.folder for page in pages]))
     replace_text(out_dir / TEXT, text)
 
 
-def report_markdown(
-    runs: Mapping[str, RunRecord], pages: Sequence[Page], official: dict[str, Curve], out_dir: Path
-) -> str:
+def report_markdown(runs: Mapping[str, RunRecord], pages: Sequence[Page], out_dir: Path) -> str:
     """Draws figures into ``out_dir``, and returns the report as Markdown for it; runs have the names it gives them."""
     slices = {name: read_inherited(run) for name, run in runs.items()}
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -86,10 +84,6 @@ def report_markdown(
         if validated := {name: run for name, run in runs.items() if run.validations}:
             draw_loss_curves(validated, out_dir / "loss.png")
             parts.append("![Held-out loss against tokens, FLOPs and hours](loss.png)")
-        if official:
-            draw_beside_paper(runs, official, out_dir / "paper.png")
-            title = "Beside the official runs: other data, tokenizer and batches unless the recipe is theirs"
-            parts.append(f"![{title}](paper.png)")
     for number, (name, slice) in enumerate(slices.items()):
         parts += [f"### What {plain(name)} inherited", _sentence(slice)] if slice else []
         if slice and slice.layers is not None and slice.reference.n_layer <= _MOST_DRAWN:

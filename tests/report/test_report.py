@@ -24,7 +24,6 @@ from tiny import make_checkpoint, make_packed
 from inheritune_lit.cli import main
 from inheritune_lit.io.folders import own_folder
 from inheritune_lit.report.args import ReportArgs
-from inheritune_lit.report.figures import paper_curves
 from inheritune_lit.report.report import make_report
 
 
@@ -175,16 +174,6 @@ def test_watching_ends_with_the_run(runs, tmp_path):
     assert "http-equiv" not in done and "not finished" not in done
 
 
-def test_official_curves_are_those_of_the_papers_logs(runs, tmp_path):
-    # Table 1 prints 2.81 for both: GPT-2 medium, 24 layers, and its first 16 after the third round.
-    curves = paper_curves(["medium_log", "medium-init_ly"])
-    assert curves["medium_log"][-1] == (100_000, 2.8187)
-    assert curves["medium-init_ly"][-1] == (100_000, 2.8108)
-    sh(f"report {runs}/runs --out_dir {tmp_path}/out --paper_curves medium_log medium-init_ly")
-    assert (tmp_path / "out" / "paper.png").stat().st_size > 10_000
-    assert "](paper.png)" in (tmp_path / "out" / "report.md").read_text()
-
-
 def test_damaged_metrics_are_named(runs, tmp_path, capsys):
     run = next(path.parent for path in sorted((runs / "runs").rglob("metrics.csv")))
     for text in ("foo,bar\n1,2\n", "step,loss\n1,much\n"):
@@ -201,7 +190,6 @@ def test_damaged_metrics_are_named(runs, tmp_path, capsys):
         ("{runs}/nowhere", "no folder at"),
         ("{runs}/data", "holds no run, evaluation or analysis"),
         ("{runs}/runs --out_dir {runs}/data", "holds a packed_data, not a report; give another --out_dir"),
-        ("{runs}/runs --paper_curves medium_lag", "is not an official run; did you mean medium_log"),
         ("{runs}/runs --out_dir {runs}/../there/page", "cannot write"),
         ("{runs}/runs --watch 0", "--watch is 0; give seconds"),
     ],
