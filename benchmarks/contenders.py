@@ -320,7 +320,6 @@ CONTENDERS: dict[str, Callable[[Path, dict[str, Any], np.ndarray], Result]] = {
     "ours-bf16-true": lambda *a: ours(*a, "bf16-true", {}),
     "ours-bf16-mixed-flash": lambda *a: ours(*a, "bf16-mixed", {}, attention="flash"),
     "ours-bf16-mixed-cudnn": lambda *a: ours(*a, "bf16-mixed", {}, attention="cudnn"),
-    "ours-bf16-mixed-liger": lambda *a: ours(*a, "bf16-mixed", {"loss_kernel": "liger"}),
     "ours-fp8": lambda *a: ours(*a, "bf16-mixed", {"fp8": True}),
     "ours-8bit": lambda *a: ours(*a, "bf16-true", {"activation_checkpointing": True}, "adamw8bit"),
     "litgpt-fp32": lambda *a: litgpt(*a, "32-true", compiled=True),

@@ -40,7 +40,6 @@ CONTENDERS = [
     "ours-bf16-mixed-flash",
     "ours-bf16-mixed-cudnn",
     "ours-fp8",
-    "ours-bf16-mixed-liger",
     "ours-8bit",
     "transformers-bf16-compiled",
 ]

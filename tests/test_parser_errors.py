@@ -40,7 +40,7 @@ def test_on_the_command_line(line, told, capsys):
     [
         ("lairs: 3", "there is no flag --lairs; see `inheritune pretrain --help`"),
         ("train: {max_stepz: 3}", "there is no flag --train.max_stepz; did you mean --train.max_steps?; see"),
-        ("speed: {loss_kernel: foo}", "--speed.loss_kernel has a wrong value; give one of auto, plain, chunked, liger"),
+        ("speed: {loss_kernel: foo}", "--speed.loss_kernel has a wrong value; give one of auto, plain, chunked"),
         ("train: {max_steps: many}", "--train.max_steps is 'many'; give a whole number"),
         ("train: 3", "recipe.yaml is 3; give flags, a line each below `train:`"),
         ("- a", "holds a list, not names and values); give a YAML file of lines such as `seed: 1`"),

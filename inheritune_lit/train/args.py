@@ -178,8 +178,8 @@ class SpeedArgs:
 
     compile: bool | None = None
     """torch.compile of model and loss; on CUDA, and for runs of 1e14 FLOPs and more on CPU, when not given"""
-    loss_kernel: Literal["auto", "plain", "chunked", "liger"] = "auto"
-    """How the loss is computed: whole logits, 1024 tokens of logits at a time, or Liger-Kernel's fused loss"""
+    loss_kernel: Literal["auto", "plain", "chunked"] = "auto"
+    """How the loss is computed: on whole logits, or on 1024 tokens of logits at a time"""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more computing, far less memory"""
     activation_budget: float = 1.0

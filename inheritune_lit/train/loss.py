@@ -1,4 +1,4 @@
-"""Losses of training: next-token cross-entropy, computed in three ways, and the distillation from a teacher."""
+"""Losses of training: next-token cross-entropy, computed in two ways, and the distillation from a teacher."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,7 +11,7 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.train.args import DistillArgs
 
-Kernel = Literal["plain", "chunked", "liger", "distilled"]
+Kernel = Literal["plain", "chunked", "distilled"]
 CHUNK_TOKENS = 1024
 ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
 """Summed loss of some tokens: takes their logits (N, V) in fp32, and which tokens these are."""
@@ -21,9 +21,8 @@ class TrainingModel(torch.nn.Module):
     """A model and its loss as one module, so that both are compiled and distributed as one.
 
     The kernel "plain" is ``F.cross_entropy`` on whole logits, "chunked" never holds more than the logits of 1024
-    tokens, "liger" is Liger-Kernel's fused kernel for CUDA, on fp32 logits: on bf16 ones it would sum in bf16.
-    ``z_loss`` is the weight of the squared log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot compute
-    is a ``UserError``.
+    tokens. ``z_loss`` is the weight of the squared log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot
+    compute is a ``UserError``.
     """
 
     def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
@@ -31,9 +30,6 @@ class TrainingModel(torch.nn.Module):
         if kernel != "plain" and z_loss:
             raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
         self.gpt, self.kernel, self.z_loss = gpt, kernel, z_loss
-        self._fused = liger_loss() if kernel == "liger" else None
-        if kernel == "liger" and self._fused is None:
-            raise UserError("--speed.loss_kernel liger needs Liger-Kernel; install inheritune-lit[gpu], or use plain")
 
     def forward(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Summed cross-entropy in nats, fp32; targets are token ids, or ``PADDING`` where none counts."""
@@ -41,10 +37,7 @@ class TrainingModel(torch.nn.Module):
         if self.kernel == "chunked":
             hidden_NC = self.gpt.hidden_states(inputs_BT).flatten(0, 1)
             return chunked_loss(self.gpt, hidden_NC, lambda logits, chunk: _cross_entropy(logits, targets_N[chunk]))
-        logits_NV = self.gpt(inputs_BT).flatten(0, 1)
-        if self._fused is not None:
-            return self._fused(logits_NV.float(), targets_N)
-        logits_NV = logits_NV.float()
+        logits_NV = self.gpt(inputs_BT).flatten(0, 1).float()
         loss = _cross_entropy(logits_NV, targets_N)
         if self.z_loss:
             loss = loss + self.z_loss * _counted_sum(logits_NV.logsumexp(dim=-1).square(), targets_N)
@@ -58,15 +51,6 @@ def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Te
 def _counted_sum(values_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Sums what is not of padding; choosing it by an index would make the host wait for a GPU to count it."""
     return values_N.masked_fill(targets_N == PADDING, 0.0).sum()
-
-
-def liger_loss() -> torch.nn.Module | None:
-    """Liger-Kernel's fused cross-entropy, None where it is not installed."""
-    try:
-        from liger_kernel.transformers import LigerCrossEntropyLoss
-    except ImportError:
-        return None
-    return LigerCrossEntropyLoss(ignore_index=PADDING, reduction="sum")
 
 
 def chunked_loss(gpt: Transformer, hidden_NC: torch.Tensor, chunk_loss: ChunkLoss) -> torch.Tensor:

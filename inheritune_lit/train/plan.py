@@ -221,7 +221,6 @@ def step_memory(
         "chunked": chunk * vocabulary * (8 + half) + ends,
         # Student and teacher: logits, softened logits, log-probabilities, and what autograd adds.
         "distilled": chunk * vocabulary * (32 + 2 * half) + 2 * ends,
-        "liger": tokens * vocabulary * (4 + half),  # the gradient takes the place of the logits in fp32
         # Compiled, the gradient takes the logits' place, and nothing is in fp32.
         "plain": tokens * vocabulary * (half if compiled else 8 + half),
     }[loss_kernel]
