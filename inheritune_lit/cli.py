@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 
-from inheritune_lit.analysis.args import AnalyzeArgs
+from inheritune_lit.analysis.args import AnalyzeArgs, SearchArgs
 from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.data.args import PrepareArgs
 from inheritune_lit.errors import UserError, printable
@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {  # arguments, and the fun
     "references": (ReferencesArgs, "references:reference_table"),
     "recipes": (RecipesArgs, "resources:recipe_table"),
     "plan": (PlanArgs, "planning.plan:plan"),
+    "search": (SearchArgs, "analysis.search:search_layers"),
     "slice": (SliceArgs, "inherit.slice:slice_model"),
     "export": (ExportArgs, "checkpoint.export:export"),
     "prepare": (PrepareArgs, "data.prepare:prepare"),
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[type[CommandArgs], str]] = {  # arguments, and the fun
 }
 SMALLER = {"teach": "--batch_size", "grow": "--train.micro_batch_size", "plan": "--micro_batch_size"}
 SMALLER |= {"eval": "--max_batch_tokens", "analyze": "--seq_length or --num_sequences"}
+SMALLER["search"] = SMALLER["analyze"]
 """What to make smaller where memory runs out, but for training, which tells how small."""
 
 

@@ -4,9 +4,9 @@ import logging
 import math
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,77 +14,16 @@ from inheritune_lit.analysis import measures, passes
 from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.page import sentence, write_report
 from inheritune_lit.analysis.result import RESULT, Analysis, AnalyzedModel, ByHead, ByLayer, MeanLoss, load_analysis
+from inheritune_lit.analysis.sequences import check_context, draw_sequences
+from inheritune_lit.analysis.stream import LayerStream, layer_runs
 from inheritune_lit.checkpoint.tensors import count_parameters
-from inheritune_lit.data.packed import PackedDataset, check_fits_model
-from inheritune_lit.data.sources import is_hub_source, iter_documents
-from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
-from inheritune_lit.io.manifest import OLD_VALUE, check_settings, read_manifest, write_manifest
+from inheritune_lit.io.manifest import OLD_VALUE, check_settings, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
-from inheritune_lit.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-_CHARACTERS = 1 << 26  # most characters of text that are read, equally many of each source file
-_LONGEST = 1 << 20  # most characters of a document that are used
-
-
-def draw_sequences(data: Path, tokenizer_dir: Path, vocabulary: int, count: int, length: int, seed: int) -> Tensor:
-    """Returns random sequences with the token that follows each, int64, (count, length + 1).
-
-    ``data`` is packed data, of which the validation part is used, or a file or folder of text that ``inheritune
-    prepare`` reads, of which no sequence spans two documents. The model has its tokenizer in ``tokenizer_dir`` and
-    ``vocabulary`` embeddings. No such data, too little of it, or one made for another model, is a ``UserError``.
-    """
-    random = np.random.default_rng(seed)
-    manifest = read_manifest(data) if data.is_dir() else None
-    if manifest is not None and manifest.get("kind") == "packed_data":
-        check_fits_model(data, tokenizer_dir, vocabulary)
-        dataset = PackedDataset(data, "val", length)
-        # The last sample of a domain may be shorter.
-        whole = np.flatnonzero(dataset.targets(np.arange(len(dataset))) == length)
-        _check_enough(len(whole), count, length, data / "val")
-        return torch.from_numpy(dataset.batch(random.choice(whole, count, replace=False)))
-    sequences = _from_texts(data, Tokenizer(tokenizer_dir, parse_special_tokens=False), count, length, random)
-    if (largest := int(sequences.max())) >= vocabulary:
-        problem = f"{tokenizer_dir} gives token id {largest}, the model has {vocabulary} embeddings"
-        raise UserError(f"vocabulary too large for the model: {problem}; copy the tokenizer again from the reference")
-    return sequences
-
-
-def _from_texts(data: Path, tokenizer: Tokenizer, count: int, length: int, random: np.random.Generator) -> Tensor:
-    """Returns one sequence per document first, and more of them where there are too few documents."""
-    if is_hub_source(str(data)) and not data.exists():
-        raise UserError(f"--data {data} is not here; give packed data, or a file or folder of text")
-    texts = list(iter_documents(data, max_characters=_CHARACTERS))
-    if not texts:
-        raise UserError(f"{data} holds no text; give other --data")
-    first, further, longest = [], [], 0
-    for index in random.permutation(len(texts)):
-        ids = tokenizer.encode(texts[index][:_LONGEST])
-        longest = max(longest, len(ids))
-        starts = random.permutation(range(0, len(ids) - length, length + 1))
-        windows = [ids[start : start + length + 1] for start in starts]
-        first += windows[:1]
-        further += windows[1:count]
-        if len(first) == count:
-            break
-    if longest < length + 1:
-        problem = f"the longest document of {data} has {longest} tokens, {length + 1} are needed"
-        remedy = "give longer documents or a smaller --seq_length"
-        raise UserError(f"sequences shorter than --seq_length {length}: {problem}; {remedy}")
-    _check_enough(len(first) + len(further), count, length, data)
-    if left := count - len(first):
-        first += [further[index] for index in random.choice(len(further), left, replace=False)]
-    return torch.tensor(first, dtype=torch.int64)
-
-
-def _check_enough(found: int, count: int, length: int, place: Path) -> None:
-    if found < count:
-        problem = f"{place} holds {found} sequences of {length} tokens, --num_sequences asks for {count}"
-        raise UserError(f"too little text: {problem}; give more text, or smaller --num_sequences or --seq_length")
 
 
 class AnalysisCost:
@@ -94,16 +33,15 @@ class AnalysisCost:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
-        every = passes.spans(depth, args.drop_length) if dropping else []
-        dropped_runs = sum(depth - start - length for start, length in every)
+        dropped = list(chain.from_iterable(passes.without_spans(depth, args.drop_length))) if dropping else []
+        dropped_runs = layer_runs(dropped)
         self.runs = depth * (1 + args.gradients) + dropped_runs  # of layers, forward, backward or without others
         # Backward is a second forward pass and the gradient of its input; gradients of the weights are never formed.
         times = 1 + 2 * args.gradients
         of_all = depth * times * block + (depth + times) * head
-        of_dropped = dropped_runs * block + len(every) * head
+        of_dropped = dropped_runs * block + len(dropped) * head
         self.flops = 2 * args.seq_length * (args.num_sequences * of_all + dropping * of_dropped)
-        kept = depth * args.num_sequences if args.gradients or dropping else 0
-        kept += dropping * sum(start + length < depth for start, length in every)
+        kept = depth * args.num_sequences * args.gradients
         self.disk_bytes = kept * args.seq_length * config.n_embd * 4  # of activations meanwhile
         sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
         if dropping:
@@ -153,9 +91,7 @@ def analyze_model(args: AnalyzeArgs) -> AnalysisResult:
 def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis | None, AnalysisCost]:
     reference, config = resolved.reference, resolved.reference.config
     passes.check_capturable(config)
-    if args.seq_length > config.block_size:
-        context = f"the context of {reference.name}, {config.block_size} tokens"
-        raise UserError(f"--seq_length {args.seq_length} is more than {context}; give less")
+    check_context(reference, args.seq_length)
     maps, cost = measures.MapCollector(args, config.n_layer, config.n_head), AnalysisCost(reference, args)
     if args.dry_run:
         return None, cost
@@ -184,14 +120,14 @@ def _measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = passes.ActivationStore(scratch)
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
-        stream = passes.LayerStream(reference, args.seq_length, device, progress.update)
-        kept = store if args.gradients or args.dropping else None
+        stream = LayerStream(reference, args.seq_length, device, lambda _: progress.update())
+        kept = store if args.gradients else None
         measured, last_LBC, output_BTC = passes.measure_forward(stream, tokens_BT1, args.tau, maps, kept)
         by_span = {"angular_distance": measures.angular_distances(last_LBC)}
         if args.gradients:
             measured |= passes.gradient_norms(stream, store, output_BTC, targets_BT)
         if args.dropping:
-            dropped = passes.losses_without_layers(stream, store, targets_BT[: args.dropping], args.drop_length)
+            dropped = passes.losses_without_spans(stream, tokens_BT1[: args.dropping], args.drop_length)
             # The increase is over the whole model on the same sequences: these are fewer than all.
             whole_D1 = measured["logit_lens_loss"][: args.dropping, -1:]
             measured |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}

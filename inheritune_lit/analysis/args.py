@@ -11,13 +11,33 @@ _RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_head
 
 
 @dataclass(frozen=True)
-class AnalyzeArgs(CommandArgs):
-    """Measure what a model's layers and heads do: attention rank and mass, sinks, influence, loss without them."""
+class SequenceArgs(CommandArgs):
+    """Base of the arguments of commands that measure a model on some sequences."""
 
     aliases: ClassVar[dict[str, str]] = {"checkpoint_dir": "ref"}
 
     ref: str
     """The model: any reference that ``inheritune slice`` reads, such as a known name or a checkpoint folder."""
+    data: Path
+    out_dir: Path
+    _: KW_ONLY
+    num_sequences: int
+    seq_length: int
+    seed: int = 1337
+    """Chooses the sequences."""
+    dry_run: bool = False
+    """Print the cost and stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, minimum in {"num_sequences": 1, "seq_length": 2, "seed": 0}.items():
+            check_numbers(self, name, least=minimum)
+
+
+@dataclass(frozen=True)
+class AnalyzeArgs(SequenceArgs):
+    """Measure what a model's layers and heads do: attention rank and mass, sinks, influence, loss without them."""
+
     data: Path
     """Packed data from ``inheritune prepare`` (its validation part), or a file or folder of text."""
     out_dir: Path
@@ -46,20 +66,15 @@ class AnalyzeArgs(CommandArgs):
     number of spans times the number of layers."""
     drop_sequences: int = 20
     """Sequences for that, the first ones of all."""
-    seed: int = 1337
-    """Chooses the sequences."""
     compare: Path | None = None
     """Out_dir of another analysis, to draw the two models side by side."""
-    dry_run: bool = False
-    """Print the cost and stop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.tau <= 1:
             raise UserError(f"--tau is {self.tau}; give a share above 0 and at most 1, such as 0.9")
-        least = {"num_sequences": 1, "seq_length": 2, "drop_length": 0, "drop_sequences": 1, "seed": 0}
-        for name, minimum in least.items():
-            check_numbers(self, name, least=minimum)
+        check_numbers(self, "drop_length", least=0)
+        check_numbers(self, "drop_sequences", least=1)
 
     @property
     def dropping(self) -> int:
@@ -69,3 +84,31 @@ class AnalyzeArgs(CommandArgs):
     def settings(self) -> dict[str, Any]:
         """Everything that changes what is measured, as analysis.json records it."""
         return {name: getattr(self, name) for name in _RECORDED.split()} | {"data": str(self.data)}
+
+
+@dataclass(frozen=True)
+class SearchArgs(SequenceArgs):
+    """Search which layers of a model to keep: remove one after the other, that without which the model is best."""
+
+    data: Path
+    """Packed data from ``inheritune prepare`` (its training part), or a file or folder of text."""
+    out_dir: Path
+    """Folder of the result: search.json, the page search.md, and a figure. A search that it holds is continued."""
+    _: KW_ONLY
+    n_min: int | None = None
+    """Number of layers to end at; a third of the model's when not given."""
+    score: Literal["loss", "kl"] = "loss"
+    """What tells the best layers: "loss" of the next token, or "kl", the divergence from the whole model's
+    predictions."""
+    beam: int = 1
+    """Sets of layers that each round keeps and removes layers from; 1 is greedy search."""
+    num_sequences: int = 16
+    """Random sequences."""
+    seq_length: int = 256
+    """Tokens per sequence."""
+    precision: Literal["32-true", "bf16-mixed"] | None = None
+    """bf16-mixed where a GPU computes it natively, and 32-true elsewhere, when not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "n_min", "beam", least=1)

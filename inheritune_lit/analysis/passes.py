@@ -1,23 +1,17 @@
-"""Passes through a model of which one layer at a time is in memory: forward, backward, and without some layers."""
+"""Passes through a model of which one layer at a time is in memory: forward, backward, and what they measure."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from litgpt.model import Block
 from torch import Tensor
-from torch.nn import functional as F
 
 from inheritune_lit.analysis.measures import MapCollector, block_influence, measure_heads, output_variance
+from inheritune_lit.analysis.stream import Layers, LayerStream, score_subsets
 from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.checkpoint.tensors import EMBEDDING
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.attention import capture_attention
-from inheritune_lit.model.gpt import build_model, embed, head_logits, rope_of_layer
 
 
 class ActivationStore:
@@ -43,82 +37,6 @@ def check_capturable(config: Config) -> None:
         kind = "latent attention" if config.latent_attention else "no layers"
         remedy = "there are no attention weights to capture; give a model of the LLaMA or GPT-2 kind"
         raise UserError(f"{config.name} has {kind}: {remedy}")
-
-
-RunBlock = Callable[[Tensor], Tensor]
-_LOGITS = 1 << 25  # most logits that are in memory at a time
-_TOKENS = 1 << 10  # tokens per call of a layer
-
-
-class LayerStream:
-    """A reference's model in fp32, one part in memory at a time; ``report`` is called after every run of a layer."""
-
-    def __init__(
-        self, reference: ReferenceModel, seq_length: int, device: torch.device, report: Callable[[], Any] = lambda: None
-    ) -> None:
-        self.config, self.device, self.report, self._reference = reference.config, device, report, reference
-        with torch.device("meta"):
-            self._model = build_model(self.config).requires_grad_(False)
-        self._model.max_seq_length = seq_length
-        cos, sin = self._model.rope_cache(device=device)
-        self._rope = cos[:seq_length].unsqueeze(0), sin[:seq_length].unsqueeze(0)
-
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Returns the input of the first layer, (B, T, C)."""
-        if "wpe" in self._model.transformer:
-            self._load(self._model.transformer.wpe, "transformer.wpe.")
-        rows_BTC = self._reference.tensor(EMBEDDING)[tokens_BT].to(self.device, torch.float32)
-        return embed(self._model, tokens_BT, rows_BTC=rows_BTC)
-
-    @contextmanager
-    def layer(self, number: int) -> Iterator[tuple[Block, RunBlock]]:
-        """Yields a layer with its weights in memory, and the function (B, T, C) -> (B, T, C) that it computes."""
-        # Otherwise the pages of the layers before would count as this process's memory.
-        self._reference = self._reference.remapped()
-        block = self._model.transformer.h[number]
-        self._load(block, f"transformer.h.{number}.")
-        rope = rope_of_layer(self._model, self._rope, number)
-        try:
-            yield block, lambda x_BTC: block(x_BTC, *rope)
-        finally:
-            block.to(device="meta")
-
-    def losses(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """Returns each sequence's mean cross-entropy in nats per token, (B,), fp64, of a model that ends after a layer,
-        whose output is ``x_BTC``. After layer n - 1 this is the loss of an untrained slice of n layers."""
-        if self._model.lm_head.weight.is_meta:
-            self._load(self._model.transformer.ln_f, "transformer.ln_f.")
-            self._load(self._model.lm_head, "lm_head.", weight=EMBEDDING)
-        T, vocabulary = targets_BT.shape[1], self.config.padded_vocab_size
-        rows = max(1, _LOGITS // (T * vocabulary))
-        losses = []
-        for x_bTC, targets_bT in zip(x_BTC.split(rows), targets_BT.to(self.device).split(rows), strict=True):
-            logits_bTV = head_logits(self._model, self._model.transformer.ln_f(x_bTC))
-            # Flat: the layout that (b, V, T) asks for is several times slower.
-            loss_N = F.cross_entropy(logits_bTV.flatten(0, 1), targets_bT.flatten(), reduction="none")
-            losses.append(loss_N.view(targets_bT.shape).double().mean(dim=1))
-        return torch.cat(losses)
-
-    def chunks(self, sequences: int) -> list[slice]:
-        """Returns which sequences each call of a layer takes."""
-        step = max(1, _TOKENS // self._model.max_seq_length)
-        return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
-
-    def loss_gradient(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """Returns the gradient of each sequence's loss with respect to the output of the last layer, (B, T, C)."""
-        gradients = []
-        for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
-            x_1TC = x_1TC.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = self.losses(x_1TC, targets_1T).sum()
-            gradients += torch.autograd.grad(loss, x_1TC)
-        return torch.cat(gradients)
-
-    def _load(self, module: torch.nn.Module, prefix: str, **tied: str) -> None:
-        """Gives a module its parameters, or those of other names (``tied``) where the reference has none for it."""
-        names = tied | {name.removeprefix(prefix): name for name in self._reference.shapes if name.startswith(prefix)}
-        state = {own: self._reference.tensor(name).to(self.device, torch.float32) for own, name in names.items()}
-        module.load_state_dict(state, strict=True, assign=True)
 
 
 def measure_forward(
@@ -155,7 +73,7 @@ def measure_forward(
             measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
         last.append(x_BTC[:, -1].clone())
         losses.append(stream.losses(x_BTC, targets_BT).cpu())
-        stream.report()
+        stream.report(len(x_BTC))
     measured["logit_lens_loss"] = losses
     return {name: torch.stack(values, dim=1) for name, values in measured.items()}, torch.stack(last), x_BTC
 
@@ -184,7 +102,7 @@ def gradient_norms(
                 gradient_BTC[rows], of_qkv = torch.autograd.grad(y_bTC, (x_bTC, seen[1]), gradient_BTC[rows])
                 parts.append(_weight_gradient_norms(seen[0].detach(), of_qkv, sizes))
             norms.append(torch.cat(parts))
-        stream.report()
+        stream.report(len(targets_BT))
     norms_LB2 = torch.stack(norms[::-1]).cpu()
     return {"grad_norm_q": norms_LB2[..., 0].T, "grad_norm_k": norms_LB2[..., 1].T}
 
@@ -201,37 +119,20 @@ def _weight_gradient_norms(x_bTC: Tensor, gradient_bTO: Tensor, sizes: tuple[int
     return torch.stack(squares, dim=-1).clamp(min=0).sqrt()
 
 
-def spans(layers: int, longest: int) -> list[tuple[int, int]]:
-    """Returns first layer and length of every span up to a length."""
-    return [(start, length) for length in range(1, min(longest, layers) + 1) for start in range(layers - length + 1)]
+def without_spans(layers: int, longest: int) -> list[list[Layers]]:
+    """Returns the layers that stay where a span of a length is left out, by length from 1, then first layer."""
+    return [
+        [(*range(start), *range(start + length, layers)) for start in range(layers - length + 1)]
+        for length in range(1, min(longest, layers) + 1)
+    ]
 
 
-def losses_without_layers(
-    stream: LayerStream, store: ActivationStore, targets_BT: Tensor, longest: int
-) -> dict[int, Tensor]:
+def losses_without_spans(stream: LayerStream, tokens_BT1: Tensor, longest: int) -> dict[int, Tensor]:
     """Returns each sequence's loss where the residual stream bypasses a span of layers, by length, (B, first layers).
 
-    Spans have up to ``longest`` layers. ``store`` is that of ``measure_forward``, and gets what comes after a span;
-    ``targets_BT`` are the next tokens of the first sequences.
+    Spans have up to ``longest`` layers; sequences have the token that follows each.
     """
-    layers, B = stream.config.n_layer, len(targets_BT)
-    every = spans(layers, longest)
-
-    def activation(start: int, length: int, layer: int) -> Tensor:
-        """Input of a layer after a span that was bypassed."""
-        name = str(start) if start + length == layer else f"{start}-{length}"
-        return store.get(name, slice(B)).to(stream.device)
-
-    for layer in range(layers):
-        with stream.layer(layer) as (_, run):
-            for start, length in every:
-                if start + length <= layer:
-                    x_BTC = activation(start, length, layer)
-                    for rows in stream.chunks(B):
-                        x_BTC[rows] = run(x_BTC[rows])
-                    store.put(f"{start}-{length}", x_BTC)
-                    stream.report()
-    losses: dict[int, list[Tensor]] = {}
-    for start, length in every:
-        losses.setdefault(length, []).append(stream.losses(activation(start, length, layers), targets_BT).cpu())
-    return {length: torch.stack(parts, dim=1) for length, parts in losses.items()}
+    by_length = without_spans(stream.config.n_layer, longest)
+    x_BTC, subsets = stream.embed(tokens_BT1[:, :-1]), list(chain.from_iterable(by_length))
+    losses_BS = score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets).T
+    return dict(enumerate(losses_BS.split([len(each) for each in by_length], dim=1), start=1))
