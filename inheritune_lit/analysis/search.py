@@ -15,7 +15,7 @@ from inheritune_lit.analysis.args import SearchArgs
 from inheritune_lit.analysis.measures import block_influence
 from inheritune_lit.analysis.search_page import table, write_page
 from inheritune_lit.analysis.sequences import check_context, draw_sequences
-from inheritune_lit.analysis.stream import STREAM_BYTES, Layers, LayerStream, layer_runs, score_subsets
+from inheritune_lit.analysis.stream import LOGITS, STREAM_BYTES, Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.errors import UserError
@@ -26,6 +26,7 @@ from inheritune_lit.inherit.searched import (
     ScoredLayers,
     Search,
     SearchedModel,
+    SearchSettings,
     load_search,
     searched_shape,
 )
@@ -64,36 +65,40 @@ def compared_layers(depth: int, n: int, influence: Sequence[float]) -> dict[str,
 class SearchCost:
     """Computation and memory of what is left of a search; ``str()`` of it is the plan that is printed."""
 
-    def __init__(self, reference: ReferenceModel, args: SearchArgs, lowest: int, n_min: int, itemsize: int) -> None:
-        config, depth = reference.config, reference.config.n_layer
+    def __init__(
+        self,
+        reference: ReferenceModel,
+        args: SearchArgs,
+        itemsize: int,
+        searched: Sequence[int],
+        compared: Sequence[int],
+    ) -> None:
+        config, depth, kl = reference.config, reference.config.n_layer, args.score == "kl"
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
-        # Of every round: removing layers from any set of a size costs the same. Those of a beam share some of it.
-        self.rounds: dict[int, int] = {}  # runs of a layer on all sequences, by n
-        heads, widest = 1, 0
-        for n in range(lowest - 1, n_min - 1, -1):
-            parents = min(args.beam, math.comb(depth, n + 1))
-            subsets = min(parents * (n + 1), math.comb(depth, n))
-            self.rounds[n] = parents * layer_runs(without_one([tuple(range(n + 1))]))
-            heads, widest = heads + subsets + (args.score == "kl"), max(widest, subsets)
-        compared = [compared_layers(depth, n, range(depth)) for n in self.rounds]
-        self.compared_runs = sum(sum(map(len, ways.values())) for ways in compared)
-        heads, widest = heads + 4 * len(compared), max(widest, 4 * len(compared))
-        self.runs = depth + sum(self.rounds.values()) + self.compared_runs
-        tokens = args.num_sequences * args.seq_length
-        self.flops = 2 * tokens * (self.runs * block + heads * head)
-        sequence_bytes = args.seq_length * config.n_embd * 4
-        states = min(max(STREAM_BYTES, 2 * sequence_bytes), (widest + 2) * args.num_sequences * sequence_bytes)
-        self.bytes = states + (block + head) * itemsize + (1 << 29)
+        # Runs of a layer on all sequences, by n: removing one layer costs the same of any set. In a beam of several,
+        # sets begin alike, and it is less.
+        self.rounds: dict[int, int] = {}
+        heads, widest = 1 + kl, 0
+        for n in searched:
+            sets = min(args.beam, math.comb(depth, n + 1))
+            subsets = min(sets * (n + 1), math.comb(depth, n))
+            self.rounds[n] = sets * layer_runs(without_one([tuple(range(n + 1))]))
+            heads, widest = heads + subsets + kl, max(widest, subsets)
+        others = [each for n in compared for each in compared_layers(depth, n, range(depth)).values()]
+        heads, widest = heads + len(others) + kl, max(widest, len(others))
+        self.runs = depth + sum(self.rounds.values()) + layer_runs(others)
+        self.flops = 2 * args.num_sequences * args.seq_length * (self.runs * block + heads * head)
+        states = (widest + 1) * args.num_sequences * args.seq_length * config.n_embd * 4
+        self.bytes = min(states, STREAM_BYTES) + (block + head) * itemsize + 4 * LOGITS * 4  # logits of two models
+        kept = f", the best {args.beam} sets of each number" if args.beam > 1 else ""
         at_most = "at most " if args.beam > 1 else ""
-        cost = (
-            f"{at_most}{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, {self.bytes / 1e9:,.2g} GB of memory"
-        )
-        kept = f"{lowest} to {n_min} layers by {args.score}" + f", the best {args.beam} sets of each" * (args.beam > 1)
         self._text = (
             f"model     {reference.name}: {depth} layers, width {config.n_embd}\n"
-            f"sequences {args.num_sequences} of {args.seq_length} tokens\n"
-            f"search    {kept}\ncost      {cost}"
+            f"search    {args.num_sequences} sequences of {args.seq_length} tokens, {len(searched)} rounds by "
+            f"{args.score}{kept}\n"
+            f"cost      {at_most}{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, "
+            f"{self.bytes / 1e9:,.2g} GB of memory"
         )
 
     def __str__(self) -> str:
@@ -125,34 +130,34 @@ def search_layers(args: SearchArgs) -> SearchResult:
             raise UserError(f"--n_min {n_min} leaves nothing to remove of {depth} layers; give 1 to {depth - 1}")
         precision = args.precision or ("bf16-mixed" if has_native_bf16() else "32-true")
         state = load_search(args.out_dir) if (args.out_dir / SEARCH).is_file() else None
-        lowest = state.lowest if state else depth
-        cost = SearchCost(reference, args, lowest, n_min, 2 if precision == "bf16-mixed" else 4)
+        # What is left to find, and to compare with what was found.
+        searched = range((state.lowest if state else depth) - 1, n_min - 1, -1)
+        compared = [n for n in range(depth - 1, n_min - 1, -1) if not state or str(n) not in state.compared[WAYS[0]]]
+        cost = SearchCost(reference, args, 2 if precision == "bf16-mixed" else 4, searched, compared)
         if args.dry_run:
             return SearchResult(args.out_dir, None, cost)
         sizes = reference.config.padded_vocab_size, args.num_sequences, args.seq_length
         tokens_BT1 = draw_sequences(args.data, reference.folder, *sizes, args.seed, "train")
-        names = "score", "beam", "num_sequences", "seq_length", "seed"
-        settings = {name: getattr(args, name) for name in names}
-        settings |= {"precision": precision, "data_sha256": _sha256_of(args.data, tokens_BT1)}
-        check_folder(args.out_dir, "search", settings)
-        logger.info("%s", cost)
+        data_sha256 = _sha256_of(args.data, tokens_BT1)
+        settings = SearchSettings(args.score, args.beam, *sizes[1:], args.seed, precision, data_sha256)
+        check_folder(args.out_dir, "search", asdict(settings))
         resolved = resolved.open()
-        model = SearchedModel(
-            reference.name, resolved.source, resolved.revision, resolved.file_hashes(), searched_shape(reference.config)
-        )
+        files, shape = resolved.file_hashes(), searched_shape(reference.config)
+        model = SearchedModel(reference.name, resolved.source, resolved.revision, files, shape)
         with explain_full_disk(args.out_dir), own_folder(args.out_dir):
             if state is None:
-                write_manifest(args.out_dir, "search", {"reference": asdict(model), "settings": settings})
-                every = list(range(depth))
-                whole, compared = ScoredLayers(every, math.nan, math.nan), {way: {} for way in WAYS}
-                state = Search(model, settings, str(args.data), n_min, whole, [], {}, [every], compared)
-            found, wanted = {"files": state.model.files}, {"files": model.files}
-            check_settings(f"{args.out_dir} is of a reference", found, wanted)
+                write_manifest(args.out_dir, "search", {"reference": asdict(model), "settings": asdict(settings)})
+                whole = ScoredLayers(list(range(depth)), math.nan, math.nan)
+                ways: dict[str, ByDepth] = {way: {} for way in WAYS}
+                state = Search(model, settings, str(args.data), n_min, whole, [], {}, [whole.layers], ways)
+            found = {"files": state.model.files}
+            check_settings(f"{args.out_dir} is a search of a reference", found, {"files": files})
             state = replace(state, n_min=min(n_min, state.lowest))
-            if not state.finished:
+            if searched or compared:
+                logger.info("%s", cost)
                 state = _search(resolved.reference, args, state, tokens_BT1, cost)
-            files = write_page(state, args.out_dir)
-    return SearchResult(args.out_dir, state, cost, (SEARCH, *files))
+            written = write_page(state, args.out_dir)
+    return SearchResult(args.out_dir, state, cost, (SEARCH, *written))
 
 
 def _sha256_of(data: Path, tokens_BT1: Tensor) -> str:
@@ -166,7 +171,7 @@ def _sha256_of(data: Path, tokens_BT1: Tensor) -> str:
 def _search(reference: ReferenceModel, args: SearchArgs, state: Search, tokens_BT1: Tensor, cost: SearchCost) -> Search:
     """Returns the finished search, continued from a state; that after each round is written."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if state.settings["precision"] == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if state.settings.precision == "bf16-mixed" else torch.float32
     total, path = cost.runs * args.num_sequences, args.out_dir / SEARCH
     with (
         Progress(f"search {reference.name}", total, "run of a layer on a sequence") as progress,

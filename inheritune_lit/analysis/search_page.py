@@ -23,7 +23,7 @@ def table(search: Search) -> str:
 
 def write_page(search: Search, out_dir: Path) -> list[str]:
     """Writes the page and the figure of a finished search, and returns their names."""
-    settings, unit = search.settings, _UNITS[search.settings["score"]]
+    settings, unit = search.settings, _UNITS[search.settings.score]
     figure, [axes] = new_figure(size=(7, 4.6))
     for number, (way, by_depth) in enumerate(({"search": search.found} | search.compared).items()):
         points = list(by_depth.values())
@@ -40,7 +40,7 @@ def write_page(search: Search, out_dir: Path) -> list[str]:
         gone, back = kept - set(found.layers), set(found.layers) - kept
         removed.append(layers_text(sorted(gone)) + (f" (+{layers_text(sorted(back))})" if back else ""))
         kept = set(found.layers)
-    sequences = f"{settings['num_sequences']} sequences of {settings['seq_length']} tokens of {plain(search.data)}"
+    sequences = f"{settings.num_sequences} sequences of {settings.seq_length} tokens of {plain(search.data)}"
     text = f"""# Layers of {plain(search.model.name)}
 
 Mean {unit} in nats per token ± standard error, without training, on {sequences}; the whole model has \

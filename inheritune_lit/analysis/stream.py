@@ -15,8 +15,8 @@ from inheritune_lit.model.gpt import build_model, embed, head_logits, rope_of_la
 
 RunBlock = Callable[[Tensor], Tensor]
 Layers = tuple[int, ...]  # numbers of a model's layers, rising
-_LOGITS = 1 << 25  # most logits that are in memory at a time
-_TOKENS = 1 << 10  # tokens per call of a layer
+LOGITS = 1 << 23  # most logits of a model that are in memory at a time: with more, a CPU's cache is of less use
+_TOKENS = {"cpu": 1 << 10, "cuda": 1 << 14}  # per call of a layer
 STREAM_BYTES = 2 << 30  # of the hidden states that are in memory at a time
 
 
@@ -77,7 +77,7 @@ class LayerStream:
         if self._model.lm_head.weight.is_meta:
             self._load(self._model.transformer.ln_f, "transformer.ln_f.")
             self._load(self._model.lm_head, "lm_head.", weight=EMBEDDING)
-        targets_M, step = targets_BT.to(self.device).flatten(), max(1, _LOGITS // self.config.padded_vocab_size)
+        targets_M, step = targets_BT.to(self.device).flatten(), max(1, LOGITS // self.config.padded_vocab_size)
         parts: list[list[Tensor]] = [[] for _ in outputs]
         for start in range(0, len(targets_M), step):
             rows = slice(start, start + step)
@@ -100,7 +100,7 @@ class LayerStream:
 
     def chunks(self, sequences: int) -> list[slice]:
         """Returns which sequences each call of a layer takes."""
-        step = max(1, _TOKENS // self._model.max_seq_length)
+        step = max(1, _TOKENS[self.device.type] // self._model.max_seq_length)
         return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
 
     def loss_gradient(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def _run_prefixes(stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers])
     # Hidden states of each prefix so far, and the subsets that begin with it.
     prefixes: list[tuple[Tensor, Sequence[Layers]]] = [(x_bTC, subsets)]
     for layer in sorted({layer for subset in subsets for layer in subset}):
-        grown = []
+        grown: list[tuple[Tensor, Sequence[Layers]]] = []
         with stream.layer(layer) as (_, run):
             while prefixes:
                 x_bTC, members = prefixes.pop()

@@ -26,6 +26,8 @@ class SliceArgs(CommandArgs):
     """Take the first n layers; short for ``--layers first:n``."""
     layers: str | None = None
     """Which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +."""
+    search: Path | None = None
+    """Take the n layers that ``inheritune search`` has found: its folder."""
     out_dir: Path | None = None
     """Folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given."""
     init: Literal["inherit", "random", "stack", "hybrid-stack", "half-width"] = "inherit"
@@ -62,6 +64,11 @@ class SliceArgs(CommandArgs):
         n, layers, init = self.n, self.layers, self.init
         if n is not None and n < 1:
             raise UserError(f"--n {n} is below 1; give the number of layers to take")
+        if self.search is not None and (n is None or layers is not None):
+            given = "no --n" if layers is None else f"--layers {layers}"
+            raise UserError(f"--search {self.search} chooses the layers, and {given} is given; give --n beside it")
+        if self.search is not None and init in ("stack", "hybrid-stack"):
+            raise UserError(f"--search {self.search} chooses layers to keep, --init {init} repeats layers; give one")
         if init in ("stack", "hybrid-stack"):
             if n is None:
                 raise UserError(f"--init {init} needs --n: the number of layers after stacking")

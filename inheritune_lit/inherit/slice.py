@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from inheritune_lit.checkpoint.folder import WEIGHTS, copy_files
 from inheritune_lit.checkpoint.formats import write_torch_checkpoint
 from inheritune_lit.checkpoint.hub import sha256_of
 from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piece
-from inheritune_lit.inherit.args import SliceArgs
+from inheritune_lit.inherit.args import SliceArgs, layers_text
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
+from inheritune_lit.inherit.searched import SearchedLayers
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
@@ -56,6 +57,11 @@ class SliceResult:
 def slice_model(args: SliceArgs) -> SliceResult:
     """Build a small model from the layers of a pretrained one; bad input is a ``UserError``, and nothing is left."""
     with resolve(args.ref, args.tokenizer_dir) as resolved:
+        searched = None
+        if args.search is not None:
+            assert args.n is not None, "checked arguments"
+            searched = SearchedLayers.read(args.search, args.n, resolved.reference.config)
+            args = replace(args, search=None, n=None, layers=layers_text(searched.layers))
         names = resolved.reference.org, student_config(resolved.reference, args)[0].hf_config["name"]
         # Names may come from a file that others wrote: each has to be that of one folder.
         folders = (re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model" for name in names)
@@ -68,12 +74,14 @@ def slice_model(args: SliceArgs) -> SliceResult:
         check_tokenizer(resolved.reference.folder, plan.config.padded_vocab_size)
         if not args.dry_run:
             with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-                _write(resolved, plan, args, staging)
+                _write(resolved, plan, args, staging, searched)
             logger.info("wrote %s", out_dir)
         return SliceResult(out_dir, resolved.reference, plan, args.init, args.dry_run)
 
 
-def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path) -> None:
+def _write(
+    resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path, searched: SearchedLayers | None
+) -> None:
     reference, repository, weights = resolved.reference, resolved.repository, resolved.reference.weights
     # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
     local: list[Path] = []
@@ -88,6 +96,10 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
             {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256.result() if sha256 else None}
             for path, sha256 in zip(local, hashes, strict=True)
         ]
+    if repository and weights:
+        files = repository.record(weights)
+    if searched:
+        searched.check_files(files, reference.name)
     record = {
         "reference": {
             "org": reference.org,
@@ -96,13 +108,14 @@ def _write(resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Pa
             "revision": resolved.revision,
             "format": weights.format if weights else None,
             "n_layer": reference.config.n_layer,
-            "files": repository.record(weights) if weights and repository else files,
+            "files": files,
         },
         **{name: getattr(args, name) for name in ("init", "embeddings", "final_norm", "head", "positions", "seed")},
         "parts": list(args.inherited_parts),
         "attn_scale": args.attn_scale if isinstance(plan.config, GPT2Config) else None,
         "n_layer": plan.config.n_layer,
         "layers": plan.layers,
+        **({"search": searched.record()} if searched else {}),
         "tied": bool(plan.aliases),
         "dtype": plan.dtype,
         "parameters": {"total": plan.parameters(), "non_embedding": plan.parameters(embeddings=False)},
