@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inheritune_lit.analysis.analyze import AnalysisResult, analyze_model
-    from inheritune_lit.analysis.args import AnalyzeArgs
+    from inheritune_lit.analysis.args import AnalyzeArgs, SearchArgs
     from inheritune_lit.analysis.result import Analysis, load_analysis
+    from inheritune_lit.analysis.search import search_layers
     from inheritune_lit.checkpoint.args import ExportArgs
     from inheritune_lit.checkpoint.config import Config, GPT2Config, save_lit_config
     from inheritune_lit.checkpoint.export import export
@@ -124,6 +125,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = ["UserError", "read_recipe"]
 __all__ += ["Analysis", "AnalysisResult", "AnalyzeArgs", "analyze_model", "load_analysis"]
+__all__ += ["SearchArgs", "search_layers"]
 __all__ += ["FINAL", "WEIGHTS", "Config", "ExportArgs", "GPT2Config", "Weights", "count_parameters", "export"]
 __all__ += ["is_litgpt_folder", "save_lit_config", "tensor_shapes"]
 __all__ += ["PackedDataset", "PrepareArgs", "check_fits_model", "is_validation", "iter_documents"]

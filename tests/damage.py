@@ -49,6 +49,7 @@ class Trial:
     weight: int = 1
 
 
+SEARCH = "search lit --data data --num_sequences 1 --seq_length 8 --out_dir searched"
 TRIALS = [
     Trial("slice hf --n 1 --out_dir out", ("hf/*",), weight=5),
     Trial("slice lit --n 1 --out_dir out", ("lit/*",), weight=4),
@@ -64,6 +65,10 @@ TRIALS = [
     Trial("eval lit --suite suite.yaml --data_dir task --out_dir out --limit 2", ("suite.yaml",)),
     Trial("eval lit --tasks task/next_word.yaml --out_dir scores", ("scores/*", "scores/*/*"), own="scores"),
     Trial("report run --out_dir out", ("run/*", "run/*/*"), weight=3),
+    Trial(
+        "search lit --data data --num_sequences 1 --seq_length 8 --out_dir searched", ("searched/*",), own="searched"
+    ),
+    Trial("slice lit --search searched --n 1 --out_dir out", ("searched/*",)),
     Trial("analyze lit --data data --num_sequences 1 --seq_length 8 --out_dir out", ("data/*", "data/*/*", "lit/*")),
 ]
 
@@ -89,6 +94,10 @@ def make_world(folder: Path, tokenizer_dir: Path) -> None:
     )
     assert (
         main(f"pretrain lit --data data --out_dir run {TRAIN} --train.max_time 0.0001 --train.save_interval 1".split())
+        == 0
+    )
+    assert (
+        main(["search", "lit", "--data", "data", "--num_sequences", "1", "--seq_length", "8", "--out_dir", "searched"])
         == 0
     )
     assert main(["eval", "lit", "--tasks", "task/next_word.yaml", "--out_dir", "scores"]) == 0

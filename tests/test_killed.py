@@ -26,6 +26,7 @@ COMMANDS = {
     "teach": "teach lit --data data --out_dir out --max_seq_length 16 --top_k 2",
     "eval": "eval lit --tasks task/next_word.yaml --out_dir out",
     "analyze": "analyze lit --data data --num_sequences 1 --seq_length 8 --out_dir out",
+    "search": "search lit --data data --num_sequences 1 --seq_length 8 --out_dir out",
     "report": "report run --out_dir out",
     "init": "init --ref openllama-3b --n 13 --gpu a100-80gb --tokens 1B --out_file out/recipe.yaml",
 }

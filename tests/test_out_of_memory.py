@@ -53,6 +53,7 @@ PRETRAIN = f"pretrain {{model}} --data {{data}} --out_dir {{out}} {SHORT} --eval
 GROW = f"grow {{model}} --data {{data}} --out_dir {{out}} --n 1 --grow_by 1 {SHORT} --eval.max_iters 2"
 EVAL = "eval {model} --val_data {data} --limit 4"
 ANALYZE = "analyze {model} --data {data} --out_dir {out} --num_sequences 4 --seq_length 16"
+SEARCH = "search {model} --data {data} --out_dir {out} --num_sequences 4 --seq_length 16"
 TEACH = "teach {model} --data {data} --out_dir {out} --max_seq_length 16 --top_k 4"
 MEASURE = "plan openllama-3b --n 1 --tokens 1B --measure"
 
@@ -62,8 +63,9 @@ MEASURE = "plan openllama-3b --n 1 --tokens 1B --measure"
     [
         (EVAL, "inheritune_lit.evaluation.open_lm.load_model"),
         (EVAL, "inheritune_lit.evaluation.held_out.F.cross_entropy"),
-        (ANALYZE, "inheritune_lit.analysis.passes.LayerStream.embed"),
+        (ANALYZE, "inheritune_lit.analysis.stream.LayerStream.embed"),
         (ANALYZE, "inheritune_lit.analysis.passes.gradient_norms"),
+        (SEARCH, "inheritune_lit.analysis.search.score_subsets"),
         (TEACH, "inheritune_lit.train.teach.head_logits"),
         (GROW, "inheritune_lit.evaluation.held_out.F.cross_entropy"),
         (MEASURE, "inheritune_lit.train.plan.build_model"),

@@ -40,7 +40,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, kind: str, record: dict[str, Any]) -> None:
-    """Write ``folder/inheritune.json``; ``kind`` is "slice", "packed_data", "run", "evaluation" or "analysis"."""
+    """Write ``folder/inheritune.json``; ``kind`` is such as "slice", "packed_data" or "run"."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     replace_manifest(folder, {"kind": kind, "created": created, "versions": installed_versions(), **record})
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import make_checkpoint, make_packed
 
-from inheritune_lit.analysis.analyze import draw_sequences
 from inheritune_lit.analysis.result import load_analysis
+from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.cli import main
 from inheritune_lit.data.megatron import open_documents
 from inheritune_lit.errors import UserError
@@ -66,8 +66,8 @@ def test_the_command_writes_what_it_measured(checkpoint, text, tmp_path, capsys)
 def test_a_dry_run_prints_the_cost_and_writes_nothing(checkpoint, text, tmp_path, capsys):
     args = ["--ref", str(checkpoint), "--data", str(text), "--out_dir", str(tmp_path / "out"), *QUICK, "--dry_run"]
     assert main(["analyze", *args]) == 0
-    # Forward, backward, and layer 1 without layer 0.
-    assert "5 layer runs" in capsys.readouterr().out
+    # Forward, backward, and each layer without the other.
+    assert "6 layer runs" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
