@@ -59,7 +59,7 @@ class LayerStream:
         self._load(block, f"transformer.h.{number}.")
         rope = rope_of_layer(self._model, self._rope, number)
         try:
-            yield block, lambda x_BTC: block(x_BTC, *rope)
+            yield block, lambda x_BTC: torch.cat([block(x_BTC[rows], *rope) for rows in self.chunks(len(x_BTC))])
         finally:
             block.to(device="meta")
 
@@ -84,15 +84,14 @@ class LayerStream:
             if whole_BTC is not None:
                 logprobs_mV = self._logits(whole_BTC, rows).log_softmax(dim=-1)
                 probs_mV = logprobs_mV.exp()
-                negentropy_m = _dot(probs_mV, logprobs_mV)
-                del logprobs_mV
+                negentropy_m = (probs_mV * logprobs_mV).sum(dim=-1)  # autocast would round a matrix product
             for output_BTC, scores in zip(outputs, parts, strict=True):
                 # Flat: the layout that (b, V, T) asks for is several times slower.
                 logits_mV = self._logits(output_BTC, rows)
                 if whole_BTC is None:
                     scores.append(F.cross_entropy(logits_mV, targets_M[rows], reduction="none"))
                 else:
-                    scores.append(negentropy_m - _dot(probs_mV, logits_mV.log_softmax(dim=-1)))
+                    scores.append(negentropy_m - (probs_mV * logits_mV.log_softmax(dim=-1)).sum(dim=-1))
         return torch.stack([torch.cat(scores).view(targets_BT.shape).double().mean(dim=1) for scores in parts])
 
     def _logits(self, x_BTC: Tensor, rows: slice) -> Tensor:
@@ -123,10 +122,6 @@ class LayerStream:
                 linear.to(self._linear_dtype)
 
 
-def _dot(a_mV: Tensor, b_mV: Tensor) -> Tensor:
-    return (a_mV.unsqueeze(1) @ b_mV.unsqueeze(2)).flatten()
-
-
 def layer_runs(subsets: Sequence[Layers]) -> int:
     """Returns how many times ``score_subsets`` runs a layer on all sequences: once for each prefix of any subset."""
     return len({subset[:length] for subset in subsets for length in range(1, len(subset) + 1)})
@@ -134,7 +129,7 @@ def layer_runs(subsets: Sequence[Layers]) -> int:
 
 def group_sizes(subsets: int, sequence_bytes: int, budget: int = STREAM_BYTES) -> tuple[int, int]:
     """Returns how many subsets and sequences ``score_subsets`` takes at a time, of hidden states of such a size."""
-    capacity = max(2, budget // sequence_bytes) - 1  # one more is the layer's output
+    capacity = max(3, budget // sequence_bytes) - 2  # two more while a layer's output is put together
     return min(subsets, capacity), max(1, capacity // subsets)
 
 
@@ -181,10 +176,7 @@ def _run_prefixes(stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers])
                 if without := [subset for subset in members if layer not in subset]:
                     grown.append((x_bTC, without))
                 if with_layer:
-                    y_bTC = torch.empty_like(x_bTC)
-                    for rows in stream.chunks(len(x_bTC)):
-                        y_bTC[rows] = run(x_bTC[rows])
-                    grown.append((y_bTC, with_layer))
-                    stream.report(len(y_bTC))
+                    grown.append((run(x_bTC), with_layer))
+                    stream.report(len(x_bTC))
         prefixes = grown
     return {subset: x_bTC for x_bTC, members in prefixes for subset in members}

@@ -1,35 +1,47 @@
-"""What a search of layers found: the content of ``search.json``."""
+"""What a search of layers found, the content of ``search.json``, and a slice's layers from it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.records import read_record
 
 SEARCH = "search.json"
+_ANOTHER = "give the --out_dir of a search of this reference"
 
 
 @dataclass(frozen=True)
 class ScoredLayers:
-    """Layers of the reference, counted from 0, and their score in nats per token with its standard error."""
+    """Layers of the reference and their score in nats per token, with its standard error over the sequences."""
 
     layers: list[int]
     score: float
-    stderr: float  # over the sequences; NaN of one
+    stderr: float
 
 
 @dataclass(frozen=True)
 class SearchedModel:
-    """The reference; ``source`` is where it was read, ``files`` are names and SHA-256 of its weights' files."""
+    """The reference, with the SHA-256 of its files."""
 
     name: str
     source: str
     revision: str | None
     files: dict[str, str | None]
-    shape: dict[str, int]  # litgpt's fields
+    shape: dict[str, int]
+
+    @classmethod
+    def of(cls, opened: ResolvedReference) -> "SearchedModel":
+        """Describes an opened reference, whose files are read for it."""
+        reference = opened.reference
+        return cls(reference.name, opened.source, opened.revision, opened.file_hashes(), _shape(reference))
+
+
+def _shape(reference: ReferenceModel) -> dict[str, int]:
+    names = "n_layer", "n_head", "n_query_groups", "n_embd", "intermediate_size", "padded_vocab_size"
+    return {name: getattr(reference.config, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -45,26 +57,22 @@ class SearchSettings:
     data_sha256: str
 
 
-ByDepth = dict[str, ScoredLayers]  # by number of layers n, as a string
+ByN = dict[str, ScoredLayers]  # by number of layers, from the most
 
 
 @dataclass(frozen=True)
 class Search:
-    """Layers by n, from one less than the reference has, down to the lowest so far.
-
-    ``found`` are the best of each round; ``beam`` are the subsets that the next round removes a layer from. Those of
-    ``compared``, by way, are chosen without search.
-    """
+    """The state of a search after a round."""
 
     model: SearchedModel
     settings: SearchSettings
-    data: str  # its path; its hash is in the settings
-    n_min: int  # where the search is to end
+    data: str  # its path
+    n_min: int  # where it is to end
     whole: ScoredLayers
     block_influence: list[float]  # of each layer
-    found: ByDepth
-    beam: list[list[int]]
-    compared: dict[str, ByDepth]
+    found: ByN  # the best of each round
+    beam: list[list[int]]  # what the next round removes a layer from
+    compared: dict[str, ByN]  # by the way in which they were chosen, without search
 
     @property
     def lowest(self) -> int:
@@ -73,62 +81,36 @@ class Search:
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was asked for is there."""
-        return self.lowest <= self.n_min and all(len(ways) == len(self.found) for ways in self.compared.values())
-
-
-_WHERE = "give the --out_dir of a search of this reference"
-
-
-def searched_shape(config: Config) -> dict[str, int]:
-    """Returns sizes that a model shares with another one that its layers' numbers are used for."""
-    names = "n_layer", "n_head", "n_query_groups", "n_embd", "intermediate_size", "padded_vocab_size"
-    return {name: getattr(config, name) for name in names}
+        """Whether there are layers for every n that was asked for."""
+        return self.lowest <= self.n_min
 
 
 def load_search(folder: Path) -> Search:
-    """Reads the result of a search from its folder; one that holds none, or is damaged, is a ``UserError``."""
-    remedy = "give the --out_dir of `inheritune search`"
-    if not (folder / SEARCH).is_file():
-        raise UserError(f"{folder} does not hold a search of layers: {SEARCH} is not there; {remedy}")
-    return read_record(folder / SEARCH, Search, "the result of a search", remedy)
+    """Reads what a search has found so far from its folder; a ``UserError`` where there is none, or damage."""
+    return read_record(folder / SEARCH, Search, "the result of `inheritune search`", "give the --out_dir of one")
 
 
-@dataclass(frozen=True)
-class SearchedLayers:
-    """The layers that a search found for n, and what a slice records of it."""
+def layers_for(search: Search, folder: Path, n: int, reference: ReferenceModel) -> list[int]:
+    """Returns the n layers found; a search of another shape, unfinished, or without that n is a ``UserError``."""
+    for name, size in _shape(reference).items():
+        if (other := search.model.shape.get(name)) != size:
+            problem = f"{folder} is a search of {search.model.name}, whose {name} is {other}, not {size}"
+            raise UserError(f"{problem}; {_ANOTHER}")
+    if not search.finished:
+        problem = f"{folder} holds a search that is not finished: down to {search.lowest} of {search.n_min} layers"
+        raise UserError(f"{problem}; the same `inheritune search` again continues it")
+    if str(n) not in search.found:
+        problem = f"--n {n} is not one of the {search.lowest} to {len(search.whole.layers) - 1} layers in {folder}"
+        raise UserError(f"{problem}; give another --n, or continue the search with a smaller --n_min")
+    return search.found[str(n)].layers
 
-    folder: Path
-    search: Search
-    layers: list[int]
 
-    @classmethod
-    def read(cls, folder: Path, n: int, config: Config) -> "SearchedLayers":
-        """Reads them for a reference; a search that is of another shape, unfinished or has no n is a ``UserError``."""
-        search = load_search(folder)
-        depth, model = config.n_layer, search.model
-        for name, size in searched_shape(config).items():
-            if (other := model.shape.get(name)) != size:
-                raise UserError(f"{folder} is a search of {model.name} with {name} {other}, not {size}; {_WHERE}")
-        if not search.finished:
-            remedy = "run the same `inheritune search` again, which continues it"
-            raise UserError(
-                f"{folder} holds a search that is not finished: {search.lowest} of {search.n_min}; {remedy}"
-            )
-        if n == depth or str(n) not in search.found:
-            most = f"--n {n} is not one of the {search.lowest} to {depth - 1} layers that {folder} holds"
-            raise UserError(f"{most}; give another --n, or continue the search with a smaller --n_min")
-        return cls(folder, search, search.found[str(n)].layers)
+def search_record(search: Search, folder: Path, name: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the manifest of a slice says; other files than those that were searched are a ``UserError``.
 
-    def check_files(self, files: list[dict[str, Any]], name: str) -> None:
-        """Refuses a reference of this name whose files, as a manifest has them, are not those that were searched."""
-        model = self.search.model
-        hashes = {file["sha256"] for file in files}
-        # Without hashes, because the user does not want files read for them, the name has to do.
-        if not (name == model.name if None in hashes else hashes <= set(model.files.values())):
-            raise UserError(f"{self.folder} is a search of {model.name} from {model.source}, not of {name}; {_WHERE}")
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest of a slice says."""
-        settings = asdict(self.search.settings)
-        return {"folder": str(self.folder), "sha256": sha256_file(self.folder / SEARCH), "settings": settings}
+    They belong to the reference of this name, and are as in a manifest. Without hashes the name has to do.
+    """
+    model, hashes = search.model, {file["sha256"] for file in files}
+    if not (name == model.name if None in hashes else hashes <= set(model.files.values())):
+        raise UserError(f"{folder} is a search of {model.name} from {model.source}, not of this {name}; {_ANOTHER}")
+    return {"folder": str(folder), "sha256": sha256_file(folder / SEARCH), "settings": asdict(search.settings)}

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piec
 from inheritune_lit.inherit.args import SliceArgs, layers_text
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
-from inheritune_lit.inherit.searched import SearchedLayers
+from inheritune_lit.inherit.searched import layers_for, load_search, search_record
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
@@ -57,11 +58,12 @@ class SliceResult:
 def slice_model(args: SliceArgs) -> SliceResult:
     """Build a small model from the layers of a pretrained one; bad input is a ``UserError``, and nothing is left."""
     with resolve(args.ref, args.tokenizer_dir) as resolved:
-        searched = None
-        if args.search is not None:
-            assert args.n is not None, "checked arguments"
-            searched = SearchedLayers.read(args.search, args.n, resolved.reference.config)
-            args = replace(args, search=None, n=None, layers=layers_text(searched.layers))
+        record_search = None
+        if args.search is not None and args.n is not None:
+            search = load_search(args.search)
+            layers = layers_for(search, args.search, args.n, resolved.reference)
+            record_search = partial(search_record, search, args.search)
+            args = replace(args, search=None, n=None, layers=layers_text(layers))
         names = resolved.reference.org, student_config(resolved.reference, args)[0].hf_config["name"]
         # Names may come from a file that others wrote: each has to be that of one folder.
         folders = (re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model" for name in names)
@@ -74,13 +76,17 @@ def slice_model(args: SliceArgs) -> SliceResult:
         check_tokenizer(resolved.reference.folder, plan.config.padded_vocab_size)
         if not args.dry_run:
             with explain_full_disk(out_dir), new_folder(out_dir) as staging:
-                _write(resolved, plan, args, staging, searched)
+                _write(resolved, plan, args, staging, record_search)
             logger.info("wrote %s", out_dir)
         return SliceResult(out_dir, resolved.reference, plan, args.init, args.dry_run)
 
 
 def _write(
-    resolved: ResolvedReference, plan: Plan, args: SliceArgs, staging: Path, searched: SearchedLayers | None
+    resolved: ResolvedReference,
+    plan: Plan,
+    args: SliceArgs,
+    staging: Path,
+    record_search: Callable[..., dict[str, Any]] | None,
 ) -> None:
     reference, repository, weights = resolved.reference, resolved.repository, resolved.reference.weights
     # The hub states its files' hashes. Local ones are hashed while they are copied: both read the same pages.
@@ -98,8 +104,6 @@ def _write(
         ]
     if repository and weights:
         files = repository.record(weights)
-    if searched:
-        searched.check_files(files, reference.name)
     record = {
         "reference": {
             "org": reference.org,
@@ -115,7 +119,7 @@ def _write(
         "attn_scale": args.attn_scale if isinstance(plan.config, GPT2Config) else None,
         "n_layer": plan.config.n_layer,
         "layers": plan.layers,
-        **({"search": searched.record()} if searched else {}),
+        "search": record_search(reference.name, files) if record_search else None,
         "tied": bool(plan.aliases),
         "dtype": plan.dtype,
         "parameters": {"total": plan.parameters(), "non_embedding": plan.parameters(embeddings=False)},

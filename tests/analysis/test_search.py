@@ -11,7 +11,7 @@ from tiny import make_checkpoint, make_packed
 from torch.nn import functional as F
 
 from inheritune_lit.analysis.args import SearchArgs
-from inheritune_lit.analysis.search import compared_layers, search_layers, without_one
+from inheritune_lit.analysis.search import search_layers, unsearched, without_one
 from inheritune_lit.analysis.sequences import draw_sequences
 from inheritune_lit.analysis.stream import LayerStream, group_sizes, layer_runs, score_subsets
 from inheritune_lit.cli import main
@@ -154,13 +154,16 @@ def test_groups_of_sequences_and_of_subsets_do_not_change_scores(make_llama, tok
     assert group_sizes(2, 10, 1) == (1, 1)
 
 
-def test_bf16_mixed_computes_what_autocast_does(make_llama, tokens_BT1, tmp_path):
+@pytest.mark.parametrize("score", ["loss", "kl"])
+def test_bf16_mixed_computes_what_autocast_does(score, make_llama, tokens_BT1, tmp_path):
     _, folder = make_llama()
-    found = search(folder, tmp_path / "out", n_min=4, precision="bf16-mixed")
+    found = search(folder, tmp_path / "out", n_min=4, precision="bf16-mixed", score=score)
     model, layers = load_reference(folder), tuple(found.found["4"].layers)
-    mixed_B = score_alone(model, layers, tokens_BT1, bf16=True)
+    mixed_B = score_alone(model, layers, tokens_BT1, score, bf16=True)
     assert found.found["4"].score == pytest.approx(mixed_B.mean().item(), rel=1e-6)
-    assert found.found["4"].score != score_alone(model, layers, tokens_BT1).mean().item()
+    assert found.found["4"].score != pytest.approx(
+        score_alone(model, layers, tokens_BT1, score).mean().item(), rel=1e-5
+    )
 
 
 def test_each_layer_is_loaded_once_a_round(make_llama, tokens_BT1, tmp_path, monkeypatch):
@@ -173,20 +176,22 @@ def test_each_layer_is_loaded_once_a_round(make_llama, tokens_BT1, tmp_path, mon
 
     monkeypatch.setattr(LayerStream, "_load", count)
     found = search(folder, tmp_path / "out", n_min=3)
-    # The whole model, three rounds without the layers that are gone, and the comparison.
-    gone = [layer for n in ("5", "4") for layer in set(range(6)) - set(found.found[n].layers)]
-    expected = {f"transformer.h.{layer}.": 5 - gone.count(layer) for layer in range(6)}
-    assert {prefix: loaded.count(prefix) for prefix in expected} == expected
+    kept = [found.whole, *found.found.values()][:3]
+    rounds = [{layer for subset in without_one([tuple(each.layers)]) for layer in subset} for each in kept]
+    others = [{layer for by_n in found.compared.values() for layer in by_n[n].layers} for n in found.found]
+    for layer in range(6):
+        needed = sum(layer in searched | compared for searched, compared in zip(rounds, others, strict=True))
+        assert loaded.count(f"transformer.h.{layer}.") == 1 + needed  # and once by the whole model
     assert loaded.count("lm_head.") == 1
 
 
 def test_ways_that_need_no_search():
-    ways = compared_layers(30, 15, [abs(layer - 20.2) for layer in range(30)])
+    ways = unsearched(30, 15, [abs(layer - 20.2) for layer in range(30)])
     assert ways["first"] == tuple(range(15))
     assert ways["ends"] == (*range(12), 27, 28, 29)
     assert ways["alternate"] == tuple(range(0, 30, 2))
     assert ways["influence"] == (*range(13), 28, 29)
-    assert compared_layers(8, 1, range(8)) == {"first": (0,), "ends": (7,), "alternate": (0,), "influence": (7,)}
+    assert unsearched(8, 1, range(8)) == {"first": (0,), "ends": (7,), "alternate": (0,), "influence": (7,)}
     assert without_one([(0, 1, 2), (1, 2, 3)]) == [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
 
 
@@ -195,7 +200,7 @@ def test_a_search_that_was_stopped_ends_with_the_same_bytes(beam, make_llama, to
     _, folder = make_llama(num_hidden_layers=6)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     search(folder, whole, n_min=2, beam=beam)
-    for _ in range(4):  # after the first round, the second, ..., before the comparison
+    for _ in range(3):  # after the first round, the second, the third
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr("inheritune_lit.analysis.search.write_record", once_then_interrupt())
             search(folder, stopped, n_min=2, beam=beam)
@@ -337,9 +342,9 @@ def test_bad_input_of_a_slice(world, tmp_path, capsys, monkeypatch):
         f"model --search {searched}": "no --n is given; give --n beside it",
         f"model --search {searched} --n 2 --layers first:2": "--layers first:2 is given",
         f"model --search {searched} --n 2 --init stack": "--init stack repeats layers",
-        f"model --search {world} --n 2": "does not hold a search of layers",
-        f"model --search {unfinished} --n 2": "holds a search that is not finished: 1 of 0",
-        f"deep --search {searched} --n 2": "is a search of tiny with n_layer 4, not 5",
+        f"model --search {world} --n 2": "search.json can't be read as",
+        f"model --search {unfinished} --n 2": "is not finished: down to 1 of 0 layers",
+        f"deep --search {searched} --n 2": "is a search of tiny, whose n_layer is 4, not 5",
         f"twin --search {searched} --n 2": "is a search of tiny from",
     }
     for line, told in cases.items():
