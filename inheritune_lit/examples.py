@@ -17,6 +17,8 @@ inheritune plan --ref smollm2-135m --n 15 --tokens 1M --measure  # timed on this
 inheritune slice openllama-3b --n 13  # the first 13 of 26 layers, only their bytes downloaded
 inheritune slice my-checkpoint/ --layers 0-8,20-25 --out_dir slices/ends  # layers by number
 inheritune slice openllama-3b --n 13 --init random --out_dir slices/random  # a baseline
+inheritune search openllama-3b --data data/text --out_dir search --n_min 10  # which layers to keep, for every n
+inheritune slice openllama-3b --n 13 --search search  # the 13 layers that it found
 inheritune export RUN/final --out_dir hf/my-model  # for AutoModelForCausalLM
 inheritune prepare text/ --tokenizer_dir slices/ends --out_dir data/text  # a folder of text
 inheritune prepare --config recipes/data/redpajama-1t-sample.yaml --tokenizer_dir slices/ends --out_dir \

@@ -118,14 +118,14 @@ def _measure(
 ) -> Analysis:
     reference, config, targets_BT = resolved.reference, resolved.reference.config, tokens_BT1[:, 1:]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = passes.ActivationStore(scratch)
+    scratch.mkdir()
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
         stream = LayerStream(reference, args.seq_length, device, lambda _: progress.update())
-        kept = store if args.gradients else None
-        measured, last_LBC, output_BTC = passes.measure_forward(stream, tokens_BT1, args.tau, maps, kept)
+        folder = scratch if args.gradients else None
+        measured, last_LBC, output_BTC = passes.measure_forward(stream, tokens_BT1, args.tau, maps, folder)
         by_span = {"angular_distance": measures.angular_distances(last_LBC)}
         if args.gradients:
-            measured |= passes.gradient_norms(stream, store, output_BTC, targets_BT)
+            measured |= passes.gradient_norms(stream, scratch, output_BTC, targets_BT)
         if args.dropping:
             dropped = passes.losses_without_spans(stream, tokens_BT1[: args.dropping], args.drop_length)
             # The increase is over the whole model on the same sequences: these are fewer than all.

@@ -1,4 +1,4 @@
-"""Arguments of ``inheritune analyze``. Free of torch, so that help and errors are instant."""
+"""Arguments of ``inheritune analyze`` and ``search``. Free of torch, so that help and errors are instant."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path

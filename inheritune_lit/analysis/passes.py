@@ -14,23 +14,6 @@ from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import capture_attention
 
 
-class ActivationStore:
-    """Keeps activations by name, fp32, in a new folder: those of a deep model do not fit into memory together."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True)
-
-    def put(self, name: str, x_BTC: Tensor) -> None:
-        """Keeps an activation; it replaces an earlier one of that name."""
-        np.save(self._folder / f"{name}.npy", x_BTC.cpu().numpy(), allow_pickle=False)
-
-    def get(self, name: str, rows: slice) -> Tensor:
-        """Returns an activation of some sequences, on the CPU."""
-        mapped = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return torch.from_numpy(np.array(mapped[rows]))
-
-
 def check_capturable(config: Config) -> None:
     """Refuses a model whose attention is not made of matrices of softmax weights, one per head."""
     if config.latent_attention or config.n_layer < 1:
@@ -40,11 +23,11 @@ def check_capturable(config: Config) -> None:
 
 
 def measure_forward(
-    stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector, store: ActivationStore | None
+    stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector, folder: Path | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Runs a model once on sequences with the token that follows each.
 
-    ``tau`` is the threshold of rank and mass; ``store`` keeps the input of layer l under the name "l", where given.
+    ``tau`` is the threshold of rank and mass; a folder gets the input of each layer: together they are too large.
 
     Returns measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); the last token's
     activation before each layer and after the last, fp32, (L + 1, B, C); the output of the last layer, (B, T, C).
@@ -54,8 +37,8 @@ def measure_forward(
     last, losses = [x_BTC[:, -1].clone()], [stream.losses(x_BTC, targets_BT).cpu()]
     measured: dict[str, list[Tensor]] = {}
     for layer in range(stream.config.n_layer):
-        if store is not None:
-            store.put(str(layer), x_BTC)
+        if folder is not None:
+            np.save(folder / f"{layer}.npy", x_BTC.cpu().numpy())
         chunks: list[dict[str, Tensor]] = []
         with stream.layer(layer) as (block, run):
             for rows in stream.chunks(len(x_BTC)):
@@ -78,23 +61,22 @@ def measure_forward(
     return {name: torch.stack(values, dim=1) for name, values in measured.items()}, torch.stack(last), x_BTC
 
 
-def gradient_norms(
-    stream: LayerStream, store: ActivationStore, output_BTC: Tensor, targets_BT: Tensor
-) -> dict[str, Tensor]:
+def gradient_norms(stream: LayerStream, folder: Path, output_BTC: Tensor, targets_BT: Tensor) -> dict[str, Tensor]:
     """Returns Frobenius norms of the gradients of each sequence's loss with respect to W_Q and W_K, (B, L) each, fp64.
 
     Vanishing ones mark collapsed attention (Noci et al. 2022, arXiv 2206.03126, as cited in Section 2 of the paper).
-    ``store`` and ``output_BTC`` are those of ``measure_forward``.
+    ``folder`` and ``output_BTC`` are those of ``measure_forward``.
     """
     gradient_BTC, config = stream.loss_gradient(output_BTC, targets_BT), stream.config
     # Of the joint projection; values come after queries and keys.
     sizes = config.n_head * config.head_size, config.n_query_groups * config.head_size
     norms = []
     for layer in reversed(range(config.n_layer)):
+        stored = np.load(folder / f"{layer}.npy", mmap_mode="r")
         with stream.layer(layer) as (block, run):
             parts = []
             for rows in stream.chunks(len(targets_BT)):
-                x_bTC = store.get(str(layer), rows).to(stream.device).requires_grad_()
+                x_bTC = torch.from_numpy(np.array(stored[rows])).to(stream.device).requires_grad_()
                 seen: list[Tensor] = []  # the projection's input and output
                 hook = block.attn.qkv.register_forward_hook(lambda _, x, y, seen=seen: seen.extend((*x, y)))
                 with hook, torch.enable_grad():

@@ -29,7 +29,7 @@ def test_every_command_of_the_page_runs(tmp_path, tokenizer_dir, rows_dir, monke
     blocks = re.findall(r"^```\n\$ (inheritune .*?[^\\])\n", PAGE, flags=re.MULTILINE | re.DOTALL)
     commands = [shlex.split(block.replace("\\\n", " "))[1:] for block in blocks]
     assert [command[0] for command in commands] == [
-        *("plan", "plan", "init", "slice", "prepare", "pretrain", "teach", "eval", "export"),
+        *("plan", "plan", "init", "slice", "search", "prepare", "pretrain", "teach", "eval", "export"),
         *("analyze", "grow", "ablate", "reproduce", "report", "references", "recipes"),
     ]
     for command in commands:
