@@ -19,7 +19,7 @@ from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import ReferenceModel, resolve
-from inheritune_lit.inherit.searched import SEARCH, ScoredLayers, Search, SearchedModel, SearchSettings, load_search
+from inheritune_lit.inherit.searched import SEARCH, ScoredLayers, Search, SearchedModel, load_search
 from inheritune_lit.io.folders import explain_full_disk, own_folder
 from inheritune_lit.io.manifest import check_folder, check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
@@ -105,22 +105,22 @@ def search_layers(args: SearchArgs) -> SearchResult:
             return SearchResult(args.out_dir, None, cost)
         sizes = reference.config.padded_vocab_size, args.num_sequences, args.seq_length
         tokens_BT1 = draw_sequences(args.data, reference.folder, *sizes, args.seed, "train")
-        sha256 = _data_sha256(args.data, tokens_BT1)
-        settings = SearchSettings(args.score, args.beam, *sizes[1:], args.seed, precision, sha256)
-        check_folder(args.out_dir, "search", asdict(settings))
+        settings = {name: getattr(args, name) for name in ("score", "beam", "num_sequences", "seq_length", "seed")}
+        settings |= {"precision": precision, "data_sha256": _data_sha256(args.data, tokens_BT1)}
+        check_folder(args.out_dir, "search", settings)
         resolved = resolved.open()
         model = SearchedModel.of(resolved)
         with explain_full_disk(args.out_dir), own_folder(args.out_dir):
             if state is None:
-                write_manifest(args.out_dir, "search", {"reference": asdict(model), "settings": asdict(settings)})
+                write_manifest(args.out_dir, "search", {"reference": asdict(model), "settings": settings})
                 whole = ScoredLayers(list(range(depth)), math.nan, math.nan)
                 state = Search(model, settings, str(args.data), n_min, whole, [], {}, [whole.layers], {})
             found, wanted = {"files": state.model.files}, {"files": model.files}
             check_settings(f"{args.out_dir} is a search of a reference", found, wanted)
-            state = replace(state, n_min=min(n_min, state.lowest))
+            state = replace(state, n_min=min(n_min, state.lowest), settings=settings)
             if not state.finished:
                 logger.info("%s", cost)
-                state = _search(resolved.reference, state, tokens_BT1, cost, args.out_dir / SEARCH)
+                state = _search(resolved.reference, args, state, tokens_BT1, cost)
             files = write_page(state, args.out_dir)
     return SearchResult(args.out_dir, state, cost, (SEARCH, *files))
 
@@ -133,16 +133,16 @@ def _data_sha256(data: Path, tokens_BT1: Tensor) -> str:
 
 
 @torch.no_grad()
-def _search(reference: ReferenceModel, state: Search, tokens_BT1: Tensor, cost: SearchCost, path: Path) -> Search:
-    """Returns the finished search, continued from a state; that after each round is written to a path."""
-    settings, depth, B = state.settings, reference.config.n_layer, len(tokens_BT1)
+def _search(reference: ReferenceModel, args: SearchArgs, state: Search, tokens_BT1: Tensor, cost: SearchCost) -> Search:
+    """Returns the finished search, continued from a state; that after each round is written."""
+    depth, B = reference.config.n_layer, len(tokens_BT1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if state.settings["precision"] == "bf16-mixed" else torch.float32
     with (
         Progress(f"search {reference.name}", sum(cost.runs.values()) * B, "run of a layer on a sequence") as progress,
         torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        stream = LayerStream(reference, settings.seq_length, device, progress.update, dtype)
+        stream = LayerStream(reference, args.seq_length, device, progress.update, dtype)
         x_BTC, targets_BT = stream.embed(tokens_BT1[:, :-1]), tokens_BT1[:, 1:]
         output_BTC, influence = x_BTC, []
         for layer in range(depth):
@@ -150,10 +150,10 @@ def _search(reference: ReferenceModel, state: Search, tokens_BT1: Tensor, cost: 
                 before_BTC, output_BTC = output_BTC, run(output_BTC)
             influence.append(block_influence(before_BTC, output_BTC).mean().item())
             stream.report(B)
-        whole_BTC = output_BTC if settings.score == "kl" else None
+        whole_BTC = output_BTC if args.score == "kl" else None
         whole = _scored(state.whole.layers, stream.scores([output_BTC], targets_BT, whole_BTC)[0])
         if not math.isfinite(whole.score):
-            problem = f"the {settings.score} of {reference.name} is {whole.score}: it is damaged, or it overflows"
+            problem = f"the {args.score} of {reference.name} is {whole.score}: it is damaged, or it overflows"
             raise UserError(f"{problem}; get it again, or give --precision 32-true")
         state = replace(state, whole=whole, block_influence=influence)
         while not state.finished:
@@ -167,10 +167,10 @@ def _search(reference: ReferenceModel, state: Search, tokens_BT1: Tensor, cost: 
             state = replace(
                 state,
                 found=state.found | {str(n): best[0]},
-                beam=[each.layers for each in best[: settings.beam]],
+                beam=[each.layers for each in best[: args.beam]],
                 compared={way: state.compared.get(way, {}) | {str(n): each} for way, each in compared.items()},
             )
-            write_record(path, state)
+            write_record(args.out_dir / SEARCH, state)
             progress.update(cost.runs[n] * B - (progress.done - done), f"{n} layers: {best[0].score:.4f}")
     return state
 

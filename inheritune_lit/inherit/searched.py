@@ -1,6 +1,6 @@
 """What a search of layers found, the content of ``search.json``, and a slice's layers from it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,6 @@ def _shape(reference: ReferenceModel) -> dict[str, int]:
     return {name: getattr(reference.config, name) for name in names}
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """Everything that changes what is found; ``data_sha256`` is of packed data, or of the sequences from text."""
-
-    score: str
-    beam: int
-    num_sequences: int
-    seq_length: int
-    seed: int
-    precision: str
-    data_sha256: str
-
-
 ByN = dict[str, ScoredLayers]  # by number of layers, from the most
 
 
@@ -65,7 +52,7 @@ class Search:
     """The state of a search after a round."""
 
     model: SearchedModel
-    settings: SearchSettings
+    settings: dict[str, Any]  # everything that changes what is found
     data: str  # its path
     n_min: int  # where it is to end
     whole: ScoredLayers
@@ -113,4 +100,4 @@ def search_record(search: Search, folder: Path, name: str, files: list[dict[str,
     model, hashes = search.model, {file["sha256"] for file in files}
     if not (name == model.name if None in hashes else hashes <= set(model.files.values())):
         raise UserError(f"{folder} is a search of {model.name} from {model.source}, not of this {name}; {_ANOTHER}")
-    return {"folder": str(folder), "sha256": sha256_file(folder / SEARCH), "settings": asdict(search.settings)}
+    return {"folder": str(folder), "sha256": sha256_file(folder / SEARCH), "settings": search.settings}
