@@ -295,8 +295,8 @@ def test_what_is_written_and_printed(world, capsys):
     assert manifest["kind"] == "search" and manifest["settings"]["precision"] == "32-true"
     assert manifest["reference"]["files"] == {"lit_model.pth": sha256_file(world / "model" / "lit_model.pth")}
     assert main(asked(world, "none", "--dry_run").split()) == 0
-    # Prefixes of the whole model 4, of the rounds' subsets 9, 5 and 2, of those that are compared 12.
-    assert "in 32 layer runs" in capsys.readouterr().out
+    # Prefixes of the whole model 4, of the rounds' subsets 9, 5 and 2, of those that are compared 7, 6 and 2.
+    assert "in 35 layer runs" in capsys.readouterr().out
     assert not (world / "none").exists()
 
 
