@@ -25,7 +25,7 @@ HEAD_MEASURES = (
     "sink_mass",
     "head_output_norm",
 )
-LAYER_MEASURES = ("block_influence", "output_variance", "drop_loss", "grad_norm_q", "grad_norm_k")
+LAYER_MEASURES = ("block_influence", "output_variance", "drop_loss")
 
 
 def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed: int = 0, maps: int = 2) -> Analysis:

@@ -25,7 +25,6 @@ def command(inputs, tmp_path):
         "seq_length": 12,
         "maps": "none",
         "drop_length": 0,
-        "gradients": "false",
     }
     return ["analyze", *(part for name, value in args.items() for part in (f"--{name}", str(value)))]
 

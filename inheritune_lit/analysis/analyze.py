@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnalysisCost:
-    """Computation and disk space of an analysis; ``str()`` of it is the plan that is printed."""
+    """Computation of an analysis; ``str()`` of it is the plan that is printed."""
 
     def __init__(self, reference: ReferenceModel, args: AnalyzeArgs) -> None:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
@@ -35,20 +34,15 @@ class AnalysisCost:
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
         dropped = list(chain.from_iterable(passes.without_spans(depth, args.drop_length))) if dropping else []
         dropped_runs = layer_runs(dropped)
-        self.runs = depth * (1 + args.gradients) + dropped_runs  # of layers, forward, backward or without others
-        # Backward is a second forward pass and the gradient of its input; gradients of the weights are never formed.
-        times = 1 + 2 * args.gradients
-        of_all = depth * times * block + (depth + times) * head
-        of_dropped = dropped_runs * block + len(dropped) * head
+        self.runs = depth + dropped_runs  # of layers, in the whole model or without others
+        of_all, of_dropped = depth * block + (depth + 1) * head, dropped_runs * block + len(dropped) * head
         self.flops = 2 * args.seq_length * (args.num_sequences * of_all + dropping * of_dropped)
-        kept = depth * args.num_sequences * args.gradients
-        self.disk_bytes = kept * args.seq_length * config.n_embd * 4  # of activations meanwhile
-        sequences = f"{args.num_sequences} of {args.seq_length} tokens" + "; gradients" * args.gradients
+        sequences = f"{args.num_sequences} of {args.seq_length} tokens"
         if dropping:
             sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
-        cost = f"{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs, {self.disk_bytes / 1e9:,.3g} GB"
         model = f"{reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}"
-        self._text = f"model     {model}\nsequences {sequences}\ncost      {cost} on the disk meanwhile"
+        cost = f"{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs"
+        self._text = f"model     {model}\nsequences {sequences}\ncost      {cost}"
 
     def __str__(self) -> str:
         return self._text
@@ -101,7 +95,7 @@ def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis |
     resolved = resolved.open()
     logger.info("%s", cost)
     with explain_full_disk(args.out_dir), new_folder(args.out_dir) as staging:
-        analysis = _measure(resolved, tokens_BT1, args, maps, cost.runs, staging / "activations")
+        analysis = _measure(resolved, tokens_BT1, args, maps, cost.runs)
         write_record(staging / RESULT, analysis)
         write_manifest(staging, "analysis", {"model": asdict(analysis.model), "settings": analysis.settings})
     return analysis, cost
@@ -114,25 +108,19 @@ def _measure(
     args: AnalyzeArgs,
     maps: measures.MapCollector,
     runs: int,
-    scratch: Path,
 ) -> Analysis:
-    reference, config, targets_BT = resolved.reference, resolved.reference.config, tokens_BT1[:, 1:]
+    reference, config = resolved.reference, resolved.reference.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scratch.mkdir()
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
         stream = LayerStream(reference, args.seq_length, device, lambda _: progress.update())
-        folder = scratch if args.gradients else None
-        measured, last_LBC, output_BTC = passes.measure_forward(stream, tokens_BT1, args.tau, maps, folder)
+        measured, last_LBC = passes.measure_forward(stream, tokens_BT1, args.tau, maps)
         by_span = {"angular_distance": measures.angular_distances(last_LBC)}
-        if args.gradients:
-            measured |= passes.gradient_norms(stream, scratch, output_BTC, targets_BT)
         if args.dropping:
             dropped = passes.losses_without_spans(stream, tokens_BT1[: args.dropping], args.drop_length)
             # The increase is over the whole model on the same sequences: these are fewer than all.
             whole_D1 = measured["logit_lens_loss"][: args.dropping, -1:]
             measured |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
             by_span["drop_loss"] = {length: each_BS.mean(dim=0).tolist() for length, each_BS in dropped.items()}
-    shutil.rmtree(scratch)
     protocols = measures.both_protocols(measured["attention_rank"], measured["attention_mass"])
     loss_B = measured["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
-_RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads gradients drop_length drop_sequences"
+_RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads drop_length drop_sequences"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class AnalyzeArgs(SequenceArgs):
     """Layers of the maps, such as 4,7,20,22 or first:3; those of Figure 2, scaled, when not given."""
     map_heads: list[int] | None = None
     """Heads of the maps; all when not given."""
-    gradients: bool = True
-    """Measure gradients of queries and keys: one backward pass."""
     drop_length: int = 1
     """Longest span of layers that is left out to measure the loss without it; 0 for none. The cost grows with the
     number of spans times the number of layers."""

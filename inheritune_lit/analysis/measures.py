@@ -129,7 +129,7 @@ class MapCollector:
 
 
 _V2, _V4 = "arXiv 2404.08634v2, Section 2", "arXiv 2404.08634v4"
-_SANYAL, _NOCI = f"Sanyal et al. 2024, {_V2}", f"Noci et al. 2022, arXiv 2206.03126; {_V2}"
+_SANYAL = f"Sanyal et al. 2024, {_V2}"
 _ZHAI, _VEIT = "Zhai et al. 2023, arXiv 2303.06296", "Veit et al. 2016, arXiv 1605.06431, Section 4.1"
 _XIAO, _GU = "Xiao et al. 2023, arXiv 2309.17453", "Gu et al. 2024, arXiv 2410.10781, Section 3"
 _MEN, _KOBAYASHI = "Men et al. 2024, arXiv 2403.03853, Eq. 1", "Kobayashi et al. 2020, arXiv 2004.10102"
@@ -152,8 +152,6 @@ _DEFINITIONS = {  # formula, source, unit
     "logit_lens_loss": ("cross-entropy of head(norm(x_n)): the first n layers without training", _LENS, _LOSS),
     "drop_loss": ("cross-entropy with the layers left out", _VEIT, _LOSS),
     "drop_increase": ("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
-    "grad_norm_q": ("|dloss/dW_Q|_F, per sequence", _NOCI, "norm"),
-    "grad_norm_k": ("|dloss/dW_K|_F, per sequence", _NOCI, "norm"),
     "max_rank": (_MAX, f"{_V2}; {_V4}", _SINGULAR),
     "max_mass": ("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),
     "avg_rank": ("mean over sequences and heads of k*", _V4, _SINGULAR),

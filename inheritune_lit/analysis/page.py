@@ -68,7 +68,7 @@ def rank_and_mass_figure(analyses: Sequence[Analysis]) -> Figure:
 
 
 def depth_figure(analyses: Sequence[Analysis]) -> Figure | None:
-    """Block influence, output variance, losses and gradient norms against depth; several models in one panel."""
+    """Block influence, output variance, and losses against depth; several models in one panel."""
     names = list(dict.fromkeys(name for analysis in analyses for name in analysis.layers))
     if not names:
         return None
@@ -195,8 +195,7 @@ def _panels(count: int, most: int, size: tuple[float, float]) -> tuple[Figure, S
 
 def title(measure: str) -> str:
     """A measure's name for people."""
-    names = {"grad_norm_q": "gradient norm W_Q", "grad_norm_k": "gradient norm W_K"}
-    return names.get(measure, measure.replace("_", " "))
+    return measure.replace("_", " ")
 
 
 def _name(analysis: Analysis) -> str:

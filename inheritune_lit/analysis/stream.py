@@ -102,16 +102,6 @@ class LayerStream:
         step = max(1, _TOKENS[self.device.type] // self._model.max_seq_length)
         return [slice(start, min(start + step, sequences)) for start in range(0, sequences, step)]
 
-    def loss_gradient(self, x_BTC: Tensor, targets_BT: Tensor) -> Tensor:
-        """Returns the gradient of each sequence's loss with respect to the output of the last layer, (B, T, C)."""
-        gradients = []
-        for x_1TC, targets_1T in zip(x_BTC.split(1), targets_BT.split(1), strict=True):
-            x_1TC = x_1TC.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = self.losses(x_1TC, targets_1T).sum()
-            gradients += torch.autograd.grad(loss, x_1TC)
-        return torch.cat(gradients)
-
     def _load(self, module: torch.nn.Module, prefix: str, **tied: str) -> None:
         """Gives a module its parameters, or those of other names (``tied``) where the reference has none for it."""
         names = tied | {name.removeprefix(prefix): name for name in self._reference.shapes if name.startswith(prefix)}

@@ -55,7 +55,7 @@ def test_absent_measures_leave_their_figures_out(tmp_path):
 
 def test_single_absent_measures_and_values(tmp_path):
     analysis = make_analysis(5)
-    del analysis.layers["grad_norm_q"]
+    del analysis.layers["output_variance"]
     del analysis.spans["drop_loss"]
     del analysis.heads["entropy"]
     analysis.layers["block_influence"].mean[2] = math.nan
@@ -63,7 +63,7 @@ def test_single_absent_measures_and_values(tmp_path):
     write_report(analysis, tmp_path)
     assert set(sizes(tmp_path)) == ALL
     page = (tmp_path / "analysis.md").read_text()
-    assert "gradient norm W_Q |" not in page.split("## What was measured")[0]
+    assert "output variance |" not in page.split("## What was measured")[0]
     assert "nan" not in page
 
 

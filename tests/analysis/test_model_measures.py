@@ -97,7 +97,6 @@ def test_attention_maps_against_transformers(make_llama, tokens_BT1, tmp_path):
         "seq_length": T,
         "maps": "causal",
         "map_layers": "1",
-        "gradients": False,
         "drop_length": 0,
     }
     result = analyze(folder, tmp_path / "causal", **causal)
@@ -118,7 +117,6 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
         "seq_length": T,
         "map_layers": "1",
         "map_heads": [2],
-        "gradients": False,
         "drop_length": 0,
     }
     full_TT = np.array(analyze(folder, tmp_path / "full", **one).maps.attention[0].weights)
@@ -137,7 +135,7 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
 
 def test_head_output_norm_is_what_a_head_writes(make_llama, tokens_BT1, tmp_path):
     model, folder = make_llama(num_hidden_layers=2, attn_implementation="eager")
-    small = {"num_sequences": B, "seq_length": T, "gradients": False, "drop_length": 0, "maps": "none"}
+    small = {"num_sequences": B, "seq_length": T, "drop_length": 0, "maps": "none"}
     result = analyze(folder, tmp_path / "out", **small)
     projection = model.model.layers[1].self_attn.o_proj
     seen = {}
@@ -184,25 +182,6 @@ def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, token
                 increase_B = losses_B - whole_B
                 assert result.layers["drop_increase"].mean[start] == pytest.approx(increase_B.mean().item(), abs=1e-5)
                 assert result.layers["drop_increase"].std[start] == pytest.approx(increase_B.std().item(), rel=1e-3)
-
-
-def test_gradient_norms_are_those_of_autograd(model_and_folder, tokens_BT1, tmp_path):
-    _, folder = model_and_folder
-    result = analyze(folder, tmp_path / "out", **OPTIONS)
-    model = load_reference(folder)
-    config = model.config
-    norms_BL2 = torch.zeros(B, 4, 2)
-    for number in range(B):
-        model.zero_grad()
-        sequence_1T1 = tokens_BT1[number : number + 1]
-        losses_of(model(sequence_1T1[:, :-1]), sequence_1T1).sum().backward()
-        for layer, block in enumerate(model.transformer.h):
-            sizes = [config.n_head * config.head_size] + [config.n_query_groups * config.head_size] * 2
-            query, key, _ = block.attn.qkv.weight.grad.split(sizes)
-            norms_BL2[number, layer] = torch.stack([query.norm(), key.norm()])
-    for name, norms_BL in zip(("grad_norm_q", "grad_norm_k"), norms_BL2.unbind(-1), strict=True):
-        np.testing.assert_allclose(result.layers[name].mean, norms_BL.mean(0), rtol=1e-4)
-        np.testing.assert_allclose(result.layers[name].std, norms_BL.std(0), rtol=1e-3)
 
 
 def test_a_slice_and_its_reference_agree(make_llama, tokens_BT1, tmp_path):
