@@ -132,7 +132,7 @@ def analyze_random_tokens(reference: str, out: str, sequences: int) -> None:
     analyze.draw_sequences = lambda data, tokenizer, vocabulary, count, length, seed: torch.randint(
         0, vocabulary, (count, length + 1), generator=torch.Generator().manual_seed(seed)
     )
-    arguments = AnalyzeArgs(reference, "random token ids", out, num_sequences=sequences, drop_length=0)
+    arguments = AnalyzeArgs(reference, "random token ids", out, num_sequences=sequences, drop_sequences=0)
     analyze.analyze_model(arguments)
 
 

@@ -25,7 +25,7 @@ HEAD_MEASURES = (
     "sink_mass",
     "head_output_norm",
 )
-LAYER_MEASURES = ("block_influence", "output_variance", "drop_loss")
+LAYER_MEASURES = ("block_influence", "output_variance", "drop_loss", "angular_distance")
 
 
 def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed: int = 0, maps: int = 2) -> Analysis:
@@ -38,12 +38,6 @@ def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed
     heads |= {"attention_rank": _by_head(rank_LH), "attention_mass": _by_head(np.maximum(1, rank_LH * 0.8))}
     layers = {measure: _by_layer(draw.random(n_layer) + 0.1) for measure in LAYER_MEASURES}
     layers["logit_lens_loss"] = _by_layer(np.linspace(10, 3, n_layer + 1))
-    spans = {
-        measure: {
-            str(length): (draw.random(n_layer - length + 1) + 0.1 * length).tolist() for length in range(1, n_layer)
-        }
-        for measure in ("angular_distance", "drop_loss")
-    }
     attention_TT = np.tril(draw.random((40, 40)))
     attention_TT /= attention_TT.sum(axis=1, keepdims=True)
     return Analysis(
@@ -58,7 +52,6 @@ def make_analysis(n_layer: int = 6, n_head: int = 4, name: str = "made-up", seed
         },
         heads=heads,
         layers=layers,
-        spans=spans,
         protocols=Protocols(
             v2=ProtocolV2(max_rank=_by_layer(rank_LH.max(axis=1)), max_mass=_by_layer(rank_LH.max(axis=1))),
             v4=ProtocolV4(

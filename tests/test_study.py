@@ -24,7 +24,7 @@ def command(inputs, tmp_path):
         "num_sequences": 6,
         "seq_length": 12,
         "maps": "none",
-        "drop_length": 0,
+        "drop_sequences": 0,
     }
     return ["analyze", *(part for name, value in args.items() for part in (f"--{name}", str(value)))]
 

@@ -3,7 +3,6 @@
 import logging
 import math
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -32,14 +31,14 @@ class AnalysisCost:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
-        dropped = list(chain.from_iterable(passes.without_spans(depth, args.drop_length))) if dropping else []
+        dropped = passes.all_but_one(depth) if dropping else []
         dropped_runs = layer_runs(dropped)
         self.runs = depth + dropped_runs  # of layers, in the whole model or without others
         of_all, of_dropped = depth * block + (depth + 1) * head, dropped_runs * block + len(dropped) * head
         self.flops = 2 * args.seq_length * (args.num_sequences * of_all + dropping * of_dropped)
         sequences = f"{args.num_sequences} of {args.seq_length} tokens"
         if dropping:
-            sequences += f"; loss without spans of up to {args.drop_length} layers on {dropping} of them"
+            sequences += f"; loss without each layer on {dropping} of them"
         model = f"{reference.name}: {depth} layers of {config.n_head} heads, width {config.n_embd}"
         cost = f"{self.flops / 1e12:,.3g} TFLOP in {self.runs:,} layer runs"
         self._text = f"model     {model}\nsequences {sequences}\ncost      {cost}"
@@ -113,14 +112,12 @@ def _measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
         stream = LayerStream(reference, args.seq_length, device, lambda _: progress.update())
-        measured, last_LBC = passes.measure_forward(stream, tokens_BT1, args.tau, maps)
-        by_span = {"angular_distance": measures.angular_distances(last_LBC)}
+        measured = passes.measure_forward(stream, tokens_BT1, args.tau, maps)
         if args.dropping:
-            dropped = passes.losses_without_spans(stream, tokens_BT1[: args.dropping], args.drop_length)
+            dropped_DL = passes.losses_without_layers(stream, tokens_BT1[: args.dropping])
             # The increase is over the whole model on the same sequences: these are fewer than all.
             whole_D1 = measured["logit_lens_loss"][: args.dropping, -1:]
-            measured |= {"drop_loss": dropped[1], "drop_increase": dropped[1] - whole_D1}
-            by_span["drop_loss"] = {length: each_BS.mean(dim=0).tolist() for length, each_BS in dropped.items()}
+            measured |= {"drop_loss": dropped_DL, "drop_increase": dropped_DL - whole_D1}
     protocols = measures.both_protocols(measured["attention_rank"], measured["attention_mass"])
     loss_B = measured["logit_lens_loss"][:, -1]
     stderr = loss_B.std().item() / len(loss_B) ** 0.5 if len(loss_B) > 1 else math.nan
@@ -130,7 +127,6 @@ def _measure(
         settings=args.settings(),
         heads={name: ByHead(**measures.mean_and_std(each)) for name, each in measured.items() if each.ndim == 3},
         layers={name: ByLayer(**measures.mean_and_std(each)) for name, each in measured.items() if each.ndim == 2},
-        spans={name: {str(length): means for length, means in each.items()} for name, each in by_span.items()},
         protocols=protocols,
         lazy=measures.lazy_layers(protocols, args.protocol),
         maps=maps.result,

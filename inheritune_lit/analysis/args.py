@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
-_RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads drop_length drop_sequences"
+_RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads drop_sequences"
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,8 @@ class AnalyzeArgs(SequenceArgs):
     """Layers of the maps, such as 4,7,20,22 or first:3; those of Figure 2, scaled, when not given."""
     map_heads: list[int] | None = None
     """Heads of the maps; all when not given."""
-    drop_length: int = 1
-    """Longest span of layers that is left out to measure the loss without it; 0 for none. The cost grows with the
-    number of spans times the number of layers."""
     drop_sequences: int = 20
-    """Sequences for that, the first ones of all."""
+    """Sequences, the first ones of all, to measure the loss without each layer on; 0 for none."""
     compare: Path | None = None
     """Out_dir of another analysis, to draw the two models side by side."""
 
@@ -71,13 +68,12 @@ class AnalyzeArgs(SequenceArgs):
         super().__post_init__()
         if not 0 < self.tau <= 1:
             raise UserError(f"--tau is {self.tau}; give a share above 0 and at most 1, such as 0.9")
-        check_numbers(self, "drop_length", least=0)
-        check_numbers(self, "drop_sequences", least=1)
+        check_numbers(self, "drop_sequences", least=0)
 
     @property
     def dropping(self) -> int:
-        """Sequences that the loss without some layers is measured on."""
-        return min(self.drop_sequences, self.num_sequences) if self.drop_length else 0
+        """Sequences that the loss without each layer is measured on."""
+        return min(self.drop_sequences, self.num_sequences)
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes what is measured, as analysis.json records it."""

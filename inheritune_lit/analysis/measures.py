@@ -85,14 +85,11 @@ def output_variance(after_BTC: Tensor) -> Tensor:
     return after_BTC.double().flatten(1).var(dim=1, correction=0)
 
 
-def angular_distances(last_LBC: Tensor) -> dict[int, list[float]]:
-    """Angle over pi between what goes into a span and what comes out, mean over sequences, by length, then first layer.
-
-    Of the last token's state, before each layer and after the last (Gromov et al. 2024, arXiv 2403.17887, Section 3.1).
-    """
-    unit_BLC = F.normalize(last_LBC.double(), dim=-1).transpose(0, 1)
-    angles_LL = ((unit_BLC @ unit_BLC.mT).clamp(-1, 1).arccos() / math.pi).mean(dim=0)
-    return {length: angles_LL.diagonal(length).tolist() for length in range(1, len(last_LBC))}
+def angular_distance(before_BTC: Tensor, after_BTC: Tensor) -> Tensor:
+    """Angle over pi between a layer's input and output at the last token, (B,) (Gromov et al. 2024, arXiv 2403.17887,
+    Section 3.1)."""
+    cosine_B = F.cosine_similarity(before_BTC[:, -1].double(), after_BTC[:, -1].double(), dim=-1)
+    return cosine_B.clamp(-1, 1).arccos() / math.pi
 
 
 _MAP_TOKENS, _MAP_STRINGS = 40, 3
@@ -148,9 +145,9 @@ _DEFINITIONS = {  # formula, source, unit
     "head_output_norm": ("mean over tokens of |W_O A V|_2, for one head", _KOBAYASHI, "norm"),
     "block_influence": ("1 - mean over tokens of cos(x_l, x_(l+1))", _MEN, "1 - cosine"),
     "output_variance": ("variance of the entries of x_(l+1)", "Sun et al. 2025, arXiv 2502.05795", "variance"),
-    "angular_distance": ("arccos(cos(x_l, x_(l+n))) / pi, of the last token", _GROMOV, "angle / pi"),
+    "angular_distance": ("arccos(cos(x_l, x_(l+1))) / pi, of the last token", _GROMOV, "angle / pi"),
     "logit_lens_loss": ("cross-entropy of head(norm(x_n)): the first n layers without training", _LENS, _LOSS),
-    "drop_loss": ("cross-entropy with the layers left out", _VEIT, _LOSS),
+    "drop_loss": ("cross-entropy with the layer left out", _VEIT, _LOSS),
     "drop_increase": ("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
     "max_rank": (_MAX, f"{_V2}; {_V4}", _SINGULAR),
     "max_mass": ("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),

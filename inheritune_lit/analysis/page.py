@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import groupby, zip_longest
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
@@ -35,7 +35,6 @@ def draw_figures(analysis: Analysis, folder: Path, compare: Analysis | None = No
         "depth.png": depth_figure(both),
         "attention_maps.png": attention_figure(both),
         "heads.png": heads_figure(analysis),
-        "spans.png": spans_figure(analysis),
         "heads_compared.png": heads_figure(compare) if compare else None,
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -130,50 +129,22 @@ def attention_figure(analyses: Sequence[Analysis]) -> Figure | None:
 
 
 def heads_figure(analysis: Analysis) -> Figure | None:
-    """Every measure of heads as an image, head against layer."""
+    """Every measure of heads as an image, head against layer; None where there is none."""
     depth, heads = analysis.model.n_layer, analysis.model.n_head
     size = float(np.clip(0.22 * depth + 1.8, 4.2, 8.5)), float(np.clip(0.16 * heads + 1.2, 2.2, 5))
     images = {name: np.array(each.mean, dtype=float).T for name, each in analysis.heads.items()}
-    what = f"{depth} layers of {heads} heads, means over sequences"
-    return _images_figure(analysis, images, size, what, ("layer", "head"), first_row=0)
-
-
-def spans_figure(analysis: Analysis) -> Figure | None:
-    """Measures of spans as images: length of the span against its first layer. None where all are single layers."""
-    side = float(np.clip(0.2 * analysis.model.n_layer + 2, 4, 8))
-    images = {
-        name: np.array(list(zip_longest(*lengths.values(), fillvalue=np.nan)), dtype=float).T
-        for name, lengths in analysis.spans.items()
-        if len(lengths) > 1
-    }
-    labels = "first layer of the span", "layers in the span"
-    return _images_figure(analysis, images, (side, 0.85 * side), "spans of layers", labels, first_row=1)
-
-
-def _images_figure(
-    analysis: Analysis,
-    images: dict[str, np.ndarray],
-    size: tuple[float, float],
-    what: str,
-    labels: tuple[str, str],
-    first_row: int,
-) -> Figure | None:
-    """One panel of ``size`` inches for each measure; None where there is none."""
     if not images:
         return None
     figure, panels = _panels(len(images), 2, size)
     for axes, (name, values) in zip(panels, images.items(), strict=True):
-        finite, (rows, columns) = values[np.isfinite(values)], values.shape
+        finite = values[np.isfinite(values)]
         is_log = name in _LOG_SCALE and finite.size and 0 < finite.min() < finite.max()
         norm = LogNorm(finite.min(), finite.max()) if is_log else None
-        edges = (-0.5, columns - 0.5, first_row + rows - 0.5, first_row - 0.5)
-        image = axes.imshow(values, aspect="auto", norm=norm, extent=edges, interpolation="nearest", cmap="viridis")
+        image = axes.imshow(values, aspect="auto", norm=norm, interpolation="nearest", cmap="viridis")
         unit = analysis.measures[name].unit if name in analysis.measures else ""
         axes.set_title(f"{title(name)} ({unit})" if unit and unit not in name else title(name))
-        axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.set(xlabel="layer", ylabel="head")
         axes.grid(False)
-        if first_row:
-            axes.invert_yaxis()  # the shortest spans at the bottom
         for axis, bins in ((axes.xaxis, 12), (axes.yaxis, 8)):
             axis.set_major_locator(MaxNLocator(nbins=bins, integer=True, min_n_ticks=1))
         bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -181,7 +152,7 @@ def _images_figure(
             bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             bar.ax.yaxis.set_major_formatter("{x:g}")
             bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    figure.suptitle(f"{analysis.model.name}: {what}")
+    figure.suptitle(f"{analysis.model.name}: {depth} layers of {heads} heads, means over sequences")
     return figure
 
 
@@ -263,8 +234,6 @@ def by_layer(analysis: Analysis) -> dict[str, list[float]]:
             columns[title(name)] = [fmean(row) for row in by_head.mean]
     for name, each in analysis.layers.items():
         columns[title(name)] = each.mean[-analysis.model.n_layer :]
-    if "1" in (distances := analysis.spans.get("angular_distance", {})):
-        columns["angular distance"] = distances["1"]
     return columns
 
 

@@ -1,11 +1,15 @@
 """Passes through a model of which one layer at a time is in memory, and what they measure."""
 
-from itertools import chain
-
 import torch
 from torch import Tensor
 
-from inheritune_lit.analysis.measures import MapCollector, block_influence, measure_heads, output_variance
+from inheritune_lit.analysis.measures import (
+    MapCollector,
+    angular_distance,
+    block_influence,
+    measure_heads,
+    output_variance,
+)
 from inheritune_lit.analysis.stream import Layers, LayerStream, score_subsets
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
@@ -20,17 +24,14 @@ def check_capturable(config: Config) -> None:
         raise UserError(f"{config.name} has {kind}: {remedy}")
 
 
-def measure_forward(
-    stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector
-) -> tuple[dict[str, Tensor], Tensor]:
+def measure_forward(stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector) -> dict[str, Tensor]:
     """Runs a model once on sequences with the token that follows each; ``tau`` is the threshold of rank and mass.
 
-    Returns measures by name, fp64, (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1); and the last
-    token's activation before each layer and after the last, fp32, (L + 1, B, C).
+    Returns measures by name, fp64: (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1).
     """
     targets_BT = tokens_BT1[:, 1:]
     x_BTC = stream.embed(tokens_BT1[:, :-1])
-    last, losses = [x_BTC[:, -1].clone()], [stream.losses(x_BTC, targets_BT).cpu()]
+    losses = [stream.losses(x_BTC, targets_BT).cpu()]
     measured: dict[str, list[Tensor]] = {}
     for layer in range(stream.config.n_layer):
         chunks: list[dict[str, Tensor]] = []
@@ -43,32 +44,27 @@ def measure_forward(
                     maps.add(layer, captured)
                 chunk = measure_heads(layer, block.attn, captured, tau)
                 chunk["block_influence"] = block_influence(x_BTC[rows], y_bTC)
+                chunk["angular_distance"] = angular_distance(x_BTC[rows], y_bTC)
                 chunk["output_variance"] = output_variance(y_bTC)
                 chunks.append(chunk)
                 x_BTC[rows] = y_bTC
         for name in chunks[0]:
             measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
-        last.append(x_BTC[:, -1].clone())
         losses.append(stream.losses(x_BTC, targets_BT).cpu())
         stream.report(len(x_BTC))
     measured["logit_lens_loss"] = losses
-    return {name: torch.stack(values, dim=1) for name, values in measured.items()}, torch.stack(last)
+    return {name: torch.stack(values, dim=1) for name, values in measured.items()}
 
 
-def without_spans(layers: int, longest: int) -> list[list[Layers]]:
-    """Returns the layers that stay where a span of a length is left out, by length from 1, then first layer."""
-    return [
-        [(*range(start), *range(start + length, layers)) for start in range(layers - length + 1)]
-        for length in range(1, min(longest, layers) + 1)
-    ]
+def all_but_one(layers: int) -> list[Layers]:
+    """Returns the layers that stay where one is left out, by that one."""
+    return [(*range(layer), *range(layer + 1, layers)) for layer in range(layers)]
 
 
-def losses_without_spans(stream: LayerStream, tokens_BT1: Tensor, longest: int) -> dict[int, Tensor]:
-    """Returns each sequence's loss where the residual stream bypasses a span of layers, by length, (B, first layers).
+def losses_without_layers(stream: LayerStream, tokens_BT1: Tensor) -> Tensor:
+    """Returns each sequence's loss where the residual stream bypasses a layer, (B, L), fp64, on the CPU.
 
-    Spans have up to ``longest`` layers; sequences have the token that follows each.
+    Sequences have the token that follows each.
     """
-    by_length = without_spans(stream.config.n_layer, longest)
-    x_BTC, subsets = stream.embed(tokens_BT1[:, :-1]), list(chain.from_iterable(by_length))
-    losses_BS = score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets).T
-    return dict(enumerate(losses_BS.split([len(each) for each in by_length], dim=1), start=1))
+    x_BTC, subsets = stream.embed(tokens_BT1[:, :-1]), all_but_one(stream.config.n_layer)
+    return score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets).T

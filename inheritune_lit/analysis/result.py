@@ -120,7 +120,6 @@ class Analysis:
     settings: dict[str, Any]  # of ``AnalyzeArgs.settings``
     heads: dict[str, ByHead]  # by measure
     layers: dict[str, ByLayer]  # by measure
-    spans: dict[str, dict[str, list[float]]]  # by measure, then length as a string: means over sequences by first layer
     protocols: Protocols
     lazy: LazyLayers  # by the protocol of the settings
     maps: MapCollection

@@ -167,7 +167,7 @@ def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **chang
 
 def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -> lit.AnalysisResult:
     """Analyses a model without what takes long: attention maps, gradients, and dropping its layers."""
-    args = lit.AnalyzeArgs(str(ref), data, out_dir, maps="none", drop_length=0, **options)
+    args = lit.AnalyzeArgs(str(ref), data, out_dir, maps="none", drop_sequences=0, **options)
     return lit.analyze_model(args)
 
 

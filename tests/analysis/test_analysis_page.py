@@ -8,7 +8,7 @@ from synthetic_analysis import LAYER_MEASURES, make_analysis
 
 from inheritune_lit.analysis.page import by_layer, draw_figures, sentence, write_report
 
-ALL = {"rank_and_mass.png", "depth.png", "attention_maps.png", "heads.png", "spans.png"}
+ALL = {"rank_and_mass.png", "depth.png", "attention_maps.png", "heads.png"}
 
 
 def sizes(folder):
@@ -46,7 +46,6 @@ def test_absent_measures_leave_their_figures_out(tmp_path):
     analysis = make_analysis(6)
     for measure in (*LAYER_MEASURES, "logit_lens_loss"):
         del analysis.layers[measure]
-    analysis.spans.clear()
     analysis.maps.attention.clear()
     analysis.measures.clear()
     assert write_report(analysis, tmp_path) == ["rank_and_mass.png", "heads.png", "analysis.md"]
@@ -56,7 +55,7 @@ def test_absent_measures_leave_their_figures_out(tmp_path):
 def test_single_absent_measures_and_values(tmp_path):
     analysis = make_analysis(5)
     del analysis.layers["output_variance"]
-    del analysis.spans["drop_loss"]
+    del analysis.layers["drop_loss"]
     del analysis.heads["entropy"]
     analysis.layers["block_influence"].mean[2] = math.nan
     analysis.heads["attention_rank"].mean[1][0] = math.nan

@@ -58,7 +58,7 @@ def test_the_command_writes_what_it_measured(checkpoint, text, tmp_path, capsys)
     assert analysis.model.n_layer == 2 and analysis.settings["num_sequences"] == 4
     assert np.shape(analysis.heads["attention_rank"].mean) == (2, 4)
     assert set(analysis.layers) >= {"block_influence", "logit_lens_loss", "drop_loss"}
-    measured = {*analysis.heads, *analysis.layers, *analysis.spans, *vars(analysis.protocols.v4)}
+    measured = {*analysis.heads, *analysis.layers, *vars(analysis.protocols.v4)}
     assert measured == set(analysis.measures)
     assert analysis.maps.kind == "full" and np.shape(analysis.maps.attention[0].weights) == (16, 16)
 

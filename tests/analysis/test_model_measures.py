@@ -23,7 +23,6 @@ OPTIONS = {
     "num_sequences": B,
     "seq_length": T,
     "drop_sequences": 4,
-    "drop_length": 3,
     "map_layers": "0,2",
     "map_heads": [1],
 }
@@ -82,10 +81,9 @@ def test_measures_against_transformers(model_and_folder, tokens_BT1, tmp_path):
         assert result.layers["block_influence"].std[layer] == pytest.approx(influence_B.std().item(), rel=1e-3)
         variance = np.mean([state.var() for state in after_BTC.numpy()])
         assert result.layers["output_variance"].mean[layer] == pytest.approx(variance, rel=1e-4)
-    for start, length in ((0, 1), (1, 2), (0, 3)):
-        cosine_B = F.cosine_similarity(states[start][:, -1], states[start + length][:, -1], dim=-1)
-        expected = np.mean([math.acos(cosine) / math.pi for cosine in cosine_B])
-        assert result.spans["angular_distance"][str(length)][start] == pytest.approx(expected, rel=1e-4)
+        cosine_B = F.cosine_similarity(before_BTC[:, -1], after_BTC[:, -1], dim=-1)
+        angle = np.mean([math.acos(cosine) / math.pi for cosine in cosine_B])
+        assert result.layers["angular_distance"].mean[layer] == pytest.approx(angle, rel=1e-4)
     assert result.loss.mean == pytest.approx(losses_of(output.logits, tokens_BT1).mean().item(), rel=1e-5)
     assert load_analysis(tmp_path / "out") == result
 
@@ -97,7 +95,7 @@ def test_attention_maps_against_transformers(make_llama, tokens_BT1, tmp_path):
         "seq_length": T,
         "maps": "causal",
         "map_layers": "1",
-        "drop_length": 0,
+        "drop_sequences": 0,
     }
     result = analyze(folder, tmp_path / "causal", **causal)
     with torch.no_grad():
@@ -117,7 +115,7 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
         "seq_length": T,
         "map_layers": "1",
         "map_heads": [2],
-        "drop_length": 0,
+        "drop_sequences": 0,
     }
     full_TT = np.array(analyze(folder, tmp_path / "full", **one).maps.attention[0].weights)
     with torch.no_grad():
@@ -135,7 +133,7 @@ def test_full_maps_are_causal_ones_where_the_mask_allows(make_llama, tokens_BT1,
 
 def test_head_output_norm_is_what_a_head_writes(make_llama, tokens_BT1, tmp_path):
     model, folder = make_llama(num_hidden_layers=2, attn_implementation="eager")
-    small = {"num_sequences": B, "seq_length": T, "drop_length": 0, "maps": "none"}
+    small = {"num_sequences": B, "seq_length": T, "drop_sequences": 0, "maps": "none"}
     result = analyze(folder, tmp_path / "out", **small)
     projection = model.model.layers[1].self_attn.o_proj
     seen = {}
@@ -161,34 +159,29 @@ def test_logit_lens_is_the_loss_of_real_slices(model_and_folder, tokens_BT1, tmp
     assert len(result.layers["logit_lens_loss"].mean) == 5
 
 
-def test_drop_loss_is_that_of_a_model_without_the_layers(model_and_folder, tokens_BT1, tmp_path):
+def test_drop_loss_is_that_of_a_model_without_the_layer(model_and_folder, tokens_BT1, tmp_path):
     _, folder = model_and_folder
     result = analyze(folder, tmp_path / "out", **OPTIONS)
     some_BT1 = tokens_BT1[:4]
     with torch.no_grad():
         whole_B = losses_of(load_reference(folder)(some_BT1[:, :-1]), some_BT1)
-    assert {length: len(values) for length, values in result.spans["drop_loss"].items()} == {"1": 4, "2": 3, "3": 2}
-    for length in (1, 2, 3):
-        for start in range(4 - length + 1):
-            model = load_reference(folder)
-            del model.transformer.h[start : start + length]
-            with torch.no_grad():
-                losses_B = losses_of(model(some_BT1[:, :-1]), some_BT1)
-            expected = losses_B.mean().item()
-            assert result.spans["drop_loss"][str(length)][start] == pytest.approx(expected, rel=1e-5)
-            if length == 1:
-                assert result.layers["drop_loss"].mean[start] == pytest.approx(expected, rel=1e-5)
-                assert result.layers["drop_loss"].std[start] == pytest.approx(losses_B.std().item(), rel=1e-3)
-                increase_B = losses_B - whole_B
-                assert result.layers["drop_increase"].mean[start] == pytest.approx(increase_B.mean().item(), abs=1e-5)
-                assert result.layers["drop_increase"].std[start] == pytest.approx(increase_B.std().item(), rel=1e-3)
+    for layer in range(4):
+        model = load_reference(folder)
+        del model.transformer.h[layer]
+        with torch.no_grad():
+            losses_B = losses_of(model(some_BT1[:, :-1]), some_BT1)
+        assert result.layers["drop_loss"].mean[layer] == pytest.approx(losses_B.mean().item(), rel=1e-5)
+        assert result.layers["drop_loss"].std[layer] == pytest.approx(losses_B.std().item(), rel=1e-3)
+        increase_B = losses_B - whole_B
+        assert result.layers["drop_increase"].mean[layer] == pytest.approx(increase_B.mean().item(), abs=1e-5)
+        assert result.layers["drop_increase"].std[layer] == pytest.approx(increase_B.std().item(), rel=1e-3)
 
 
 def test_a_slice_and_its_reference_agree(make_llama, tokens_BT1, tmp_path):
     """A litgpt folder and a Hugging Face folder give the same measures of the same layers."""
     _, folder = make_llama(num_hidden_layers=4)
     slice_model(SliceArgs(str(folder), n=2, out_dir=tmp_path / "slice"))
-    small = {"num_sequences": B, "seq_length": T, "drop_length": 0, "maps": "none"}
+    small = {"num_sequences": B, "seq_length": T, "drop_sequences": 0, "maps": "none"}
     whole = analyze(folder, tmp_path / "whole", **small)
     part = analyze(tmp_path / "slice", tmp_path / "part", **small)
     for name, measured in part.heads.items():
