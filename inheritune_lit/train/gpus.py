@@ -1,6 +1,8 @@
 """GPUs that a run is planned for: memory, and how fast they are at best."""
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 from inheritune_lit.errors import UserError
 
@@ -16,34 +18,19 @@ class Gpu:
     peak_flops: float
 
 
-DATA_SHEETS: tuple[tuple[str, float, dict[str, int]], ...] = (
-    ("rtx 3090", 71, {"rtx3090": 24}),
-    ("rtx 3090 ti", 80, {}),
-    ("rtx 4090", 165.2, {"rtx4090": 24}),
-    ("rtx 5090", 209.5, {"rtx5090": 32}),
-    ("l4", 121, {"l4": 24}),
-    ("a10g", 70, {"a10g": 24}),
-    ("a40", 149.7, {"a40": 48}),
-    ("rtx a6000", 154.8, {"a6000": 48}),
-    ("l40", 181, {"l40": 48}),
-    ("l40s", 362, {"l40s": 48}),
-    ("rtx 6000 ada", 364, {"rtx6000-ada": 48}),
-    ("rtx pro 6000 blackwell", 503.8, {"rtx-pro-6000": 96}),
-    ("a100, a100 pcie, a800, a800 pcie", 312, {"a100-40gb": 40, "a100-80gb": 80}),
-    ("h20", 148, {"h20": 96}),
-    ("h100 pcie, h800 pcie", 756, {}),
-    ("h100 nvl", 835, {}),
-    ("h100, h800", 989, {"h100": 80}),
-    ("h200 nvl", 835.5, {"h200-nvl": 141}),
-    ("h200, gh200", 989, {"h200": 141}),
-    ("b200", 2250, {"b200": 180}),
-)
+def _sheet(row: dict[str, str]) -> tuple[list[str], float, dict[str, int]]:
+    sizes = (each.split() for each in row["memory_gb"].split("; ") if each)
+    return row["cuda_names"].split("; "), float(row["peak_tflops"]), {name: int(gb) for name, gb in sizes}
+
+
+with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _file:
+    DATA_SHEETS = [_sheet(row) for row in csv.DictReader(_file)]
 """Names that CUDA gives, without ``_FORM``; peak of matrix products in bf16 with fp32 accumulation and without
 sparsity in TFLOP/s (from the makers' data sheets); GB of memory by the names that users type."""
 _FORM = {"nvidia", "geforce", "generation", "server", "workstation", "edition"}
 _FORM |= {"sxm4", "sxm5", "40gb", "80gb", "480gb", "hbm3"}
 """Words of such a name that say who makes a GPU and in which form, not how fast it is. GH200's GB are the host's."""
-DENSE_BF16_FLOPS = {name: 1e12 * rate for names, rate, _ in DATA_SHEETS for name in names.split(", ")}
+DENSE_BF16_FLOPS = {name: 1e12 * rate for names, rate, _ in DATA_SHEETS for name in names}
 _SOLD = (Gpu(name, gb * 10**9, 1e12 * rate) for _, rate, sizes in DATA_SHEETS for name, gb in sizes.items())
 GPUS = sorted(_SOLD, key=lambda gpu: gpu.memory)
 USUAL = ("rtx4090", "a100-40gb", "a6000", "a100-80gb", "h100", "h200")  # shown where none is named

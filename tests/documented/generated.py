@@ -123,7 +123,7 @@ def _gpus() -> Iterator[str]:
     yield from ("| `--gpu` | memory | CUDA's names, without maker and form | dense bf16 peak |", "|---|--:|---|--:|")
     for names, rate, sizes in DATA_SHEETS:
         memory = ", ".join(f"{size} GB" for size in sizes.values())
-        yield f"| {', '.join(f'`{name}`' for name in sizes)} | {memory} | {names} | {rate:,} TFLOP/s |"
+        yield f"| {', '.join(f'`{name}`' for name in sizes)} | {memory} | {', '.join(names)} | {rate:,} TFLOP/s |"
 
 
 _MAKERS = {"flags": _flags, "architectures": _architectures, "references": _references, "gpus": _gpus}
