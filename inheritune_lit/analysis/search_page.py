@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from inheritune_lit.inherit.args import layers_text
 from inheritune_lit.inherit.searched import Search
 from inheritune_lit.io.folders import replace_text
@@ -29,6 +31,8 @@ def write_page(search: Search, out_dir: Path) -> list[str]:
         draw_curve(axes, number, [*map(int, by_n)], scores, way, stderrs)
     draw_level(axes, whole.score, "whole model")
     axes.set(xlabel=f"layers of {search.model.name}'s {len(whole.layers)}, without training", ylabel=f"{unit}, nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.invert_xaxis()  # the way that the search went: curves end where they are apart
     label_ends(axes)
     save_png(figure, out_dir / "search.png")
     removed, kept = [], whole.layers
