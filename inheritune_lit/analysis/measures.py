@@ -1,8 +1,10 @@
 """Measures of attention, of what a layer does to its input, and the lazy layers that follow; formulas and sources."""
 
+import csv
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import torch
 from litgpt.model import CausalSelfAttention
@@ -125,36 +127,8 @@ class MapCollector:
             maps.attention.append(result.AttentionMap(layer, head, weights))
 
 
-_V2, _V4 = "arXiv 2404.08634v2, Section 2", "arXiv 2404.08634v4"
-_SANYAL = f"Sanyal et al. 2024, {_V2}"
-_ZHAI, _VEIT = "Zhai et al. 2023, arXiv 2303.06296", "Veit et al. 2016, arXiv 1605.06431, Section 4.1"
-_XIAO, _GU = "Xiao et al. 2023, arXiv 2309.17453", "Gu et al. 2024, arXiv 2410.10781, Section 3"
-_MEN, _KOBAYASHI = "Men et al. 2024, arXiv 2403.03853, Eq. 1", "Kobayashi et al. 2020, arXiv 2004.10102"
-_GROMOV, _LENS = "Gromov et al. 2024, arXiv 2403.17887, Section 3.1", "nostalgebraist 2020, the logit lens"
-_SINGULAR, _LOSS = "singular values", "nats per token"
-_RANK = "k* = min k: the k largest squared singular values of the attention matrix hold a share tau of them all"
-_MASS = "m* = min m: the m heaviest columns hold a share tau of the squared Frobenius norm"
-_MAX = "v2: mean over sequences of max over heads of k*; v4: max over heads of mean over sequences of k*"
-_REST = "entropy of the rows without the first token, scaled to sum to 1"
-_DEFINITIONS = {  # formula, source, unit
-    "attention_rank": (_RANK, _SANYAL, _SINGULAR),
-    "attention_mass": (_MASS, _SANYAL, "columns"),
-    "entropy": ("mean over rows of -sum_j a_j ln a_j", f"{_ZHAI}, Section 3", "nats"),
-    "entropy_without_sink": (_REST, f"{_ZHAI}, without the sink of {_XIAO}", "nats"),
-    "sink_mass": ("mean attention to the first token", _GU, "share"),
-    "head_output_norm": ("mean over tokens of |W_O A V|_2, for one head", _KOBAYASHI, "norm"),
-    "block_influence": ("1 - mean over tokens of cos(x_l, x_(l+1))", _MEN, "1 - cosine"),
-    "output_variance": ("variance of the entries of x_(l+1)", "Sun et al. 2025, arXiv 2502.05795", "variance"),
-    "angular_distance": ("arccos(cos(x_l, x_(l+1))) / pi, of the last token", _GROMOV, "angle / pi"),
-    "logit_lens_loss": ("cross-entropy of head(norm(x_n)): the first n layers without training", _LENS, _LOSS),
-    "drop_loss": ("cross-entropy with the layer left out", _VEIT, _LOSS),
-    "drop_increase": ("drop_loss - the loss of the whole model on the same sequences", _VEIT, _LOSS),
-    "max_rank": (_MAX, f"{_V2}; {_V4}", _SINGULAR),
-    "max_mass": ("as max_rank, of m*", f"{_V2}; {_V4}", "columns"),
-    "avg_rank": ("mean over sequences and heads of k*", _V4, _SINGULAR),
-    "avg_mass": ("mean over sequences and heads of m*", _V4, "columns"),
-}
-MEASURES = {name: result.Measure(*definition) for name, definition in _DEFINITIONS.items()}
+with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _file:
+    MEASURES = {row.pop("name"): result.Measure(**row) for row in csv.DictReader(_file)}
 TIE = 1e-9  # a share so far below the threshold reaches it: 90 ones of 100 are 90%, however they are summed
 _CHUNK = 64
 _MARGIN = 3e-5  # what shares in fp32 must be clear of; a test shows that their rounding is less than a tenth of it
