@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from inheritune_lit.inherit.plan import student_config
     from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, describe_shape, reference_from_table
     from inheritune_lit.inherit.reference import resolve as resolve_reference
+    from inheritune_lit.inherit.searched import Search, layers_for, load_search, search_record
     from inheritune_lit.inherit.slice import slice_model
     from inheritune_lit.model.devices import USABLE as USABLE_GPU_MEMORY
     from inheritune_lit.model.devices import on_first_rank
@@ -135,6 +136,7 @@ __all__ += ["Z", "compare_losses", "evaluate", "mean_loss", "reference_identity"
 __all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of", "build_reference", "check_start"]
 __all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
 __all__ += ["describe_shape", "slice_options", "student_config", "write_grown"]
+__all__ += ["Search", "layers_for", "load_search", "search_record"]
 __all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model", "on_first_rank"]
 __all__ += ["InitArgs", "PlanArgs", "init_recipe", "plan"]
 __all__ += ["ReportArgs", "make_report"]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +15,10 @@ from inheritune_lit.io.plotting import COLOURS, label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.studies import runner
-from inheritune_lit.studies.args import AblateArgs, Criterion
+from inheritune_lit.studies.args import SEARCHED, AblateArgs, Criterion
 
 RECORD, PAGE, FIGURE = "ablation.json", "ablation.md", "ablation.png"
 _FRESH = "fresh weights"
-_MEASURED = ("block-influence", "avg-rank")
-_TOKENS = 100  # per sequence of an analysis, the paper's
 logger = logging.getLogger(__name__)
 Chosen = dict[Criterion, list[int] | None]  # layers by criterion, None for fresh weights
 
@@ -34,6 +31,7 @@ class AblationRecord:
     depth: int
     n: int
     training: dict[str, object]
+    search: dict[str, Any] | None  # which one chose layers, where one did
     criteria: list[runner.SeedSummary]
     runs: list[runner.ExperimentResult]
     versions: dict[str, str]
@@ -42,27 +40,31 @@ class AblationRecord:
 def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     """Slices a reference by every criterion, trains each slice with every seed, and compares what they score.
 
-    ``out_dir`` gets ``slices/``, ``runs/``, ``analysis/`` where one was needed, and at the end ``ablation.json``,
-    ``.md`` and ``.png``. What is there is kept: the same call continues. Criteria that choose the same layers share
-    their runs. Bad input, or runs with other settings in ``out_dir``, are a ``UserError``.
+    ``out_dir`` gets ``slices/``, ``runs/``, and at the end ``ablation.json``, ``.md`` and ``.png``. What is there is
+    kept: the same call continues. Criteria that choose the same layers share their runs. Bad input, or runs with other
+    settings in ``out_dir``, are a ``UserError``.
     """
     if (read_manifest(args.data) or {}).get("kind") != "packed_data":
         raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
     with lit.resolve_reference(args.ref) as resolved:
-        reference = resolved.reference
-        name, config = reference.name, reference.config
-    depth = config.n_layer
-    n = max(1, depth // 2) if args.n is None else args.n
-    if not 1 <= n <= depth:
-        raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
-    with nullcontext() if args.dry_run else own_folder(args.out_dir):
-        analysis = _analysis(args, depth, min(_TOKENS, config.block_size))
-        measured = analysis is not None or not set(args.criteria).intersection(_MEASURED)
-        chosen = {one: select_layers(one, n, depth, analysis) for one in args.criteria} if measured else {}
-        title = f"ablate: {n} of {depth} layers of {name}"
-        logger.info(_plan_text(args, title, chosen, _plan_of_each(args, reference, n)))
+        reference, folder, search = resolved.reference, args.search, None
+        name, depth = reference.name, reference.config.n_layer
+        n = max(1, depth // 2) if args.n is None else args.n
+        if not 1 <= n <= depth:
+            raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
+        if folder is not None and not set(args.criteria).isdisjoint(SEARCHED):
+            search = lit.load_search(folder)
+            lit.layers_for(search, folder, n, reference)  # or it is of another model, or has not come so far
+        chosen = {one: select_layers(one, n, depth, search) for one in args.criteria}
+        each = _plan_of_each(args, reference, n)
+        logger.info(_plan_text(f"ablate: {n} of {depth} layers of {name}", chosen, len(args.seeds), each))
         if args.dry_run:
             return runner.StudyResult()
+        used = None
+        if search is not None and folder is not None:
+            hashes = resolved.open().file_hashes().values()
+            used = lit.search_record(search, folder, name, [{"sha256": each} for each in hashes])
+    with own_folder(args.out_dir):
         experiments = _experiments(args, n, chosen)
         different = list({one.name: one for one in experiments.values()}.values())
         results = {one.name: one for one in runner.run_experiments(different, args.num_workers, args.cluster)}
@@ -71,7 +73,7 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
         runs = [replace(results[experiments[one, seed].name], title=one) for one in chosen for seed in args.seeds]
         settings = asdict(args)
         training = {each.name: settings[each.name] for each in fields(lit.TrainingArgs)}
-        record = AblationRecord(name, depth, n, training, compare_criteria(runs), runs, installed_versions())
+        record = AblationRecord(name, depth, n, training, used, compare_criteria(runs), runs, installed_versions())
         write_record(args.out_dir / RECORD, record)
         text = ablation_text(record)
         replace_text(args.out_dir / PAGE, text)
@@ -79,40 +81,20 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
         return runner.StudyResult(record, f"{text}\nwrote {args.out_dir}/{RECORD}, {PAGE} and {FIGURE}")
 
 
-def _analysis(args: AblateArgs, depth: int, seq_length: int) -> lit.Analysis | None:
-    """The analysis that criteria need: the given one, or one that is made here unless this is a dry run."""
-    folder = args.analysis or args.out_dir / "analysis"
-    if args.analysis is None:
-        if args.dry_run or not set(args.criteria).intersection(_MEASURED):
-            return None
-        runner.analyze_layers(args.ref, args.data, folder, seq_length=seq_length, seed=args.seed)
-    analysis = lit.load_analysis(folder)
-    if analysis.model.n_layer != depth:
-        found = f"{analysis.model.name} with {analysis.model.n_layer} layers"
-        raise UserError(f"--analysis {folder} is of {found}; the reference has {depth}: give its own")
-    return analysis
-
-
-def select_layers(criterion: Criterion, n: int, depth: int, analysis: lit.Analysis | None = None) -> list[int] | None:
+def select_layers(criterion: Criterion, n: int, depth: int, search: lit.Search | None) -> list[int] | None:
     """Chooses n of the reference's ``depth`` layers, counted from 0, in their order; None for "random".
 
-    "alternate" are layers at equal distances from layer 0 on, every other one where n is half. With an analysis of the
-    reference, "block-influence" and "avg-rank" (protocol v4 of the paper) are the layers with the highest; ShortGPT
-    (arXiv 2403.03853) drops those with the lowest influence. An analysis without the measure is a ``UserError``.
+    "alternate" are layers at equal distances from layer 0 on, every other one where n is half. Those of a search of the
+    reference are as its record has them for n.
     """
     if criterion == "random":
         return None
+    if criterion in SEARCHED:
+        assert search is not None, "AblateArgs checks it"
+        return (search.found if criterion == "search" else search.compared[criterion])[str(n)].layers
     if criterion == "alternate":
         return [number * depth // n for number in range(n)]
-    if criterion not in _MEASURED:
-        return lit.parse_layers(f"{criterion}:{n}", depth)
-    assert analysis is not None
-    values = analysis.protocols.v4.avg_rank
-    if criterion == "block-influence":
-        if "block_influence" not in analysis.layers:
-            raise UserError("criterion block-influence: the analysis lacks that measure; analyze the model again")
-        values = analysis.layers["block_influence"].mean
-    return sorted(sorted(range(len(values)), key=lambda layer: -values[layer])[:n])
+    return lit.parse_layers(f"{criterion}:{n}", depth)
 
 
 def _experiments(args: AblateArgs, n: int, chosen: Chosen) -> dict[tuple[str, int], runner.Experiment]:
@@ -150,14 +132,10 @@ def _plan_of_each(args: AblateArgs, reference: lit.ReferenceModel, n: int) -> li
     return lit.plan_run(model, args.train, args.eval, mixture, len(val), teacher_flops=taught)
 
 
-def _plan_text(args: AblateArgs, title: str, chosen: Chosen, each: lit.RunPlan) -> str:
-    width, seeds = max(map(len, args.criteria)), len(args.seeds)
-    words = dict.fromkeys(args.criteria, "chosen after an analysis of the reference")
-    words |= {one: _FRESH for one in args.criteria if one == "random"}
-    words |= {one: lit.layers_text(layers or []) or _FRESH for one, layers in chosen.items()}
-    different = len(set(words.values())) if chosen else len(args.criteria)
-    counted = f"  {'' if chosen else 'up to '}{different} different x {seeds} seeds = {different * seeds} runs"
-    counted += f", each {each.flops_text()}"
+def _plan_text(title: str, chosen: Chosen, seeds: int, each: lit.RunPlan) -> str:
+    width, words = max(map(len, chosen)), {one: lit.layers_text(chosen[one] or []) or _FRESH for one in chosen}
+    different = len(set(words.values()))
+    counted = f"  {different} different x {seeds} seeds = {different * seeds} runs, each {each.flops_text()}"
     return "\n".join([title, *(f"  {one:<{width}}  {text}" for one, text in words.items()), counted])
 
 

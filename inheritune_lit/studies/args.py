@@ -9,7 +9,8 @@ from inheritune_lit import EvalArgs, OptimizerArgs, TrainArgs, TrainingArgs
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
-Criterion = Literal["first", "middle", "last", "alternate", "block-influence", "avg-rank", "random"]
+Criterion = Literal["first", "middle", "last", "alternate", "ends", "influence", "search", "random"]
+SEARCHED = ("ends", "influence", "search")  # criteria whose layers are in the record of a search
 _ABLATION = TrainArgs(
     global_batch_size=16, micro_batch_size=16, max_tokens=200_000, lr_warmup_steps=10, min_lr=1e-4, save_interval=50
 )
@@ -113,9 +114,10 @@ class DemoArgs(CommandArgs):
 class AblateArgs(TrainingArgs):
     """Compare ways of choosing layers: slice a reference by each, and train every slice with several seeds.
 
-    "first", "middle" and "last" take neighbouring layers, "alternate" layers at equal distances; "block-influence" and
-    "avg-rank" those where the measure is highest, in the reference's order; "random" takes none, but fresh weights. The
-    defaults are for a CPU and a model of a few million parameters. The same command again continues.
+    "first", "middle" and "last" take neighbouring layers, "alternate" layers at equal distances; "ends" (first and last
+    ones), "influence" (where block influence is highest) and "search" take those that ``inheritune search`` found;
+    "random" takes none, but fresh weights. The defaults are for a CPU and a model of a few million parameters. The same
+    command again continues.
     """
 
     ref: str
@@ -127,23 +129,18 @@ class AblateArgs(TrainingArgs):
     _: KW_ONLY
     n: int | None = None
     """Layers to keep; half of the reference's, rounded down, when not given."""
-    criteria: list[Criterion] = field(
-        default_factory=lambda: ["first", "middle", "last", "alternate", "block-influence", "avg-rank"]
-    )
+    criteria: list[Criterion] = field(default_factory=lambda: ["first", "middle", "last", "alternate"])
     """How layers are chosen; differences are to the one listed first."""
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     """Seeds of the data order (and of fresh weights); every criterion has the same ones."""
-    analysis: Path | None = None
-    """Out_dir of ``inheritune analyze`` on the reference, for "block-influence" and "avg-rank"; made in
-    out_dir/analysis when not given."""
+    search: Path | None = None
+    """Out_dir of ``inheritune search`` on the reference, for "ends", "influence" and "search"."""
     train: TrainArgs = _ABLATION
     """Budget, batches and schedule of each run."""
     eval: EvalArgs = field(default_factory=lambda: EvalArgs(interval=25, max_iters=8))
     """Validation of each run."""
     optimizer: OptimizerArgs = field(default_factory=lambda: OptimizerArgs(lr=1e-3))
     """Optimizer of each run."""
-    seed: int = 1337
-    """Chooses the sequences of an analysis that is made here; see seeds for the runs."""
     num_workers: int = 1
     """Runs that are trained side by side, in as many processes of this machine."""
     cluster: str | None = None
@@ -155,5 +152,9 @@ class AblateArgs(TrainingArgs):
         for name, values in (("seeds", self.seeds), ("criteria", self.criteria)):
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{name} is {values}; give one or more, each once")
+        if self.seed != TrainingArgs.seed:
+            raise UserError(f"--seed {self.seed} is for one run; give --seeds, which every criterion has")
+        if self.search is None and (chosen := [one for one in self.criteria if one in SEARCHED]):
+            raise UserError(f"criterion {chosen[0]} takes what a search found; give --search, its --out_dir")
         if self.devices != 1 or self.num_nodes != 1:
             raise UserError("ablate trains every run on one device; with several of them use --cluster")

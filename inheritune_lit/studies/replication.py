@@ -287,12 +287,14 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     data, tokens = out_dir / "data", min(_TOKENS, block_size)
     held_out = lit.PackedDataset(data, "val", tokens)
     whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
-    sizes = {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
+    # Without what takes long.
+    options: dict[str, Any] = {"maps": "none", "gradients": False, "drop_length": 0}
+    options |= {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
     (out_dir / "analysis").mkdir(exist_ok=True)
     sentences, other = [], None
     for name, checkpoint in models.items():
         folder = out_dir / "analysis" / name
-        measured = runner.analyze_layers(checkpoint, data, folder, compare=other, **sizes)
+        measured = lit.analyze_model(lit.AnalyzeArgs(str(checkpoint), data, folder, compare=other, **options))
         other = folder
         sentences.append(f"- {name}: {str(measured).splitlines()[0]}")
     figure = "![attention rank and mass by layer](analysis/reference/rank_and_mass.png)"

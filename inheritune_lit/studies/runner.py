@@ -165,12 +165,6 @@ def training_of(args: GrowArgs | AblateArgs, start: Path, out_dir: Path, **chang
     return lit.PretrainArgs(start, args.data, out_dir, **shared | changes)
 
 
-def analyze_layers(ref: str | Path, data: Path, out_dir: Path, **options: Any) -> lit.AnalysisResult:
-    """Analyses a model without what takes long: attention maps, gradients, and dropping its layers."""
-    args = lit.AnalyzeArgs(str(ref), data, out_dir, maps="none", drop_sequences=0, **options)
-    return lit.analyze_model(args)
-
-
 def _read_result(experiment: Experiment) -> ExperimentResult:
     folder = experiment.training.out_dir
     run: Any = lit.read_run(folder)

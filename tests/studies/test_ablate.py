@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from synthetic_analysis import make_analysis
 from tiny import make_checkpoint, make_packed
 
+from inheritune_lit.analysis.args import SearchArgs
+from inheritune_lit.analysis.search import search_layers
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import layers_text, parse_layers
+from inheritune_lit.inherit.searched import load_search
 from inheritune_lit.io.manifest import read_manifest
-from inheritune_lit.io.records import write_record
 from inheritune_lit.studies.ablate import ablate, compare_criteria, select_layers
 from inheritune_lit.studies.args import AblateArgs
 from inheritune_lit.studies.runner import ExperimentResult
@@ -29,7 +30,7 @@ STEPS = 6
 SETTINGS = {
     "n": 2,
     "seeds": [1, 2],
-    "criteria": ["first", "last", "avg-rank", "random"],
+    "criteria": ["first", "last", "influence", "random"],
     "train": TrainArgs(
         global_batch_size=4,
         micro_batch_size=4,
@@ -58,15 +59,8 @@ def step_or_die(self):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self)
 loop.Trainer.train_step = step_or_die
-ablate(AblateArgs(*sys.argv[1:4], analysis=sys.argv[4], **SETTINGS))
+ablate(AblateArgs(*sys.argv[1:4], search=sys.argv[4], **SETTINGS))
 """
-
-
-def of_depth_4():
-    """An analysis in which AvgRank chooses the same layers as "first"."""
-    analysis = make_analysis(4)
-    analysis.protocols.v4.avg_rank[:] = [9.0, 8.0, 2.0, 1.0]
-    return analysis
 
 
 def timeless(runs):
@@ -90,36 +84,40 @@ def steps(monkeypatch):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tokenizer_dir):
+    """A reference, data, and a search that has the first layers as those of the highest influence."""
     folder = tmp_path_factory.mktemp("criteria")
     make_checkpoint(folder / "ref", tokenizer_dir, n_layer=4)
-    (folder / "analysis").mkdir()
-    write_record(folder / "analysis" / "analysis.json", of_depth_4())
-    return folder / "ref", make_packed(folder / "data", tokenizer_dir), folder / "analysis"
+    data, search = make_packed(folder / "data", tokenizer_dir), folder / "search"
+    search_layers(SearchArgs(folder / "ref", data, search, n_min=2, num_sequences=4, seq_length=16))
+    found = json.loads((search / "search.json").read_text())
+    found["compared"]["influence"]["2"]["layers"] = [0, 1]
+    (search / "search.json").write_text(json.dumps(found))
+    return folder / "ref", data, search
 
 
 def test_a_killed_comparison_goes_on_and_ends_the_same(inputs, tmp_path, steps, capsys):
-    ref, data, analysis = inputs
-    result = ablate(AblateArgs(ref, data, tmp_path / "whole", analysis=analysis, **SETTINGS))
+    ref, data, search = inputs
+    result = ablate(AblateArgs(ref, data, tmp_path / "whole", search=search, **SETTINGS))
     whole = result.record.runs
-    # avg-rank shares the runs of "first".
+    # influence shares the runs of "first".
     assert len(steps) == 3 * 2 * STEPS
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    command = [sys.executable, "-c", _KILLED, str(ref), str(data), str(tmp_path / "killed"), str(analysis), *paths]
+    command = [sys.executable, "-c", _KILLED, str(ref), str(data), str(tmp_path / "killed"), str(search), *paths]
     killed = subprocess.run(command, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / "ablation.json").exists()
     steps.clear()
-    again = ablate(AblateArgs(ref, data, tmp_path / "killed", analysis=analysis, **SETTINGS))
+    again = ablate(AblateArgs(ref, data, tmp_path / "killed", search=search, **SETTINGS))
     # One run was finished, the second had saved at its second step.
     assert len(steps) == 3 * 2 * STEPS - STEPS - 2
     assert timeless(again.record.runs) == timeless(whole)
     steps.clear()
-    assert ablate(AblateArgs(ref, data, tmp_path / "killed", analysis=analysis, **SETTINGS)) == again
+    assert ablate(AblateArgs(ref, data, tmp_path / "killed", search=search, **SETTINGS)) == again
     assert not steps
 
     record = json.loads((tmp_path / "whole" / "ablation.json").read_text())
     table = {one["title"]: one for one in record["criteria"]}
-    assert table["avg-rank"]["same_as"] == "first"
+    assert table["influence"]["same_as"] == "first"
     assert table["last"]["layers"] == [2, 3] and table["random"]["layers"] is None
     for criterion, run in (("first", "layers-0-1-seed1"), ("random", "random-seed1")):
         final = read_manifest(tmp_path / "whole" / "runs" / run / "final")
@@ -130,7 +128,7 @@ def test_a_killed_comparison_goes_on_and_ends_the_same(inputs, tmp_path, steps, 
     assert len(untrained) == 1 and untrained.pop() is not None
     assert whole[0].val_loss != whole[1].val_loss
     assert imread(tmp_path / "whole" / "ablation.png").shape[1] > 1000
-    assert "avg-rank chose the same layers as first" in (tmp_path / "whole" / "ablation.md").read_text()
+    assert "influence chose the same layers as first" in (tmp_path / "whole" / "ablation.md").read_text()
 
 
 def test_other_settings_are_refused(inputs, tmp_path):
@@ -141,25 +139,25 @@ def test_other_settings_are_refused(inputs, tmp_path):
         ablate(AblateArgs(ref, data, tmp_path / "out", **short | {"optimizer": OptimizerArgs(lr=1e-3)}))
 
 
-def test_selections():
-    depth, analysis = 8, make_analysis(8)
-    analysis.layers["block_influence"].mean[:] = [5, 1, 4, 1, 1, 1, 3, 6]
-    analysis.protocols.v4.avg_rank[:] = [1, 1, 7, 7, 7, 7, 1, 1]
-    assert select_layers("first", 3, depth, analysis) == [0, 1, 2]
-    assert select_layers("middle", 4, depth, analysis) == [2, 3, 4, 5]
-    assert select_layers("last", 3, depth, analysis) == [5, 6, 7]
-    assert select_layers("alternate", 4, depth, analysis) == [0, 2, 4, 6]
-    assert select_layers("block-influence", 4, depth, analysis) == [0, 2, 6, 7]
-    assert select_layers("avg-rank", 3, depth, analysis) == [2, 3, 4]
-    assert select_layers("random", 3, depth, analysis) is None
+def test_selections(inputs):
+    _, _, folder = inputs
+    assert select_layers("first", 3, 8, None) == [0, 1, 2]
+    assert select_layers("middle", 4, 8, None) == [2, 3, 4, 5]
+    assert select_layers("last", 3, 8, None) == [5, 6, 7]
+    assert select_layers("alternate", 4, 8, None) == [0, 2, 4, 6]
+    assert select_layers("random", 3, 8, None) is None
+    record = json.loads((folder / "search.json").read_text())
+    for n in (2, 3):
+        assert select_layers("search", n, 4, load_search(folder)) == record["found"][str(n)]["layers"]
+        assert select_layers("ends", n, 4, load_search(folder)) == [*range(n - 1), 3]
+    assert select_layers("influence", 2, 4, load_search(folder)) == [0, 1]
 
 
-@pytest.mark.parametrize("criterion", ["first", "middle", "last", "alternate", "block-influence", "avg-rank"])
+@pytest.mark.parametrize("criterion", ["first", "middle", "last", "alternate"])
 @pytest.mark.parametrize("depth", [1, 5, 30])
 def test_selections_are_n_different_layers_in_order(criterion, depth):
-    analysis = make_analysis(depth)
     for n in range(1, depth + 1):
-        layers = select_layers(criterion, n, depth, analysis)
+        layers = select_layers(criterion, n, depth, None)
         assert len(layers) == n and layers == sorted(set(layers)) and layers[0] >= 0 and layers[-1] < depth
         assert parse_layers(layers_text(layers), depth) == layers
 
@@ -183,22 +181,37 @@ def test_differences_are_taken_seed_by_seed():
     [
         ({"n": 5}, "--n is 5; give 1 to 4"),
         ({"n": 0}, "--n is 0; give 1 to 4"),
+        ({"n": 1}, "--n 1 is not one of the 2 to 3 layers in "),
         ({"seeds": [1, 1]}, r"--seeds is \[1, 1\]"),
+        ({"seed": 3}, "--seed 3 is for one run; give --seeds"),
         ({"criteria": []}, r"--criteria is \[\]"),
+        ({"search": None}, "criterion influence takes what a search found; give --search"),
+        ({"search": "nowhere"}, "nowhere/search.json can't be read"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(changes, told, inputs, tmp_path):
-    ref, data, _ = inputs
+    ref, data, search = inputs
     with pytest.raises(UserError, match=told):
-        ablate(AblateArgs(ref, data, tmp_path / "out", **SETTINGS | changes))
+        ablate(AblateArgs(ref, data, tmp_path / "out", **SETTINGS | {"search": search} | changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_measure_that_is_not_there_is_told():
-    depth, analysis = 4, make_analysis(4)
-    del analysis.layers["block_influence"]
-    with pytest.raises(UserError, match="criterion block-influence: the analysis lacks"):
-        select_layers("block-influence", 2, depth, analysis)
+@pytest.mark.parametrize(("n_layer", "told"), [(6, "whose n_layer is 4, not 6"), (4, "from .*, not of this tiny")])
+def test_a_search_of_another_reference_is_refused(n_layer, told, inputs, tokenizer_dir, tmp_path):
+    _, data, search = inputs
+    make_checkpoint(tmp_path / "other", tokenizer_dir, n_layer=n_layer, seed=1)
+    with pytest.raises(UserError, match=told):
+        ablate(AblateArgs(tmp_path / "other", data, tmp_path / "out", search=search, **SETTINGS))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_which_layers(inputs, tmp_path, caplog):
+    ref, data, search = inputs
+    caplog.set_level("INFO")
+    ablate(AblateArgs(ref, data, tmp_path / "out", search=search, dry_run=True, **SETTINGS))
+    assert "  first      0-1\n  last       2-3\n  influence  0-1\n  random     fresh weights" in caplog.text
+    assert "  3 different x 2 seeds = 6 runs, each " in caplog.text
+    assert not (tmp_path / "out").exists()
 
 
 def test_recipe_compares_criteria_and_continues(inputs, tmp_path, capsys):
@@ -224,14 +237,6 @@ def test_recipe_compares_criteria_and_continues(inputs, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == record
 
 
-def test_an_analysis_is_made_where_a_criterion_needs_one(inputs, tmp_path):
-    ref, data, _ = inputs
-    short = SETTINGS | {"criteria": ["avg-rank"], "seeds": [1]}
-    result = ablate(AblateArgs(ref, data, tmp_path / "out", **short))
-    values = json.loads((tmp_path / "out" / "analysis" / "analysis.json").read_text())["protocols"]["v4"]["avg_rank"]
-    assert result.record.criteria[0].layers == sorted(sorted(range(4), key=lambda layer: -values[layer])[:2])
-
-
 def test_data_that_is_not_packed_is_refused(inputs, tmp_path):
     with pytest.raises(UserError, match="is not packed data; make it with `inheritune prepare`"):
-        ablate(AblateArgs(inputs[0], tmp_path, tmp_path / "out", **SETTINGS))
+        ablate(AblateArgs(inputs[0], tmp_path, tmp_path / "out", **SETTINGS | {"criteria": ["first"]}))
