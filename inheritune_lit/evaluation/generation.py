@@ -20,13 +20,10 @@ _MAX_NEW_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completio
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a task wants its texts."""
+    """How long a task wants its texts, which take the likeliest token always."""
 
     max_new: int  # tokens at most
     stops: tuple[str, ...]  # strings, at the first of which a text is cut off
-    temperature: float  # 0 takes the likeliest token always
-    top_k: int | None  # likeliest tokens to sample among, None for all
-    top_p: float  # the probability that those have together
 
     @classmethod
     def of(cls, asked: dict[str, Any]) -> "GenerationSettings":
@@ -34,15 +31,15 @@ class GenerationSettings:
         asked = dict(asked)
         limits = [asked.pop(name, None) for name in _MAX_NEW_NAMES]
         max_new = next((int(limit) for limit in limits if limit is not None), 256)
-        until, do_sample = asked.pop("until", None) or [], asked.pop("do_sample", None)
+        until = asked.pop("until", None) or []
         stops = [until] if isinstance(until, str) else until
-        stated = asked.pop("temperature", None) or (1.0 if do_sample else 0.0)
-        temperature = 0.0 if do_sample is False else float(stated)
-        top_k, top_p = asked.pop("top_k", None), float(asked.pop("top_p", None) or 1.0)
+        do_sample, temperature, *_ = [asked.pop(name, None) for name in ("do_sample", "temperature", "top_k", "top_p")]
+        if do_sample or (do_sample is None and temperature):
+            asked["do_sample"] = True
         for name, value in asked.items():
             if (name, value) != ("num_beams", 1):
                 raise UserError(f"the task asks to generate with {name}={value!r}, which is not offered; take it out")
-        return cls(max_new, tuple(filter(None, stops)), temperature, int(top_k) if top_k else None, top_p)
+        return cls(max_new, tuple(filter(None, stops)))
 
     def cut(self, text: str) -> str:
         """The text before the first stop."""
@@ -89,13 +86,11 @@ def generate(
     settings: GenerationSettings,
     eos_id: int | None,
     decode: Callable[[list[int]], str],
-    seeds: Sequence[int],
 ) -> list[list[int]]:
     """New ids that continue each prompt until ``eos_id``, which is not part of them, a stop or the limit.
 
     The model is one after ``install_plans``. No prompt is empty, and each with ``settings.max_new`` more fits the
-    context. ``decode`` makes text of ids, to look for stops; ``seeds`` are of each prompt's samples, so that they do
-    not depend on the batch.
+    context. ``decode`` makes text of ids, to look for stops.
     """
     device = model.transformer.wte.weight.device
     lengths = [len(ids) for ids in prompts]
@@ -105,12 +100,13 @@ def generate(
     cache = KeyValueCache(max(lengths) + settings.max_new)
     hidden_BTC = hidden_states(model, tokens_BT.to(device), positions_BT.to(device), cache)
     last_BC = hidden_BTC[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     made: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt of each row of the cache
     unfinished = set(alive)
     while True:
-        tokens_B = _choose(head_logits(model, last_BC), settings, [generators[prompt] for prompt in alive])
+        logits_BV = head_logits(model, last_BC)
+        check_finite(logits_BV)
+        tokens_B = logits_BV.argmax(dim=1).cpu()
         for prompt, token in zip(alive, tokens_B.tolist(), strict=True):
             if prompt not in unfinished:
                 continue
@@ -128,17 +124,3 @@ def generate(
         positions_B = torch.tensor([lengths[prompt] + max(len(made[prompt]) - 1, 0) for prompt in alive])
         cache.advance(positions_B.to(device))
         last_BC = hidden_states(model, tokens_B[:, None].to(device), positions_B[:, None].to(device), cache)[:, 0]
-
-
-def _choose(logits_BV: Tensor, settings: GenerationSettings, generators: list[torch.Generator]) -> Tensor:
-    """The next token of each sequence, (B,), on the CPU."""
-    check_finite(logits_BV)
-    if settings.temperature == 0.0:
-        return logits_BV.argmax(dim=1).cpu()
-    chosen = []
-    for logits_V, generator in zip(logits_BV.cpu() / settings.temperature, generators, strict=True):
-        values, tokens = logits_V.topk(min(settings.top_k or len(logits_V), len(logits_V)))
-        probabilities = values.softmax(dim=0)
-        before = probabilities.cumsum(dim=0) - probabilities
-        chosen.append(tokens[torch.multinomial(probabilities * (before < settings.top_p), 1, generator=generator)])
-    return torch.cat(chosen)

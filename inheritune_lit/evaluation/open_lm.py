@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple
@@ -189,13 +188,9 @@ class LitLM(TemplateLM):
         return texts
 
     def _continue(self, prompts: list[list[int]], settings: GenerationSettings, progress: Progress) -> list[str]:
-        """The continuation of each prompt; samples depend on the prompt and how often it came, not on batches."""
-        times: Counter[bytes] = Counter()
-        names = []
-        for key in map(to_key, prompts):  # prompts that are sampled repeatedly are told apart
-            repetition = times[key] if settings.temperature else 0
-            times[key] += 1
-            names.append(request_key("generate", key, json.dumps([*astuple(settings), repetition]).encode()))
+        """The continuation of each prompt."""
+        asked = json.dumps(astuple(settings)).encode()
+        names = [request_key("generate", to_key(prompt), asked) for prompt in prompts]
         # Row: length + 1, ids.
         empty_NT = torch.zeros(len(prompts), 1 + settings.max_new, dtype=torch.long)
         made_NT, left = self.work.find(names, empty_NT, lambda ids: [len(ids) + 1, *ids])
@@ -203,8 +198,8 @@ class LitLM(TemplateLM):
         decode = partial(self._encoder.tokenizer.decode, skip_special_tokens=True)
 
         def rows_of(batch: list[int]) -> Tensor:
-            chosen, seeds = [prompts[number] for number in batch], [int(names[number][:15], 16) for number in batch]
-            made = generate(self.model, chosen, settings, self._encoder.eos_id, decode, seeds)
+            chosen = [prompts[number] for number in batch]
+            made = generate(self.model, chosen, settings, self._encoder.eos_id, decode)
             return torch.tensor([[len(ids) + 1, *ids, *[0] * (settings.max_new - len(ids))] for ids in made])
 
         # Batches of about equal lengths, longest first: what does not fit into memory fails at once.

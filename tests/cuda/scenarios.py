@@ -98,7 +98,7 @@ def generate(folder: Path, seen: Watch) -> Found:
     install_plans(model)
     settings = GenerationSettings.of({"max_gen_toks": 5, "until": []})
     seen.clear()
-    made = generate(model, [[1, 2, 3], [4, 5]], settings, eos_id=2, decode=str, seeds=[0, 1])
+    made = generate(model, [[1, 2, 3], [4, 5]], settings, eos_id=2, decode=str)
     return {"made": made}
 
 

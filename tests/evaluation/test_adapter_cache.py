@@ -70,17 +70,15 @@ def _other_tokenizer(folder: Path) -> None:
 
 def test_texts_are_kept_too(hf_checkpoint, tmp_path):
     asked = requests([("the model", {"max_gen_toks": 12, "until": ["x"]}), ("def", {"max_gen_toks": 12})])
-    sampled = requests([("the model", {"max_gen_toks": 12, "do_sample": True, "temperature": 2.0})] * 2)
 
     def make(cache: Path | None) -> list[str]:
         is_filled = cache is not None and cache.is_dir()
         lm = open_lm(hf_checkpoint, cache_dir=cache)
         if is_filled:
             lm.model.lm_head.weight.data.zero_()  # what is cached needs no model
-        return lm.generate_until(asked) + lm.generate_until(sampled)
+        return lm.generate_until(asked)
 
     expected = make(None)
-    assert expected[2] != expected[3]  # repeated prompts are sampled anew
     assert make(tmp_path / "cache") == expected
     assert make(tmp_path / "cache") == expected
 

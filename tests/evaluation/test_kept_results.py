@@ -129,6 +129,7 @@ MINE = SUMS.replace("sums", "mine")
     [
         (PERPLEXITY, "task 'mine': lm-eval cannot score it"),
         (MINE.replace("do_sample: false", "num_beams: 4"), "task 'mine': row 1: the task asks"),
+        (MINE.replace("do_sample: false", "temperature: 0.5"), "generate with do_sample=True, which is not offered"),
         (MINE.replace("max_gen_toks: 4", "max_gen_toks: 100000"), "task 'mine': row 1: a task asks"),
         (CHOICE + "unsafe_code: true\n", "task 'mine': lm-eval cannot"),
         (CHOICE + "description: '{{ 1 // (a - 2) }}'\n", "task 'mine', row 3: lm-eval"),
