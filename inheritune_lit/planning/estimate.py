@@ -17,7 +17,7 @@ from inheritune_lit.io.arguments import Precision
 from inheritune_lit.references import REFERENCES, find_reference
 
 _RECOMPUTING = 4 / 3  # activation checkpointing repeats the forward pass, a third of a step
-_SLICING = re.compile(r"inheritune slice +(?:--ref +)?(\S+) +--n +(\d{1,9}) +--out_dir +(\S+)")
+_SLICING = re.compile(r"inheritune slice +(?:--ref +)?(\S+) +(?:--search +\S+ +)?--n +(\d{1,9}) +--out_dir +(\S+)")
 CPU = "cpu"  # name of this machine's CPU among the GPUs
 
 
@@ -61,9 +61,12 @@ class ModelSpec:
             for known in REFERENCES:
                 if known.repository == f"{checkpoint_dir.parent.name}/{match[1]}":
                     return cls.of_reference(known.name, int(match[2]))
-        for ref, n, out_dir in _SLICING.findall(recipe):
-            if find_reference(ref) and Path(out_dir) == checkpoint_dir:
-                return cls.of_reference(ref, int(n))
+        made = {Path(out_dir): (ref, int(n)) for ref, n, out_dir in _SLICING.findall(recipe)}
+        (_, n), ref = made.get(checkpoint_dir, ("", 0)), str(checkpoint_dir)
+        while step := made.pop(Path(ref), None):  # a slice may be of a slice
+            ref = step[0]
+        if find_reference(ref):
+            return cls.of_reference(ref, n)
         raise UserError(
             f"no checkpoint at {checkpoint_dir}, and neither its name nor a recipe tells which known reference it is "
             "of; make it with `inheritune slice`, or give --ref and --n"

@@ -51,6 +51,8 @@ def init_recipe(args: InitArgs) -> InitResult:
     n = str(args.n) if args.n is not None else None if asks else half
     question = f"layers to take, of {whole.config.n_layer} (the paper takes half)"
     model = _ask(n, question, half, lambda text: ModelSpec.of_reference(ref, _whole_number(text)))
+    n_layer, depth = model.config.n_layer, whole.config.n_layer
+    model = replace(model, title=f"{ref}, {n_layer} of {depth} layers")
     tokens = _ask(args.tokens, "tokens to train on", "8B", parse_count)
     gpu = _ask(args.gpu, "GPU, such as a6000, a100-80gb or h100", "a6000", lambda name: lit.find_gpus(name)[0])
     name = model.config.hf_config["name"]
@@ -58,15 +60,20 @@ def init_recipe(args: InitArgs) -> InitResult:
     if out_file.exists():
         raise UserError(f"{out_file} is there already; give another --out_file or remove it")
     plan = _plan(model, tokens, gpu)
-    checkpoint = Path("checkpoints") / model.config.hf_config["org"] / name
-    run, packed = Path("runs") / name, args.data or Path(_DATA)
+    checkpoints = Path("checkpoints") / model.config.hf_config["org"]
+    checkpoint, searching = checkpoints / name, n_layer < depth
+    reference = checkpoints / whole.config.hf_config["name"] if searching else checkpoint
+    run, packed, search = Path("runs") / name, args.data or Path(_DATA), Path("searches") / name
     words = [
-        ["slice", "--ref", ref, "--n", model.config.n_layer, "--out_dir", checkpoint],
-        ["prepare", "--config", _DATA_RECIPE, "--tokenizer_dir", checkpoint, "--out_dir", packed],
+        ["slice", "--ref", ref, "--n", depth, "--out_dir", reference],
+        ["prepare", "--config", _DATA_RECIPE, "--tokenizer_dir", reference, "--out_dir", packed],
+        ["search", reference, "--data", packed, "--n_min", n_layer, "--out_dir", search],
+        ["slice", reference, "--search", search, "--n", n_layer, "--out_dir", checkpoint],
         ["pretrain", "--config", out_file],
-        ["eval", "--checkpoint_dir", run / "final", "--suite", "paper-table5", "--out_dir", run / "scores"],
+        ["eval", reference, run / "final", "--suite", "paper-table5", "--out_dir", run / "scores"],
     ]
-    words = [each for each in words if args.data is None or each[0] != "prepare"]
+    left_out = ["prepare"] * (args.data is not None) + ["search", "--search"] * (not searching)
+    words = [each for each in words if not set(left_out).intersection(each)]
     commands = tuple(shlex.join(["inheritune", *map(str, each)]) for each in words)
     make_folder(out_file.parent, out_file)
     replace_text(out_file, _recipe(plan, commands, *(_quoted(path) for path in (checkpoint, packed, run))))

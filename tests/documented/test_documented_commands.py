@@ -86,7 +86,8 @@ def test_the_readmes_quickstart_runs(tmp_path, tokenizer_dir, rows_dir, monkeypa
             (tmp_path / name).symlink_to(target)
         monkeypatch.chdir(tmp_path)
         lines = [line for line in bash_lines(README) if line.startswith("inheritune")]
-        assert [line.split()[1] for line in lines] == ["slice", "slice", "prepare", "pretrain", "eval", "export"]
+        order = ["slice", "prepare", "search", "slice", "pretrain", "eval", "export"]
+        assert [line.split()[1] for line in lines] == order
         smaller = SMALLER | {"eval": "--data_dir rows --val_blocks 4 --limit 4"}
         for line in lines:
             capsys.readouterr()

@@ -25,6 +25,8 @@ def test_the_recipe_plans_a_run(tmp_path, tokenizer_dir, capsys):
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("  inheritune")] == [
         "slice",
         "prepare",
+        "search",
+        "slice",
         "pretrain",
         "eval",
     ]
@@ -59,6 +61,13 @@ def test_half_the_layers_by_default_and_data_that_is_there(tmp_path, capsys):
     assert recipe["initial_checkpoint_dir"].endswith("SmolLM2-135M-15l")
     assert recipe["data"] == "data/mine"
     assert "inheritune prepare" not in capsys.readouterr().out
+
+
+def test_all_layers_need_no_search(tmp_path, capsys):
+    recipe = run_init(tmp_path, "--ref smollm2-135m --n 30 --tokens 1B --gpu l4 --data data/mine")
+    calls = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  inheritune")]
+    assert [call[1] for call in calls] == ["slice", "pretrain", "eval"]
+    assert calls[0][-1] == recipe["initial_checkpoint_dir"] == calls[2][2]
 
 
 def test_asks_on_a_terminal(tmp_path, monkeypatch, capsys):
