@@ -13,10 +13,12 @@ from inheritune_lit.io.arguments import flags_of
 from inheritune_lit.parsing import parse
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "inheritune_lit" / "examples.txt"
 KINDS = {name: kind for name, (kind, _) in COMMANDS.items()}
 FLAGS = {name: {*flags_of(kind), *kind.aliases, "config", "recipe", "help"} for name, kind in KINDS.items()}
 GROUPS = {flag.partition(".")[0] for flags in FLAGS.values() for flag in flags if "." in flag}
 OTHERS = {"version", "flag", "many", "print_shtab"}  # of the program itself, and of explanations
+OTHERS |= {"distill.kind", "distill.cosine"}  # of an earlier version, which have other names
 OTHERS |= {"wheels", "small", "budget"}  # of the benchmarks for a new GPU
 OTHERS |= {"long", "signal", "resume", "optimizer.betas", "out"}  # of zstd, SLURM, litgpt; "out" shows an abbreviation
 
@@ -66,6 +68,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 def test_commands_in_messages_are_commands():
     found = [(path, line, each) for path in MODULES for line, text in texts(path) for each in commands(text)]
+    found += [(EXAMPLES, 0, each) for each in commands(EXAMPLES.read_text(encoding="utf-8"))]
     assert len(found) > 100
     wrong = [f"{path.name}:{line}: {each}: {why}" for path, line, each in found if (why := wrong_with(each))]
     assert not wrong, "\n".join(wrong)

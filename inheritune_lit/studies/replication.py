@@ -288,7 +288,7 @@ def _rank_section(out_dir: Path, block_size: int) -> list[str]:
     held_out = lit.PackedDataset(data, "val", tokens)
     whole = int((held_out.targets(range(len(held_out))) == tokens).sum())
     # Without what takes long.
-    options: dict[str, Any] = {"maps": "none", "gradients": False, "drop_length": 0}
+    options: dict[str, Any] = {"maps": "none", "drop_sequences": 0}
     options |= {"num_sequences": min(_SEQUENCES, whole), "seq_length": tokens}
     (out_dir / "analysis").mkdir(exist_ok=True)
     sentences, other = [], None

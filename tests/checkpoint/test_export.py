@@ -193,7 +193,7 @@ def test_bad_input(make_llama, tmp_path, capsys):
         export(ExportArgs(ref, tmp_path / "hf"))
     with pytest.raises(UserError, match="already holds"):
         export(ExportArgs(checkpoint, ref))
-    with pytest.raises(UserError, match="below 1"):
+    with pytest.raises(UserError, match="give 1 or more"):
         export(ExportArgs(checkpoint, tmp_path / "hf", max_shard_bytes=0))
     assert not (tmp_path / "hf").exists()
     assert main(["export", "--checkpoint_dir", str(checkpoint), "--out_dir", str(tmp_path / "hf")]) == 0

@@ -90,7 +90,7 @@ def generation_waits_at_every_token(found: dict[str, Any]) -> None:
         "index from host @ evaluation/generation.py generate": 1,
         "item @ evaluation/generation.py advance": 4,
         "item @ evaluation/scoring.py check_finite": 5,
-        "copy to host @ evaluation/generation.py _choose": 5,
+        "copy to host @ evaluation/generation.py generate": 5,
     }
     assert not on_host(found)
 

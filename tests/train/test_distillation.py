@@ -149,7 +149,7 @@ def test_the_layers_behind_a_slice_of_a_slice_and_a_grown_one(tmp_path, tokenize
     assert found(cut("first", "random", n=2, init="random")) == []
     with resolve(str(tmp_path / "first")) as located:
         reference = located.open().reference
-        write_grown(tmp_path / "grown", reference, tmp_path / "second", (1, 3, 0), 1, False, "position")
+        write_grown(tmp_path / "grown", reference, tmp_path / "second", (1, 3, 0), 1, "position")
     assert found(tmp_path / "grown") == [(4, (1, 3, 0)), (6, (2, 5, 0))]
     with pytest.raises(UserError, match="was sliced from 4 and 6 layers, the teacher has 5 layers"):
         distillation._teacher_layers(tmp_path / "grown", 3, 5)
