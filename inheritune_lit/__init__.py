@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         reference_identity,
     )
     from inheritune_lit.evaluation.held_out import compare as compare_losses
-    from inheritune_lit.inherit.args import SliceArgs, layers_text, parse_layers
+    from inheritune_lit.inherit.args import SliceArgs, layers_text, parse_layers, spread_layers
     from inheritune_lit.inherit.grown import attn_scale_of, check_start, layers_of, slice_options, write_grown
     from inheritune_lit.inherit.load import build_reference
     from inheritune_lit.inherit.plan import student_config
@@ -135,7 +135,7 @@ __all__ += ["BlockLosses", "CheckpointScores", "Comparison", "EvaluateArgs", "Ev
 __all__ += ["Z", "compare_losses", "evaluate", "mean_loss", "reference_identity"]
 __all__ += ["ReferenceModel", "ResolvedReference", "SliceArgs", "attn_scale_of", "build_reference", "check_start"]
 __all__ += ["layers_of", "layers_text", "parse_layers", "reference_from_table", "resolve_reference", "slice_model"]
-__all__ += ["describe_shape", "slice_options", "student_config", "write_grown"]
+__all__ += ["describe_shape", "slice_options", "spread_layers", "student_config", "write_grown"]
 __all__ += ["Search", "layers_for", "load_search", "search_record"]
 __all__ += ["LONGEST_BLOCK", "USABLE_GPU_MEMORY", "flops_per_token", "load_model", "on_first_rank"]
 __all__ += ["InitArgs", "PlanArgs", "init_recipe", "plan"]

@@ -18,6 +18,7 @@ from inheritune_lit.analysis.stream import LOGITS, STREAM_BYTES, Layers, LayerSt
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.errors import UserError
+from inheritune_lit.inherit.args import spread_layers
 from inheritune_lit.inherit.reference import ReferenceModel, resolve
 from inheritune_lit.inherit.searched import SEARCH, ScoredLayers, Search, SearchedModel, load_search
 from inheritune_lit.io.folders import explain_full_disk, own_folder
@@ -41,7 +42,7 @@ def unsearched(depth: int, n: int, influence: Sequence[float]) -> dict[str, Laye
     return {
         "first": tuple(range(n)),
         "ends": (*range(n - last), *range(depth - last, depth)),
-        "alternate": tuple(place * depth // n for place in range(n)),
+        "alternate": tuple(spread_layers(depth, n)),
         "influence": tuple(sorted(by_influence[:n])),
     }
 

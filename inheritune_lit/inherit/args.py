@@ -154,6 +154,11 @@ def _parse_term(term: str, text: str, depth: int) -> list[int]:
     return list(layers)
 
 
+def spread_layers(depth: int, n: int) -> list[int]:
+    """n layers at equal distances from layer 0 on, every other one where n is half of the depth."""
+    return [place * depth // n for place in range(n)]
+
+
 def runs_of(layers: Iterable[int]) -> list[list[int]]:
     """First and last layer of each run of consecutive layers."""
     by_offset = groupby(enumerate(layers), key=lambda each: each[1] - each[0])

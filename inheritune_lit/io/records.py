@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 def write_record(path: Path, record: Any) -> None:
     """Writes a dataclass as JSON, whole or not at all; a number that is not finite becomes null."""
-    replace_text(path, json.dumps(without_nan(asdict(record)), indent=1, allow_nan=False, default=str) + "\n")
+    replace_text(path, json.dumps(without_nan(asdict(record)), indent=1, allow_nan=False, default=Path.as_posix) + "\n")
 
 
 def read_record(path: Path, kind: type[Record], what: str, remedy: str, others: bool = False) -> Record:

@@ -82,18 +82,14 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
 
 
 def select_layers(criterion: Criterion, n: int, depth: int, search: lit.Search | None) -> list[int] | None:
-    """Chooses n of the reference's ``depth`` layers, counted from 0, in their order; None for "random".
-
-    "alternate" are layers at equal distances from layer 0 on, every other one where n is half. Those of a search of the
-    reference are as its record has them for n.
-    """
+    """Chooses n of the reference's ``depth`` layers, counted from 0, or those of a search for n; None for "random"."""
     if criterion == "random":
         return None
     if criterion in SEARCHED:
         assert search is not None, "AblateArgs checks it"
         return (search.found if criterion == "search" else search.compared[criterion])[str(n)].layers
     if criterion == "alternate":
-        return [number * depth // n for number in range(n)]
+        return lit.spread_layers(depth, n)
     return lit.parse_layers(f"{criterion}:{n}", depth)
 
 

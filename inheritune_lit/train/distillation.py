@@ -25,6 +25,7 @@ from inheritune_lit.tokenizer import Tokenizer
 from inheritune_lit.train.args import DistillArgs, Precision, PretrainArgs, TeachArgs
 
 KIND = "teacher_logits"
+DEFAULT_BYTES = 50  # of predictions per token, where their number is not given
 _AGAIN = "make it again with `inheritune teach`"
 
 
@@ -233,5 +234,5 @@ def teacher_bytes(config: Config, parameters: int, tokens: int, precision: Preci
 
 def stored_bytes(folder: Path, tokens: int) -> int:
     """Bytes of stored predictions for a batch of so many tokens; where none are yet, of what ``teach`` stores."""
-    settings = settings_of(folder, _AGAIN) if folder.is_dir() else {"samples": 25}
+    settings = settings_of(folder, _AGAIN) if folder.is_dir() else {"samples": DEFAULT_BYTES // 2}
     return 4 * (2 if settings.get("samples") else 3) * tokens * kept_per_token(settings)

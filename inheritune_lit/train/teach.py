@@ -38,7 +38,6 @@ from inheritune_lit.train.loss import CHUNK_TOKENS
 logger = logging.getLogger(__name__)
 
 _SAVE_BLOCKS = 1024
-_DEFAULT_BYTES = 50  # per token
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def teach(args: TeachArgs) -> TeachResult:
         **distillation.basis_of(args, dataset, vocabulary, args.temperature),
         "computed_in": str(weights_dtype).removeprefix("torch."),
     }
-    samples = args.samples or _DEFAULT_BYTES // (2 if vocabulary <= 1 << 16 else 4)
+    samples = args.samples or distillation.DEFAULT_BYTES // (2 if vocabulary <= 1 << 16 else 4)
     drawn = {"samples": samples, "seed": args.seed}
     settings |= drawn if args.top_k is None else {"top_k": args.top_k, "dtype": args.dtype}
     kept, dtypes = distillation.kept_per_token(settings), distillation.file_dtypes(settings)
