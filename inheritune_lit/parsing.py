@@ -18,6 +18,7 @@ from inheritune_lit.errors import UserError, suggest
 from inheritune_lit.examples import examples_of
 from inheritune_lit.io.arguments import CommandArgs, first_argument, flags_of, is_list, kinds_of
 from inheritune_lit.io.reading import parse_yaml, read_yaml
+from inheritune_lit.io.tables import own_table
 from inheritune_lit.resources import find_recipes
 
 Commands = Mapping[str, type[CommandArgs]]
@@ -187,45 +188,18 @@ _WORDS = {
     dict: "a mapping such as {a: 1}",
     list: "one or more values",
 }
-_OTHERS_FLAGS = {  # of litgpt, lm-eval and transformers, and what they are called here; the first that a command has
-    "batch_size": "max_batch_tokens train.global_batch_size",
-    "block_size": "train.max_seq_length max_seq_length seq_length",
-    "checkpoint model model_args model_name model_name_or_path pretrained": (
-        "ref initial_checkpoint_dir checkpoint_dir teacher"
-    ),
-    "data_path dataset input": "data source",
-    "gpus num_gpus": "devices gpu",
-    "learning_rate": "optimizer.lr",
-    "n_layer n_layers num_hidden_layers num_layers": "n",
-    "num_train_epochs": "train.epochs",
-    "output_dir output_path": "out_dir",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "tokenizer tokenizer_path": "tokenizer_dir",
-    "warmup_steps": "train.lr_warmup_steps",
-}
-_ADVICE = {
-    "resume resume_from_checkpoint": "the same command again continues a stopped run",
-    "criteria": "ways of choosing layers are compared by `inheritune ablate`",
-    "healing": "ways of choosing layers are compared by `inheritune ablate`, with --train, --eval and --optimizer",
-    "optimizer_state": "every round of `inheritune grow` starts with a fresh optimizer; leave it out",
-}
-_OTHERS_COMMANDS = {
-    "convert convert_from_litgpt": "`inheritune export FOLDER --out_dir HF_FOLDER` writes a Hugging Face folder",
-    "convert_to_litgpt": "`inheritune slice REF --n N` reads Hugging Face folders as they are",
-    "distill": "`inheritune pretrain --distill.teacher REF` trains with a teacher",
-    "download": "`inheritune slice REF --n N` downloads what it needs; `litgpt download REF` downloads all of a model",
-    "evaluate": "`inheritune eval FOLDER` scores checkpoints",
-    "chat finetune finetune_lora generate serve": "`litgpt {word} FOLDER` works on the folders of this program",
-    "prune": "`inheritune slice REF --n N` keeps the first N layers",
-    "train": "`inheritune pretrain` trains a checkpoint",
-}
+_MEANT: dict[str, dict[str, str]] = {"flag": {}, "advice": {}, "command": {}}
+for _row in own_table(__file__):
+    _MEANT[_row["kind"]] |= dict.fromkeys(_row["words"].split(), _row["meant"])
+"""What users of litgpt, lm-eval, transformers and earlier versions mean by a word: our flags, of which a command has
+one, advice in place of a flag, or advice in place of a command."""
 
 
 def unknown_command(word: str | None, commands: Iterable[str]) -> str:
     """Say that there is no such command, or none at all, and what to do instead."""
     if word is None:
         return f"no command; give one of {', '.join(commands)}"
-    instead = _look_up(_OTHERS_COMMANDS, word).format(word=word) or _one_of(word, list(commands))
+    instead = _MEANT["command"].get(word, "").format(word=word) or _one_of(word, list(commands))
     return f"there is no command {word!r}; {instead}"
 
 
@@ -268,12 +242,12 @@ def _wanted(kind: Any) -> str:
 
 
 def _unknown_flag(name: str, flags: Mapping[str, Any]) -> str:
-    advice = _look_up(_ADVICE, name.partition(".")[0])
+    advice = _MEANT["advice"].get(name.partition(".")[0])
     if name in ("node_rank", "num_nodes") and "cluster" in flags:
         advice = "several machines share the work with --cluster ADDRESS, a Dask scheduler"
     # The same name inside a group, such as --optimizer.lr for --lr.
     inside = (flag for flag in flags if flag.endswith(f".{name}"))
-    ours = next((flag for flag in (*_look_up(_OTHERS_FLAGS, name).split(), *inside) if flag in flags), None)
+    ours = next((flag for flag in (*_MEANT["flag"].get(name, "").split(), *inside) if flag in flags), None)
     near = f"did you mean --{ours}?" if ours else suggest(f"--{name}", [f"--{flag}" for flag in flags], cutoff=0.7)
     return "; ".join(filter(None, [f"there is no flag --{name}", advice or near]))
 
@@ -284,10 +258,6 @@ def choices_of(kind: Any) -> tuple[str, ...]:
     if any(get_origin(part) is not Literal for part in parts):
         return ()
     return tuple(str(word) for part in parts for word in get_args(part))
-
-
-def _look_up(table: Mapping[str, str], word: str) -> str:
-    return next((meant for words, meant in table.items() if word in words.split()), "")
 
 
 def _one_of(word: str, known: Sequence[str]) -> str:

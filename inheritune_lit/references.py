@@ -1,10 +1,9 @@
 """Named references: what ``--ref openllama-3b`` means."""
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 from inheritune_lit.errors import UserError, suggest
+from inheritune_lit.io.tables import own_table
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,7 @@ def _read(row: dict[str, str]) -> Reference:
     return Reference(row["name"], row["repository"], licence=row["licence"], gated=row["gated"] == "yes", **numbers)
 
 
-with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _file:
-    REFERENCES: tuple[Reference, ...] = tuple(map(_read, csv.DictReader(_file)))
+REFERENCES: tuple[Reference, ...] = tuple(map(_read, own_table(__file__)))
 
 
 @dataclass(frozen=True)

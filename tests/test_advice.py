@@ -13,7 +13,7 @@ from inheritune_lit.io.arguments import flags_of
 from inheritune_lit.parsing import parse
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "inheritune_lit" / "examples.txt"
+TEXTS = [ROOT / "inheritune_lit" / name for name in ("examples.txt", "parsing.csv")]
 KINDS = {name: kind for name, (kind, _) in COMMANDS.items()}
 FLAGS = {name: {*flags_of(kind), *kind.aliases, "config", "recipe", "help"} for name, kind in KINDS.items()}
 GROUPS = {flag.partition(".")[0] for flags in FLAGS.values() for flag in flags if "." in flag}
@@ -68,7 +68,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 def test_commands_in_messages_are_commands():
     found = [(path, line, each) for path in MODULES for line, text in texts(path) for each in commands(text)]
-    found += [(EXAMPLES, 0, each) for each in commands(EXAMPLES.read_text(encoding="utf-8"))]
+    found += [(path, 0, each) for path in TEXTS for each in commands(path.read_text(encoding="utf-8"))]
     assert len(found) > 100
     wrong = [f"{path.name}:{line}: {each}: {why}" for path, line, each in found if (why := wrong_with(each))]
     assert not wrong, "\n".join(wrong)
@@ -83,8 +83,8 @@ def test_commands_in_documents_are_commands(path):
 
 def test_flags_in_messages_are_flags():
     known, wrong = set().union(*FLAGS.values()) | GROUPS | OTHERS, []
-    for path in MODULES:
-        for line, text in texts(path):
+    for path in [*MODULES, *TEXTS]:
+        for line, text in texts(path) if path.suffix == ".py" else [(0, path.read_text(encoding="utf-8"))]:
             for name in re.findall(r"(?<![\w-])--([a-z][\w.]*(?:-[\w.]+)*)", text):
                 plain = re.sub(r"\.?X$|\.$", "", name).replace("-", "_")
                 if plain not in known and not any(flag.startswith(f"{plain}.") for flag in known):

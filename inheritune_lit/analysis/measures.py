@@ -1,10 +1,8 @@
 """Measures of attention, of what a layer does to its input, and the lazy layers that follow; formulas and sources."""
 
-import csv
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import torch
 from litgpt.model import CausalSelfAttention
@@ -15,6 +13,7 @@ from inheritune_lit.analysis import result
 from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import parse_layers, runs_of
+from inheritune_lit.io.tables import own_table
 from inheritune_lit.model.attention import Captured
 
 
@@ -127,8 +126,7 @@ class MapCollector:
             maps.attention.append(result.AttentionMap(layer, head, weights))
 
 
-with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _file:
-    MEASURES = {row.pop("name"): result.Measure(**row) for row in csv.DictReader(_file)}
+MEASURES = {row.pop("name"): result.Measure(**row) for row in own_table(__file__)}
 TIE = 1e-9  # a share so far below the threshold reaches it: 90 ones of 100 are 90%, however they are summed
 _CHUNK = 64
 _MARGIN = 3e-5  # what shares in fp32 must be clear of; a test shows that their rounding is less than a tenth of it

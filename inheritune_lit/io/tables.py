@@ -1,7 +1,9 @@
-"""Tables as Markdown, and names that others chose in it."""
+"""Tables as Markdown, and names that others chose in it; and the program's own tables."""
 
+import csv
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from inheritune_lit.errors import printable
 
@@ -12,6 +14,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: S
     padded = [[*map(_cell, row), *[""] * (len(header) - len(row))] for row in (header, *rows)]
     first, *lines = [f"| {' | '.join(row)} |" for row in padded]
     return "\n".join([first, f"|{'|'.join(marks)}|", *lines])
+
+
+def own_table(module: str) -> list[dict[str, str]]:
+    """Returns the rows of the CSV file beside a module, whose ``__file__`` is given, by the names of its first line."""
+    with Path(module).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def plain(name: str) -> str:

@@ -122,31 +122,10 @@ def _quoted(path: Path) -> str:
 def _recipe(plan: Plan, commands: Sequence[str], checkpoint: str, data: str, run: str) -> str:
     job, (fit,) = plan.job, plan.gpus
     calls = "\n".join(f"#   {command}" for command in commands)
-    speed = "speed:\n  activation_checkpointing: true # or it does not fit: a third more computation\n"
-    return f"""\
-# {job.model.title}, {job.tokens:,} tokens on {fit.gpu.name}.
-{calls}
-# {plan.parameters:,} parameters, {job.flops:.1e} FLOPs: about {fit.hours:,.0f} hours at half of the
-# GPU's peak, {job.memory().total / 1e9:.0f} GB of {fit.gpu.memory / 1e9:.0f}.
-initial_checkpoint_dir: {checkpoint} # the slice
-data: {data} # packed with its tokenizer
-out_dir: {run} # the same command continues a stopped run
-precision: {job.precision}
-seed: 1337
-train:
-  global_batch_size: {job.train.global_batch_size} # of {job.block_size:,} tokens: the paper's 131K per step
-  micro_batch_size: {job.train.micro_batch_size} # the largest that fits the GPU and divides a step
-  max_seq_length: {job.block_size}
-  max_tokens: {job.tokens} # the data is repeated where it has fewer
-  schedule: cosine
-  lr_warmup_steps: {job.train.lr_warmup_steps}
-  min_lr: 3.0e-5
-  save_interval: 500
-eval:
-  interval: {job.eval.interval}
-  samples: {job.eval.samples}
-optimizer:
-  name: {job.optimizer.name}
-  lr: 3.0e-4
-  weight_decay: 0.1
-{speed if job.speed.activation_checkpointing else ""}"""
+    needed, there = job.memory().total / 1e9, fit.gpu.memory / 1e9
+    folders = {"checkpoint": checkpoint, "data": data, "run": run}
+    template = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
+    text = template.format(plan=plan, job=job, fit=fit, calls=calls, needed=needed, there=there, **folders)
+    if job.speed.activation_checkpointing:
+        text += "speed:\n  activation_checkpointing: true # or it does not fit: a third more computation\n"
+    return text

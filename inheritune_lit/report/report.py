@@ -218,25 +218,7 @@ def _command(name: str, given: dict[str, Any]) -> str:
     return f"inheritune {name} {' '.join(f'--{flag} {shlex.quote(word)}' for flag, word in words.items())}"
 
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-h1, h2, h3, h4 { line-height: 1.25; margin: 2rem 0 .6rem; }
-h2 { border-bottom: 1px solid #d0d7de; padding-bottom: .3rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #d0d7de; padding: .25rem .55rem; }
-th { background: #f3f5f7; }
-img { max-width: 100%; height: auto; }
-pre { background: #f3f5f7; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12.5px; }
-li { overflow-wrap: anywhere; }
-@media print {
-  body { max-width: none; margin: 0; font-size: 10pt; }
-  h2, h3 { break-after: avoid; }
-  table, img, pre { break-inside: avoid; }
-  table { font-size: 7.5pt; }
-}
-"""
+_STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Path]) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 
+_FILES = Path(__file__).parent
 _MOST_LINES = 40_000
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 _MIN_CHARACTERS = 500
@@ -49,20 +51,8 @@ def _library_sources() -> Iterator[tuple[str, str]]:
                 yield name.as_posix(), path.read_text(encoding="utf-8")
 
 
-SHAPE: dict[str, Any] = {  # of the model, as ``config.json`` has it; everything else is LLaMA's default
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 128,
-    "vocab_size": 2048,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SHAPE: dict[str, Any] = json.loads(_FILES.joinpath("demo_shape.json").read_text(encoding="utf-8"))
+"""Of the demo's model, as ``config.json`` has it; everything else is LLaMA's default."""
 
 
 def write_shape(folder: Path, corpus: Path) -> None:
@@ -100,22 +90,7 @@ def write_task(folder: Path, documents: Iterable[str], seed: int = 1337, per_doc
         draw.shuffle(choices)
         rows.append({"context": context, "choices": choices, "gold": choices.index(following)})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / f"{TASK}.yaml").write_text(_YAML, encoding="utf-8")
-
-
-_YAML = f"""\
-task: {TASK}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: rows.jsonl}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: context
-doc_to_target: gold
-doc_to_choice: choices
-target_delimiter: ""
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1}}
-"""
+    shutil.copyfile(_FILES / f"{TASK}.yaml", folder / f"{TASK}.yaml")
 
 
 def train_tokenizer(path: Path, lines: Iterable[str], vocab_size: int) -> None:

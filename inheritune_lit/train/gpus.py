@@ -1,10 +1,9 @@
 """GPUs that a run is planned for: memory, and how fast they are at best."""
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.tables import own_table
 
 ASSUMED_MFU = 0.5  # share of the peak that training is assumed to reach where nothing was measured
 
@@ -23,8 +22,7 @@ def _sheet(row: dict[str, str]) -> tuple[list[str], float, dict[str, int]]:
     return row["cuda_names"].split("; "), float(row["peak_tflops"]), {name: int(gb) for name, gb in sizes}
 
 
-with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _file:
-    DATA_SHEETS = [_sheet(row) for row in csv.DictReader(_file)]
+DATA_SHEETS = [_sheet(row) for row in own_table(__file__)]
 """Names that CUDA gives, without ``_FORM``; peak of matrix products in bf16 with fp32 accumulation and without
 sparsity in TFLOP/s (from the makers' data sheets); GB of memory by the names that users type."""
 _FORM = {"nvidia", "geforce", "generation", "server", "workstation", "edition"}
