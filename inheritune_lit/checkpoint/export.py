@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -75,31 +74,49 @@ class Step:
     layers: list[int] | None = None
     parent: Step | None = None
 
+    def chain(self) -> Iterator[Step]:
+        """This and what it was made from, the newest first."""
+        step: Step | None = self
+        while step:
+            yield step
+            step = step.parent
 
-def to_step(manifest: dict[str, Any], path: Path = Path(MANIFEST)) -> Step:
-    """The manifest at a path as a step; one of another form is a ``UserError``."""
-    return to_record(manifest, Step, path, "the record of a checkpoint", "make the checkpoint again", others=True)
+
+def step_of(checkpoint_dir: Path) -> Step:
+    """What the manifest of a checkpoint says, empty where it has none; one of another form is a ``UserError``."""
+    about = checkpoint_dir / MANIFEST, "the record of a checkpoint", "make the checkpoint again"
+    return to_record(read_manifest(checkpoint_dir) or {}, Step, *about, others=True)
+
+
+def references_of(step: Step) -> Iterator[tuple[Origin, list[int] | None]]:
+    """Models that a checkpoint was sliced from, the nearest first, and their layer behind each of the checkpoint's,
+    None where nothing is inherited."""
+    layers: list[int] | None = None
+    grown = random = False  # whether the layers are those of the reference that the slice before growing was of
+    for each in step.chain():
+        own, is_slice = each.layers, each.kind == "slice"
+        if layers is None:
+            layers, grown = own, not is_slice
+        elif own is not None and not grown:
+            layers = [own[layer] for layer in layers if layer in range(len(own))]
+        if is_slice:
+            grown, random = False, random or own is None
+            yield each.reference or Origin(), None if random else layers
 
 
 Lineage = tuple[Origin | None, list[int] | None, int]
 """A first reference, its layer behind each of the model's (None where unknown or random), and tokens trained since."""
 
 
-def lineage(manifest: dict[str, Any]) -> Lineage:
-    """What the manifest of a checkpoint, empty where it has none, leads back to."""
-    source: Origin | None = None
-    layers: list[int] | None = None
-    tokens, random = 0, False
-    step: Step | None = to_step(manifest)
-    while step:
-        tokens += 0 if random else step.tokens
-        if step.kind == "slice":
-            source, own = step.reference or Origin(), step.layers or []
-            random = random or step.layers is None
-            kept = own if layers is None else [own[layer] for layer in layers if layer in range(len(own))]
-            layers = None if random else kept
-        step = step.parent
-    return source, layers, tokens
+def lineage(newest: Step) -> Lineage:
+    """What a checkpoint leads back to."""
+    found: list[tuple[Origin | None, list[int] | None]] = [(None, None), *references_of(newest)]
+    tokens = 0
+    for step in newest.chain():
+        tokens += step.tokens
+        if step.kind == "slice" and step.layers is None:  # random: what was trained before is gone
+            break
+    return *found[-1], tokens
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,7 @@ def export(args: ExportArgs) -> ExportResult:
         # The scale is in the weights: transformers ignores the flag under its default attention.
         hf["scale_attn_by_inverse_layer_idx"] = False
     origin = read_manifest(checkpoint_dir) or {}
-    descent = lineage(origin)
+    descent = lineage(step_of(checkpoint_dir))
     repository = descent[0].repository if descent[0] else None
     licence = args.licence or next((each.licence for each in REFERENCES if each.repository == repository), None)
     parameters = sum(spec.numel for spec, _ in tensors.values())

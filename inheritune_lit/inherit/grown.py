@@ -1,12 +1,11 @@
 """Checkpoints that grow: whether one belongs to a reference, and a trained one with more layers."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from inheritune_lit.checkpoint.architectures.base import split_name
 from inheritune_lit.checkpoint.config import GPT2Config, load_config
-from inheritune_lit.checkpoint.export import Origin, Step, to_step
+from inheritune_lit.checkpoint.export import step_of
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, TensorSpec
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
@@ -15,7 +14,7 @@ from inheritune_lit.inherit.plan import FreshValues, TensorPlan, build_plan, stu
 from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.inherit.slice import parent_of, write_student
 from inheritune_lit.io.folders import explain_full_disk, new_folder
-from inheritune_lit.io.manifest import MANIFEST, read_manifest, write_manifest
+from inheritune_lit.io.manifest import write_manifest
 
 _LABELS = {"name", "hf_config"}
 _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
@@ -24,30 +23,8 @@ _MOST_TELLING = ("n_embd", "padded_vocab_size", "n_head", "intermediate_size")
 def layers_of(checkpoint_dir: Path) -> tuple[int, ...]:
     """The reference's layer behind each of a checkpoint's, as its manifest or its parent's says, or the first."""
     depth = load_config(checkpoint_dir).n_layer
-    step: Step | None = to_step(read_manifest(checkpoint_dir) or {}, checkpoint_dir / MANIFEST)
-    while step and step.layers is None:
-        step = step.parent
-    layers = tuple(step.layers or ()) if step else ()
-    return layers if len(layers) == depth else tuple(range(depth))
-
-
-def references_of(checkpoint_dir: Path) -> Iterator[tuple[Origin, tuple[int, ...]]]:
-    """Models that a checkpoint was sliced from, the nearest first, and their layer behind each of the checkpoint's."""
-    layers: list[int] | None = None
-    step: Step | None = to_step(read_manifest(checkpoint_dir) or {}, checkpoint_dir / MANIFEST)
-    grown = False  # the layers are those of the reference that the slice before growing was of
-    while step:
-        own = step.layers
-        if layers is None:
-            layers, grown = own, step.kind != "slice"
-        elif own is not None and not grown:
-            layers = [own[layer] for layer in layers if layer < len(own)]
-        if step.kind == "slice":
-            if own is None or layers is None:  # random
-                return
-            grown = False
-            yield step.reference or Origin(), tuple(layers)
-        step = step.parent
+    recorded = next((step.layers for step in step_of(checkpoint_dir).chain() if step.layers is not None), [])
+    return tuple(recorded) if len(recorded) == depth else tuple(range(depth))
 
 
 def attn_scale_of(checkpoint_dir: Path | None) -> AttnScale:

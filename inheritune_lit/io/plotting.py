@@ -81,25 +81,6 @@ def engineering_ticks(axis: Axis, unit: str = "") -> None:
     axis.set_major_formatter(EngFormatter(unit=unit, sep=""))
 
 
-def zoom_in(axes: Axes, start: float, stop: float) -> None:
-    """Shows a range of x only, and of y all that any curve has there: none leaves the panel."""
-    inside = []
-    for line in axes.lines:
-        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
-        if not _is_data(line, axes):  # a level, which has one height everywhere
-            inside.append(y)
-        elif len(x):
-            edges = [edge for edge in (start, stop) if x.min() <= edge <= x.max()]
-            order = np.argsort(x)
-            inside += [y[(x >= start) & (x <= stop)], np.interp(edges, x[order], y[order])]
-    heights = np.concatenate([np.empty(0), *inside])
-    heights = heights[np.isfinite(heights)]
-    axes.set_xlim(start, stop)
-    if heights.size:
-        margin = 0.05 * (np.ptp(heights) or abs(heights[0]) or 1)
-        axes.set_ylim(heights.min() - margin, heights.max() + margin)
-
-
 def label_ends(axes: Axes) -> None:
     """Writes the label of every curve right of the panel, with a line to its end; ``save_png`` moves labels apart."""
     beside = axes.transAxes + ScaledTranslation(8 / 72, 0, axes.figure.dpi_scale_trans)

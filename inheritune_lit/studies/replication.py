@@ -12,7 +12,7 @@ import inheritune_lit as lit
 from inheritune_lit.errors import UserError
 from inheritune_lit.io.folders import own_folder, replace_text
 from inheritune_lit.io.manifest import check_folder, write_manifest
-from inheritune_lit.io.plotting import label_ends, new_figure, save_png, zoom_in
+from inheritune_lit.io.plotting import label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
 from inheritune_lit.io.tables import markdown_table
 from inheritune_lit.references import Shape
@@ -267,14 +267,14 @@ def _table(models: dict[str, list[runner.ExperimentResult]]) -> str:
 
 def _draw(path: Path, models: dict[str, list[runner.ExperimentResult]]) -> None:
     figure, (whole, end) = new_figure(2)
-    for axes, title in ((whole, "From the start"), (end, "Towards the end")):
-        for number, runs in enumerate(models.values()):
-            runner.draw_mean_curve(axes, number, runs)
-        axes.set_title(title)
-    whole.set_ylabel("held-out loss (nats per token)")
     lengths = [runs[0].tokens for runs in models.values()]
     # The last part decides, and is flat beside the first.
-    zoom_in(end, min(0.5 * max(lengths), 0.75 * min(lengths)), max(lengths))
+    late = min(0.5 * max(lengths), 0.75 * min(lengths))
+    for axes, title, start in ((whole, "From the start", 0.0), (end, "Towards the end", late)):
+        for number, runs in enumerate(models.values()):
+            runner.draw_mean_curve(axes, number, runs, start)
+        axes.set_title(title)
+    whole.set_ylabel("held-out loss (nats per token)")
     label_ends(end)
     save_png(figure, path)
 

@@ -131,10 +131,11 @@ def differences_by_seed(runs: Sequence[ExperimentResult], baseline: Sequence[Exp
     return [run.val_loss - theirs[run.seed] for run in runs if run.seed in theirs]
 
 
-def draw_mean_curve(axes: Axes, number: int, runs: Sequence[ExperimentResult]) -> None:
-    """Draws held-out loss against tokens, the mean over the seeds, in the style of the number."""
-    tokens = [count for count, _ in runs[0].curve]
-    losses = [fmean(each) for each in zip(*([loss for _, loss in run.curve] for run in runs), strict=True)]
+def draw_mean_curve(axes: Axes, number: int, runs: Sequence[ExperimentResult], start: float = 0.0) -> None:
+    """Draws held-out loss against tokens, from ``start`` on, the mean over the seeds, in the style of the number."""
+    validations = [each for each in zip(*(run.curve for run in runs), strict=True) if each[0][0] >= start]
+    tokens = [each[0][0] for each in validations]
+    losses = [fmean(loss for _, loss in each) for each in validations]
     draw_curve(axes, number, tokens, losses, runs[0].title)
     axes.set_xlabel("tokens trained")
     engineering_ticks(axes.xaxis)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.export import references_of, step_of
 from inheritune_lit.data.manifest import content_sha256, load_packed_manifest
 from inheritune_lit.data.packed import PackedDataset
 from inheritune_lit.errors import UserError
-from inheritune_lit.inherit.grown import references_of
 from inheritune_lit.inherit.load import build_reference
 from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.io.manifest import MANIFEST, check_settings, read_manifest
@@ -214,9 +214,11 @@ def prepare_distillation(
 def _teacher_layers(start: Path, depth: int, teacher_depth: int) -> tuple[int, ...]:
     """The teacher's layer behind each of a student's; a ``UserError`` where it is none that the student came from."""
     depths = []
-    for reference, layers in references_of(start):
+    for reference, layers in references_of(step_of(start)):
+        if layers is None:
+            break
         if reference.n_layer == teacher_depth and len(layers) == depth:
-            return layers
+            return tuple(layers)
         depths.append(str(reference.n_layer))
     origin = f"was sliced from {' and '.join(depths)} layers" if depths else "is not a slice, or of random weights"
     raise UserError(

@@ -184,6 +184,18 @@ def test_card_follows_the_lineage(make_llama, tmp_path):
     assert "Tokens trained after inheriting: 1,500" in card
 
 
+def test_card_of_a_grown_model_names_all_its_layers(make_llama, tmp_path):
+    _, ref = make_llama()
+    start, grown = (slice_model(SliceArgs(str(ref), n=n, out_dir=tmp_path / f"{n}")).folder for n in (2, 3))
+    parent = {"kind": "checkpoint", "tokens": 1000, "parent": read_manifest(start)}
+    manifest = {"kind": "checkpoint", "layers": [0, 1, 4], "tokens": 500, "parent": parent}
+    (grown / "inheritune.json").write_text(json.dumps(manifest))
+    export(ExportArgs(grown, tmp_path / "hf"))
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "Reference: local/ref, 5 layers" in card and "Inherited layers: 0, 1, 4" in card
+    assert "Tokens trained after inheriting: 1,500" in card
+
+
 def test_bad_input(make_llama, tmp_path, capsys):
     from inheritune_lit.cli import main
 

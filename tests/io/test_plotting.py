@@ -17,7 +17,6 @@ from inheritune_lit.io.plotting import (
     save_png,
     spread_apart,
     style,
-    zoom_in,
 )
 
 TOKENS = np.linspace(0, 8e6, 9)
@@ -64,16 +63,6 @@ def test_ticks_have_no_power_of_ten_at_the_end_of_the_axis():
     figure.draw_without_rendering()
     assert "8M" in [tick.get_text() for tick in axes.get_xticklabels()]
     assert not axes.xaxis.get_offset_text().get_text() and not axes.yaxis.get_offset_text().get_text()
-
-
-def test_no_curve_leaves_a_panel_that_shows_a_part():
-    _, axes = figure_of_curves(4)
-    zoom_in(axes, 3.5e6, 8e6)
-    bottom, top = axes.get_ylim()
-    inside = TOKENS >= 3.5e6
-    for number in range(4):
-        assert bottom < loss(number)[inside].min() and np.interp(3.5e6, TOKENS, loss(number)) < top < 4
-    assert axes.get_xlim() == (3.5e6, 8e6)
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

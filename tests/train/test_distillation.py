@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from train_command import kill_at_step, losses_of, pretrain_command
 
 from inheritune_lit.checkpoint.config import Config
+from inheritune_lit.checkpoint.export import references_of, step_of
 from inheritune_lit.cli import main
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.grown import references_of, write_grown
+from inheritune_lit.inherit.grown import write_grown
 from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.io.manifest import sha256_file
@@ -141,16 +142,16 @@ def test_the_layers_behind_a_slice_of_a_slice_and_a_grown_one(tmp_path, tokenize
     def cut(ref: str, name: str, **options) -> Path:
         return slice_model(SliceArgs(str(tmp_path / ref), out_dir=tmp_path / name, **options)).folder
 
-    def found(folder: Path) -> list[tuple[int | None, tuple[int, ...]]]:
-        return [(reference.n_layer, layers) for reference, layers in references_of(folder)]
+    def found(folder: Path) -> list[tuple[int | None, list[int] | None]]:
+        return [(reference.n_layer, layers) for reference, layers in references_of(step_of(folder))]
 
-    assert found(cut("whole", "first", layers="0,2,3,5")) == [(6, (0, 2, 3, 5))]
-    assert found(cut("first", "second", layers="1,3")) == [(4, (1, 3)), (6, (2, 5))]
-    assert found(cut("first", "random", n=2, init="random")) == []
+    assert found(cut("whole", "first", layers="0,2,3,5")) == [(6, [0, 2, 3, 5])]
+    assert found(cut("first", "second", layers="1,3")) == [(4, [1, 3]), (6, [2, 5])]
+    assert found(cut("first", "random", n=2, init="random")) == [(4, None), (6, None)]
     with resolve(str(tmp_path / "first")) as located:
         reference = located.open().reference
         write_grown(tmp_path / "grown", reference, tmp_path / "second", (1, 3, 0), 1, "position")
-    assert found(tmp_path / "grown") == [(4, (1, 3, 0)), (6, (2, 5, 0))]
+    assert found(tmp_path / "grown") == [(4, [1, 3, 0]), (6, [2, 5, 0])]
     with pytest.raises(UserError, match="was sliced from 4 and 6 layers, the teacher has 5 layers"):
         distillation._teacher_layers(tmp_path / "grown", 3, 5)
 
