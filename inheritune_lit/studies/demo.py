@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import inheritune_lit as lit
 from inheritune_lit.io import plotting
 from inheritune_lit.io.folders import own_folder, replace_text
 from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import DemoArgs
 from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
-from inheritune_lit.studies.runner import Experiment, StudyResult, fill_once, make_once, run_experiments
 
 REFERENCE_STEPS, STUDENT_STEPS = 500, 150
 REFERENCE_LAYERS = SHAPE["num_hidden_layers"]
@@ -26,51 +26,41 @@ _TRAINING = lit.TrainArgs(
 _SCORED = {"reference": "reference/final", "slice, untrained": "slice-start"}
 _SCORED |= {"slice": "slice/final", "random": "random/final"}
 logger = logging.getLogger(__name__)
+Scores = dict[str, lit.CheckpointScores]  # by the name of the model
 
 
-@dataclass(frozen=True)
-class ModelScores:
-    """One model, and the tokens it was trained on here; loss in nats per token and accuracy with standard errors."""
-
-    name: str
-    n_layer: int
-    parameters: int
-    tokens: int
-    val_loss: tuple[float, float]
-    accuracy: tuple[float, float]
-
-
-def run_demo(args: DemoArgs) -> StudyResult[dict[str, ModelScores]]:
+def run_demo(args: DemoArgs) -> runner.StudyResult[Scores]:
     """Trains, slices, continues and compares, or goes on with that; ends with ``results.md`` and ``results.png``."""
     started, out_dir = time.monotonic(), args.out_dir
     logger.info("demo: about four minutes on two cores, offline")
     with own_folder(out_dir):
         corpus, shape, data, task = (out_dir / name for name in ("corpus", "shape", "data", "task"))
-        fill_once(corpus, "demo: the standard library's text", write_corpus)
-        fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
+        runner.fill_once(corpus, "demo: the standard library's text", write_corpus)
+        runner.fill_once(shape, "demo: a tokenizer and a model shape", lambda folder: write_shape(folder, corpus))
         packing = lit.PrepareArgs(str(corpus), shape, data, val_fraction=_VAL_FRACTION)
-        make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
+        runner.make_once(data, "demo: packed tokens", partial(lit.prepare, packing))
         held_out = (text for text in lit.iter_documents(corpus) if lit.is_validation(text, _VAL_FRACTION))
-        fill_once(task, "demo: the task", lambda folder: write_task(folder, held_out))
+        runner.fill_once(task, "demo: the task", lambda folder: write_task(folder, held_out))
         experiments = demo_experiments(out_dir)
-        if len(run_experiments(experiments)) < len(experiments):
-            return StudyResult()
+        trained = runner.run_experiments(experiments)
+        if len(trained) < len(experiments):
+            return runner.StudyResult()
         checkpoints, tasks = [out_dir / path for path in _SCORED.values()], str(task / f"{TASK}.yaml")
         scoring = lit.EvaluateArgs(checkpoints, tasks=tasks, val_data=data, out_dir=out_dir / "scores")
         logger.info("demo: scores of every model on held-out text")
-        scored = zip(_SCORED, lit.evaluate(scoring).checkpoints, strict=True)
-        models = {name: _model_scores(name, each) for name, each in scored}
-        text = f"{score_table(list(models.values()))}\n{conclusion(models)}"
+        models = dict(zip(_SCORED, lit.evaluate(scoring).checkpoints, strict=True))
+        losses = {name: (one.held_out["loss"], one.held_out["stderr"]) for name, one in models.items() if one.held_out}
+        text = f"{score_table(models)}\n{conclusion(losses)}"
         replace_text(out_dir / "results.md", text)
-        _draw(out_dir, models)
+        _draw(out_dir, trained, models)
         wrote = f"wrote {out_dir}/results.md and {out_dir}/results.png in {time.monotonic() - started:.0f} s"
-        return StudyResult(models, f"{text}\n{wrote}")
+        return runner.StudyResult(models, f"{text}\n{wrote}")
 
 
-def demo_experiments(out_dir: Path) -> list[Experiment]:
+def demo_experiments(out_dir: Path) -> list[runner.Experiment]:
     """The reference, its first layers, and a random model of their shape."""
 
-    def model(name: str, ref: Path, n: int, steps: int, **slicing: Any) -> Experiment:
+    def model(name: str, ref: Path, n: int, steps: int, **slicing: Any) -> runner.Experiment:
         start = out_dir / f"{name}-start"
         training = lit.PretrainArgs(
             start,
@@ -81,7 +71,7 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
             optimizer=lit.OptimizerArgs(lr=2e-3),
             precision="32-true",
         )
-        return Experiment(name, name, lit.SliceArgs(str(ref), n=n, out_dir=start, **slicing), training)
+        return runner.Experiment(name, name, lit.SliceArgs(str(ref), n=n, out_dir=start, **slicing), training)
 
     reference = out_dir / "reference" / "final"
     return [
@@ -91,26 +81,24 @@ def demo_experiments(out_dir: Path) -> list[Experiment]:
     ]
 
 
-def _model_scores(name: str, scored: lit.CheckpointScores) -> ModelScores:
-    held_out, accuracy = scored.held_out or {}, scored.tasks[TASK]["acc"]
-    pairs = (held_out["loss"], held_out["stderr"]), (accuracy["value"], accuracy["stderr"])
-    return ModelScores(name, scored.n_layer, scored.parameters, (scored.manifest or {}).get("tokens", 0), *pairs)
-
-
-def score_table(models: list[ModelScores]) -> str:
+def score_table(models: Scores) -> str:
     """The models as a Markdown table; losses in nats per token, accuracy in percent."""
     rows = []
-    for one in models:
-        accuracy, stderr = (100 * value for value in one.accuracy)
-        scores = ["{:.3f} ± {:.3f}".format(*one.val_loss), f"{accuracy:.1f}% ± {stderr:.1f}"]
-        rows.append([one.name, str(one.n_layer), f"{one.parameters:,}", f"{one.tokens:,}", *scores])
+    for name, one in models.items():
+        tokens, accuracy = (one.manifest or {}).get("tokens", 0), one.tasks[TASK]["acc"]
+        sizes = [str(one.n_layer), f"{one.parameters:,}", f"{tokens:,}"]
+        loss = "{loss:.3f} ± {stderr:.3f}".format(**one.held_out or {})
+        rows.append([name, *sizes, loss, f"{accuracy['value']:.1%} ± {100 * accuracy['stderr']:.1f}"])
     header = ["model", "layers", "parameters", "tokens trained", "held-out loss"]
     return markdown_table([*header, "next passage, 4 choices (chance 25%)"], rows) + "\n"
 
 
-def conclusion(models: dict[str, ModelScores]) -> str:
-    """One sentence that compares the trained slice with the random model and the reference, whatever came out."""
-    inherited, random, reference = (models[name].val_loss for name in ("slice", "random", "reference"))
+def conclusion(losses: dict[str, tuple[float, float]]) -> str:
+    """One sentence that compares the trained slice with the random model and the reference, whatever came out.
+
+    Losses are by the name of the model, with their standard errors.
+    """
+    inherited, random, reference = (losses[name] for name in ("slice", "random", "reference"))
     gap = random[0] - inherited[0]
     noise = (random[1] ** 2 + inherited[1] ** 2) ** 0.5  # unpaired, so the true noise of the gap is smaller
     verdict = "ahead of" if gap > 2 * noise else "behind" if gap < -2 * noise else "not distinguishable from"
@@ -120,20 +108,19 @@ def conclusion(models: dict[str, ModelScores]) -> str:
     return f"On equal tokens the slice is {ahead} (±{noise:.3f}); it is {rest}.\n"
 
 
-def _draw(out_dir: Path, models: dict[str, ModelScores]) -> None:
+def _draw(out_dir: Path, trained: list[runner.ExperimentResult], models: Scores) -> None:
     """Held-out loss against tokens, and accuracy of each model in the colours of its curve."""
     figure, (losses, accuracies) = plotting.new_figure(2)
     number_of = {"slice": 0, "random": 1, "reference": 2, "slice, untrained": 3}
-    plotting.draw_level(losses, models["reference"].val_loss[0], "reference, trained")
-    for name in ("slice", "random"):
-        run = lit.read_run(out_dir / name)
-        assert run is not None  # it was trained just now
-        tokens, values, errors = ([row[key] for row in run.validations] for key in ("tokens", "val_loss", "val_stderr"))
-        plotting.draw_curve(losses, number_of[name], tokens, values, name, errors)
-    losses.set(xlabel="tokens trained", ylabel="held-out loss (nats per token)", title="Held-out loss")
-    plotting.engineering_ticks(losses.xaxis)
+    for each in trained:
+        if each.name == "reference":
+            plotting.draw_level(losses, each.val_loss, "reference, trained")
+        else:
+            runner.draw_mean_curve(losses, number_of[each.name], [each])
+    losses.set(ylabel="held-out loss (nats per token)", title="Held-out loss")
     plotting.label_ends(losses)
-    heights, errors = ([100 * one.accuracy[place] for one in models.values()] for place in (0, 1))
+    scores = [one.tasks[TASK]["acc"] for one in models.values()]
+    heights, errors = ([100 * score[key] for score in scores] for key in ("value", "stderr"))
     colours = [plotting.COLOURS[number_of[name]] for name in models]
     bars = accuracies.bar(list(models), heights, yerr=errors, color=colours, capsize=3)
     accuracies.bar_label(bars, fmt="%.1f", padding=2)

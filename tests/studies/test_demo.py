@@ -4,8 +4,9 @@ import argparse
 import json
 import random
 
-from inheritune_lit.studies.demo import ModelScores, conclusion, score_table
-from inheritune_lit.studies.inputs import SHAPE, write_corpus, write_shape, write_task
+from inheritune_lit.evaluation.cells import CheckpointScores
+from inheritune_lit.studies.demo import conclusion, score_table
+from inheritune_lit.studies.inputs import SHAPE, TASK, write_corpus, write_shape, write_task
 from inheritune_lit.tokenizer import Tokenizer
 
 
@@ -47,16 +48,29 @@ def test_task_rows_come_from_the_text(tmp_path):
     assert len({row["gold"] for row in rows}) > 1
 
 
-def _row(name: str, loss: float) -> ModelScores:
-    return ModelScores(name, 4, 1000, 2000, (loss, 0.01), (0.5, 0.1))
-
-
 def test_conclusion_says_what_was_measured():
-    rows = {"reference": _row("reference", 3.0), "slice": _row("slice", 3.2), "random": _row("random", 3.5)}
-    assert "ahead of the random" in conclusion(rows)
-    assert "0.300 lower" in conclusion(rows)
-    rows["random"] = _row("random", 3.0)
-    assert "behind the random" in conclusion(rows)
-    rows["random"] = _row("random", 3.21)
-    assert "not distinguishable" in conclusion(rows)
-    assert "| slice | 4 | 1,000 | 2,000 | 3.200 ± 0.010 | 50.0% ± 10.0 |" in score_table(list(rows.values()))
+    losses = {"reference": (3.0, 0.01), "slice": (3.2, 0.01), "random": (3.5, 0.01)}
+    assert "ahead of the random" in conclusion(losses)
+    assert "0.300 lower" in conclusion(losses)
+    losses["random"] = (3.0, 0.01)
+    assert "behind the random" in conclusion(losses)
+    losses["random"] = (3.21, 0.01)
+    assert "not distinguishable" in conclusion(losses)
+
+
+def test_table_of_what_was_scored():
+    scored = CheckpointScores(
+        name="slice",
+        path="runs/demo/slice/final",
+        weights_sha256="",
+        tokenizer_sha256="",
+        n_layer=4,
+        parameters=1000,
+        manifest={"tokens": 2000},
+        held_out={"loss": 3.2, "stderr": 0.01},
+        tasks={TASK: {"acc": {"value": 0.5, "stderr": 0.1}}},
+        truncated=0,
+        seconds=1.0,
+        cells=[],
+    )
+    assert "| slice | 4 | 1,000 | 2,000 | 3.200 ± 0.010 | 50.0% ± 10.0 |" in score_table({"slice": scored})
