@@ -83,7 +83,6 @@ def analyze_model(args: AnalyzeArgs) -> AnalysisResult:
 
 def _analyze(resolved: ResolvedReference, args: AnalyzeArgs) -> tuple[Analysis | None, AnalysisCost]:
     reference, config = resolved.reference, resolved.reference.config
-    passes.check_capturable(config)
     check_context(reference, args.seq_length)
     maps, cost = measures.MapCollector(args, config.n_layer, config.n_head), AnalysisCost(reference, args)
     if args.dry_run:

@@ -4,7 +4,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 _RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads drop_sequences"
@@ -66,8 +65,7 @@ class AnalyzeArgs(SequenceArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.tau <= 1:
-            raise UserError(f"--tau is {self.tau}; give a share above 0 and at most 1, such as 0.9")
+        check_numbers(self, "tau", most=1)
         check_numbers(self, "drop_sequences", least=0)
 
     @property

@@ -11,17 +11,7 @@ from inheritune_lit.analysis.measures import (
     output_variance,
 )
 from inheritune_lit.analysis.stream import Layers, LayerStream, score_subsets
-from inheritune_lit.checkpoint.config import Config
-from inheritune_lit.errors import UserError
 from inheritune_lit.model.attention import capture_attention
-
-
-def check_capturable(config: Config) -> None:
-    """Refuses a model whose attention is not made of matrices of softmax weights, one per head."""
-    if config.latent_attention or config.n_layer < 1:
-        kind = "latent attention" if config.latent_attention else "no layers"
-        remedy = "there are no attention weights to capture; give a model of the LLaMA or GPT-2 kind"
-        raise UserError(f"{config.name} has {kind}: {remedy}")
 
 
 def measure_forward(stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: MapCollector) -> dict[str, Tensor]:

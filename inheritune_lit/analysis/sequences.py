@@ -34,8 +34,7 @@ def draw_sequences(
     embeddings. No such data, too little of it, or one made for another model, is a ``UserError``.
     """
     random = np.random.default_rng(seed)
-    manifest = read_manifest(data) if data.is_dir() else None
-    if manifest is not None and manifest.get("kind") == "packed_data":
+    if read_manifest(data, "packed_data"):
         check_fits_model(data, tokenizer_dir, vocabulary)
         dataset = PackedDataset(data, split, length)
         # The last sample of a domain may be shorter.

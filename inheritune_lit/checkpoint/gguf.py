@@ -21,24 +21,14 @@ from inheritune_lit.checkpoint.config import load_hf_config, save_hf_config
 from inheritune_lit.checkpoint.folder import GENERATION_CONFIG, HF_CONFIG, MODEL_CONFIG
 from inheritune_lit.errors import UserError, first_line
 from inheritune_lit.io.folders import FULL_DISK, OutOfSpace
+from inheritune_lit.io.tables import own_table
 
 _REMEDY = "give the reference's safetensors checkpoint"
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "vocab_size", "context_length")
 _NEUTRAL = {"logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "attention.causal": True}
-_ENTRIES = {  # metadata and ``config.json``'s entries that say the same, where transformers may have left them out
-    "rope.freq_base": ("rope_theta",),
-    "attn_logit_softcapping": ("attn_logit_softcapping",),
-    "final_logit_softcapping": ("final_logit_softcapping",),
-    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
-    "attention.sliding_window": ("sliding_window",),
-    "expert_feed_forward_length": ("moe_intermediate_size",),
-    "expert_count": ("num_experts",),
-    "expert_used_count": ("num_experts_per_tok",),
-    "use_parallel_residual": ("use_parallel_residual",),
-    "feed_forward_length": ("intermediate_size", "ffn_hidden_size"),
-}
+_ENTRIES = {row["metadata"]: row["entries"].split() for row in own_table(__file__)}
+"""Entries of ``config.json`` that say the same as metadata, by which transformers may have left them out."""
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # kinds of tokens, numbered as SentencePiece does
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TIKTOKEN = (

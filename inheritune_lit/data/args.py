@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs, check_numbers
+from inheritune_lit.io.arguments import MOST_SEED, CommandArgs, check_numbers
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class PrepareArgs(ReadingArgs):
                 raise UserError(f"--{name} is required; see `inheritune prepare --help`")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val_fraction is {self.val_fraction}; give a number between 0 and 1, such as 0.01")
-        if not 0 <= self.seed < 1 << 64:
-            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2^64 - 1")
+        check_numbers(self, "seed", least=0, most=MOST_SEED)
         check_numbers(self, "max_tokens", "num_workers", least=1)
         if self.num_workers is not None and self.cluster is not None:
             raise UserError("--num_workers counts processes of this machine, --cluster has its own; give one of them")

@@ -115,8 +115,7 @@ class PackedManifest(PackedSettings):
 
 def find_packed_manifest(folder: Path) -> PackedManifest | None:
     """Returns the manifest of packed data, None where there is none; a damaged one is a ``UserError`` about a field."""
-    content = read_manifest(folder)
-    if content is None or content.get("kind") != "packed_data":
+    if (content := read_manifest(folder, "packed_data")) is None:
         return None
     what, advice = "the manifest of packed data", "run `inheritune prepare` again with another --out_dir"
     manifest = to_record(content, PackedManifest, folder / MANIFEST, what, advice, others=True)

@@ -75,8 +75,8 @@ class ResultFolder:
         names = [self._folder(name).name for name in settings["checkpoints"]]
         if clash := [name for name in names if names.count(name) > 1 or name in (*_SUMMARIES, MANIFEST, _REQUESTS)]:
             raise UserError(f"checkpoints whose results would be called {clash[0]}; give their folders other names")
-        manifest = read_manifest(out_dir) if out_dir.is_dir() else None
-        if manifest is None or manifest.get("kind") != "evaluation":
+        manifest = read_manifest(out_dir, "evaluation")
+        if manifest is None:
             check_vacant(out_dir)
             return
         recorded = manifest.get("settings")

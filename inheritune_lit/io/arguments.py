@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from inheritune_lit.errors import UserError
 
+MOST_SEED = 2**64 - 1
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]  # Fabric's names of how weights are kept and computed with
 
 
@@ -33,13 +34,16 @@ class CommandArgs:
                 object.__setattr__(self, field.name, [Path(each) for each in value])
 
 
-def check_numbers(values: Any, *names: str, group: str = "", least: int | None = None) -> None:
-    """Refuse arguments below ``least``, or not above 0 where that is None, and what is not finite; None passes."""
+def check_numbers(values: Any, *names: str, group: str = "", least: int | None = None, most: float = math.inf) -> None:
+    """Refuse arguments below ``least``, not above 0 where that is None, above ``most``, or not finite; None passes."""
     for name in names:
         value = getattr(values, name)
-        if value is not None and not (value < math.inf and (value > 0 if least is None else value >= least)):
-            wanted = "a number above 0" if least is None else f"{least} or more"
-            raise UserError(f"--{group}{name} is {value}; give {wanted}")
+        if value is None or (value <= most and value < math.inf and (value > 0 if least is None else value >= least)):
+            continue
+        wanted = "a number above 0" if least is None else f"{least} or more"
+        if most < math.inf:
+            wanted = f"{wanted} and at most {most}" if least is None else f"{least} to {most}"
+        raise UserError(f"--{group}{name} is {value}; give {wanted}")
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:

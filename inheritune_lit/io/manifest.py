@@ -50,10 +50,14 @@ def replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     replace_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest, or None where there is none; one that is not a JSON object is a ``UserError``."""
+def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any] | None:
+    """The folder's manifest; None where there is none, or one of another ``kind`` than is asked for.
+
+    One that is not a JSON object is a ``UserError``.
+    """
     path = folder / MANIFEST
-    return read_json(path, remedy="make the folder again") if os.path.lexists(path) else None
+    manifest = read_json(path, remedy="make the folder again") if os.path.lexists(path) else None
+    return None if manifest is None or kind not in (None, manifest.get("kind")) else manifest
 
 
 def check_folder(
@@ -63,7 +67,7 @@ def check_folder(
 
     ``settings`` change the outcome; ``free`` ones, such as "data", may differ. Other folders are a ``UserError``.
     """
-    manifest = read_manifest(folder) if folder.is_dir() else None
+    manifest = read_manifest(folder)
     if manifest is None:
         check_vacant(folder, replaced=False)
         return None

@@ -68,9 +68,8 @@ class PlanArgs(CommandArgs):
             object.__setattr__(self, "ref", None)
         if self.ref is None and self.recipe is None:
             raise UserError("nothing to plan; give --recipe, or --ref with --n and --tokens")
-        check_numbers(self, "n", "devices", "micro_batch_size", "max_seq_length", "mfu", "price_per_hour", "max_hours")
-        if self.mfu is not None and self.mfu > 1:
-            raise UserError(f"--mfu is {self.mfu}; give a share of the GPU's peak, above 0 and at most 1")
+        check_numbers(self, "n", "devices", "micro_batch_size", "max_seq_length", "price_per_hour", "max_hours")
+        check_numbers(self, "mfu", most=1)
         if self.optimizer not in (None, "adamw", "adamw8bit") and "." not in str(self.optimizer):
             raise UserError(f"--optimizer is {self.optimizer!r}; give adamw, adamw8bit or the path of a class")
         if self.tokens is not None:

@@ -45,7 +45,7 @@ def _read(folder: Path) -> Iterator[RunRecord | Page]:
         yield run
         if (folder / "scores" / PAGES["Evaluation"]).is_file():
             yield Page("Evaluation", folder / "scores")
-    elif "Evaluation" in pages and (read_manifest(folder) or {}).get("kind") == "evaluation":
+    elif "Evaluation" in pages and read_manifest(folder, "evaluation"):
         yield pages["Evaluation"]
     elif "Analysis" in pages:
         yield pages["Analysis"]

@@ -44,7 +44,7 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
     kept: the same call continues. Criteria that choose the same layers share their runs. Bad input, or runs with other
     settings in ``out_dir``, are a ``UserError``.
     """
-    if (read_manifest(args.data) or {}).get("kind") != "packed_data":
+    if read_manifest(args.data, "packed_data") is None:
         raise UserError(f"ablate trains, and {args.data} is not packed data; make it with `inheritune prepare`")
     with lit.resolve_reference(args.ref) as resolved:
         reference, folder, search = resolved.reference, args.search, None

@@ -229,16 +229,8 @@ def write_page(out_dir: Path, name: str, results: list[runner.ExperimentResult])
     """Writes ``replication.md`` and its figures from the results of all models that are done, and analyses two."""
     scale = SCALES[name]
     tokens = scale.steps * scale.batch * scale.block_size
-    parts = [
-        f"# Replication at the scale `{name}`",
-        "GPT-2 models as the paper's (no biases, learned positions, tied head, attention scaled by the layer's number):"
-        f" {scale.n_layer} layers of width {scale.n_embd} for the reference, {scale.variant} for the small "
-        f"model, {scale.block_size} tokens per sample, a vocabulary of {scale.vocab_size:,}. T is "
-        f"{scale.steps} steps of {scale.batch} samples, {tokens:,} tokens. Losses are held-out, in nats per "
-        "token, on the same samples for all: mean over seeds ± standard deviation over seeds (one seed: ± standard "
-        "error over samples); differences are seed by seed. Steps and tokens are those of the training itself, as in "
-        "the paper: what a model starts from (the reference's T steps, or a teacher's) is not counted.",
-    ]
+    about = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    parts = [about.format(name=name, scale=scale, tokens=tokens).rstrip()]
     shown: set[str] = set()
     for group, (file, title) in _CURVES.items():
         models = runner.by_title(results, group)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs, Precision, check_numbers
+from inheritune_lit.io.arguments import MOST_SEED, CommandArgs, Precision, check_numbers
 from inheritune_lit.io.manifest import read_manifest
 
 Strategy = Literal["auto", "ddp", "fsdp", "hybrid"]
@@ -189,8 +189,7 @@ class SpeedArgs:
     """fp8 matrix products through torchao (Hopper and later); this one does change the mathematics"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.activation_budget <= 1:
-            raise UserError(f"--speed.activation_budget is {self.activation_budget}; give a share from 0 to 1")
+        check_numbers(self, "activation_budget", group="speed.", least=0, most=1)
         if self.activation_budget < 1 and self.activation_checkpointing:
             given = f"--speed.activation_budget {self.activation_budget} and --speed.activation_checkpointing true"
             raise UserError(f"{given} both recompute; give one")
@@ -233,8 +232,7 @@ class DistillArgs:
         teacher, logits = self.teacher, self.teacher_logits
         if teacher is not None and logits is not None:
             raise UserError(f"--distill.teacher {teacher} and --distill.teacher_logits {logits}: give one")
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"--distill.alpha is {self.alpha}; give a weight of the plain loss from 0 to 1")
+        check_numbers(self, "alpha", group="distill.", least=0, most=1)
         check_numbers(self, "temperature", "align_weight", group="distill.")
         if self.align != "none" and logits is not None:
             raise UserError(
@@ -292,8 +290,7 @@ class TrainingArgs(CommandArgs):
             raise UserError(f"--train.z_loss {z_loss} is not part of the distillation's loss; leave one of them out")
         if self.distill.active and kernel not in ("auto", "chunked"):
             raise UserError(f"--speed.loss_kernel {kernel}: distillation has a loss of its own; leave it out")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
+        check_numbers(self, "seed", least=0, most=MOST_SEED)
         self.train.accumulation(1 if self.devices == "auto" else max(1, self.devices * self.num_nodes))
         if self.sharded and self.precision == "bf16-true":
             use = f"with --strategy {self.strategy} use bf16-mixed"
@@ -384,5 +381,4 @@ class TeachArgs(CommandArgs):
         check_numbers(self, "max_seq_length", "samples", "top_k", "temperature", "batch_size")
         if self.samples is not None and self.top_k is not None:
             raise UserError(f"--samples {self.samples} and --top_k {self.top_k}: give one")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"--seed is {self.seed}; give a number from 0 to 2**64 - 1")
+        check_numbers(self, "seed", least=0, most=MOST_SEED)

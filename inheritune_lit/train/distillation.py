@@ -79,8 +79,7 @@ class TeacherLogits:
     """
 
     def __init__(self, folder: Path, expected: dict[str, Any]) -> None:
-        manifest = read_manifest(folder) if folder.is_dir() else None
-        if manifest is None or manifest.get("kind") != KIND:
+        if read_manifest(folder, KIND) is None:
             raise UserError(f"{folder} does not hold a teacher's predictions; make them with `inheritune teach`")
         self.folder, self.settings = folder, settings_of(folder, _AGAIN)
         recorded = {name: self.settings[name] for name in expected}

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 from inheritune_lit.data.packed import PADDING
-from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt import Transformer, head_logits
 from inheritune_lit.train.args import DistillArgs
 
@@ -21,14 +20,11 @@ class TrainingModel(torch.nn.Module):
     """A model and its loss as one module, so that both are compiled and distributed as one.
 
     The kernel "plain" is ``F.cross_entropy`` on whole logits, "chunked" never holds more than the logits of 1024
-    tokens. ``z_loss`` is the weight of the squared log-normaliser (PaLM, Section 5), 0 for none. What a kernel cannot
-    compute is a ``UserError``.
+    tokens. ``z_loss`` is the weight of the squared log-normaliser (PaLM, Section 5) in the plain loss, 0 for none.
     """
 
     def __init__(self, gpt: Transformer, kernel: Kernel, z_loss: float = 0.0) -> None:
         super().__init__()
-        if kernel != "plain" and z_loss:
-            raise UserError(f"--train.z_loss {z_loss} needs --speed.loss_kernel plain, not {kernel}")
         self.gpt, self.kernel, self.z_loss = gpt, kernel, z_loss
 
     def forward(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:

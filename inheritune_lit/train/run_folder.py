@@ -105,8 +105,7 @@ class _Final:
 
 def read_run_manifest(folder: Path) -> tuple[dict[str, Any], RunManifest] | None:
     """The manifest of a run as it is, and checked; None where the folder holds none, or something else's."""
-    manifest = read_manifest(folder) if folder.is_dir() else None
-    if manifest is None or manifest.get("kind") != "run":
+    if (manifest := read_manifest(folder, "run")) is None:
         return None
     about = (folder / MANIFEST, "the manifest of a run", _REMEDY, True)
     checked = to_record(manifest, RunManifest, *about)

@@ -179,15 +179,6 @@ def test_nan_in_the_attention_names_the_layer_and_leaves_nothing(tmp_path, token
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_model_without_attention_weights_is_refused():
-    from inheritune_lit.analysis.passes import check_capturable
-    from inheritune_lit.checkpoint.config import Config
-
-    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-    with pytest.raises(UserError, match="latent attention: there are no attention weights to capture"):
-        check_capturable(Config(name="latent", n_layer=1, n_embd=32, n_head=4, latent_attention=latent))
-
-
 def test_results_are_strict_json_and_damaged_ones_are_refused(checkpoint, text, tmp_path):
     out = tmp_path / "out"
     args = ["--checkpoint_dir", str(checkpoint), "--data", str(text), "--out_dir", str(out), "--num_sequences", "1"]

@@ -147,7 +147,7 @@ def test_numbers_of_tokens():
         ("--ref openllama-3b --n 13 --tokens 8B --optimizer adm", "--optimizer is 'adm'; give adamw"),
         ("--ref openllama-3b --n 13 --tokens 5", "makes no step of 131,072 tokens"),
         ("--ref openllama-3b --n 13 --tokens 8B --gpu a1000", "--gpu a1000 is not known; give one of"),
-        ("--ref openllama-3b --n 13 --tokens 8B --mfu 1.5", "--mfu is 1.5; give a share"),
+        ("--ref openllama-3b --n 13 --tokens 8B --mfu 1.5", "--mfu is 1.5; give a number above 0 and at most 1"),
         ("--ref openllama-3b --n 13 --tokens 8B --max_hours -1", "--max_hours is -1.0; give a number above 0"),
         ("--ref openllama-3b --n 13 --tokens 8B --max_seq_length 9999", "attends to at most 2048 tokens"),
         ("--recipe no.yaml", "--recipe no.yaml: there is no such file"),
