@@ -8,18 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inheritune_lit.analysis import measures, passes
+from inheritune_lit.analysis import measures
 from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.page import sentence, write_report
 from inheritune_lit.analysis.result import RESULT, Analysis, AnalyzedModel, ByHead, ByLayer, MeanLoss, load_analysis
 from inheritune_lit.analysis.sequences import check_context, draw_sequences
-from inheritune_lit.analysis.stream import LayerStream, layer_runs
+from inheritune_lit.analysis.stream import Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
 from inheritune_lit.io.manifest import OLD_VALUE, check_settings, write_manifest
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.records import write_record
+from inheritune_lit.model.attention import capture_attention
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class AnalysisCost:
         config, depth, dropping = reference.config, reference.config.n_layer, args.dropping
         first = {name: shape for name, shape in reference.shapes.items() if name.startswith("transformer.h.0.")}
         block, head = count_parameters(first), config.padded_vocab_size * config.n_embd
-        dropped = passes.all_but_one(depth) if dropping else []
+        dropped = all_but_one(depth) if dropping else []
         dropped_runs = layer_runs(dropped)
         self.runs = depth + dropped_runs  # of layers, in the whole model or without others
         of_all, of_dropped = depth * block + (depth + 1) * head, dropped_runs * block + len(dropped) * head
@@ -111,9 +112,9 @@ def _measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Progress(f"analyze {reference.name}", runs, "layer run") as progress:
         stream = LayerStream(reference, args.seq_length, device, lambda _: progress.update())
-        measured = passes.measure_forward(stream, tokens_BT1, args.tau, maps)
+        measured = measure_forward(stream, tokens_BT1, args.tau, maps)
         if args.dropping:
-            dropped_DL = passes.losses_without_layers(stream, tokens_BT1[: args.dropping])
+            dropped_DL = losses_without_layers(stream, tokens_BT1[: args.dropping])
             # The increase is over the whole model on the same sequences: these are fewer than all.
             whole_D1 = measured["logit_lens_loss"][: args.dropping, -1:]
             measured |= {"drop_loss": dropped_DL, "drop_increase": dropped_DL - whole_D1}
@@ -132,3 +133,51 @@ def _measure(
         loss=MeanLoss(loss_B.mean().item(), stderr),
         measures=measures.MEASURES,
     )
+
+
+def measure_forward(
+    stream: LayerStream, tokens_BT1: Tensor, tau: float, maps: measures.MapCollector
+) -> dict[str, Tensor]:
+    """Runs a model once on sequences with the token that follows each; ``tau`` is the threshold of rank and mass.
+
+    Returns measures by name, fp64: (B, L, H) of heads, (B, L) of layers, logit_lens_loss (B, L + 1).
+    """
+    targets_BT = tokens_BT1[:, 1:]
+    x_BTC = stream.embed(tokens_BT1[:, :-1])
+    losses = [stream.losses(x_BTC, targets_BT).cpu()]
+    measured: dict[str, list[Tensor]] = {}
+    for layer in range(stream.config.n_layer):
+        chunks: list[dict[str, Tensor]] = []
+        with stream.layer(layer) as (block, run):
+            for rows in stream.chunks(len(x_BTC)):
+                with capture_attention(block.attn) as calls:
+                    y_bTC = run(x_BTC[rows])
+                [captured] = calls
+                if rows.start == 0:
+                    maps.add(layer, captured)
+                chunk = measures.measure_heads(layer, block.attn, captured, tau)
+                chunk["block_influence"] = measures.block_influence(x_BTC[rows], y_bTC)
+                chunk["angular_distance"] = measures.angular_distance(x_BTC[rows], y_bTC)
+                chunk["output_variance"] = measures.output_variance(y_bTC)
+                chunks.append(chunk)
+                x_BTC[rows] = y_bTC
+        for name in chunks[0]:
+            measured.setdefault(name, []).append(torch.cat([chunk[name].double().cpu() for chunk in chunks]))
+        losses.append(stream.losses(x_BTC, targets_BT).cpu())
+        stream.report(len(x_BTC))
+    measured["logit_lens_loss"] = losses
+    return {name: torch.stack(values, dim=1) for name, values in measured.items()}
+
+
+def all_but_one(layers: int) -> list[Layers]:
+    """Returns the layers that stay where one is left out, by that one."""
+    return [(*range(layer), *range(layer + 1, layers)) for layer in range(layers)]
+
+
+def losses_without_layers(stream: LayerStream, tokens_BT1: Tensor) -> Tensor:
+    """Returns each sequence's loss where the residual stream bypasses a layer, (B, L), fp64, on the CPU.
+
+    Sequences have the token that follows each.
+    """
+    x_BTC, subsets = stream.embed(tokens_BT1[:, :-1]), all_but_one(stream.config.n_layer)
+    return score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets).T

@@ -26,8 +26,9 @@ def flops_per_token(config: Config, block_size: int, trained: Names = None) -> f
     """Forward and backward FLOPs per token: 6 per matrix parameter (head included) and 6 * layers * width * T of causal
     attention.
 
-    Where only the parameters of these names are ``trained``, a third of it is the forward pass; the third for gradients
-    of inputs is needed above the lowest of them, the third for gradients of weights where these are trained.
+    Where only the parameters of these names are ``trained``, a third of it is the forward pass, which is all of it
+    where there are none; the third for gradients of inputs is needed above the lowest of them, the third for gradients
+    of weights where these are trained.
     """
     heads, gates = config.n_head * config.head_size, 2 if config.mlp_class_name in ("LLaMAMLP", "GemmaMLP") else 1
     layer: list[tuple[tuple[str, ...], int]] = [  # in the order of the forward pass: parameters, products per token

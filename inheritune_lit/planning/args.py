@@ -19,7 +19,9 @@ class PlanArgs(CommandArgs):
     Neither weights nor data need to be there.
     """
 
-    aliases: ClassVar[dict[str, str]] = {"distill.teacher": "teacher", "train.trainable": "trainable"}
+    aliases: ClassVar[dict[str, str]] = {"distill.teacher": "teacher"} | {
+        f"train.{name}": name for name in ("trainable", "micro_batch_size", "max_seq_length")
+    }
 
     ref: str | None = None
     """A reference, as in ``inheritune slice``, or a recipe: a YAML file of ``inheritune pretrain``."""

@@ -132,7 +132,9 @@ class TrainingJob:
     @property
     def teacher_flops(self) -> float:
         """FLOPs of a teacher's forward passes."""
-        return self.tokens * lit.flops_per_token(self.teacher.config, self.block_size) / 3 if self.teacher else 0.0
+        if self.teacher is None:
+            return 0.0
+        return self.tokens * lit.flops_per_token(self.teacher.config, self.block_size, trained=())
 
     @property
     def flops(self) -> float:

@@ -96,11 +96,7 @@ def plan(args: PlanArgs) -> Plan:
         raise UserError(f"--tokens {args.tokens or tokens} makes no step of {train.global_batch_size * block:,} tokens")
     train = replace(train, micro_batch_size=args.micro_batch_size or train.micro_batch_size)
     train = replace(train, trainable=args.trainable or train.trainable)
-    if train.global_batch_size % (train.micro_batch_size * args.devices):
-        raise UserError(
-            f"a step's {train.global_batch_size} samples are not a multiple of a micro-batch of "
-            f"{train.micro_batch_size} times {args.devices} devices; change --micro_batch_size or --devices"
-        )
+    train.accumulation(args.devices)
     optimizer = replace(optimizer, name=args.optimizer or optimizer.name)
     speed = replace(speed, activation_checkpointing=speed.activation_checkpointing or args.activation_checkpointing)
     precision = args.precision or settings["precision"] or "bf16-mixed"

@@ -167,7 +167,7 @@ class Distillation:
     vocabulary: int  # tokens that have a probability
     name: str  # of the teacher, in words
     settings: dict[str, Any]  # what changes the outcome, as JSON: the teacher by what it holds, not by where it lies
-    flops_per_token: float  # of the teacher's forward pass: a third of forward and backward
+    flops_per_token: float  # of the teacher's forward pass
     memory: int  # bytes that it takes on each device
     layers: tuple[int, ...] = ()  # of the teacher behind the student's, where they are aligned
 
@@ -206,7 +206,7 @@ def prepare_distillation(
         layers = _teacher_layers(args.initial_checkpoint_dir, config.n_layer, theirs.n_layer)
         settings["teacher_layers"], name = list(layers), f"{name}, states of {len(layers)} layers"
     memory = teacher_bytes(theirs, parameters, tokens, precision, len(layers))
-    flops = flops_per_token(theirs, block_size) / 3
+    flops = flops_per_token(theirs, block_size, trained=())
     return Distillation(distill, teacher, None, vocabulary, name, settings, flops, memory, layers)
 
 

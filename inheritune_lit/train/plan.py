@@ -64,9 +64,9 @@ class RunPlan:
 
 
 def flops_of_validation(config: Config, eval: EvalArgs, total_steps: int, block_size: int, samples: int) -> float:
-    """FLOPs of all validations of a run: a forward pass is a third of a training step."""
+    """FLOPs of all validations of a run, which are forward passes."""
     times = -(-total_steps // eval.interval) + eval.initial_validation
-    return times * samples * block_size * flops_per_token(config, block_size) / 3
+    return times * samples * block_size * flops_per_token(config, block_size, trained=())
 
 
 def block_size_of(train: TrainArgs, config: Config) -> int:
@@ -132,7 +132,7 @@ def teacher_flops(distill: DistillArgs, block_size: int) -> float:
     if not distill.active or distill.teacher is None:
         return 0.0
     with resolve(distill.teacher) as resolved:
-        return flops_per_token(resolved.reference.config, block_size) / 3
+        return flops_per_token(resolved.reference.config, block_size, trained=())
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def teach(args: TeachArgs) -> TeachResult:
     ranks = Ranks.of(fabric)
     positions = len(dataset) * args.max_seq_length
     size = positions * kept * sum(dtype.itemsize for dtype in dtypes.values())
-    flops = positions * flops_per_token(gpt.config, args.max_seq_length) / 3
+    flops = positions * flops_per_token(gpt.config, args.max_seq_length, trained=())
     if ranks.is_first:
         tell_bf16(ranks.device, used=False)
         machine = f"{ranks.world} x {ranks.device.type}" if ranks.world > 1 else ranks.device.type

@@ -143,7 +143,10 @@ def test_numbers_of_tokens():
         ("--ref openllama-3c --n 2 --tokens 8B", "did you mean openllama-3b"),
         ("--ref openllama-3b --n 13 --tokens lots", "--tokens lots is not a number of tokens"),
         ("--ref openllama-3b --n 13 --tokens 1e400", "--tokens 1e400 is not a number of tokens"),
-        ("--ref openllama-3b --n 13 --tokens 8B --devices 7", "not a multiple of a micro-batch of 4 times 7 devices"),
+        (
+            "--ref openllama-3b --n 13 --tokens 8B --devices 7",
+            "micro_batch_size 4 times 7 devices",
+        ),
         ("--ref openllama-3b --n 13 --tokens 8B --optimizer adm", "--optimizer is 'adm'; give adamw"),
         ("--ref openllama-3b --n 13 --tokens 5", "makes no step of 131,072 tokens"),
         ("--ref openllama-3b --n 13 --tokens 8B --gpu a1000", "--gpu a1000 is not known; give one of"),
