@@ -3,16 +3,15 @@
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.machine import end_with
 
 _CONNECT_SECONDS = 20
 
@@ -37,30 +36,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _RecordingContext(SpawnContext):
-    """Starts processes by spawning, since torch and its threads do not survive a fork, and remembers them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processes: list[BaseProcess] = []
-
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # type: ignore[override]
-        process = SpawnContext.Process(*args, **kwargs)
-        self.processes.append(process)
-        return process
-
-
 @contextmanager
 def _process_pool(num_workers: int, initializer: Callable[[], Any] | None) -> Iterator[Executor]:
-    context = _RecordingContext()
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (initializer,))
+    # By spawning: torch and its threads do not survive a fork.
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _start_worker, (initializer,))
+    processes = pool._processes  # by their ids, those that have ended too
     try:
         yield pool
     except BrokenProcessPool:
         pool.shutdown()
-        raise UserError(_explain_death(context.processes)) from None
+        raise UserError(_explain_death(processes.values())) from None
     except BaseException:
-        for process in context.processes:
+        for process in list(processes.values()):
             process.terminate()
         raise
     finally:
@@ -68,17 +55,14 @@ def _process_pool(num_workers: int, initializer: Callable[[], Any] | None) -> It
 
 
 def _start_worker(initializer: Callable[[], Any] | None) -> None:
-    def end_with(parent: BaseProcess) -> None:
-        parent.join()
-        os._exit(1)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one sees to the rest
-    threading.Thread(target=end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    if parent := multiprocessing.parent_process():
+        end_with(parent.pid)
     if initializer is not None:
         initializer()
 
 
-def _explain_death(processes: Sequence[BaseProcess]) -> str:
+def _explain_death(processes: Iterable[BaseProcess]) -> str:
     # The pool sends SIGTERM to those that are left when one has ended.
     code = min((one.exitcode for one in processes if one.exitcode not in (None, 0, -signal.SIGTERM)), default=1)
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -7,8 +7,6 @@ import resource
 import shutil
 import sys
 import sysconfig
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import Strategy
 
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.machine import end_with
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +41,9 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(accelerator=accelerator, devices=count, num_nodes=num_nodes, strategy=strategy, precision=precision)
     if count * num_nodes > 1:
-        # A rank ends soon after the process that started it has ended, however that was.
         leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
         if leader != os.getpid():
-            threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
+            end_with(leader)
         fabric.launch()
         os.environ.pop(_LEADER, None)
         atexit.register(_leave_group)
@@ -53,12 +51,6 @@ def launch(count: int, num_nodes: int, strategy: str | Strategy = "auto", precis
 
 
 _LEADER = "INHERITUNE_LEADER"
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(2)
 
 
 @contextmanager

@@ -50,13 +50,11 @@ def ablate(args: AblateArgs) -> runner.StudyResult[AblationRecord]:
         reference, folder, search = resolved.reference, args.search, None
         name, depth = reference.name, reference.config.n_layer
         n = max(1, depth // 2) if args.n is None else args.n
-        if not 1 <= n <= depth:
-            raise UserError(f"--n is {n}; give 1 to {depth}, the reference's layers")
+        each = _plan_of_each(args, reference, n)
         if folder is not None and not set(args.criteria).isdisjoint(SEARCHED):
             search = lit.load_search(folder)
             lit.layers_for(search, folder, n, reference)  # or it is of another model, or has not come so far
         chosen = {one: select_layers(one, n, depth, search) for one in args.criteria}
-        each = _plan_of_each(args, reference, n)
         logger.info(_plan_text(f"ablate: {n} of {depth} layers of {name}", chosen, len(args.seeds), each))
         if args.dry_run:
             return runner.StudyResult()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import inheritune_lit as lit
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.arguments import MOST_SEED, check_numbers
 from inheritune_lit.io.folders import replace_text
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.plotting import draw_curve, draw_level, engineering_ticks, label_ends, new_figure, save_png
@@ -93,8 +94,7 @@ class GrowthPlan:
         teacher_flops = lit.teacher_flops(args.distill, length)
         train_data, val = (lit.PackedDataset(args.data, split, length, args.documents) for split in ("train", "val"))
         mixture = lit.make_mixture(train_data.domains, args.mixture.weights)
-        if not 0 <= args.seed <= 2**64 - len(every):
-            raise UserError(f"--seed is {args.seed}; give a number from 0 to {2**64 - len(every)}")
+        check_numbers(args, "seed", least=0, most=MOST_SEED - len(every) + 1)  # the last round's is the highest
         precision = args.precision or lit.default_precision()
         self.args, self.reference = replace(args, precision=precision), reference
         self.fabric = fabric = lit.build_fabric(args.devices, args.num_nodes, args.strategy, precision)

@@ -179,8 +179,8 @@ def test_differences_are_taken_seed_by_seed():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"n": 5}, "--n is 5; give 1 to 4"),
-        ({"n": 0}, "--n is 0; give 1 to 4"),
+        ({"n": 5}, "--n 5 is more than the reference's 4 layers; give 1 to 4"),
+        ({"n": 0}, "--n 0 is below 1"),
         ({"n": 1}, "--n 1 is not one of the 2 to 3 layers in "),
         ({"seeds": [1, 1]}, r"--seeds is \[1, 1\]"),
         ({"seed": 3}, "--seed 3 is for one run; give --seeds"),

@@ -43,7 +43,7 @@ def refused(command, tmp_path, capsys, monkeypatch):
         ({"train__max_seq_length": 33}, "max_seq_length is 33"),
         ({"train__lr_warmup_steps": 6}, "leave no step for the cosine schedule"),
         ({"eval__max_iters": 1, "train__micro_batch_size": 1}, "1 validation sample; the comparison"),
-        ({"seed": 2**64 - 2}, f"give a number from 0 to {2**64 - 3}"),
+        ({"seed": 2**64 - 2}, f"give 0 to {2**64 - 3}"),
         ({"ref": "nowhere"}, "nowhere"),
         ({"data": "nowhere"}, "no packed data at nowhere"),
         ({"optimizer__name": "nowhere.Adam"}, "--optimizer.name is 'nowhere.Adam'"),  # before the reference is measured
