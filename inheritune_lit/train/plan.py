@@ -14,19 +14,12 @@ from inheritune_lit.checkpoint.tensors import HEAD
 from inheritune_lit.data.sampler import Mixture
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.reference import resolve
+from inheritune_lit.io.arguments import Precision
 from inheritune_lit.model.devices import USABLE, free_memory, peak_memory
 from inheritune_lit.model.flops import flops_per_token, kept_bytes, layers_reached
 from inheritune_lit.model.gpt import build_model
 from inheritune_lit.train import setup
-from inheritune_lit.train.args import (
-    DistillArgs,
-    EvalArgs,
-    OptimizerArgs,
-    Precision,
-    SpeedArgs,
-    TrainArgs,
-    TrainingArgs,
-)
+from inheritune_lit.train.args import DistillArgs, EvalArgs, OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.loss import CHUNK_TOKENS
 from inheritune_lit.train.optim import clip_gradients
 from inheritune_lit.train.trainable import TrainedModel
