@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from inheritune_lit.checkpoint.config import Config
 from inheritune_lit.errors import UserError
 from inheritune_lit.model.gpt import build_model
-from inheritune_lit.train.args import OptimizerArgs, TrainArgs
+from inheritune_lit.train.args import OptimizerArgs, SpeedArgs, TrainArgs, TrainingArgs
 from inheritune_lit.train.loss import TrainingModel
 from inheritune_lit.train.optim import LossGuard, MasterWeights, build_optimizer, clip_gradients, learning_rate
 from inheritune_lit.train.setup import TrainState
@@ -243,4 +243,4 @@ def test_z_loss_is_the_squared_normaliser():
     extra = TrainingModel(gpt, "plain", z_loss=0.01)(inputs, targets) - TrainingModel(gpt, "plain")(inputs, targets)
     torch.testing.assert_close(extra, 0.01 * gpt(inputs).exp().sum(-1).log().square().sum(), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"needs --speed\.loss_kernel plain"):
-        TrainingModel(gpt, "chunked", z_loss=0.01)
+        TrainingArgs(train=TrainArgs(z_loss=0.01, min_lr=0), speed=SpeedArgs(loss_kernel="chunked"))
