@@ -27,24 +27,14 @@ _REMEDY = "give the reference's safetensors checkpoint"
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _WITHOUT_EFFECT = ("tensor_data_layout", "rope.scaling.finetuned", "vocab_size", "context_length")
 _NEUTRAL = {"logit_scale": 1.0, "residual_scale": 1.0, "embedding_scale": 1.0, "attention.causal": True}
-_ENTRIES = {row["metadata"]: row["entries"].split() for row in own_table(__file__)}
-"""Entries of ``config.json`` that say the same as metadata, by which transformers may have left them out."""
-_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # kinds of tokens, numbered as SentencePiece does
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_TIKTOKEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
-_PATTERNS = {
-    "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
-    "gpt-2 phi-2 mpt olmo": [_GPT2],
-    "llama3 llama-v3 llama-bpe falcon3 dbrx": [_TIKTOKEN.replace("DIGITS", "{1,3}")],
-    "smollm starcoder refact command-r codeshell exaone": [r"\p{N}", _GPT2],
-    "qwen2 deepseek-r1-qwen megrez": [_TIKTOKEN.replace("DIGITS", "")],
-    "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"],
-}
-_RULES = {name: patterns for names, patterns in _PATTERNS.items() for name in names.split()}
+_ENTRIES: dict[str, list[str]] = {}
+"""Metadata, and the entries of ``config.json`` that say the same, of which transformers may have left out one."""
+_RULES: dict[str, list[str]] = {}
 """Patterns by ``tokenizer.ggml.pre``, as llama.cpp has them: a text is cut by one after the other."""
+for _row in own_table(__file__):
+    for _name in _row["names"].split():
+        (_ENTRIES if _row["kind"] == "entry" else _RULES).setdefault(_name, []).append(_row["value"])
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # kinds of tokens, numbered as SentencePiece does
 _LIKE_LLAMA3 = ("llama3", "llama-v3", "llama-bpe", "falcon3")
 
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from inheritune_lit.errors import UserError
-from inheritune_lit.io.arguments import CommandArgs, check_numbers
+from inheritune_lit.io.arguments import CommandArgs, Quantization, check_numbers
+
+Bos = Literal["none", "model"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class EvaluateArgs(CommandArgs):
     """Rows per task (per subject, for MMLU), and samples of --val_data; all when not given."""
     num_fewshot: int | None = None
     """Examples in the prompt; the suite's or the task's default when not given, 5 for MMLU."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Dtype | None = None
     """Floating-point type of weights and activations; bfloat16 on a GPU that has it, else float32, when not given."""
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None
+    quantize: Quantization | None = None
     """bitsandbytes type of the weights: bnb.nf4, bnb.nf4-dq, bnb.fp4, bnb.fp4-dq or bnb.int8."""
-    bos: Literal["none", "model"] = "none"
+    bos: Bos = "none"
     """"none" puts nothing before a prompt, as the paper; "model" what the model's tokenizer does."""
     max_batch_tokens: int | None = None
     """Tokens per forward pass; what fits into memory when not given."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from litgpt.model import GPT
@@ -18,20 +18,19 @@ from torch import Tensor
 from inheritune_lit.checkpoint.folder import is_litgpt_folder
 from inheritune_lit.checkpoint.weights import open_weights
 from inheritune_lit.errors import UserError
+from inheritune_lit.evaluation.args import Bos, Dtype
 from inheritune_lit.evaluation.generation import GenerationSettings, generate
 from inheritune_lit.evaluation.score_cache import Ranks, ScoreCache, SharedWork, request_key
 from inheritune_lit.evaluation.scoring import Request, Scorer, to_key
 from inheritune_lit.inherit.load import load_reference
+from inheritune_lit.io.arguments import Quantization
 from inheritune_lit.io.manifest import sha256_file
 from inheritune_lit.io.progress import Progress
 from inheritune_lit.io.reading import read_json
 from inheritune_lit.model.attention import fuse_attention, install_plans
 from inheritune_lit.model.devices import free_memory
-from inheritune_lit.model.load import Quantization, load_model, quantize_linears
+from inheritune_lit.model.load import load_model, quantize_linears
 from inheritune_lit.tokenizer import Tokenizer
-
-Bos = Literal["none", "model"]
-Dtype = Literal["float32", "bfloat16"]
 
 ADAPTER_VERSION = 2  # goes up when a change of the adapter changes scores: results of another are not continued from
 

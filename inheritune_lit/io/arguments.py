@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from inheritune_lit.errors import UserError
 
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
 MOST_SEED = 2**64 - 1
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]  # Fabric's names of how weights are kept and computed with
 

@@ -11,21 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from inheritune_lit.errors import first_line
+from inheritune_lit.io.tables import own_table
 
-_REMEDIES = {
-    errno.ENOSPC: "free space, then run the same command again",
-    errno.EDQUOT: "free space within your quota, then run the same command again",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run the same command again",
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
-    errno.EROFS: "give a path that can be written",
-    errno.ELOOP: "its links lead in a circle; give another path",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.EIO: "check the disk",
-}
-
-
+_REMEDIES = {getattr(errno, row["error"]): row["remedy"] for row in own_table(__file__)}
 _NO_MEMORY = ("not enough memory", "out of memory", "ALLOC_FAILED")  # torch on a CPU, on a GPU, and cuBLAS
 
 

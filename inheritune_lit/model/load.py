@@ -1,7 +1,7 @@
 """litgpt checkpoints into litgpt models, with their weights as they are or in 8 and 4 bits by bitsandbytes."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from litgpt.model import GPT
@@ -11,9 +11,9 @@ from inheritune_lit.checkpoint.folder import MODEL_CONFIG, WEIGHTS, require_chec
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, mismatch
 from inheritune_lit.checkpoint.weights import load_torch_file
 from inheritune_lit.errors import UserError, first_line
+from inheritune_lit.io.arguments import Quantization
 from inheritune_lit.model.gpt import Transformer, build_model
 
-Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"]
 Device = str | torch.device
 State = dict[str, torch.Tensor]
 

@@ -14,26 +14,16 @@ from inheritune_lit.io.folders import own_folder, replace_text
 from inheritune_lit.io.manifest import check_folder, write_manifest
 from inheritune_lit.io.plotting import label_ends, new_figure, save_png
 from inheritune_lit.io.records import write_record
-from inheritune_lit.io.tables import markdown_table
+from inheritune_lit.io.tables import markdown_table, own_table
 from inheritune_lit.references import Shape
 from inheritune_lit.studies import runner
 from inheritune_lit.studies.args import ReproduceArgs
 from inheritune_lit.studies.inputs import train_tokenizer
 
 _KIND, RESULTS, PAGE = "replication", "results.json", "replication.md"
-TABLE_1 = "Table 1: against training from scratch"
-TABLE_2 = "Table 2: against other ways to begin"
-TABLE_3 = "Table 3: parts of the layers"
-FIGURE_1 = "Figures 1c and 1f: which layers to begin with"
-FIGURE_3 = "Figure 3: against distillation"
+_FIGURES = {row["comparison"]: (row["figure"], row["caption"]) for row in own_table(__file__)}  # of training curves
+TABLE_1, TABLE_2, TABLE_3, FIGURE_3, FIGURE_1 = _FIGURES
 MAIN = ("reference", "inheritune", "scratch", "scratch-2T")  # of the main comparison, trained with every seed
-_CURVES = {  # the paper's figure of each comparison's curves
-    TABLE_1: ("figure-5.png", "Figure 5: training curves against training from scratch"),
-    TABLE_2: ("figure-6.png", "Figure 6: training curves of other ways to begin"),
-    TABLE_3: ("figure-7.png", "Figure 7: training curves of parts of the layers"),
-    FIGURE_3: ("figure-3.png", "Figure 3: training curves against distillation"),
-    FIGURE_1: ("figure-1.png", "Figures 1c and 1f: training curves by the layers to begin with"),
-}
 _SEQUENCES, _TOKENS = 100, 100  # of the analysis, the paper's, Section 2
 _CHARACTERS, _MOST_LINE = 8_000_000, 4000
 _DISTILBERT = {"align": "last", "align_weight": 0.14}
@@ -232,7 +222,7 @@ def write_page(out_dir: Path, name: str, results: list[runner.ExperimentResult])
     about = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     parts = [about.format(name=name, scale=scale, tokens=tokens).rstrip()]
     shown: set[str] = set()
-    for group, (file, title) in _CURVES.items():
+    for group, (file, title) in _FIGURES.items():
         models = runner.by_title(results, group)
         if models.keys() <= shown:  # of what is compared here nothing has been trained
             continue

@@ -47,7 +47,7 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
     if not first <= limit <= depth:
         ends = f"the start has {first} layers and the reference {depth}, beyond which there is nothing to grow"
         raise UserError(f"--max_layers is {limit}; {ends}: give {first} to {depth}")
-    layers, listed = list(start), list(range(first, depth))  # "next"
+    listed = list(range(first, depth))  # "next"
     if args.new_layers != "next":
         try:
             listed = lit.parse_layers(args.new_layers, depth)
@@ -55,13 +55,8 @@ def plan_layers(args: GrowArgs, depth: int, start: tuple[int, ...] | None = None
             # The syntax is that of `inheritune slice`, whose flag has another name.
             message = str(error).replace("--layers", "--new_layers", 1)
             raise UserError(f"{message}; or next") from error
-    every = [layers]
-    while len(layers) + count <= limit:
-        new = listed[len(layers) - first :][:count]
-        if len(new) < count:
-            break
-        layers = layers + new
-        every.append(layers)
+    in_all = [*start, *listed]
+    every = [in_all[:n_layer] for n_layer in range(first, min(limit, len(in_all)) + 1, count)]
     if len(every) == 1 and args.max_layers != first:
         end = f"--max_layers {limit}" if limit < depth else f"the reference's {depth} layers"
         if args.new_layers != "next" and len(listed) < count:
