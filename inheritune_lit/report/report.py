@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from string import Template
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -218,7 +219,7 @@ def _command(name: str, given: dict[str, Any]) -> str:
     return f"inheritune {name} {' '.join(f'--{flag} {shlex.quote(word)}' for flag, word in words.items())}"
 
 
-_STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+_PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Path]) -> str:
@@ -247,8 +248,4 @@ def html_page(text: str, base: Path, refresh_s: int | None, folders: Sequence[Pa
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     again = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     title = html.escape(text.splitlines()[0].lstrip("# "))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
+    return _PAGE.substitute(again=again, title=title, body=body)
