@@ -30,6 +30,7 @@ from inheritune_lit.checkpoint.hub import Repository, cached_identity, open_repo
 from inheritune_lit.checkpoint.tensors import EMBEDDING, HEAD, Piece, count_parameters, read_piece, tensor_shapes
 from inheritune_lit.checkpoint.weights import Weights, open_weights
 from inheritune_lit.errors import UserError
+from inheritune_lit.io.reading import read_json
 from inheritune_lit.tokenizer import Tokenizer, has_tokenizer
 
 _HF_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -295,19 +296,8 @@ VOCABULARY = 50304  # GPT-2's 50,257 tokens and 47 that no text has: a multiple 
 def describe_shape(shape: references.Shape, tokenizer_dir: Path) -> ReferenceModel:
     """GPT-2 without biases, head tied, attention divided by the layer's number, with its tokenizer's BOS and EOS."""
     tokenizer = Tokenizer(tokenizer_dir) if has_tokenizer(tokenizer_dir) else None
-    hf: dict[str, Any] = {
-        "model_type": "gpt2",
-        "n_layer": shape.layers,
-        "n_embd": shape.width,
-        "n_head": shape.heads,
-        "n_positions": 1024,
-        "activation_function": "gelu_new",
-        "initializer_range": 0.02,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        "scale_attn_by_inverse_layer_idx": True,
-        "bos_token_id": tokenizer.bos_id if tokenizer else 50256,
-        "eos_token_id": tokenizer.eos_id if tokenizer else 50256,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": True,
-    }
+    sizes = {"n_layer": shape.layers, "n_embd": shape.width, "n_head": shape.heads, "vocab_size": VOCABULARY}
+    bos_id, eos_id = (tokenizer.bos_id, tokenizer.eos_id) if tokenizer else (50256, 50256)
+    ends = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+    hf = {**read_json(Path(__file__).with_name("gpt2.json")), **sizes, **ends}
     return reference_of_hf(tokenizer_dir, "paper", shape.name, hf, bias=False, norm_bias=False)
