@@ -25,8 +25,8 @@ from slice import SHAPES, build_reference
 
 from inheritune_lit.analysis.measures import TIE, attention_rank
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.stream import LayerStream
 from inheritune_lit.inherit.reference import resolve
+from inheritune_lit.inherit.stream import LayerStream
 from inheritune_lit.model.attention import capture_attention
 
 RESULT = Path(__file__).parent / "results" / "analyze.json"

@@ -63,7 +63,7 @@ MEASURE = "plan openllama-3b --n 1 --tokens 1B --measure"
     [
         (EVAL, "inheritune_lit.evaluation.open_lm.load_model"),
         (EVAL, "inheritune_lit.evaluation.held_out.F.cross_entropy"),
-        (ANALYZE, "inheritune_lit.analysis.stream.LayerStream.embed"),
+        (ANALYZE, "inheritune_lit.inherit.stream.LayerStream.embed"),
         (ANALYZE, "inheritune_lit.analysis.analyze.score_subsets"),
         (SEARCH, "inheritune_lit.analysis.search.score_subsets"),
         (TEACH, "inheritune_lit.train.teach.head_logits"),

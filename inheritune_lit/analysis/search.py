@@ -14,13 +14,13 @@ from inheritune_lit.analysis.args import SearchArgs
 from inheritune_lit.analysis.measures import block_influence
 from inheritune_lit.analysis.search_page import table, write_page
 from inheritune_lit.analysis.sequences import check_context, draw_sequences
-from inheritune_lit.analysis.stream import LOGITS, STREAM_BYTES, Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import spread_layers
 from inheritune_lit.inherit.reference import ReferenceModel, resolve
 from inheritune_lit.inherit.searched import SEARCH, ScoredLayers, Search, SearchedModel, load_search
+from inheritune_lit.inherit.stream import LOGITS, STREAM_BYTES, Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.io.folders import explain_full_disk, own_folder
 from inheritune_lit.io.manifest import check_folder, check_settings, read_manifest, write_manifest
 from inheritune_lit.io.progress import Progress
@@ -114,8 +114,9 @@ def search_layers(args: SearchArgs) -> SearchResult:
         with explain_full_disk(args.out_dir), own_folder(args.out_dir):
             if state is None:
                 write_manifest(args.out_dir, "search", {"reference": asdict(model), "settings": settings})
+                given = model, settings, str(args.data), tokens_BT1.tolist(), n_min
                 whole = ScoredLayers(list(range(depth)), math.nan, math.nan)
-                state = Search(model, settings, str(args.data), n_min, whole, [], {}, [whole.layers], {})
+                state = Search(*given, whole, [], {}, [whole.layers], {})
             found, wanted = {"files": state.model.files}, {"files": model.files}
             check_settings(f"{args.out_dir} is a search of a reference", found, wanted)
             state = replace(state, n_min=min(n_min, state.lowest), settings=settings)

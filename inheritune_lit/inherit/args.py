@@ -28,6 +28,8 @@ class SliceArgs(CommandArgs):
     """Which layers to take: first:n, last:n, middle:n, alternate, last, 0:26:2, or 0,3,5-9, joined by +."""
     search: Path | None = None
     """Take the n layers that ``inheritune search`` has found: its folder."""
+    repair: Literal["linear"] | None = None
+    """With a search: change the MLP before each cut by a linear map, fitted on the search's sequences."""
     out_dir: Path | None = None
     """Folder of the new litgpt checkpoint; ``checkpoints/<org>/<name>-<n>l`` when not given."""
     init: Literal["inherit", "random", "stack", "hybrid-stack", "half-width"] = "inherit"
@@ -69,6 +71,9 @@ class SliceArgs(CommandArgs):
             raise UserError(f"--search {self.search} chooses the layers, and {given} is given; give --n beside it")
         if self.search is not None and init in ("stack", "hybrid-stack"):
             raise UserError(f"--search {self.search} chooses layers to keep, --init {init} repeats layers; give one")
+        if self.repair and (self.search is None or init != "inherit" or set(self.inherited_parts) != set(PARTS)):
+            lacks = "needs the sequences of a --search" if self.search is None else "is for layers inherited whole"
+            raise UserError(f"--repair {self.repair} {lacks}; give one or leave --repair out")
         if init in ("stack", "hybrid-stack"):
             if n is None:
                 raise UserError(f"--init {init} needs --n: the number of layers after stacking")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from inheritune_lit.checkpoint import tensors
 from inheritune_lit.checkpoint.architectures.base import qkv_rows, split_name
 from inheritune_lit.checkpoint.config import Config, GPT2Config, carried, require
@@ -31,6 +33,7 @@ class TensorPlan:
     source: tuple[tensors.Piece, ...] | FreshValues
     words: str  # the source for people
     weights: Weights | None = None  # those that the pieces are of, when they are opened
+    map_CC: torch.Tensor | None = None  # of the outputs that the tensor makes, fp32; None leaves it as it is
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Plan:
     tensors: dict[str, TensorPlan]  # every student tensor, in the order of the file
     aliases: dict[str, str]  # names that share another tensor's storage: the tied head
     seed: int  # of the initialisers
+    repair: str | None = None  # how tensors got their maps
 
     @property
     def name(self) -> str:

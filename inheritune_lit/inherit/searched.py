@@ -54,6 +54,7 @@ class Search:
     model: SearchedModel
     settings: dict[str, Any]  # everything that changes what is found
     data: str  # its path
+    sequences: list[list[int]]  # of tokens, with the one that follows each
     n_min: int  # where it is to end
     whole: ScoredLayers
     block_influence: list[float]  # of each layer

@@ -21,6 +21,7 @@ from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piec
 from inheritune_lit.inherit.args import SliceArgs, layers_text
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
+from inheritune_lit.inherit.repair import check_repairable, repaired
 from inheritune_lit.inherit.searched import layers_for, load_search, search_record
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
@@ -43,10 +44,11 @@ class SliceResult:
     def __str__(self) -> str:
         plan, depth, width = self.plan, self.reference.config.n_layer, self.reference.config.n_embd
         total, inner = plan.parameters(), plan.parameters(embeddings=False)
+        repair = f", repair {plan.repair}" if plan.repair else ""
         layers = "none" if plan.layers is None else ",".join(map(str, plan.layers))
         lines = [
             f"reference {self.reference.name}: {depth} layers, width {width}",
-            f"student   {plan.name}: {plan.config.n_layer} layers, init {self.init}, from layers {layers}",
+            f"student   {plan.name}: {plan.config.n_layer} layers, init {self.init}, from layers {layers}{repair}",
             f"          {total:,} parameters, {inner:,} without embeddings, {plan.nbytes:,} bytes of {plan.dtype}",
             f"          to {self.folder}",
         ]
@@ -58,12 +60,14 @@ class SliceResult:
 def slice_model(args: SliceArgs) -> SliceResult:
     """Build a small model from the layers of a pretrained one; bad input is a ``UserError``, and nothing is left."""
     with resolve(args.ref, args.tokenizer_dir) as resolved:
-        record_search = None
+        search, record_search, repairs = None, None, args.repair is not None
         if args.search is not None and args.n is not None:
             search = load_search(args.search)
             layers = layers_for(search, args.search, args.n, resolved.reference)
+            if repairs:
+                check_repairable(resolved.reference)
             record_search = partial(search_record, search, args.search)
-            args = replace(args, search=None, n=None, layers=layers_text(layers))
+            args = replace(args, search=None, n=None, layers=layers_text(layers), repair=None)
         names = resolved.reference.org, student_config(resolved.reference, args)[0].hf_config["name"]
         # Names may come from a file that others wrote: each has to be that of one folder.
         folders = (re.sub(r"[^\w.+ -]", "_", str(name)[-200:]).strip(". ") or "model" for name in names)
@@ -71,10 +75,12 @@ def slice_model(args: SliceArgs) -> SliceResult:
         if not args.dry_run:
             check_vacant(out_dir)
         if args.init != "random" and not (args.dry_run and resolved.repository):
-            resolved = resolved.open(inherited_names(resolved.reference, args))
+            resolved = resolved.open(None if repairs else inherited_names(resolved.reference, args))
         plan = build_plan(resolved.reference, args)
         check_tokenizer(resolved.reference.folder, plan.config.padded_vocab_size)
         if not args.dry_run:
+            if search and repairs:
+                plan = repaired(plan, resolved.reference, torch.tensor(search.sequences)[:, :-1])
             with explain_full_disk(out_dir), new_folder(out_dir) as staging:
                 _write(resolved, plan, args, staging, record_search)
             logger.info("wrote %s", out_dir)
@@ -120,6 +126,7 @@ def _write(
         "n_layer": plan.config.n_layer,
         "layers": plan.layers,
         "search": record_search(reference.name, files) if record_search else None,
+        "repair": plan.repair,
         "tied": bool(plan.aliases),
         "dtype": plan.dtype,
         "parameters": {"total": plan.parameters(), "non_embedding": plan.parameters(embeddings=False)},
@@ -151,6 +158,8 @@ def write_student(plan: Plan, folder: Path, tokenizer_dir: Path, show_progress: 
             assert tensor.weights, "opened models"
             stored = ((tensor.weights.tensor(piece.name), piece) for piece in tensor.source)
             chunks = (chunk for whole, piece in stored for chunk in read_piece(whole, piece))
+            if tensor.map_CC is not None:
+                chunks = iter([tensor.map_CC.mT @ torch.cat([*chunks]).view(tensor.spec.shape).float()])
         for chunk in (chunk.to(tensor.spec.dtype) for chunk in chunks):
             # One sum is many times faster than a test of every element; it can overflow: a doubt is settled exactly.
             if not chunk.sum().isfinite() and not chunk.isfinite().all():

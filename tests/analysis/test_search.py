@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from inheritune_lit.analysis.args import SearchArgs
 from inheritune_lit.analysis.search import search_layers, unsearched, without_one
 from inheritune_lit.analysis.sequences import draw_sequences
-from inheritune_lit.analysis.stream import LayerStream, group_sizes, layer_runs, score_subsets
 from inheritune_lit.cli import main
 from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.data.packed import PackedDataset
@@ -22,6 +21,7 @@ from inheritune_lit.inherit.load import load_reference
 from inheritune_lit.inherit.reference import resolve
 from inheritune_lit.inherit.searched import Search, load_search
 from inheritune_lit.inherit.slice import slice_model
+from inheritune_lit.inherit.stream import LayerStream, group_sizes, layer_runs, score_subsets
 from inheritune_lit.io.manifest import read_manifest, sha256_file
 from inheritune_lit.model.load import load_model
 
@@ -131,7 +131,7 @@ SUBSETS = [(0, 1, 2, 3, 4), (0, 2, 4), (0, 2), (), (1, 2, 3, 4), (0, 2, 4), (3,)
 @pytest.mark.parametrize("score", ["loss", "kl"])
 def test_subsets_together_have_the_scores_that_each_has_alone(score, make_llama, tokens_BT1, monkeypatch):
     _, folder = make_llama(tie_word_embeddings=True)
-    monkeypatch.setattr("inheritune_lit.analysis.stream.LOGITS", 97 * 5)  # logits of five tokens at a time
+    monkeypatch.setattr("inheritune_lit.inherit.stream.LOGITS", 97 * 5)  # logits of five tokens at a time
     runs: list[int] = []
     scores_SB = scored(folder, SUBSETS, tokens_BT1, kl=score == "kl", counts=runs)
     assert scores_SB.shape == (len(SUBSETS), B) and scores_SB.dtype == torch.float64

@@ -15,7 +15,7 @@ WEIGHTS = (
     "train/optim.py load_state_dict",
     "train/teach.py teach",
     "model/load.py",
-    "analysis/stream.py _load",
+    "inherit/stream.py _load",
 )
 
 
