@@ -92,6 +92,9 @@ class SearchArgs(SequenceArgs):
     score: Literal["loss", "kl"] = "loss"
     """What tells the best layers: "loss" of the next token, or "kl", the divergence from the whole model's
     predictions."""
+    repair: Literal["none", "linear"] | None = None
+    """Score sets of layers as they are, or after a repair of their cuts as by ``slice --repair``, fitted on half of the
+    sequences: nearer to what healing leaves. "linear" where it is possible, when not given."""
     beam: int = 1
     """Sets of layers that each round keeps and removes layers from; 1 is greedy search."""
     num_sequences: int = 16
@@ -104,3 +107,10 @@ class SearchArgs(SequenceArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, "n_min", "beam", least=1)
+        if self.repair == "linear" and self.num_sequences < 2:
+            raise UserError("--repair linear is fitted on half of the sequences; give --num_sequences 2 or more")
+
+    @property
+    def fitted_sequences(self) -> int:
+        """The first sequences, on which repairs are fitted; the others are scored."""
+        return self.num_sequences // 2 if self.repair == "linear" else 0

@@ -40,10 +40,14 @@ def write_page(search: Search, out_dir: Path) -> list[str]:
         signs = {"-": set(kept) - set(found.layers), "+": set(found.layers) - set(kept)}
         removed.append(" ".join(sign + layers_text(sorted(layers)) for sign, layers in signs.items() if layers))
         kept = found.layers
+    scored, repaired = settings["num_sequences"], ""
+    if settings["repair"] == "linear":
+        scored -= scored // 2
+        repaired = f", after a linear repair of the cuts that was fitted on {settings['num_sequences'] // 2} others"
     text = f"""# Layers of {plain(search.model.name)}
 
-Mean {unit} in nats per token ± standard error, without training, on {settings["num_sequences"]} sequences of \
-{settings["seq_length"]} tokens of {plain(search.data)}; the whole model has {whole.score:.3f}.
+Mean {unit} in nats per token ± standard error, without training, on {scored} sequences of \
+{settings["seq_length"]} tokens of {plain(search.data)}{repaired}; the whole model has {whole.score:.3f}.
 
 {table(search)}
 

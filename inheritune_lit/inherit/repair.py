@@ -12,16 +12,21 @@ from torch import Tensor
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.plan import Plan
 from inheritune_lit.inherit.reference import ReferenceModel
-from inheritune_lit.inherit.stream import LayerStream
+from inheritune_lit.inherit.stream import LayerStream, run_with_outputs
 from inheritune_lit.io.progress import Progress
 
 _RIDGE = 0.1  # of the mean square of the MLP's outputs: what pulls the map to the identity
 _SHARE = 0.5  # of the fitted map, the rest is the identity: all of it fits other text worse
 
 
+def is_repairable(reference: ReferenceModel) -> bool:
+    """Whether the MLPs end in weights that write to the residual stream."""
+    return reference.config.mlp_class_name != "LLaMAMoE" and not reference.config.post_mlp_norm
+
+
 def check_repairable(reference: ReferenceModel) -> None:
-    """Refuses models whose MLPs do not end in weights that write to the residual stream."""
-    if reference.config.mlp_class_name == "LLaMAMoE" or reference.config.post_mlp_norm:
+    """Refuses models of which ``is_repairable`` is False."""
+    if not is_repairable(reference):
         what = "puts a norm behind them" if reference.config.post_mlp_norm else "has experts"
         raise UserError(f"--repair linear changes the last weights of MLPs, and {reference.name} {what}; leave it out")
 
@@ -43,15 +48,12 @@ def repaired(plan: Plan, reference: ReferenceModel, tokens_BT: Tensor) -> Plan:
         for layer in range(depth):
             with stream.layer(layer) as (block, run):
                 if layer in following:
-                    kept, caught = layer, list[Tensor]()
-                    with block.mlp.register_forward_hook(lambda _mlp, _input, output, to=caught: to.append(output)):
-                        student_BTC = run(student_BTC)
-                    outputs_BTC = torch.cat(caught)
+                    kept, (student_BTC, outputs_BTC) = layer, run_with_outputs(block, run, student_BTC)
                 reference_BTC = run(reference_BTC)
             progress.update()
             if layer > kept >= 0 and layer + 1 == following[kept]:
                 map_CC = fit_map(outputs_BTC, student_BTC, reference_BTC)
-                student_BTC = student_BTC - outputs_BTC + outputs_BTC @ map_CC
+                student_BTC = with_map(student_BTC, outputs_BTC, map_CC)
                 prefix = f"transformer.h.{layers.index(kept)}.mlp.proj."
                 for name in tensors.keys() & {f"{prefix}weight", f"{prefix}bias"}:
                     words = f"{tensors[name].words}, repaired"
@@ -74,3 +76,15 @@ def fit_map(outputs_BTC: Tensor, states_BTC: Tensor, wanted_BTC: Tensor) -> Tens
     ridge_CC = _RIDGE * gram_CC.diagonal().mean() * identity_CC
     fitted_CC = torch.linalg.solve(gram_CC + ridge_CC, weighted_MC.mT @ ((wanted_MC - rest_MC) * weights_M1) + ridge_CC)
     return (_SHARE * fitted_CC + (1 - _SHARE) * identity_CC).float()
+
+
+def with_map(states_BTC: Tensor, outputs_BTC: Tensor, map_CC: Tensor) -> Tensor:
+    """Returns states (B, T, C) in which an MLP's outputs have gone through a map."""
+    with torch.autocast(states_BTC.device.type, enabled=False):
+        return states_BTC - outputs_BTC + outputs_BTC @ map_CC
+
+
+def mend(fitted: int, states_BTC: Tensor, outputs_BTC: Tensor, wanted_BTC: Tensor) -> Tensor:
+    """Returns the states (B, T, C) after a repair that was fitted on the first sequences, as many as ``fitted``."""
+    map_CC = fit_map(outputs_BTC[:fitted], states_BTC[:fitted], wanted_BTC[:fitted])
+    return with_map(states_BTC, outputs_BTC, map_CC)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.gpt import build_model, embed, head_logits, rope_of_layer
 
 RunBlock = Callable[[Tensor], Tensor]
+Mend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""States (B, T, C) before a cut, the last MLP's outputs in them, and what the whole model gives the next layer ->
+states that are given to it instead."""
 Layers = tuple[int, ...]  # numbers of a model's layers, rising
 LOGITS = 1 << 23  # most logits of a model that are in memory at a time: with more, a CPU's cache is of less use
 _TOKENS = {"cpu": 1 << 10, "cuda": 1 << 14}  # per call of a layer
@@ -112,6 +116,14 @@ class LayerStream:
                 linear.to(self._linear_dtype)
 
 
+def run_with_outputs(block: Block, run: RunBlock, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what a layer makes of its input, and the outputs of its MLP in that, (B, T, C) each."""
+    outputs: list[Tensor] = []
+    with block.mlp.register_forward_hook(lambda _mlp, _input, output: outputs.append(output)):
+        y_BTC = run(x_BTC)
+    return y_BTC, torch.cat(outputs).to(y_BTC.dtype)
+
+
 def layer_runs(subsets: Sequence[Layers]) -> int:
     """Returns how many times ``score_subsets`` runs a layer on all sequences: once for each prefix of any subset."""
     return len({subset[:length] for subset in subsets for length in range(1, len(subset) + 1)})
@@ -130,43 +142,76 @@ def score_subsets(
     subsets: Sequence[Layers],
     whole_BTC: Tensor | None = None,
     budget: int = STREAM_BYTES,
+    mend: Mend | None = None,
+    fitted: int = 0,
 ) -> Tensor:
     """Returns the score of the models that some subsets of the layers make, on each sequence, (subsets, B), fp64, CPU.
 
     ``x_BTC`` is the first layer's input; scores and ``whole_BTC`` are as in ``LayerStream.scores``. Subsets that begin
     alike share their hidden states so far: a trie of prefixes, grown one layer of the model at a time, which is loaded
     once for all. Hidden states that are in memory have ``budget`` bytes: if need be sequences, then subsets are taken
-    in groups, for each of which layers are loaded again.
+    in groups, for each of which layers are loaded again. With ``mend``, which is
+    applied at each cut, all sequences stay together, and the first, as many as ``fitted``, get no scores.
     """
     distinct = sorted(set(subsets))
-    count, rows = group_sizes(len(distinct), x_BTC[0].nbytes, budget)
+    if mend is None:
+        count, rows = group_sizes(len(distinct), x_BTC[0].nbytes, budget)
+    else:  # each prefix has two states
+        count, rows = group_sizes(len(distinct), 2 * x_BTC.nbytes, budget)[0], len(x_BTC)
     found: dict[Layers, list[Tensor]] = {subset: [] for subset in distinct}
     for first in range(0, len(distinct), count):
         some = distinct[first : first + count]
         for start in range(0, len(x_BTC), rows):
             group = slice(start, start + rows)
-            outputs = _run_prefixes(stream, x_BTC[group], some)
+            outputs = _run_prefixes(stream, x_BTC[group], some, mend)
             whole_bTC = whole_BTC[group] if whole_BTC is not None else None
-            scores_Sb = stream.scores([outputs[subset] for subset in some], targets_BT[group], whole_bTC)
+            outputs_SbTC = [outputs[subset][fitted:] for subset in some]
+            scores_Sb = stream.scores(outputs_SbTC, targets_BT[group][fitted:], whole_bTC)
             for subset, scores_b in zip(some, scores_Sb.cpu(), strict=True):
                 found[subset].append(scores_b)
     return torch.stack([torch.cat(found[subset]) for subset in subsets])
 
 
-def _run_prefixes(stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers]) -> dict[Layers, Tensor]:
+def _run_prefixes(
+    stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers], mend: Mend | None
+) -> dict[Layers, Tensor]:
     """Returns the output of each subset's last layer, which are tensors of their own where subsets differ."""
-    # Hidden states of each prefix so far, and the subsets that begin with it.
-    prefixes: list[tuple[Tensor, Sequence[Layers]]] = [(x_bTC, subsets)]
-    for layer in sorted({layer for subset in subsets for layer in subset}):
-        grown: list[tuple[Tensor, Sequence[Layers]]] = []
-        with stream.layer(layer) as (_, run):
+    depth, whole_bTC = stream.config.n_layer, x_bTC
+
+    def given_to(layer: int, prefix: _Prefix) -> Tensor:
+        if mend is None or prefix.outputs_bTC is None or prefix.last == layer - 1:
+            return prefix.states_bTC
+        return mend(prefix.states_bTC, prefix.outputs_bTC, whole_bTC)
+
+    prefixes = [_Prefix(x_bTC, None, -1, subsets)]
+    for layer in range(depth) if mend else sorted({layer for subset in subsets for layer in subset}):
+        grown: list[_Prefix] = []
+        with stream.layer(layer) as (block, run):
             while prefixes:
-                x_bTC, members = prefixes.pop()
-                with_layer = [subset for subset in members if layer in subset]
-                if without := [subset for subset in members if layer not in subset]:
-                    grown.append((x_bTC, without))
+                prefix = prefixes.pop()
+                with_layer = [subset for subset in prefix.members if layer in subset]
+                if without := [subset for subset in prefix.members if layer not in subset]:
+                    grown.append(replace(prefix, members=without))
                 if with_layer:
-                    grown.append((run(x_bTC), with_layer))
+                    given_bTC = given_to(layer, prefix)
+                    states_bTC, outputs_bTC = (
+                        run_with_outputs(block, run, given_bTC) if mend else (run(given_bTC), None)
+                    )
+                    grown.append(_Prefix(states_bTC, outputs_bTC, layer, with_layer))
                     stream.report(len(x_bTC))
+                del prefix
+            if mend:
+                whole_bTC = run(whole_bTC)
+                stream.report(len(x_bTC))
         prefixes = grown
-    return {subset: x_bTC for x_bTC, members in prefixes for subset in members}
+    return {subset: given_to(depth, prefix) for prefix in prefixes for subset in prefix.members}
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The first layers of some subsets: hidden states behind the last of them, and its MLP's outputs for a mend."""
+
+    states_bTC: Tensor
+    outputs_bTC: Tensor | None
+    last: int
+    members: Sequence[Layers]

@@ -37,7 +37,7 @@ def tokens_BT1(monkeypatch) -> torch.Tensor:
 
 
 def search(ref: Path, out_dir: Path, **options) -> Search:
-    options = {"num_sequences": B, "seq_length": T} | options
+    options = {"num_sequences": B, "seq_length": T, "repair": "none"} | options
     found = search_layers(SearchArgs(ref, "text", out_dir, **options)).search
     assert found is not None
     return found

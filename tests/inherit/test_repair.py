@@ -1,12 +1,15 @@
 """Repaired slices against least squares over transformers' own hidden states, and what cannot be repaired."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from families import save
+from torch.nn import functional as F
 
 from inheritune_lit.analysis.args import SearchArgs
 from inheritune_lit.analysis.search import search_layers
@@ -33,7 +36,7 @@ def tokens_BT1(monkeypatch) -> torch.Tensor:
 
 def searched(folder: Path, out_dir: Path, layers: list[int] | None = LAYERS) -> Path:
     """A finished search; with layers, those of one that came to them."""
-    search_layers(SearchArgs(str(folder), "text", out_dir, n_min=3, num_sequences=B, seq_length=T))
+    search_layers(SearchArgs(str(folder), "text", out_dir, n_min=3, num_sequences=B, seq_length=T, repair="none"))
     if layers:
         content = json.loads((out_dir / "search.json").read_text())
         content["found"]["3"]["layers"] = layers
@@ -41,66 +44,55 @@ def searched(folder: Path, out_dir: Path, layers: list[int] | None = LAYERS) -> 
     return out_dir
 
 
-def brute_force(model, blocks, down, tokens_BT) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight (out, in) and bias of the last projection of each kept MLP, one model after the other, in fp64."""
-    model = model.double()
-    whole, widths = list(blocks(model)), model.config.hidden_size
+FAMILIES = {  # where transformers has the layers, and the last projection of a layer's MLP
+    "llama": ("model", "layers", lambda layer: layer.mlp.down_proj),
+    "gpt2": ("transformer", "h", lambda layer: layer.mlp.c_proj),
+    "neox": ("gpt_neox", "layers", lambda layer: layer.mlp.dense_4h_to_h),
+}
 
-    def run(layers: list[torch.nn.Module]) -> list[torch.Tensor]:
+
+@torch.no_grad()
+def repaired_by_hand(family: str, model, layers: list[int], tokens_BT: torch.Tensor):
+    """A copy of the model in fp64 with some layers, repaired on the tokens, one run of the whole for each step."""
+    inner, name, down = FAMILIES[family]
+    model = copy.deepcopy(model).double()
+    whole, width = list(getattr(getattr(model, inner), name)), model.config.hidden_size
+
+    def run(some: list[torch.nn.Module]) -> list[torch.Tensor]:
         """What goes into each of these layers, and what the last gives."""
         seen = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-            )
-            for layer in layers
-        ]
-        hooks.append(
-            layers[-1].register_forward_hook(
-                lambda _, args, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
-            )
-        )
-        container = model.model if hasattr(model, "model") else getattr(model, "gpt_neox", None) or model.transformer
-        name = "h" if hasattr(container, "h") else "layers"
-        setattr(container, name, torch.nn.ModuleList(layers))
+
+        def see_input(_layer, args, kwargs):
+            seen.append(args[0] if args else kwargs["hidden_states"])
+
+        hooks = [layer.register_forward_pre_hook(see_input, with_kwargs=True) for layer in some]
+        last = some[-1].register_forward_hook(lambda _, args, out: seen.append(out[0] if type(out) is tuple else out))
+        setattr(getattr(model, inner), name, torch.nn.ModuleList(some))
         model(input_ids=tokens_BT, use_cache=False)
-        for hook in hooks:
+        for hook in (*hooks, last):
             hook.remove()
-        return seen
+        return [states_BTC.reshape(-1, width) for states_BTC in seen]
 
-    with torch.no_grad():
-        reference = run(whole)
-        for place, layer in enumerate(LAYERS):
-            after = [*LAYERS, DEPTH][place + 1]
-            if after == layer + 1:
-                continue
-            wrote = []
-            hook = down(whole[layer]).register_forward_hook(lambda _, args, out, to=wrote: to.append(out))
-            states = run([whole[each] for each in LAYERS])[place + 1].reshape(-1, widths)
-            hook.remove()
-            (outputs,), wanted = wrote, reference[after].reshape(-1, widths)
-            outputs = outputs.reshape(-1, widths)
-            scale = 1 / wanted.norm(dim=1, keepdim=True)
-            rows, aims = outputs * scale, (wanted - (states - outputs)) * scale
-            pull = (0.1 * (rows**2).sum() / widths).sqrt() * torch.eye(widths).double()  # ridge as more rows
-            fitted = torch.linalg.lstsq(torch.cat([rows, pull]), torch.cat([aims, pull])).solution
-            half = (fitted + torch.eye(widths)) / 2
-            linear = down(whole[layer])
-            if isinstance(linear, torch.nn.Linear):
-                linear.weight.copy_((linear.weight.T @ half).T)
-            else:  # GPT-2's is (in, out)
-                linear.weight.copy_(linear.weight @ half)
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias @ half)
-    run([whole[each] for each in LAYERS])
-    return [(down(whole[each]).weight, down(whole[each]).bias) for each in LAYERS]
-
-
-FAMILIES = {
-    "llama": (lambda model: model.model.layers, lambda layer: layer.mlp.down_proj),
-    "gpt2": (lambda model: model.transformer.h, lambda layer: layer.mlp.c_proj),
-    "neox": (lambda model: model.gpt_neox.layers, lambda layer: layer.mlp.dense_4h_to_h),
-}
+    reference, kept = run(whole), [whole[layer] for layer in layers]
+    for place, layer in enumerate(layers):
+        after = [*layers, len(whole)][place + 1]
+        if after == layer + 1:
+            continue
+        wrote, linear = [], down(whole[layer])
+        hook = linear.register_forward_hook(lambda _, args, out, to=wrote: to.append(out.reshape(-1, width)))
+        states = run(kept)[place + 1]
+        hook.remove()
+        (outputs,), wanted = wrote, reference[after]
+        scale = 1 / wanted.norm(dim=1, keepdim=True)
+        rows, aims = outputs * scale, (wanted - (states - outputs)) * scale
+        pull = (0.1 * (rows**2).sum() / width).sqrt() * torch.eye(width).double()  # the ridge as more rows
+        fitted = torch.linalg.lstsq(torch.cat([rows, pull]), torch.cat([aims, pull])).solution
+        half = (fitted + torch.eye(width)) / 2
+        linear.weight.copy_(linear.weight @ half if family == "gpt2" else (linear.weight.T @ half).T)
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias @ half)
+    run(kept)
+    return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,18 +106,18 @@ def test_maps_are_least_squares_over_the_states_of_transformers(family, request,
     out = tmp_path / "student"
     slice_model(SliceArgs(str(folder), search=search, n=3, repair="linear", out_dir=out))
     assert loaded == list(range(DEPTH))
-    blocks, down = FAMILIES[family]
-    expected = brute_force(model, blocks, down, tokens_BT1[:, :-1])
-    student, plain = load_model(out), torch.load(plain_of(folder, tmp_path) / "lit_model.pth", weights_only=True)
-    for name, tensor in student.state_dict().items():
-        _, _, place, *rest = name.split(".") if name.startswith("transformer.h.") else (0, 0, -1, 0)
-        if ".".join(map(str, rest)).startswith("mlp.proj") and int(place) in (1, 2):
-            weight, bias = expected[int(place)]
-            wanted = bias if name.endswith("bias") else weight.T if family == "gpt2" else weight
+    by_hand = repaired_by_hand(family, model, LAYERS, tokens_BT1[:, :-1])
+    inner, name, down = FAMILIES[family]
+    expected = [down(layer) for layer in getattr(getattr(by_hand, inner), name)]
+    slice_model(SliceArgs(str(folder), layers="1,2,4", out_dir=tmp_path / "plain"))
+    student, plain = load_model(out), torch.load(tmp_path / "plain" / "lit_model.pth", weights_only=True)
+    for key, tensor in student.state_dict().items():
+        changed = re.fullmatch(r"transformer\.h\.([12])\.mlp\.proj\.(weight|bias)", key)
+        if changed:
+            wanted = getattr(expected[int(changed[1])], changed[2])
+            wanted = wanted.T if family == "gpt2" and wanted.ndim == 2 else wanted
             torch.testing.assert_close(tensor.double(), wanted, rtol=1e-3, atol=1e-4)
-            assert not torch.equal(tensor, plain[name])
-        else:
-            assert torch.equal(tensor, plain[name]), name
+        assert torch.equal(tensor, plain[key]) != bool(changed), key
     manifest = read_manifest(out)
     assert manifest["repair"] == "linear" and manifest["search"]["folder"] == str(search)
     changed = {name for name, words in manifest["tensors"].items() if words.endswith("repaired")}
@@ -134,14 +126,34 @@ def test_maps_are_least_squares_over_the_states_of_transformers(family, request,
     export(ExportArgs(out, tmp_path / "hf"))
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager").double()
     with torch.no_grad():
-        logits, by_hand = (each(input_ids=tokens_BT1, use_cache=False).logits for each in (exported, model))
-    torch.testing.assert_close(logits, by_hand, rtol=1e-3, atol=1e-3)
+        logits, wanted = (each(input_ids=tokens_BT1, use_cache=False).logits for each in (exported, by_hand))
+    torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
 
 
-def plain_of(folder: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "plain"
-    slice_model(SliceArgs(str(folder), layers="1,2,4", out_dir=out))
-    return out
+@pytest.mark.parametrize("family", ["llama", "neox"])
+def test_a_search_scores_repaired_sets_as_they_are_on_the_other_sequences(family, request, tokens_BT1, tmp_path):
+    model, folder = request.getfixturevalue(f"make_{family}")(num_hidden_layers=DEPTH)
+    sizes = {"num_sequences": B, "seq_length": T, "precision": "32-true"}
+    found = search_layers(SearchArgs(str(folder), "text", tmp_path / "out", n_min=2, **sizes)).search
+    fitted, scored = tokens_BT1[: B // 2, :-1], tokens_BT1[B // 2 :]
+
+    def loss(layers: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            repaired = repaired_by_hand(family, model, layers, fitted)
+            logits = repaired(input_ids=scored[:, :-1], use_cache=False).logits.float()
+        return F.cross_entropy(logits.transpose(1, 2), scored[:, 1:], reduction="none").mean(dim=1)
+
+    kept = list(range(DEPTH))
+    assert found.whole.score == pytest.approx(loss(kept).mean().item(), rel=1e-5)
+    while len(kept) > 2:
+        kept = min(([each for each in kept if each != gone] for gone in kept), key=lambda each: loss(each).mean())
+        step = found.found[str(len(kept))]
+        assert step.layers == kept and step.score == pytest.approx(loss(kept).mean().item(), rel=1e-4)
+        assert step.stderr == pytest.approx(loss(kept).std().item() / 2**0.5, rel=1e-3)
+        for by_n in found.compared.values():
+            other = by_n[str(len(kept))]
+            assert other.score == pytest.approx(loss(other.layers).mean().item(), rel=1e-4)
+    assert found.settings["repair"] == "linear"
 
 
 def test_a_map_that_is_not_needed_is_the_identity_and_one_that_is_makes_up_for_half():
