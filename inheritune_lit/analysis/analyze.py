@@ -13,9 +13,9 @@ from inheritune_lit.analysis.args import AnalyzeArgs
 from inheritune_lit.analysis.page import sentence, write_report
 from inheritune_lit.analysis.result import RESULT, Analysis, AnalyzedModel, ByHead, ByLayer, MeanLoss, load_analysis
 from inheritune_lit.analysis.sequences import check_context, draw_sequences
-from inheritune_lit.inherit.stream import Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.checkpoint.tensors import count_parameters
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
+from inheritune_lit.inherit.stream import Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder, own_folder
 from inheritune_lit.io.manifest import OLD_VALUE, check_settings, write_manifest
 from inheritune_lit.io.progress import Progress

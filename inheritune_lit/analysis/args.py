@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from inheritune_lit.errors import UserError
 from inheritune_lit.io.arguments import CommandArgs, check_numbers
 
 _RECORDED = "num_sequences seq_length tau protocol seed maps map_layers map_heads drop_sequences"
@@ -108,7 +109,8 @@ class SearchArgs(SequenceArgs):
         super().__post_init__()
         check_numbers(self, "n_min", "beam", least=1)
         if self.repair == "linear" and self.num_sequences < 2:
-            raise UserError("--repair linear is fitted on half of the sequences; give --num_sequences 2 or more")
+            problem = f"--num_sequences {self.num_sequences}: a repair is fitted on half of the sequences"
+            raise UserError(f"{problem}; give 2 or more, or --repair none")
 
     @property
     def fitted_sequences(self) -> int:

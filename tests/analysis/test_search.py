@@ -244,7 +244,7 @@ def world(tmp_path_factory, tokenizer_dir) -> Path:
 
 
 def asked(world: Path, out: str, more: str = "", ref: str = "model") -> str:
-    size = "--num_sequences 4 --seq_length 16"
+    size = "--num_sequences 4 --seq_length 16 --repair none"
     return f"search {world / ref} --data {world / 'data'} --out_dir {world / out} {size} {more}"
 
 
@@ -296,7 +296,12 @@ def test_what_is_written_and_printed(world, capsys):
     assert manifest["reference"]["files"] == {"lit_model.pth": sha256_file(world / "model" / "lit_model.pth")}
     assert main(asked(world, "none", "--dry_run").split()) == 0
     # Prefixes of the whole model 4, of the rounds' subsets 9, 5 and 2, of those that are compared 7, 6 and 2.
-    assert "in 35 layer runs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "by loss in 32-true" in printed and "in 35 layer runs" in printed
+    # After repair the whole model runs beside the others in each of three rounds; it is what is done when not asked.
+    assert main(asked(world, "none", "--dry_run").replace("--repair none", "").split()) == 0
+    printed = capsys.readouterr().out
+    assert "by loss after repair" in printed and "in 47 layer runs" in printed
     assert not (world / "none").exists()
 
 
@@ -313,6 +318,7 @@ def test_bad_input_of_a_search(world, tmp_path, capsys):
         "--n_min 0": "--n_min is 0; give 1 or more",
         "--beam 0": "--beam is 0; give 1 or more",
         "--seq_length 64": "--seq_length 64 is more than the context of tiny, 32 tokens",
+        "--num_sequences 1 --repair linear": "a repair is fitted on half of the sequences; give 2 or more",
         "--num_sequences 100000": "--num_sequences asks for 100000",
     }
     for more, told in cases.items():

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from inheritune_lit.checkpoint.args import ExportArgs
 from inheritune_lit.checkpoint.export import export
 from inheritune_lit.cli import main
 from inheritune_lit.inherit.args import SliceArgs
-from inheritune_lit.inherit.repair import fit_map
+from inheritune_lit.inherit.reference import resolve
+from inheritune_lit.inherit.repair import fit_map, mend
 from inheritune_lit.inherit.slice import slice_model
-from inheritune_lit.inherit.stream import LayerStream
+from inheritune_lit.inherit.stream import LayerStream, score_subsets
 from inheritune_lit.io.manifest import read_manifest
 from inheritune_lit.model.load import load_model
 
@@ -156,6 +158,20 @@ def test_a_search_scores_repaired_sets_as_they_are_on_the_other_sequences(family
     assert found.settings["repair"] == "linear"
 
 
+def test_groups_of_sets_do_not_change_repaired_scores(make_llama, tokens_BT1):
+    _, folder = make_llama(num_hidden_layers=DEPTH)
+    subsets = [(0, 2, 4), (0, 2, 3, 5), (1, 5), (0, 1, 2, 3, 4, 5), (3,)]
+    with resolve(str(folder)) as resolved, torch.no_grad():
+        stream = LayerStream(resolved.open().reference, T, torch.device("cpu"))
+        x_BTC = stream.embed(tokens_BT1[:, :-1])
+        together_SB, groups_SB = (
+            score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets, budget=budget, mend=partial(mend, 1), fitted=1)
+            for budget in (1 << 30, 6 * x_BTC.nbytes)
+        )
+    assert together_SB.shape == (len(subsets), B - 1)
+    torch.testing.assert_close(groups_SB, together_SB, rtol=1e-6, atol=1e-6)
+
+
 def test_a_map_that_is_not_needed_is_the_identity_and_one_that_is_makes_up_for_half():
     random = torch.Generator().manual_seed(0)
     outputs, rest = (torch.randn(8, 64, 16, generator=random) for _ in range(2))
@@ -204,3 +220,9 @@ def test_mlps_that_do_not_end_in_weights_of_their_own_are_refused(case, why, tok
     words = ["--search", str(search), "--n", "3", "--repair", "linear", "--out_dir", str(tmp_path / "out")]
     assert main(["slice", str(tmp_path / "ref"), *words]) == 2
     assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+    words = ["--data", "text", "--out_dir", str(tmp_path / "other"), "--seq_length", str(T), "--num_sequences", str(B)]
+    assert main(["search", str(tmp_path / "ref"), "--repair", "linear", *words]) == 2
+    assert why in capsys.readouterr().err and not (tmp_path / "other").exists()
+    # Not asked for, it is left out.
+    assert main(["search", str(tmp_path / "ref"), "--dry_run", *words]) == 0
+    assert "by loss in" in capsys.readouterr().out
