@@ -57,6 +57,8 @@ class TrainArgs:
     """Steps between saves; null saves only when stopped by a signal, and at the end until final/ is written"""
     keep_last: int = 0
     """Newest saves to keep as checkpoints, step-00001000/ and so on; weights only"""
+    average_last: int = 0
+    """Write the mean of the last so many saves, the final weights among them, as averaged/ at the end"""
     keep_best: bool = False
     """Keep the weights with the lowest held-out loss as best/"""
     async_save: bool = False
@@ -66,6 +68,10 @@ class TrainArgs:
         check_numbers(self, "global_batch_size", "micro_batch_size", "log_interval", "save_interval", group="train.")
         check_numbers(self, "max_norm", "max_time", "max_loss_jump", group="train.")
         check_numbers(self, "lr_warmup_steps", "lr_decay_steps", "keep_last", "z_loss", group="train.", least=0)
+        check_numbers(self, "average_last", group="train.", least=0)
+        if self.average_last > self.keep_last + 1:
+            few = f"--train.keep_last {self.keep_last} keeps fewer"
+            raise UserError(f"--train.average_last {self.average_last}: {few}; give {self.average_last - 1}")
         if (self.schedule == "wsd") != (self.lr_decay_steps > 0):
             raise UserError(
                 f"--train.schedule {self.schedule} with --train.lr_decay_steps {self.lr_decay_steps}: the wsd schedule "

@@ -155,7 +155,7 @@ class StepMemory:
 
     def kept_on_disk(self, train: TrainArgs) -> tuple[int, int]:
         """Bytes of the state to continue from (two of it, while one replaces the other) and of the checkpoints."""
-        checkpoints = 1 + train.keep_last + 2 * train.keep_best
+        checkpoints = 1 + train.keep_last + 2 * train.keep_best + (train.average_last > 1)
         return 2 * self.state, checkpoints * self.checkpoint
 
     def __str__(self) -> str:

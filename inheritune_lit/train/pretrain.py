@@ -24,7 +24,7 @@ from inheritune_lit.train.loop import Trainer
 from inheritune_lit.train.metrics import MetricsLog
 from inheritune_lit.train.plan import ResourceEstimate, block_size_of, plan_run
 from inheritune_lit.train.run_folder import RunResult
-from inheritune_lit.train.saving import Saver, drop_state, is_whole
+from inheritune_lit.train.saving import AVERAGED, Saver, drop_state, is_whole
 from inheritune_lit.train.trainable import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -175,6 +175,10 @@ class _Run:
                 return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
             held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
             record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
+            if args.train.average_last > 1:
+                earlier = saver.kept(trainer.step)[1 - args.train.average_last :]
+                averaged = [path.name for path in earlier] + [FINAL]
+                saver.save_weights(AVERAGED, {"averaged": averaged, "run": record["run"]}, earlier)
             saver.save_weights(FINAL, record)
             if is_first:
                 drop_state(out_dir)

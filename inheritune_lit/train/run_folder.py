@@ -123,7 +123,7 @@ def read_final(folder: Path) -> dict[str, Any] | None:
 
 # These say how often to look, what to keep and how to share the work, not what to compute: they may change when a run
 # is continued.
-_FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "keep_best", "async_save"}
+_FREE_SETTINGS = {"log_interval", "save_interval", "max_time", "keep_last", "average_last", "keep_best", "async_save"}
 _FREE_SETTINGS |= {"bad_step", "max_loss_jump", "micro_batch_size"}
 _DATA_SETTINGS = [each.name for each in fields(DataSettings)]
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -33,7 +33,7 @@ from inheritune_lit.model.load import load_state
 from inheritune_lit.train.args import PretrainArgs
 from inheritune_lit.train.setup import TrainState
 
-STATE, SHARDED_STATE, BEST = "state.pth", "state", "best"
+STATE, SHARDED_STATE, BEST, AVERAGED = "state.pth", "state", "best", "averaged"
 _COUNTERS = "counters.pth"
 
 
@@ -199,15 +199,20 @@ class Saver:
     def _prune(self) -> None:
         """Remove kept checkpoints that newer ones replace."""
         if self.keep_last and self.is_first:
-            for old in sorted(self.run_dir.glob("step-" + "[0-9]" * 8))[: -self.keep_last]:
+            for old in self.kept()[: -self.keep_last]:
                 remove(old)
 
-    def save_weights(self, name: str, record: dict[str, Any]) -> None:
+    def kept(self, before: int = 10**8) -> list[Path]:
+        """Kept checkpoints of steps before one, the newest last."""
+        found = sorted(self.run_dir.glob("step-" + "[0-9]" * 8))
+        return [path for path in found if path.name < f"step-{before:08}"]
+
+    def save_weights(self, name: str, record: dict[str, Any], earlier: Sequence[Path] = ()) -> None:
         """Write the weights as a litgpt checkpoint in the run folder, tensor by tensor from wherever they are.
 
-        What is frozen is the initial checkpoint's: the model may hold it rounded. Tensors that share their storage do
-        so in the file. The initial checkpoint's configuration and tokenizer are copied; its manifest is the ``parent``
-        beside the ``record``.
+        With ``earlier`` checkpoints of the run it is the mean of theirs and these, taken in fp32. What is frozen is the
+        initial checkpoint's: the model may hold it rounded. Tensors that share their storage do so in the file. The
+        initial checkpoint's configuration and tokenizer are copied; its manifest is the ``parent`` beside the ``record``.
         """
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
         state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.state.weights()
@@ -220,10 +225,13 @@ class Saver:
             aliases = {key: original for key, original in originals.items() if key != original}
             specs = {key: TensorSpec(tuple(state[key].shape), dtype) for key in first.values()}
             folder = self.run_dir / name
+            states = [state, *map(load_state, earlier)]
 
             def chunks(key: str) -> Iterator[torch.Tensor]:
-                flat = state[key].detach().contiguous().view(-1)
-                return (part.to("cpu", dtype) for part in flat.split(CHUNK_BYTES // flat.element_size()))
+                flat = (each[key].detach().contiguous().view(-1) for each in states)
+                for same in zip(*(each.split(CHUNK_BYTES // dtype.itemsize) for each in flat), strict=True):
+                    parts = [part.to("cpu") for part in same]
+                    yield (torch.stack(parts).float().mean(dim=0) if earlier else parts[0]).to(dtype)
 
             with writing("the checkpoint", folder), new_folder(folder, replace=True) as staging:
                 write_torch_checkpoint(staging / WEIGHTS, specs, aliases, chunks)

@@ -41,6 +41,29 @@ def test_the_newest_and_the_best_are_kept(checkpoint, packed, tmp_path):
     assert main(pretrain_command(run / "step-00000040", packed, tmp_path / "again", train__max_steps=10)) == 0
 
 
+def test_the_mean_of_the_last_saves(checkpoint, packed, tmp_path, capsys):
+    run = tmp_path / "run"
+    changes = {"train__max_steps": 8, "train__save_interval": 2, "train__keep_last": 2, "train__average_last": 3}
+    command = pretrain_command(checkpoint, packed, run, **changes)
+    assert main([*command, "--train.max_time", "0.01"]) == 0 and not (run / "averaged").exists()  # stopped somewhere
+    assert main(command) == 0
+    names = ["step-00000004", "step-00000006", "final"]
+    kept = [torch.load(run / name / "lit_model.pth", weights_only=True) for name in names]
+    averaged = torch.load(run / "averaged" / "lit_model.pth", weights_only=True)
+    assert averaged.keys() == kept[0].keys() and is_tied(load_state(run / "averaged")) == is_tied(
+        load_state(checkpoint)
+    )
+    for name, tensor in averaged.items():
+        assert not torch.equal(kept[0][name], kept[2][name])
+        torch.testing.assert_close(tensor.double(), sum(each[name].double() for each in kept) / 3, rtol=1e-6, atol=1e-8)
+    manifest = read_manifest(run / "averaged")
+    assert manifest["averaged"] == names and manifest["kind"] == "checkpoint"
+    validate(load_model(run / "averaged"), PackedDataset(packed, "val", 16), batch_size=8)
+    capsys.readouterr()
+    assert main(pretrain_command(checkpoint, packed, tmp_path / "few", train__average_last=3, train__keep_last=1)) == 2
+    assert "--train.average_last 3: --train.keep_last 1 keeps fewer; give 2" in capsys.readouterr().err
+
+
 def test_saving_in_the_background_changes_nothing(checkpoint, packed, tmp_path):
     for run, background in (("now", "false"), ("later", "true")):
         command = pretrain_command(
