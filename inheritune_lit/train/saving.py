@@ -212,7 +212,7 @@ class Saver:
 
         With ``earlier`` checkpoints of the run it is the mean of theirs and these, taken in fp32. What is frozen is the
         initial checkpoint's: the model may hold it rounded. Tensors that share their storage do so in the file. The
-        initial checkpoint's configuration and tokenizer are copied; its manifest is the ``parent`` beside the ``record``.
+        initial checkpoint's configuration and tokenizer are copied, its manifest is the ``parent`` in the ``record``.
         """
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank
         state: dict[str, Any] = get_model_state_dict(self.gpt, options=whole) if self.sharded else self.state.weights()
