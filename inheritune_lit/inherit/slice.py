@@ -21,7 +21,6 @@ from inheritune_lit.checkpoint.tensors import CHUNK_BYTES, TensorSpec, read_piec
 from inheritune_lit.inherit.args import SliceArgs, layers_text
 from inheritune_lit.inherit.plan import FreshValues, Plan, build_plan, inherited_names, student_config
 from inheritune_lit.inherit.reference import ReferenceModel, ResolvedReference, resolve
-from inheritune_lit.inherit.repair import check_repairable, repaired
 from inheritune_lit.inherit.searched import layers_for, load_search, search_record
 from inheritune_lit.io.folders import check_vacant, explain_full_disk, new_folder
 from inheritune_lit.io.manifest import read_manifest, write_manifest
@@ -65,6 +64,8 @@ def slice_model(args: SliceArgs) -> SliceResult:
             search = load_search(args.search)
             layers = layers_for(search, args.search, args.n, resolved.reference)
             if repairs:
+                from inheritune_lit.inherit.repair import check_repairable, repaired  # which needs litgpt
+
                 check_repairable(resolved.reference)
             record_search = partial(search_record, search, args.search)
             args = replace(args, search=None, n=None, layers=layers_text(layers), repair=None)

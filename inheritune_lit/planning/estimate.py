@@ -17,7 +17,9 @@ from inheritune_lit.io.arguments import Precision
 from inheritune_lit.references import REFERENCES, find_reference
 
 _RECOMPUTING = 4 / 3  # activation checkpointing repeats the forward pass, a third of a step
-_SLICING = re.compile(r"inheritune slice +(?:--ref +)?(\S+) +(?:--search +\S+ +)?--n +(\d{1,9}) +--out_dir +(\S+)")
+_SLICING = re.compile(
+    r"inheritune slice +(?:--ref +)?(\S+) +(?:--search +\S+ +)?--n +(\d{1,9}) +(?:--repair +\S+ +)?--out_dir +(\S+)"
+)
 CPU = "cpu"  # name of this machine's CPU among the GPUs
 
 
