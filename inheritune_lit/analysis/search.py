@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from inheritune_lit.data.manifest import content_sha256
 from inheritune_lit.errors import UserError
 from inheritune_lit.inherit.args import spread_layers
 from inheritune_lit.inherit.reference import ReferenceModel, resolve
-from inheritune_lit.inherit.repair import check_repairable, is_repairable, mend
+from inheritune_lit.inherit.repair import check_repairable, is_repairable, repair_states
 from inheritune_lit.inherit.searched import SEARCH, ScoredLayers, Search, SearchedModel, load_search
 from inheritune_lit.inherit.stream import LOGITS, STREAM_BYTES, Layers, LayerStream, layer_runs, score_subsets
 from inheritune_lit.io.folders import explain_full_disk, own_folder
@@ -132,7 +131,7 @@ def search_layers(args: SearchArgs) -> SearchResult:
             if not state.finished:
                 logger.info("%s", cost)
                 state = _search(resolved.reference, args, state, tokens_BT1, cost)
-            files = write_page(state, args.out_dir)
+            files = write_page(state, args.out_dir, args.fitted_sequences)
     return SearchResult(args.out_dir, state, cost, (SEARCH, *files))
 
 
@@ -146,8 +145,7 @@ def _settled(args: SearchArgs, reference: ReferenceModel) -> SearchArgs:
 
 
 def _data_sha256(data: Path, tokens_BT1: Tensor) -> str:
-    manifest = read_manifest(data) if data.is_dir() else None
-    if manifest is not None and manifest.get("kind") == "packed_data":
+    if read_manifest(data, "packed_data"):
         return content_sha256(data)
     return hashlib.sha256(tokens_BT1.numpy().tobytes()).hexdigest()
 
@@ -156,7 +154,7 @@ def _data_sha256(data: Path, tokens_BT1: Tensor) -> str:
 def _search(reference: ReferenceModel, args: SearchArgs, state: Search, tokens_BT1: Tensor, cost: SearchCost) -> Search:
     """Returns the finished search, continued from a state; that after each round is written."""
     depth, B, fitted = reference.config.n_layer, len(tokens_BT1), args.fitted_sequences
-    repair = partial(mend, fitted) if fitted else None
+    repair = repair_states if fitted else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if state.settings["precision"] == "bf16-mixed" else torch.float32
     with (
@@ -181,7 +179,7 @@ def _search(reference: ReferenceModel, args: SearchArgs, state: Search, tokens_B
             n, done = state.lowest - 1, progress.done
             subsets, others = without_one([tuple(layers) for layers in state.beam]), unsearched(depth, n, influence)
             every = [*subsets, *others.values()]
-            scores_SB = score_subsets(stream, x_BTC, targets_BT, every, whole_BTC, mend=repair, fitted=fitted)
+            scores_SB = score_subsets(stream, x_BTC, targets_BT, every, whole_BTC, repair=repair, fitted=fitted)
             scored = [_scored(*each) for each in zip(every, scores_SB, strict=True)]
             compared = dict(zip(others, scored[len(subsets) :], strict=True))
             # What overflowed is worst; of equal ones the first.

@@ -21,8 +21,8 @@ def table(search: Search) -> str:
     return markdown_table(["n", *ways, "layers of the search"], rows, left=[len(ways) + 1])
 
 
-def write_page(search: Search, out_dir: Path) -> list[str]:
-    """Writes the page and the figure of a search, and returns their names."""
+def write_page(search: Search, out_dir: Path, fitted: int) -> list[str]:
+    """Writes the page and the figure of a search, which fitted repairs on so many sequences; returns their names."""
     settings, whole = search.settings, search.whole
     unit = {"loss": "loss", "kl": "KL from the whole model"}[settings["score"]]
     figure, [axes] = new_figure(size=(7, 4.6))
@@ -40,10 +40,8 @@ def write_page(search: Search, out_dir: Path) -> list[str]:
         signs = {"-": set(kept) - set(found.layers), "+": set(found.layers) - set(kept)}
         removed.append(" ".join(sign + layers_text(sorted(layers)) for sign, layers in signs.items() if layers))
         kept = found.layers
-    scored, repaired = settings["num_sequences"], ""
-    if settings["repair"] == "linear":
-        scored -= scored // 2
-        repaired = f", after a linear repair of the cuts that was fitted on {settings['num_sequences'] // 2} others"
+    scored = settings["num_sequences"] - fitted
+    repaired = f", after a linear repair of the cuts that was fitted on {fitted} others" if fitted else ""
     text = f"""# Layers of {plain(search.model.name)}
 
 Mean {unit} in nats per token ± standard error, without training, on {scored} sequences of \

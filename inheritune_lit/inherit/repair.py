@@ -84,7 +84,7 @@ def with_map(states_BTC: Tensor, outputs_BTC: Tensor, map_CC: Tensor) -> Tensor:
         return states_BTC - outputs_BTC + outputs_BTC @ map_CC
 
 
-def mend(fitted: int, states_BTC: Tensor, outputs_BTC: Tensor, wanted_BTC: Tensor) -> Tensor:
+def repair_states(fitted: int, states_BTC: Tensor, outputs_BTC: Tensor, wanted_BTC: Tensor) -> Tensor:
     """Returns the states (B, T, C) after a repair that was fitted on the first sequences, as many as ``fitted``."""
     map_CC = fit_map(outputs_BTC[:fitted], states_BTC[:fitted], wanted_BTC[:fitted])
     return with_map(states_BTC, outputs_BTC, map_CC)

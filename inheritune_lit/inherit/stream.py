@@ -15,9 +15,9 @@ from inheritune_lit.inherit.reference import ReferenceModel
 from inheritune_lit.model.gpt import build_model, embed, head_logits, rope_of_layer
 
 RunBlock = Callable[[Tensor], Tensor]
-Mend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""States (B, T, C) before a cut, the last MLP's outputs in them, and what the whole model gives the next layer ->
-states that are given to it instead."""
+Repair = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""How many sequences, the first, to fit on, states (B, T, C) before a cut, the last MLP's outputs in them, and what the
+whole model gives the next layer -> states that are given to it instead."""
 Layers = tuple[int, ...]  # numbers of a model's layers, rising
 LOGITS = 1 << 23  # most logits of a model that are in memory at a time: with more, a CPU's cache is of less use
 _TOKENS = {"cpu": 1 << 10, "cuda": 1 << 14}  # per call of a layer
@@ -142,7 +142,7 @@ def score_subsets(
     subsets: Sequence[Layers],
     whole_BTC: Tensor | None = None,
     budget: int = STREAM_BYTES,
-    mend: Mend | None = None,
+    repair: Repair | None = None,
     fitted: int = 0,
 ) -> Tensor:
     """Returns the score of the models that some subsets of the layers make, on each sequence, (subsets, B), fp64, CPU.
@@ -150,11 +150,11 @@ def score_subsets(
     ``x_BTC`` is the first layer's input; scores and ``whole_BTC`` are as in ``LayerStream.scores``. Subsets that begin
     alike share their hidden states so far: a trie of prefixes, grown one layer of the model at a time, which is loaded
     once for all. Hidden states that are in memory have ``budget`` bytes: if need be sequences, then subsets are taken
-    in groups, for each of which layers are loaded again. With ``mend``, which is
-    applied at each cut, all sequences stay together, and the first, as many as ``fitted``, get no scores.
+    in groups, for each of which layers are loaded again. With ``repair``, which is applied at each cut, all sequences
+    stay together, and the first, as many as ``fitted``, get no scores.
     """
     distinct = sorted(set(subsets))
-    if mend is None:
+    if repair is None:
         count, rows = group_sizes(len(distinct), x_BTC[0].nbytes, budget)
     else:  # each prefix has two states
         count, rows = group_sizes(len(distinct), 2 * x_BTC.nbytes, budget)[0], len(x_BTC)
@@ -163,7 +163,7 @@ def score_subsets(
         some = distinct[first : first + count]
         for start in range(0, len(x_BTC), rows):
             group = slice(start, start + rows)
-            outputs = _run_prefixes(stream, x_BTC[group], some, mend)
+            outputs = _run_prefixes(stream, x_BTC[group], some, repair, fitted)
             whole_bTC = whole_BTC[group] if whole_BTC is not None else None
             outputs_SbTC = [outputs[subset][fitted:] for subset in some]
             scores_Sb = stream.scores(outputs_SbTC, targets_BT[group][fitted:], whole_bTC)
@@ -173,18 +173,18 @@ def score_subsets(
 
 
 def _run_prefixes(
-    stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers], mend: Mend | None
+    stream: LayerStream, x_bTC: Tensor, subsets: Sequence[Layers], repair: Repair | None, fitted: int
 ) -> dict[Layers, Tensor]:
     """Returns the output of each subset's last layer, which are tensors of their own where subsets differ."""
     depth, whole_bTC = stream.config.n_layer, x_bTC
 
     def given_to(layer: int, prefix: _Prefix) -> Tensor:
-        if mend is None or prefix.outputs_bTC is None or prefix.last == layer - 1:
+        if repair is None or prefix.outputs_bTC is None or prefix.last == layer - 1:
             return prefix.states_bTC
-        return mend(prefix.states_bTC, prefix.outputs_bTC, whole_bTC)
+        return repair(fitted, prefix.states_bTC, prefix.outputs_bTC, whole_bTC)
 
     prefixes = [_Prefix(x_bTC, None, -1, subsets)]
-    for layer in range(depth) if mend else sorted({layer for subset in subsets for layer in subset}):
+    for layer in range(depth) if repair else sorted({layer for subset in subsets for layer in subset}):
         grown: list[_Prefix] = []
         with stream.layer(layer) as (block, run):
             while prefixes:
@@ -195,12 +195,12 @@ def _run_prefixes(
                 if with_layer:
                     given_bTC = given_to(layer, prefix)
                     states_bTC, outputs_bTC = (
-                        run_with_outputs(block, run, given_bTC) if mend else (run(given_bTC), None)
+                        run_with_outputs(block, run, given_bTC) if repair else (run(given_bTC), None)
                     )
                     grown.append(_Prefix(states_bTC, outputs_bTC, layer, with_layer))
                     stream.report(len(x_bTC))
                 del prefix
-            if mend:
+            if repair:
                 whole_bTC = run(whole_bTC)
                 stream.report(len(x_bTC))
         prefixes = grown
@@ -209,7 +209,7 @@ def _run_prefixes(
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The first layers of some subsets: hidden states behind the last of them, and its MLP's outputs for a mend."""
+    """The first layers of some subsets: hidden states behind the last of them, and its MLP's outputs for a repair."""
 
     states_bTC: Tensor
     outputs_bTC: Tensor | None

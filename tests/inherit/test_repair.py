@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from inheritune_lit.checkpoint.export import export
 from inheritune_lit.cli import main
 from inheritune_lit.inherit.args import SliceArgs
 from inheritune_lit.inherit.reference import resolve
-from inheritune_lit.inherit.repair import fit_map, mend
+from inheritune_lit.inherit.repair import fit_map, repair_states
 from inheritune_lit.inherit.slice import slice_model
 from inheritune_lit.inherit.stream import LayerStream, score_subsets
 from inheritune_lit.io.manifest import read_manifest
@@ -165,7 +164,7 @@ def test_groups_of_sets_do_not_change_repaired_scores(make_llama, tokens_BT1):
         stream = LayerStream(resolved.open().reference, T, torch.device("cpu"))
         x_BTC = stream.embed(tokens_BT1[:, :-1])
         together_SB, groups_SB = (
-            score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets, budget=budget, mend=partial(mend, 1), fitted=1)
+            score_subsets(stream, x_BTC, tokens_BT1[:, 1:], subsets, budget=budget, repair=repair_states, fitted=1)
             for budget in (1 << 30, 6 * x_BTC.nbytes)
         )
     assert together_SB.shape == (len(subsets), B - 1)
