@@ -174,12 +174,12 @@ class _Run:
             if validation is None:
                 return RunResult(plan, None, trainer.step, trainer.tokens, stopped=True, skipped=skipped)
             held_out = {f"val_{name}": value for name, value in asdict(validation).items()}
-            record = {"steps": trainer.step, "tokens": trainer.tokens, **held_out, "run": read_manifest(out_dir)}
+            record = {"steps": trainer.step, "tokens": trainer.tokens, "run": read_manifest(out_dir)}
             if args.train.average_last > 1:
                 earlier = saver.kept(trainer.step)[1 - args.train.average_last :]
                 averaged = [path.name for path in earlier] + [FINAL]
-                saver.save_weights(AVERAGED, {"averaged": averaged, "run": record["run"]}, earlier)
-            saver.save_weights(FINAL, record)
+                saver.save_weights(AVERAGED, record | {"averaged": averaged}, earlier)
+            saver.save_weights(FINAL, record | held_out)
             if is_first:
                 drop_state(out_dir)
         numbers = (trainer.step, trainer.tokens, validation.loss, validation.stderr)

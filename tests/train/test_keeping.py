@@ -58,6 +58,7 @@ def test_the_mean_of_the_last_saves(checkpoint, packed, tmp_path, capsys):
         torch.testing.assert_close(tensor.double(), sum(each[name].double() for each in kept) / 3, rtol=1e-6, atol=1e-8)
     manifest = read_manifest(run / "averaged")
     assert manifest["averaged"] == names and manifest["kind"] == "checkpoint"
+    assert manifest["tokens"] == read_manifest(run / "final")["tokens"] > 0  # which a model card states
     validate(load_model(run / "averaged"), PackedDataset(packed, "val", 16), batch_size=8)
     capsys.readouterr()
     assert main(pretrain_command(checkpoint, packed, tmp_path / "few", train__average_last=3, train__keep_last=1)) == 2
